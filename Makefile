@@ -1,0 +1,42 @@
+# make demo           the main job, from nothing: output/demo/sheet.png and output/demo/report.json
+# make serve          ComfyUI with PrefGen in it, in your browser
+# make test           the tests            make lint           style and registry checks
+# make train-atelier  the embedded models, from nothing to the files under prefgen/atelier/weights
+# make clean          removes what make made (.venv and .comfyui as well)
+#
+# PYTHON=python3.12 picks the interpreter, COMFYUI_PATH=... runs in a ComfyUI that is already there.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+# Nothing is reported home and no model hub is asked.
+export DO_NOT_TRACK := 1
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup demo serve test lint train-atelier clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup:
+	@$(PYTHON) scripts/setup_env.py
+
+demo: setup
+	@$(PY) -m scripts.demo $(ARGS)
+
+serve: setup
+	@$(PY) -m scripts.serve $(ARGS)
+
+test: setup
+	@$(PY) -m pytest $(ARGS)
+
+lint: setup
+	@$(PY) -m ruff check .
+	@mkdir -p .cache
+	@HOME="$(CURDIR)/.cache" $(PY) -m comfy_cli --skip-prompt --no-enable-telemetry node validate </dev/null
+
+train-atelier: setup
+	@$(PY) -m training.atelier $(ARGS)
+
+clean:
+	rm -rf .venv .comfyui .comfyui-* .setup.lock output runs .pytest_cache .ruff_cache .hypothesis .cache
