@@ -255,8 +255,8 @@ class ComfyClient:
     """Queues graphs on a running ComfyUI and follows them on its websocket. For one thread; close() it at the end."""
 
     def __init__(self, address: str, alive: Callable[[], None] = lambda: None, timeout: float = 60.0):
-        """`address`: "http://host:port"; `alive`: called while waiting, raises if the server is gone; `timeout`: seconds
-        an HTTP answer may take."""
+        """`address`: "http://host:port"; `alive`: called while waiting, raises if the server is gone; `timeout`:
+        seconds an HTTP answer may take."""
         import websocket
 
         self.address, self.timeout, self._alive = address.rstrip("/"), timeout, alive

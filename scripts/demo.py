@@ -1,0 +1,313 @@
+"""`make demo`: likes and dislikes in, pictures to that taste out, through a real ComfyUI, measured.
+
+For users and prompts that no training stage saw, four pictures each from the same seed: without preference (`none`),
+with the user's own (`prefgen`), with another user's (`mismatched`), and without, but with the user's true taste written
+into the prompt (`oracle`, the ceiling). All come out of workflows/prefgen_atelier.json over ComfyUI's HTTP API; the
+histories are PNG files that the graph's own node reads. The judge, which never saw a generated picture, reads the saved
+files.
+
+Leaves output/demo/sheet.png, output/demo/report.json and the pictures in output/demo/pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from prefgen.atelier import captions
+from prefgen.atelier import users as world
+from prefgen.atelier.judge import load_judge
+
+from . import demo_sheet
+from . import graph as graphs
+from .comfy_server import ROOT, ComfyClient, ComfyServer, GraphError, ServerError, exit_on_terminate, remove_base
+from .setup_env import SetupError, find_comfyui
+
+WORKFLOW = ROOT / "workflows" / "prefgen_atelier.json"
+PROMPT_TITLE = "Prompt"
+PLAIN_TITLE = "Save without preference"
+USER_TITLE = "Save with preference"
+CONDITIONS = ("none", "mismatched", "prefgen", "oracle")
+SHEET_USERS, SHEET_PROMPTS = 3, 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to make: which user, which prompt, which condition, and the graph that makes it."""
+
+    user: int
+    prompt: int
+    condition: str
+    seed: int
+    graph: dict
+
+    @property
+    def prefix(self) -> str:
+        return f"user{self.user:02d}/prompt{self.prompt:02d}_{self.condition}"
+
+
+def seed_of(base: int, user: int, prompt: int) -> int:
+    """The seed of a user and a prompt. The users on the sheet share one seed a prompt, so that their rows compare;
+    every other pair has its own, so that the means rest on many different pictures."""
+    return base + 1000 * prompt + (0 if user < SHEET_USERS else user)
+
+
+def fill(template: dict, *, text: str, seed: int, prefix: str, steps: int | None, history: str | None) -> dict:
+    """The template with a prompt and a seed filled in, cut down to one branch: the one with a user if `history` names
+    an entry of Load Preference History, else the plain one."""
+    output = graphs.find(template, "SaveImage", PLAIN_TITLE if history is None else USER_TITLE)
+    graph = graphs.only(template, [output])
+    graph[graphs.find(graph, "CLIPTextEncode", PROMPT_TITLE)]["inputs"]["text"] = text
+    graph[output]["inputs"]["filename_prefix"] = prefix
+    sampler = graph[graphs.find(graph, "KSampler")]["inputs"]
+    sampler["seed"] = seed
+    if steps:
+        sampler["steps"] = steps
+    if history is not None:
+        graph[graphs.find(graph, "PrefGen_LoadPreferenceHistory")]["inputs"]["history"] = history
+    return graph
+
+
+def plan(template: dict, people: list, prompts: list[tuple], seed: int, steps: int | None) -> list[Job]:
+    """Every picture of the demo, in an order in which what one graph computed serves the next."""
+    jobs = []
+    for user, person in enumerate(people):
+        other = (user + 1) % len(people)
+        for prompt, (subject, prop) in enumerate(prompts):
+            neutral = captions.neutral(subject, prop)
+            texts = {condition: neutral for condition in CONDITIONS}
+            texts["oracle"] = captions.enriched(subject, prop, person.tastes[0].liked)
+            histories = {"prefgen": history_name(user), "mismatched": history_name(other)}
+            for condition in CONDITIONS:
+                job = Job(user, prompt, condition, seed_of(seed, user, prompt), {})
+                graph = fill(
+                    template,
+                    text=texts[condition],
+                    seed=job.seed,
+                    prefix=job.prefix,
+                    steps=steps,
+                    history=histories.get(condition),
+                )
+                jobs.append(Job(user, prompt, condition, job.seed, graph))
+    return sorted(jobs, key=lambda job: (job.user, CONDITIONS.index(job.condition), job.prompt))
+
+
+def history_name(user: int) -> str:
+    return f"demo_user_{user:02d}"
+
+
+def write_histories(folder: Path, people: list) -> list[tuple[list[Image.Image], list[Image.Image]]]:
+    """Render every user's history to `folder`/<name>/{liked,disliked}/NN.png, as an artist would lay pictures down.
+
+    Returns the (liked, disliked) pictures of each user.
+    """
+    shown = []
+    for index, person in enumerate(people):
+        pictures = {"liked": [], "disliked": []}
+        for scene_picture, liked in world.history(person):
+            pictures["liked" if liked else "disliked"].append(Image.fromarray(scene_picture))
+        for verdict, found in pictures.items():
+            target = folder / history_name(index) / verdict
+            target.mkdir(parents=True)
+            for number, picture in enumerate(found):
+                picture.save(target / f"{number:02d}.png")
+        shown.append((pictures["liked"], pictures["disliked"]))
+    return shown
+
+
+def make_pictures(client: ComfyClient, jobs: list[Job], target: Path) -> dict[tuple[int, int, str], np.ndarray]:
+    """Queue all jobs ahead, follow them, and save each picture under `target`.
+
+    Returns {(user, prompt, condition): uint8 [H, W, 3]}. Raises GraphError with the sentence of the node that failed.
+    """
+    pictures = {}
+    queued = [(job, client.queue(job.graph)) for job in jobs]
+    with tqdm(queued, desc="pictures", unit="picture", dynamic_ncols=True) as bar:
+        for job, prompt_id in bar:
+            bar.set_postfix_str(f"user {job.user + 1}, {job.condition}", refresh=False)
+            client.wait(prompt_id)
+            (saved,) = client.pictures(prompt_id).values()
+            data = client.picture(saved[0])
+            path = target / f"{job.prefix}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            pictures[job.user, job.prompt, job.condition] = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    return pictures
+
+
+def bootstrap(by_user: np.ndarray, draws: int = 10_000, seed: int = 0) -> list[float]:
+    """95 % percentile interval of the mean of `by_user` [users], resampling whole users, since pictures of one user are
+    not independent of each other."""
+    chosen = np.random.default_rng(seed).integers(len(by_user), size=(draws, len(by_user)))
+    return [round(float(value), 4) for value in np.percentile(by_user[chosen].mean(1), [2.5, 97.5])]
+
+
+def summary(values: np.ndarray) -> dict:
+    """{"mean", "ci95", "n"} of one number a picture, `values` [users, prompts]."""
+    return {"mean": round(float(values.mean()), 4), "ci95": bootstrap(values.mean(1)), "n": int(values.size)}
+
+
+def measure(pictures: dict, people: list, prompts: list[tuple]) -> dict:
+    """Let the judge read every picture and sum up: alignment, its differences, and how often the subject is there."""
+    keys = list(pictures)
+    readings = dict(zip(keys, load_judge().read(np.stack([pictures[key] for key in keys])), strict=True))
+    shape = (len(people), len(prompts))
+    alignment = {condition: np.zeros(shape) for condition in CONDITIONS}
+    subject = {condition: np.zeros(shape) for condition in CONDITIONS}
+    for (user, prompt, condition), reading in readings.items():
+        alignment[condition][user, prompt] = world.alignment(people[user], reading["attributes"])
+        subject[condition][user, prompt] = reading["subject"] == prompts[prompt][0]
+    gain = alignment["prefgen"].mean() - alignment["none"].mean()
+    ceiling = alignment["oracle"].mean() - alignment["none"].mean()
+    return {
+        "alignment": {condition: summary(alignment[condition]) for condition in CONDITIONS},
+        "differences": {
+            f"{a} - {b}": summary(alignment[a] - alignment[b])
+            for a, b in (("prefgen", "none"), ("prefgen", "mismatched"), ("mismatched", "none"), ("oracle", "none"))
+        },
+        "gain_share": round(float(gain / ceiling), 4) if ceiling > 0 else None,
+        "subject_accuracy": {condition: summary(subject[condition]) for condition in CONDITIONS},
+    }
+
+
+def in_words(attributes: dict[str, str]) -> str:
+    """A user's attributes as the words that an enriched caption uses."""
+    return ", ".join(captions.taste_phrases(attributes))
+
+
+def draw_sheet(people: list, shown: list, prompts: list[tuple], pictures: dict, report: dict) -> Image.Image:
+    """The sheet of the first users and prompts."""
+    users = []
+    for index, person in enumerate(people[:SHEET_USERS]):
+        rows = [
+            demo_sheet.SheetRow(
+                captions.neutral(*prompts[prompt]),
+                *(Image.fromarray(pictures[index, prompt, name]) for name in ("none", "prefgen", "mismatched")),
+            )
+            for prompt in range(min(SHEET_PROMPTS, len(prompts)))
+        ]
+        liked, disliked = shown[index]
+        users.append(
+            demo_sheet.SheetUser(
+                name="User " + "ABCDEFGH"[index],
+                likes=in_words(person.tastes[0].liked),
+                dislikes=in_words(person.tastes[0].disliked),
+                liked=liked,
+                disliked=disliked,
+                rows=rows,
+            )
+        )
+    numbers = report["alignment"]
+    described = (
+        ("none", "without"),
+        ("mismatched", "another user's"),
+        ("prefgen", "with"),
+        ("oracle", "taste in the prompt"),
+    )
+    footer = [
+        "Alignment, as the judge sees it: "
+        + ",  ".join(f"{words} {numbers[name]['mean']:.2f}" for name, words in described)
+        + f"   ({numbers['prefgen']['n']} pictures each)",
+        "Share of the user's liked attributes in the picture, less the share of disliked ones.",
+    ]
+    return demo_sheet.draw_sheet(
+        users,
+        "The same prompt, leaning to each user's taste",
+        "Users and prompts that no training stage saw. In a row, every picture has the same prompt and the same seed.",
+        footer,
+    )
+
+
+def write_json(content: dict, path: Path) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """Run the demo and return its report."""
+    parser = argparse.ArgumentParser(prog="make demo", description="Measure PrefGen end to end (options in ARGS=...)")
+    parser.add_argument("--users", type=int, default=18, help="how many unseen users (default: 18)")
+    parser.add_argument("--prompts", type=int, default=4, help="how many unseen prompts each (default: 4)")
+    parser.add_argument("--steps", type=int, help="sampling steps (default: what the graph says)")
+    parser.add_argument("--seed", type=int, default=20_000, help="first seed (default: 20000)")
+    parser.add_argument("--out", type=Path, default=ROOT / "output" / "demo", help="where sheet and report go")
+    parser.add_argument("--threads", type=int, help="CPU threads for the server (default: torch's own choice)")
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(given)
+    if options.users < 2 or options.prompts < 1:
+        parser.error("at least 2 users (one user's preference is tried on the other) and 1 prompt are needed")
+
+    exit_on_terminate()
+    started = time.monotonic()
+    comfyui = find_comfyui()
+    people = world.test_users(options.users)
+    prompts = spread(captions.heldout_prompts(), options.prompts)
+    options.out.mkdir(parents=True, exist_ok=True)
+    base = Path(tempfile.mkdtemp(prefix="prefgen-demo-"))
+    fresh = Path(tempfile.mkdtemp(prefix=".pictures-", dir=options.out))
+    try:
+        print(f"{len(people)} unseen users, {len(prompts)} unseen prompts: rendering histories, starting ComfyUI ...")
+        shown = write_histories(base / "input" / "prefgen", people)
+        with ComfyServer(comfyui, base, threads=options.threads) as server, server.client() as client:
+            template = graphs.to_api(graphs.load(WORKFLOW), client.object_info())
+            jobs = plan(template, people, prompts, options.seed, options.steps)
+            pictures = make_pictures(client, jobs, fresh)
+        report = {
+            "users": len(people),
+            "prompts": len(prompts),
+            "seconds": 0.0,
+            **measure(pictures, people, prompts),
+            "seeds": sorted({job.seed for job in jobs}),
+            "command": "make demo" + (f" ARGS={shlex.quote(shlex.join(given))}" if given else ""),
+        }
+        demo_sheet.save_sheet(draw_sheet(people, shown, prompts, pictures, report), options.out / "sheet.png")
+        report["seconds"] = round(time.monotonic() - started, 1)
+        write_json(report, options.out / "report.json")
+        shutil.rmtree(options.out / "pictures", ignore_errors=True)
+        fresh.rename(options.out / "pictures")
+    finally:
+        remove_base(base)
+        shutil.rmtree(fresh, ignore_errors=True)
+    return report
+
+
+def spread(items: list, count: int) -> list:
+    """`count` of `items`, evenly spread, so that subjects differ. All of them if there are fewer."""
+    return [items[index * len(items) // count] for index in range(count)] if count < len(items) else list(items)
+
+
+def say(report: dict, out: Path) -> None:
+    """Print the numbers and where the files lie."""
+    print()
+    for condition in CONDITIONS:
+        entry, subject = report["alignment"][condition], report["subject_accuracy"][condition]
+        low, high = entry["ci95"]
+        print(
+            f"  {condition:<11} alignment {entry['mean']:+.3f}  [{low:+.3f}, {high:+.3f}]"
+            f"   subject seen {subject['mean']:.0%}   n {entry['n']}"
+        )
+    print(f"  gain share (prefgen - none) / (oracle - none): {report['gain_share']}")
+    print(f"  {report['seconds']:.0f} s;  {out / 'sheet.png'}  {out / 'report.json'}")
+
+
+if __name__ == "__main__":
+    try:
+        say(main(), ROOT / "output" / "demo")
+    except (SetupError, ServerError, GraphError, TimeoutError, ValueError) as error:
+        sys.exit(f"The demo stopped: {error}")
+    except KeyboardInterrupt:
+        sys.exit("The demo is stopped, and so is the ComfyUI it started.")
