@@ -1,0 +1,205 @@
+"""The atelier's small models: ordinary CLIP, VAE, UNet and MLLM architectures with configs of our own.
+
+The configs are the arguments of the public classes (transformers `CLIPConfig`, `SmolVLMConfig`; diffusers
+`AutoencoderKL`, `UNet2DConditionModel`), so that every number of the architecture stands in this file once. The
+weights lie beside it as safetensors and were made by `training/`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+WEIGHTS = Path(__file__).parent / "weights"
+CLIP_TOKENIZER = WEIGHTS / "clip_tokenizer"
+MLLM_FOLDER = WEIGHTS / "mllm"
+
+IMAGE_SIZE = 128
+MAX_TOKENS = 48
+
+# Noise schedule of the UNet: SD1.5's betas with zero terminal SNR, because a palette fills the whole picture and a
+# schedule that never reaches pure noise cannot move the mean colour (Lin et al., arXiv 2305.08891).
+PREDICTION = "v_prediction"
+BETA_START, BETA_END, TRAIN_TIMESTEPS = 0.00085, 0.012, 1000
+ZERO_TERMINAL_SNR = True
+
+CLIP_TEXT_CONFIG = {
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": MAX_TOKENS,
+    "hidden_act": "gelu_pytorch_tanh",
+    "projection_dim": 128,
+}
+CLIP_VISION_CONFIG = {
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": IMAGE_SIZE,
+    "patch_size": 16,
+    "hidden_act": "gelu_pytorch_tanh",
+    "projection_dim": 128,
+}
+CLIP_MEAN = CLIP_STD = (0.5, 0.5, 0.5)
+
+VAE_CONFIG = {
+    "block_out_channels": (32, 32, 64, 64),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 1,
+    "latent_channels": 8,
+    "norm_num_groups": 32,
+    "sample_size": IMAGE_SIZE,
+}
+UNET_CONFIG = {
+    "sample_size": IMAGE_SIZE // 8,
+    "in_channels": 8,
+    "out_channels": 8,
+    "layers_per_block": 1,
+    "block_out_channels": (64, 128, 128),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "cross_attention_dim": 128,
+    "attention_head_dim": 4,  # diffusers' historical name for the number of heads
+}
+MLLM_VISION_CONFIG = {
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": IMAGE_SIZE,
+    "patch_size": 16,
+    "hidden_act": "gelu_pytorch_tanh",
+}
+MLLM_TEXT_CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "max_position_embeddings": 2048,
+}
+MLLM_SCALE_FACTOR = 4  # 8 x 8 patches become 2 x 2 image tokens
+
+
+def clip_tokenizer():
+    """transformers CLIPTokenizer over the atelier's own BPE vocabulary."""
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(str(CLIP_TOKENIZER), model_max_length=MAX_TOKENS)
+
+
+def clip_config():
+    """CLIPConfig whose vocabulary size and special ids come from the tokenizer's files."""
+    from transformers import CLIPConfig
+
+    tokenizer = clip_tokenizer()
+    text = CLIP_TEXT_CONFIG | {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return CLIPConfig(
+        text_config=text, vision_config=CLIP_VISION_CONFIG, projection_dim=CLIP_TEXT_CONFIG["projection_dim"]
+    )
+
+
+def mllm_tokenizer():
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(str(MLLM_FOLDER))
+
+
+def mllm_config():
+    """SmolVLMConfig of the preference MLLM; special ids come from its tokenizer."""
+    from transformers import SmolVLMConfig
+
+    tokenizer = mllm_tokenizer()
+    pad = tokenizer.pad_token_id
+    text = MLLM_TEXT_CONFIG | {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": pad,
+        "bos_token_id": tokenizer.convert_tokens_to_ids("<|im_start|>"),
+        "eos_token_id": tokenizer.convert_tokens_to_ids("<end_of_utterance>"),
+        "tie_word_embeddings": True,
+    }
+    return SmolVLMConfig(
+        text_config=text,
+        vision_config=MLLM_VISION_CONFIG,
+        scale_factor=MLLM_SCALE_FACTOR,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=pad,
+        tie_word_embeddings=True,
+    )
+
+
+def _weights(name: str) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    path = WEIGHTS / f"{name}.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(f"The atelier's {name} weights are missing ({path.name}): run `make train-atelier`.")
+    return {key: value.float() for key, value in load_file(str(path)).items()}
+
+
+def load_clip(random: bool = False):
+    """transformers CLIPModel in eval mode, fp32."""
+    from transformers import CLIPModel
+
+    model = CLIPModel(clip_config())
+    if not random:
+        model.load_state_dict(_weights("clip"), strict=False)
+    return model.eval()
+
+
+def load_vae_diffusers(random: bool = False):
+    """diffusers AutoencoderKL in eval mode, fp32. Pictures in -1..1; latents are scaled to unit variance by
+    `config.scaling_factor`."""
+    from diffusers import AutoencoderKL
+
+    model = AutoencoderKL(**VAE_CONFIG, scaling_factor=vae_scaling_factor())
+    if not random:
+        model.load_state_dict(_weights("vae"))
+    return model.eval()
+
+
+def vae_scaling_factor() -> float:
+    """1 / std of the latents over the training pictures, kept in the VAE file's header (1.0 before it exists)."""
+    from safetensors import safe_open
+
+    path = WEIGHTS / "vae.safetensors"
+    if not path.exists():
+        return 1.0
+    with safe_open(str(path), "pt") as file:
+        return float((file.metadata() or {}).get("scaling_factor", 1.0))
+
+
+def load_unet_diffusers(random: bool = False):
+    """diffusers UNet2DConditionModel in eval mode, fp32, v-prediction."""
+    from diffusers import UNet2DConditionModel
+
+    model = UNet2DConditionModel(**UNET_CONFIG)
+    if not random:
+        model.load_state_dict(_weights("unet"))
+    return model.eval()
+
+
+def alphas_cumprod() -> torch.Tensor:
+    """The UNet's cumulative alphas, float64 [1000]: scaled-linear betas rescaled to zero terminal SNR.
+
+    The last entry is ComfyUI's stand-in for zero, so that its sigma stays finite in both worlds.
+    """
+    betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, TRAIN_TIMESTEPS, dtype=torch.float64) ** 2
+    cumulative = torch.cumprod(1 - betas, 0)
+    if not ZERO_TERMINAL_SNR:
+        return cumulative
+    root = cumulative.sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    rescaled = root**2
+    rescaled[-1] = 4.8973451890853435e-08
+    return rescaled

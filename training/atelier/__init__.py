@@ -1,0 +1,1 @@
+"""Stages that make the atelier's own world: pool, tokenizers, VAE, CLIP, judge, UNet."""

@@ -1,0 +1,79 @@
+"""Stage 4: the judge, trained on renders alone.
+
+    python -m training.atelier.judge --runs runs/atelier
+
+Reports its accuracy for every family on fresh renders, drawn with seeds and prompts outside the pool.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from prefgen.atelier.captions import heldout_prompts
+from prefgen.atelier.judge import HEADS, Judge
+from prefgen.atelier.models import WEIGHTS
+from prefgen.atelier.renderer import random_scene, render
+
+from .. import core
+from .pool import PicturePool, labels
+
+HELDOUT_SEED = 900_001
+
+
+def augment(pictures: torch.Tensor) -> torch.Tensor:
+    """Soften and shade a little: a decoder's pictures are less crisp than renders, and the judge should not mind."""
+    soft = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    amount = torch.rand(len(pictures), 1, 1, 1) * 0.9 * (torch.rand(len(pictures), 1, 1, 1) < 0.6)
+    pictures = pictures + (soft - pictures) * amount
+    gain = 1 + (torch.rand(len(pictures), 3, 1, 1) - 0.5) * 0.12
+    noise = torch.randn_like(pictures) * (torch.rand(len(pictures), 1, 1, 1) * 0.03)
+    return (pictures * gain + noise).clamp(0, 1)
+
+
+@torch.inference_mode()
+def heldout_accuracy(judge: Judge, count: int) -> dict[str, float]:
+    """Accuracy of every head on `count` fresh renders of held-out prompts."""
+    prompts = heldout_prompts()
+    right, seen = {head: 0 for head in HEADS}, 0
+    for start in tqdm(range(0, count, 64), desc="held-out renders"):
+        rngs = [np.random.default_rng([HELDOUT_SEED, i]) for i in range(start, min(start + 64, count))]
+        scenes = [random_scene(r, *prompts[r.integers(len(prompts))]) for r in rngs]
+        pictures = torch.from_numpy(np.stack([render(s) for s in scenes])).movedim(-1, 1).float() / 255
+        truth = torch.tensor([labels(s) for s in scenes])
+        for column, (head, logits) in enumerate(judge(pictures).items()):
+            right[head] += (logits.argmax(1) == truth[:, column]).sum().item()
+        seen += len(scenes)
+    return {head: round(value / seen, 4) for head, value in right.items()}
+
+
+def main() -> None:
+    args = core.arguments("atelier.judge", __doc__, steps=2500, batch=64, lr=2e-3, heldout=2000, seed=2)
+    run = core.Run(args)
+    if run.finished:
+        return
+    pool = PicturePool(args.runs)
+    judge = Judge()
+    optimiser = torch.optim.AdamW(core.parameter_groups(judge, 0.02), betas=(0.9, 0.99))
+    run.resume(model=judge, optimiser=optimiser)
+    for step in run.steps(args.steps):
+        chosen = np.sort(core.batch_indices(args.seed, step, args.batch, len(pool)))
+        pictures = augment(torch.from_numpy(pool.pictures[chosen]).movedim(-1, 1).float() / 255)
+        truth = torch.from_numpy(pool.labels[chosen])
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = judge(pictures)
+        losses = [
+            F.cross_entropy(values.float(), truth[:, i], label_smoothing=0.05) for i, values in enumerate(logits.values())
+        ]
+        norm = core.optimise(sum(losses), optimiser, core.cosine(step, args.steps, args.lr))
+        accuracy = [(v.argmax(1) == truth[:, i]).float().mean() for i, v in enumerate(logits.values())]
+        run.log(loss=sum(losses), accuracy=torch.stack(accuracy).mean(), worst=min(accuracy), grad_norm=norm)
+    judge.eval()
+    core.save_weights(judge.state_dict(), WEIGHTS / "judge.safetensors")
+    run.finish(heldout_accuracy=heldout_accuracy(judge, args.heldout))
+
+
+if __name__ == "__main__":
+    main()

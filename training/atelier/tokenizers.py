@@ -1,0 +1,93 @@
+"""Stage 2: the two vocabularies, from every word that the world can say.
+
+    python -m training.atelier.tokenizers
+
+CLIP gets an ordinary BPE (`vocab.json`, `merges.txt`), the layout that transformers' CLIPTokenizer and ComfyUI read.
+The MLLM gets a word-level tokenizer with the chat's special tokens. Both hold the letters too, so that a word from
+outside the world is spelled instead of lost.
+"""
+
+from __future__ import annotations
+
+import json
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from prefgen.atelier.captions import corpus
+from prefgen.atelier.models import CLIP_TOKENIZER, MAX_TOKENS, MLLM_FOLDER
+
+from .. import core
+
+CLIP_SPECIALS = ["<|startoftext|>", "<|endoftext|>"]
+MLLM_SPECIALS = ["<pad>", "<unk>", "<|im_start|>", "<end_of_utterance>", "<image>", "<fake_token_around_image>",
+                 "<global-img>"]
+# Words of the conversation itself: roles, verdicts, questions and answers.
+CONVERSATION = """user assistant liked disliked what does this user like avoid which would picture yes no nothing in
+particular is not and or the of a an in do pictures share taste : ? , . ( ) ; ! likes avoids unsure describe both"""
+
+
+def clip_bpe(lines: list[str]) -> dict:
+    """Byte-level BPE with CLIP's end-of-word suffix, trained until every word of the world is one token."""
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=CLIP_SPECIALS[1]))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096, min_frequency=1, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    trained = json.loads(tokenizer.to_str())["model"]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in trained["merges"]]
+    # CLIP's own order: letters, letters that end a word, merges, specials last.
+    words = sorted(alphabet) + [c + "</w>" for c in sorted(alphabet)]
+    words += [a + b for a, b in merges if a + b not in set(words)] + CLIP_SPECIALS
+    return {"vocab": {w: i for i, w in enumerate(dict.fromkeys(words))}, "merges": merges}
+
+
+def write_clip(folder, lines) -> int:
+    bpe = clip_bpe(lines)
+    core.write_atomic(folder / "vocab.json", json.dumps(bpe["vocab"], ensure_ascii=False).encode())
+    merges = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in bpe["merges"])
+    core.write_atomic(folder / "merges.txt", merges.encode())
+    specials = {k: v for k, v in zip(("bos_token", "eos_token"), CLIP_SPECIALS, strict=True)}
+    specials |= {"unk_token": CLIP_SPECIALS[1], "pad_token": CLIP_SPECIALS[1]}
+    config = specials | {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_TOKENS, "do_lower_case": True}
+    core.write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=1).encode())
+    core.write_atomic(folder / "special_tokens_map.json", json.dumps(specials, indent=1).encode())
+    return len(bpe["vocab"])
+
+
+def write_mllm(folder, lines) -> int:
+    split = pre_tokenizers.Whitespace()
+    words = {w for line in [*lines, CONVERSATION] for w, _ in split.pre_tokenize_str(line.lower())}
+    letters = {chr(c) for c in range(33, 127)}
+    vocab = {w: i for i, w in enumerate(MLLM_SPECIALS + sorted((words | letters) - set(MLLM_SPECIALS)))}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.add_special_tokens(MLLM_SPECIALS)
+    core.write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=False).encode())
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "bos_token": "<|im_start|>",
+        "eos_token": "<end_of_utterance>",
+        "additional_special_tokens": MLLM_SPECIALS[4:],
+        "model_max_length": 2048,
+        "padding_side": "left",
+    }
+    core.write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=1).encode())
+    return len(vocab)
+
+
+def main() -> None:
+    lines = sorted(set(corpus()))
+    print(json.dumps({"clip_vocab": write_clip(CLIP_TOKENIZER, lines), "mllm_vocab": write_mllm(MLLM_FOLDER, lines)}))
+
+
+if __name__ == "__main__":
+    main()

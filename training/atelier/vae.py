@@ -1,0 +1,94 @@
+"""Stage 3: the VAE (diffusers AutoencoderKL, 8x, 8 channels).
+
+    python -m training.atelier.vae --runs runs/atelier
+
+Two thirds of the steps see 64 px crops on the 8 px grid (four times cheaper), the last third whole pictures, so that
+group normalisation ends on the statistics that it will meet. Loss: L1 + L1 of finite differences (edges) + a little KL.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+
+from prefgen.atelier.models import VAE_CONFIG, WEIGHTS
+
+from .. import core
+from .pool import PicturePool
+
+CROP = 64
+
+
+def picture_batch(pool: PicturePool, indices) -> torch.Tensor:
+    """Pictures [B, 3, 128, 128] in -1..1."""
+    return torch.from_numpy(pool.pictures[sorted(indices)]).movedim(-1, 1).float() / 127.5 - 1
+
+
+def crops(pictures: torch.Tensor) -> torch.Tensor:
+    """One 64 px crop a picture, its corner on the 8 px grid."""
+    places = torch.randint(0, (pictures.shape[-1] - CROP) // 8 + 1, (len(pictures), 2)) * 8
+    return torch.stack([p[:, y : y + CROP, x : x + CROP] for p, (y, x) in zip(pictures, places.tolist(), strict=True)])
+
+
+def edge_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """L1 between horizontal and vertical finite differences."""
+    d = a - b
+    return (d[..., 1:] - d[..., :-1]).abs().mean() + (d[..., 1:, :] - d[..., :-1, :]).abs().mean()
+
+
+def main() -> None:
+    args = core.arguments("atelier.vae", __doc__, steps=4500, batch=16, lr=1e-3, kl=2e-4, seed=1)
+    run = core.Run(args)
+    if run.finished:
+        return
+    pool = PicturePool(args.runs)
+    model = AutoencoderKL(**VAE_CONFIG)
+    optimiser = torch.optim.AdamW(core.parameter_groups(model, 1e-4), betas=(0.9, 0.99))
+    ema = core.Ema(model, 0.998)
+    run.resume(model=model, optimiser=optimiser, ema=ema)
+    shown = picture_batch(pool, range(16))
+
+    for step in run.steps(args.steps):
+        whole = step >= args.steps * 2 // 3
+        batch = args.batch // 2 if whole else args.batch
+        pictures = picture_batch(pool, core.batch_indices(args.seed, step, batch, len(pool)))
+        if not whole:
+            pictures = crops(pictures)
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = model.encode(pictures).latent_dist
+            decoded = model.decode(posterior.sample()).sample.float()
+        reconstruction, edges = F.l1_loss(decoded, pictures), edge_loss(decoded, pictures)
+        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        loss = reconstruction + edges + args.kl * kl
+        norm = core.optimise(loss, optimiser, core.cosine(step, args.steps, args.lr))
+        ema.update(step)
+        run.log(l1=reconstruction, edges=edges, kl=kl, grad_norm=norm)
+        if step % 1000 == 999:
+            save_samples(model, shown, run, step)
+
+    model.load_state_dict(ema.shadow)
+    model.eval()
+    save_samples(model, shown, run, args.steps)
+    with torch.inference_mode():
+        sample = picture_batch(pool, range(0, len(pool), max(1, len(pool) // 512)))
+        latents = torch.cat([model.encode(p).latent_dist.mean for p in sample.split(32)])
+        error = torch.cat([
+            (model.decode(z).sample - p).abs().mean((1, 2, 3))
+            for z, p in zip(latents.split(32), sample.split(32), strict=True)
+        ])
+    factor = 1 / latents.std().item()
+    core.save_weights(model.state_dict(), WEIGHTS / "vae.safetensors", {"scaling_factor": repr(factor)})
+    run.finish(l1=error.mean().item(), scaling_factor=factor, latent_std=latents.std((0, 2, 3)).tolist())
+
+
+@torch.inference_mode()
+def save_samples(model, pictures, run, step) -> None:
+    model.eval()
+    decoded = model.decode(model.encode(pictures).latent_dist.mean).sample
+    core.picture_grid(torch.cat([pictures, decoded]), run.folder / "samples" / f"{step:06d}.png")
+    model.train()
+
+
+if __name__ == "__main__":
+    main()

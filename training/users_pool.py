@@ -1,0 +1,102 @@
+"""Histories of simulated users, dealt from the pool.
+
+Drawing every history anew would cost more than all of the training. A user's history is therefore dealt from the pool
+with the weights that `prefgen.atelier.users.history` would have drawn with, so that any number of users share one set
+of cached features and latents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from prefgen.atelier.attributes import FAMILIES
+from prefgen.atelier.users import Taste, User, split, user
+
+LIKED_PRESENT = 0.9
+DISLIKED_PRESENT = 0.8
+
+FAMILY_INDEX = {family: i for i, family in enumerate(FAMILIES)}
+NAME_INDEX = {(family, a.name): i for family, values in FAMILIES.items() for i, a in enumerate(values)}
+ATTRIBUTE_INDEX = {key: i for i, key in enumerate(NAME_INDEX)}
+SIZES = np.array([len(values) for values in FAMILIES.values()])
+
+
+def users_of(part: str, count: int, start: int = 0) -> list[User]:
+    """The first `count` users of a split ("train" or "test") from id `start` on."""
+    found, number = [], start
+    while len(found) < count:
+        if split(number) == part:
+            found.append(user(number))
+        number += 1
+    return found
+
+
+def attribute_vector(pairs) -> np.ndarray:
+    """Multi-hot float32 [49] over all attributes."""
+    vector = np.zeros(len(ATTRIBUTE_INDEX), np.float32)
+    vector[[ATTRIBUTE_INDEX[tuple(pair)] for pair in pairs]] = 1
+    return vector
+
+
+@dataclass
+class Dealer:
+    """Deals histories and target pictures of users from `attributes` [n, families] (class numbers of the pool)."""
+
+    attributes: np.ndarray
+
+    def __post_init__(self):
+        self.columns = [np.ascontiguousarray(c) for c in self.attributes.T]
+
+    def _follows(self, pairs, present: float) -> np.ndarray:
+        """Log weight [n] of pictures in which each pair is present with probability `present`."""
+        weight = np.zeros(len(self.attributes), np.float32)
+        for family, name in pairs:
+            size = SIZES[FAMILY_INDEX[family]]
+            here = self.columns[FAMILY_INDEX[family]] == NAME_INDEX[family, name]
+            weight += np.where(here, np.log(present * size), np.log((1 - present) * size / (size - 1)))
+        return weight
+
+    def _has(self, pairs) -> np.ndarray:
+        """How many of the pairs each picture shows, [n]."""
+        return sum(
+            (self.columns[FAMILY_INDEX[f]] == NAME_INDEX[f, n]).astype(np.int8) for f, n in pairs
+        )
+
+    def liked(self, person: User, taste: Taste, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Indices [count] of different pictures of one taste, none with a disliked attribute."""
+        weight = self._follows(taste.liked, LIKED_PRESENT)
+        weight[self._has(person.disliked) > 0] = -np.inf
+        return gumbel_top(weight, count, rng)
+
+    def disliked(self, person: User, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Indices [count] of different pictures with at least two disliked attributes, liked ones half as often."""
+        weight = self._follows(person.disliked, DISLIKED_PRESENT)
+        weight[self._has(person.disliked) < 2] = -np.inf
+        liked = {pair for taste in person.tastes for pair in taste.liked}
+        return gumbel_top(weight + np.log(0.5) * self._has(liked), count, rng)
+
+    def history(self, person: User, n_liked: int, n_disliked: int, rng) -> tuple[np.ndarray, np.ndarray]:
+        """(indices [n], verdicts bool [n]) of one history, liked and disliked interleaved."""
+        tastes = rng.integers(len(person.tastes), size=n_liked)
+        liked = np.concatenate([
+            self.liked(person, taste, int((tastes == i).sum()), rng) for i, taste in enumerate(person.tastes)
+        ])
+        rng.shuffle(liked)
+        disliked = self.disliked(person, n_disliked, rng)
+        order = interleaved(n_liked, n_disliked)
+        return np.concatenate([liked, disliked])[order], order < n_liked
+
+
+def interleaved(n_liked: int, n_disliked: int) -> np.ndarray:
+    """Order in which a history is shown: liked and disliked by turns; entries below n_liked are the liked ones."""
+    return np.argsort(np.concatenate([np.arange(n_liked), np.arange(n_disliked) + 0.5]), kind="stable")
+
+
+def gumbel_top(log_weight: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw `count` different indices with probabilities in proportion to exp(log_weight)."""
+    if count == 0:
+        return np.empty(0, np.int64)
+    keys = log_weight - np.log(rng.exponential(size=len(log_weight)).astype(np.float32))
+    return np.argpartition(-keys, count)[:count]
