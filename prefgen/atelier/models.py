@@ -138,7 +138,8 @@ def mllm_config():
     )
 
 
-def _weights(name: str) -> dict[str, torch.Tensor]:
+def load_weights(name: str) -> dict[str, torch.Tensor]:
+    """The tensors of one shipped file ("clip", "vae", "unet", "judge") in fp32; FileNotFoundError if it is missing."""
     from safetensors.torch import load_file
 
     path = WEIGHTS / f"{name}.safetensors"
@@ -153,7 +154,7 @@ def load_clip(random: bool = False):
 
     model = CLIPModel(clip_config())
     if not random:
-        model.load_state_dict(_weights("clip"), strict=False)
+        model.load_state_dict(load_weights("clip"), strict=False)
     return model.eval()
 
 
@@ -164,7 +165,7 @@ def load_vae_diffusers(random: bool = False):
 
     model = AutoencoderKL(**VAE_CONFIG, scaling_factor=vae_scaling_factor())
     if not random:
-        model.load_state_dict(_weights("vae"))
+        model.load_state_dict(load_weights("vae"))
     return model.eval()
 
 
@@ -185,7 +186,7 @@ def load_unet_diffusers(random: bool = False):
 
     model = UNet2DConditionModel(**UNET_CONFIG)
     if not random:
-        model.load_state_dict(_weights("unet"))
+        model.load_state_dict(load_weights("unet"))
     return model.eval()
 
 
