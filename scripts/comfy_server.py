@@ -211,18 +211,22 @@ def _signal_group(process: subprocess.Popen, number: int) -> None:
             process.terminate()
 
 
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
 @contextlib.contextmanager
 def _deferred_interrupt():
-    """Hold Ctrl-C back while the server is being stopped (only the main thread may say so)."""
+    """Hold Ctrl-C and its like back while the server is being stopped (only the main thread may say so)."""
     try:
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        previous = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
     except ValueError:
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def exit_on_terminate() -> None:
@@ -231,9 +235,9 @@ def exit_on_terminate() -> None:
     def leave(number, _frame):
         sys.exit(128 + number)
 
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), leave)
+    for number in STOP_SIGNALS:
+        if number != signal.SIGINT:
+            signal.signal(number, leave)
 
 
 def fault_sentences(answer: dict) -> list[str]:
