@@ -1,0 +1,1 @@
+"""PrefGen's engine: an ordinary torch library that runs without ComfyUI."""

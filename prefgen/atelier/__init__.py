@@ -1,0 +1,1 @@
+"""The embedded picture world: renderer, attributes, users, small models and their weights."""
