@@ -90,7 +90,7 @@ class AttributeHeads(nn.Module):
 
 
 def main() -> None:
-    args = core.arguments("atelier.clip", __doc__, steps=2600, batch=96, lr=1e-3, heads=1.0, seed=3)
+    args = core.arguments("atelier.clip", __doc__, steps=1600, batch=96, lr=1e-3, heads=1.0, seed=3)
     run = core.Run(args)
     if run.finished:
         return

@@ -38,7 +38,7 @@ def edge_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    args = core.arguments("atelier.vae", __doc__, steps=4500, batch=16, lr=1e-3, kl=2e-4, seed=1)
+    args = core.arguments("atelier.vae", __doc__, steps=3000, batch=16, lr=1e-3, kl=2e-4, seed=1)
     run = core.Run(args)
     if run.finished:
         return
@@ -51,7 +51,7 @@ def main() -> None:
 
     for step in run.steps(args.steps):
         whole = step >= args.steps * 2 // 3
-        batch = args.batch // 2 if whole else args.batch
+        batch = args.batch // 4 if whole else args.batch
         pictures = picture_batch(pool, core.batch_indices(args.seed, step, batch, len(pool)))
         if not whole:
             pictures = crops(pictures)
