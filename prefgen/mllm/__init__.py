@@ -1,0 +1,1 @@
+"""The preference MLLM: how a history becomes hidden states."""

@@ -1,0 +1,47 @@
+"""How a history is put into words for the MLLM. Training and inference share this file.
+
+The exact conversation is part of a trained MLLM, so a change of wording is a change of PROMPT_VERSION.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+PROMPT_VERSION = 1
+CLOSING_QUESTION = "What does this user like?"
+
+
+def verdict_words(liked: bool, prompt: str = "") -> str:
+    """What follows a picture: "liked", with the prompt it was made from when that is known."""
+    verdict = "liked" if liked else "disliked"
+    return f"{verdict} ({prompt})" if prompt else verdict
+
+
+def build_messages(verdicts: Sequence[bool], prompts: Sequence[str], question: str = CLOSING_QUESTION) -> list[dict]:
+    """One user turn in transformers' chat format: picture, verdict, picture, verdict, ..., question."""
+    content: list[dict] = []
+    for liked, prompt in zip(verdicts, prompts, strict=True):
+        content += [{"type": "image"}, {"type": "text", "text": verdict_words(liked, prompt)}]
+    content.append({"type": "text", "text": question})
+    return [{"role": "user", "content": content}]
+
+
+def render_prompt(
+    verdicts: Sequence[bool],
+    prompts: Sequence[str],
+    question: str = CLOSING_QUESTION,
+    image_token: str = "<image>",
+    tokens_per_image: int = 1,
+    bos: str = "<|im_start|>",
+    eou: str = "<end_of_utterance>",
+) -> str:
+    """The conversation as one string, for tokenizers without a chat template.
+
+    Every picture is `tokens_per_image` image tokens; the text ends with the assistant's prompt, whose last token is the
+    one that H is read from.
+    """
+    items = " ".join(
+        image_token * tokens_per_image + " " + verdict_words(liked, prompt)
+        for liked, prompt in zip(verdicts, prompts, strict=True)
+    )
+    return f"{bos}User: {items} {question}{eou}\nAssistant:"
