@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import os
 import shlex
@@ -30,6 +31,7 @@ from tqdm import tqdm
 from prefgen.atelier import captions
 from prefgen.atelier import users as world
 from prefgen.atelier.judge import load_judge
+from prefgen.atelier.renderer import render
 
 from . import demo_sheet
 from . import graph as graphs
@@ -42,6 +44,7 @@ PLAIN_TITLE = "Save without preference"
 USER_TITLE = "Save with preference"
 CONDITIONS = ("none", "mismatched", "prefgen", "oracle")
 SHEET_USERS, SHEET_PROMPTS = 3, 3
+LIKED, DISLIKED, HISTORY_SEED = 8, 8, 1
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def fill(template: dict, *, text: str, seed: int, prefix: str, steps: int | None
     return graph
 
 
-def plan(template: dict, people: list, prompts: list[tuple], seed: int, steps: int | None) -> list[Job]:
+def plan(template: dict, people: list[world.User], prompts: list[tuple], seed: int, steps: int | None) -> list[Job]:
     """Every picture of the demo, in an order in which what one graph computed serves the next."""
     jobs = []
     for user, person in enumerate(people):
@@ -89,7 +92,7 @@ def plan(template: dict, people: list, prompts: list[tuple], seed: int, steps: i
         for prompt, (subject, prop) in enumerate(prompts):
             neutral = captions.neutral(subject, prop)
             texts = {condition: neutral for condition in CONDITIONS}
-            texts["oracle"] = captions.enriched(subject, prop, person.tastes[0].liked)
+            texts["oracle"] = captions.enriched(subject, prop, dict(person.tastes[0].liked))
             histories = {"prefgen": history_name(user), "mismatched": history_name(other)}
             for condition in CONDITIONS:
                 job = Job(user, prompt, condition, seed_of(seed, user, prompt), {})
@@ -109,7 +112,15 @@ def history_name(user: int) -> str:
     return f"demo_user_{user:02d}"
 
 
-def write_histories(folder: Path, people: list) -> list[tuple[list[Image.Image], list[Image.Image]]]:
+def unseen_users(count: int) -> list[world.User]:
+    """`count` users of the test split: the bundled examples, who are on the sheet, then the others by number."""
+    numbers = list(world.EXAMPLE_USERS.values())
+    others = (number for number in itertools.count() if world.split(number) == "test" and number not in numbers)
+    numbers += itertools.islice(others, max(0, count - len(numbers)))
+    return [world.user(number) for number in numbers[:count]]
+
+
+def write_histories(folder: Path, people: list[world.User]) -> list[tuple[list[Image.Image], list[Image.Image]]]:
     """Render every user's history to `folder`/<name>/{liked,disliked}/NN.png, as an artist would lay pictures down.
 
     Returns the (liked, disliked) pictures of each user.
@@ -117,8 +128,8 @@ def write_histories(folder: Path, people: list) -> list[tuple[list[Image.Image],
     shown = []
     for index, person in enumerate(people):
         pictures = {"liked": [], "disliked": []}
-        for scene_picture, liked in world.history(person):
-            pictures["liked" if liked else "disliked"].append(Image.fromarray(scene_picture))
+        for example in world.history(person, LIKED, DISLIKED, HISTORY_SEED):
+            pictures["liked" if example.liked else "disliked"].append(Image.fromarray(render(example.scene)))
         for verdict, found in pictures.items():
             target = folder / history_name(index) / verdict
             target.mkdir(parents=True)
@@ -160,7 +171,7 @@ def summary(values: np.ndarray) -> dict:
     return {"mean": round(float(values.mean()), 4), "ci95": bootstrap(values.mean(1)), "n": int(values.size)}
 
 
-def measure(pictures: dict, people: list, prompts: list[tuple]) -> dict:
+def measure(pictures: dict, people: list[world.User], prompts: list[tuple]) -> dict:
     """Let the judge read every picture and sum up: alignment, its differences, and how often the subject is there."""
     keys = list(pictures)
     readings = dict(zip(keys, load_judge().read(np.stack([pictures[key] for key in keys])), strict=True))
@@ -168,7 +179,7 @@ def measure(pictures: dict, people: list, prompts: list[tuple]) -> dict:
     alignment = {condition: np.zeros(shape) for condition in CONDITIONS}
     subject = {condition: np.zeros(shape) for condition in CONDITIONS}
     for (user, prompt, condition), reading in readings.items():
-        alignment[condition][user, prompt] = world.alignment(people[user], reading["attributes"])
+        alignment[condition][user, prompt] = world.alignment(reading["attributes"], people[user])
         subject[condition][user, prompt] = reading["subject"] == prompts[prompt][0]
     gain = alignment["prefgen"].mean() - alignment["none"].mean()
     ceiling = alignment["oracle"].mean() - alignment["none"].mean()
@@ -183,13 +194,16 @@ def measure(pictures: dict, people: list, prompts: list[tuple]) -> dict:
     }
 
 
-def in_words(attributes: dict[str, str]) -> str:
+def in_words(attributes: world.Pairs) -> str:
     """A user's attributes as the words that an enriched caption uses."""
-    return ", ".join(captions.taste_phrases(attributes))
+    return ", ".join(captions.taste_phrases(dict(attributes)))
 
 
-def draw_sheet(people: list, shown: list, prompts: list[tuple], pictures: dict, report: dict) -> Image.Image:
+def draw_sheet(
+    people: list[world.User], shown: list, prompts: list[tuple], pictures: dict, report: dict
+) -> Image.Image:
     """The sheet of the first users and prompts."""
+    names = {number: name.title() for name, number in world.EXAMPLE_USERS.items()}
     users = []
     for index, person in enumerate(people[:SHEET_USERS]):
         rows = [
@@ -202,9 +216,9 @@ def draw_sheet(people: list, shown: list, prompts: list[tuple], pictures: dict, 
         liked, disliked = shown[index]
         users.append(
             demo_sheet.SheetUser(
-                name="User " + "ABCDEFGH"[index],
+                name=names.get(person.id, f"User {index + 1}"),
                 likes=in_words(person.tastes[0].liked),
-                dislikes=in_words(person.tastes[0].disliked),
+                dislikes=in_words(person.disliked),
                 liked=liked,
                 disliked=disliked,
                 rows=rows,
@@ -254,7 +268,7 @@ def main(arguments: list[str] | None = None) -> dict:
     exit_on_terminate()
     started = time.monotonic()
     comfyui = find_comfyui()
-    people = world.test_users(options.users)
+    people = unseen_users(options.users)
     prompts = spread(captions.heldout_prompts(), options.prompts)
     options.out.mkdir(parents=True, exist_ok=True)
     base = Path(tempfile.mkdtemp(prefix="prefgen-demo-"))
