@@ -1,0 +1,215 @@
+"""The adapter file: everything between an encoded history and the UNet, in the layout of an IP-Adapter.
+
+Keys: `image_proj.*` and `ip_adapter.{1,3,5...}.to_k_ip.weight` / `to_v_ip.weight` as IP-Adapter has them (stock
+diffusers loads the file), `prefgen.*` for the aligner and normalisers, and one JSON header entry `prefgen`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from .aligner import LayerStandardiser, SemanticAligner
+from .fusion import UserProjection, core_part, semantic_part
+
+FORMAT_VERSION = 1
+FAMILY_NAMES = {"atelier": "the atelier", "sd15": "SD1.5", "sd2": "SD2", "sdxl": "SDXL", "sdxl_refiner": "SDXL refiner"}
+
+
+class AdapterError(ValueError):
+    """An adapter that can't be used, in one sentence for the artist."""
+
+
+@dataclass(frozen=True)
+class AdapterHeader:
+    """What an adapter was made for. block_widths: attention width of every cross-attention in file order (down, up, mid).
+
+    mllm: name, revision, lora, prompt_version, precision, num_layers, hidden_size, sem_layers, core_layer; None for an
+    image-only adapter. clip_vision: name, width, preprocessing.
+    """
+
+    format_version: int
+    kind: str
+    base_family: str
+    semantic_width: int
+    core_width: int
+    image_width: int
+    cross_attention_dim: int
+    tokens: int
+    block_widths: list[int]
+    mllm: dict | None = None
+    clip_vision: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)
+
+    @property
+    def user_width(self) -> int:
+        return self.semantic_width + self.core_width + self.image_width
+
+
+class UserAdapter(nn.Module):
+    """The trained parts of one adapter file. `to_k_ip`, `to_v_ip`: bias-free projections of every block, file order."""
+
+    def __init__(
+        self,
+        header: AdapterHeader,
+        projection: UserProjection,
+        aligner: SemanticAligner,
+        sem_norm: LayerStandardiser,
+        core_norm: LayerStandardiser,
+        name: str = "",
+        digest: str = "",
+    ):
+        super().__init__()
+        self.header, self.name, self.digest = header, name, digest
+        self.projection, self.aligner, self.sem_norm, self.core_norm = projection, aligner, sem_norm, core_norm
+        for side in ("to_k_ip", "to_v_ip"):
+            setattr(self, side, nn.ModuleList(
+                nn.Linear(header.cross_attention_dim, width, bias=False) for width in header.block_widths
+            ))
+
+    def semantic(self, hidden: torch.Tensor) -> torch.Tensor:
+        """ĕ_sem [B, C] from H [B, layers, D]."""
+        return semantic_part(self.aligner, self.sem_norm(hidden[:, self.header.mllm["sem_layers"]]))
+
+    def core(self, hidden: torch.Tensor) -> torch.Tensor:
+        """e_core [B, D] from H [B, layers, D]."""
+        return core_part(self.core_norm(hidden[:, [self.header.mllm["core_layer"]]]))
+
+    def user_tokens(self, vector: torch.Tensor) -> torch.Tensor:
+        """[B, C + D + I] -> [B, N, X]."""
+        return self.projection(vector)
+
+    def keys_values(self, vector: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(K [B, N, width], V [B, N, width]) of every block in file order, for user vectors [B, C + D + I]."""
+        tokens = self.user_tokens(vector)
+        return [(k(tokens), v(tokens)) for k, v in zip(self.to_k_ip, self.to_v_ip, strict=True)]
+
+
+def save_adapter(adapter: UserAdapter, path: str | os.PathLike) -> None:
+    """Write the adapter file atomically, fp32."""
+    tensors = {}
+    for prefix, module in (
+        ("image_proj.", adapter.projection),
+        ("prefgen.aligner.", adapter.aligner),
+        ("prefgen.sem_norm.", adapter.sem_norm),
+        ("prefgen.core_norm.", adapter.core_norm),
+    ):
+        tensors |= {prefix + key: value for key, value in module.state_dict().items()}
+    for i, (k, v) in enumerate(zip(adapter.to_k_ip, adapter.to_v_ip, strict=True)):
+        tensors[f"ip_adapter.{2 * i + 1}.to_k_ip.weight"] = k.weight
+        tensors[f"ip_adapter.{2 * i + 1}.to_v_ip.weight"] = v.weight
+    data = save({k: v.detach().contiguous() for k, v in tensors.items()},
+                metadata={"prefgen": json.dumps(asdict(adapter.header)), "format": "pt"})
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False, suffix=".tmp") as file:
+        file.write(data)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def load_adapter(path: str | os.PathLike) -> UserAdapter:
+    """Read and check an adapter file. Raises AdapterError with one sentence that names the file and what to do."""
+    path = Path(path)
+    tensors, header = _read(path)
+    try:
+        return _build(path, tensors, header)
+    except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, AdapterError):
+            raise
+        raise AdapterError(
+            f"{path.name} is damaged: its weights don't match its own header. Download or export it again."
+        ) from error
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], AdapterHeader]:
+    """Tensors and header, each refused on its own grounds before anything is built."""
+    again = "Download or export it again."
+    if not path.is_file():
+        raise AdapterError(f"The adapter {path.name} is not there any more: put it into models/prefgen or choose another.")
+    if path.stat().st_size == 0:
+        raise AdapterError(f"{path.name} is empty (0 bytes). {again}")
+    with path.open("rb") as file:
+        start = file.read(10)
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        raise AdapterError(f"{path.name} is a pickle under a .safetensors name, which PrefGen never opens: get a real "
+                           "safetensors file.")
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118: not a dict
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{path.name} is damaged or not a whole safetensors file. {again}") from error
+    if "prefgen" not in metadata:
+        if any(key.startswith(("ip_adapter.", "image_proj.")) for key in tensors):
+            raise AdapterError(f"{path.name} is a plain IP-Adapter file; this version reads PrefGen adapters only.")
+        raise AdapterError(f"{path.name} is not a PrefGen adapter: it has no prefgen header. Choose a file from a PrefGen "
+                           "training export.")
+    try:
+        raw = json.loads(metadata["prefgen"])
+        known = {f.name for f in fields(AdapterHeader)}
+        header = AdapterHeader(**{k: v for k, v in raw.items() if k in known})
+        version = int(header.format_version)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise AdapterError(f"{path.name} has a mangled prefgen header. {again}") from error
+    if version > FORMAT_VERSION:
+        raise AdapterError(f"{path.name} is of format {version}, newer than this PrefGen reads ({FORMAT_VERSION}): update "
+                           "PrefGen.")
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise AdapterError(f"{path.name} holds values that are not numbers (in {key}). {again}")
+    return tensors, header
+
+
+def _build(path: Path, tensors: dict[str, torch.Tensor], header: AdapterHeader) -> UserAdapter:
+    def part(prefix: str) -> dict[str, torch.Tensor]:
+        return {k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)}
+
+    projection, aligner = part("image_proj."), part("prefgen.aligner.")
+    hidden = projection["proj.0.weight"].shape[0]
+    sem, core = part("prefgen.sem_norm."), part("prefgen.core_norm.")
+    adapter = UserAdapter(
+        header,
+        UserProjection(header.user_width, header.cross_attention_dim, header.tokens, hidden),
+        SemanticAligner(*sem["mean"].shape, header.semantic_width, aligner["mlp.0.weight"].shape[0]),
+        LayerStandardiser(*sem["mean"].shape),
+        LayerStandardiser(*core["mean"].shape),
+        name=path.name,
+        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+    if core["mean"].shape != (1, header.core_width):
+        raise AdapterError(f"{path.name} is damaged: its weights don't match its own header. Download or export it again.")
+    adapter.projection.load_state_dict(projection)
+    adapter.aligner.load_state_dict(aligner)
+    adapter.sem_norm.load_state_dict(sem)
+    adapter.core_norm.load_state_dict(core)
+    for i, (k, v) in enumerate(zip(adapter.to_k_ip, adapter.to_v_ip, strict=True)):
+        k.load_state_dict({"weight": tensors[f"ip_adapter.{2 * i + 1}.to_k_ip.weight"].float()})
+        v.load_state_dict({"weight": tensors[f"ip_adapter.{2 * i + 1}.to_v_ip.weight"].float()})
+    return adapter.eval().requires_grad_(False)
+
+
+def check_compatible(
+    header: AdapterHeader, block_widths: Sequence[int], cross_dim: int, family_hint: str = ""
+) -> None:
+    """Raise AdapterError when the adapter doesn't fit a UNet with these cross-attention widths (file order) and text
+    width. family_hint: what people call the connected model."""
+    if list(block_widths) == list(header.block_widths) and cross_dim == header.cross_attention_dim:
+        return
+    made_for = FAMILY_NAMES.get(header.base_family, header.base_family)
+    connected = FAMILY_NAMES.get(family_hint, family_hint) or f"a UNet with text width {cross_dim}"
+    if made_for == connected:
+        connected = f"another variant of it ({len(block_widths)} cross-attentions instead of {len(header.block_widths)})"
+    raise AdapterError(
+        f"This adapter is for {made_for}; the model you connected is {connected}. Choose an adapter for that model."
+    )

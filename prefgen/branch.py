@@ -1,0 +1,66 @@
+"""The user branch of one cross-attention: attention to the user's tokens beside the attention to the text.
+
+`out = attention(q, K_text, V_text) + weight * attention(q, K_user, V_user)` (IP-Adapter, arXiv 2308.06721; PrefGen).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil, sqrt
+
+import torch
+import torch.nn.functional as F
+
+
+def user_residual(
+    base_output: torch.Tensor,
+    query: torch.Tensor,
+    metadata: Mapping,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What the user adds to one cross-attention; same shape, dtype and device as `base_output`.
+
+    base_output, query: [B, T, heads * dim_head]. k, v: [B or 1, N, heads * dim_head], already projected.
+    metadata: "heads" (int), "weight" (float), "attention": a function (q, k, v, heads) -> [B, T, heads * dim_head] such
+    as ComfyUI's optimized_attention, or None for torch's own.
+    mask: [B or 1, T, 1] in 0..1, or None.
+    """
+    attention = metadata.get("attention") or scaled_dot_product
+    if k.shape[0] != query.shape[0]:
+        k, v = (x.expand(query.shape[0], -1, -1) for x in (k, v))
+    residual = attention(query, k, v, metadata["heads"]) * metadata["weight"]
+    if mask is not None:
+        residual = residual * mask
+    return residual.to(base_output.dtype)
+
+
+def scaled_dot_product(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
+    """torch's attention on [B, T, heads * dim_head]."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def mask_to_tokens(mask: torch.Tensor, tokens: int, latent_hw: tuple[int, int]) -> torch.Tensor:
+    """Resize a picture's mask to one block's tokens.
+
+    mask [b, H, W] in 0..1 of any size; tokens: how many queries the block has; latent_hw: height and width of the
+    latent. Blocks halve the latent and round up, as the UNet's strided convolutions do. Returns [b, tokens, 1].
+    Raises ValueError when no halving of the latent has that many tokens.
+    """
+    height, width = latent_hw
+    while height * width > tokens and (height > 1 or width > 1):
+        height, width = ceil(height / 2), ceil(width / 2)
+    if height * width != tokens:
+        # Models that downscale otherwise (deep shrink): the nearest size of the same shape.
+        height = max(1, round(sqrt(tokens * latent_hw[0] / latent_hw[1])))
+        width = tokens // height
+        if height * width != tokens:
+            raise ValueError(
+                f"The attn_mask can't follow this model: a latent of {latent_hw[1]} x {latent_hw[0]} has no block with "
+                f"{tokens} tokens. Leave the mask out."
+            )
+    area = mask.shape[-2] >= height and mask.shape[-1] >= width
+    mode = {"mode": "area"} if area else {"mode": "bilinear", "align_corners": False}
+    return F.interpolate(mask[:, None].float(), (height, width), **mode).flatten(2).transpose(1, 2)
