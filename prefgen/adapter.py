@@ -147,7 +147,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], AdapterHeader]:
     try:
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118: not a dict
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{path.name} is damaged or not a whole safetensors file. {again}") from error
     if "prefgen" not in metadata:

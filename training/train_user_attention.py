@@ -117,14 +117,10 @@ def new_adapter(args, unet) -> UserAdapter:
     return adapter
 
 
+@torch.no_grad()
 def user_vectors(adapter: UserAdapter, extracted: Extracted) -> torch.Tensor:
     """e_u of every extracted history, [n, C + D + I]."""
-    layers = adapter.header.mllm
-    with torch.inference_mode():
-        semantic = F.normalize(adapter.aligner(adapter.sem_norm(extracted.hidden[:, layers["sem_layers"]])), dim=1)
-        core_part = adapter.core_norm(extracted.hidden[:, [layers["core_layer"]]])[:, 0]
-        core_part = core_part / core_part.shape[1] ** 0.5
-    return torch.cat([semantic, core_part, extracted.images], 1).clone()
+    return torch.cat([adapter.semantic(extracted.hidden), adapter.core(extracted.hidden), extracted.images], 1)
 
 
 def drop_parts(vectors: torch.Tensor, widths: list[int], part: float, user: float) -> torch.Tensor:

@@ -51,7 +51,8 @@ VAE_CONFIG = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "layers_per_block": 1,
     "latent_channels": 8,
-    "norm_num_groups": 32,
+    # 32 groups of 32 channels would be instance norm, which forgets the colour of the whole picture.
+    "norm_num_groups": 8,
     "sample_size": IMAGE_SIZE,
 }
 UNET_CONFIG = {
@@ -63,6 +64,7 @@ UNET_CONFIG = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     "cross_attention_dim": 128,
+    "norm_num_groups": 16,
     "attention_head_dim": 4,  # diffusers' historical name for the number of heads
 }
 MLLM_VISION_CONFIG = {
