@@ -32,8 +32,9 @@ class AdapterError(ValueError):
 
 @dataclass(frozen=True)
 class AdapterHeader:
-    """What an adapter was made for. block_widths: attention width of every cross-attention in file order (down, up, mid).
+    """What an adapter was made for.
 
+    block_widths: attention width of every cross-attention in file order (down, up, mid).
     mllm: name, revision, lora, prompt_version, precision, num_layers, hidden_size, sem_layers, core_layer; None for an
     image-only adapter. clip_vision: name, width, preprocessing.
     """
@@ -73,9 +74,13 @@ class UserAdapter(nn.Module):
         self.header, self.name, self.digest = header, name, digest
         self.projection, self.aligner, self.sem_norm, self.core_norm = projection, aligner, sem_norm, core_norm
         for side in ("to_k_ip", "to_v_ip"):
-            setattr(self, side, nn.ModuleList(
-                nn.Linear(header.cross_attention_dim, width, bias=False) for width in header.block_widths
-            ))
+            setattr(
+                self,
+                side,
+                nn.ModuleList(
+                    nn.Linear(header.cross_attention_dim, width, bias=False) for width in header.block_widths
+                ),
+            )
 
     def semantic(self, hidden: torch.Tensor) -> torch.Tensor:
         """ĕ_sem [B, C] from H [B, layers, D]."""
@@ -108,8 +113,10 @@ def save_adapter(adapter: UserAdapter, path: str | os.PathLike) -> None:
     for i, (k, v) in enumerate(zip(adapter.to_k_ip, adapter.to_v_ip, strict=True)):
         tensors[f"ip_adapter.{2 * i + 1}.to_k_ip.weight"] = k.weight
         tensors[f"ip_adapter.{2 * i + 1}.to_v_ip.weight"] = v.weight
-    data = save({k: v.detach().contiguous() for k, v in tensors.items()},
-                metadata={"prefgen": json.dumps(asdict(adapter.header)), "format": "pt"})
+    data = save(
+        {k: v.detach().contiguous() for k, v in tensors.items()},
+        metadata={"prefgen": json.dumps(asdict(adapter.header)), "format": "pt"},
+    )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False, suffix=".tmp") as file:
@@ -136,14 +143,18 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], AdapterHeader]:
     """Tensors and header, each refused on its own grounds before anything is built."""
     again = "Download or export it again."
     if not path.is_file():
-        raise AdapterError(f"The adapter {path.name} is not there any more: put it into models/prefgen or choose another.")
+        raise AdapterError(
+            f"The adapter {path.name} is not there any more: put it into models/prefgen or choose another."
+        )
     if path.stat().st_size == 0:
         raise AdapterError(f"{path.name} is empty (0 bytes). {again}")
     with path.open("rb") as file:
         start = file.read(10)
     if start[:2] == b"PK" or start[:1] == b"\x80":
-        raise AdapterError(f"{path.name} is a pickle under a .safetensors name, which PrefGen never opens: get a real "
-                           "safetensors file.")
+        raise AdapterError(
+            f"{path.name} is a pickle under a .safetensors name, which PrefGen never opens: get a real "
+            "safetensors file."
+        )
     try:
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
@@ -153,8 +164,10 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], AdapterHeader]:
     if "prefgen" not in metadata:
         if any(key.startswith(("ip_adapter.", "image_proj.")) for key in tensors):
             raise AdapterError(f"{path.name} is a plain IP-Adapter file; this version reads PrefGen adapters only.")
-        raise AdapterError(f"{path.name} is not a PrefGen adapter: it has no prefgen header. Choose a file from a PrefGen "
-                           "training export.")
+        raise AdapterError(
+            f"{path.name} is not a PrefGen adapter: it has no prefgen header. Choose a file from a PrefGen "
+            "training export."
+        )
     try:
         raw = json.loads(metadata["prefgen"])
         known = {f.name for f in fields(AdapterHeader)}
@@ -163,8 +176,9 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], AdapterHeader]:
     except (ValueError, TypeError, AttributeError) as error:
         raise AdapterError(f"{path.name} has a mangled prefgen header. {again}") from error
     if version > FORMAT_VERSION:
-        raise AdapterError(f"{path.name} is of format {version}, newer than this PrefGen reads ({FORMAT_VERSION}): update "
-                           "PrefGen.")
+        raise AdapterError(
+            f"{path.name} is of format {version}, newer than this PrefGen reads ({FORMAT_VERSION}): update PrefGen."
+        )
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise AdapterError(f"{path.name} holds values that are not numbers (in {key}). {again}")
@@ -188,7 +202,9 @@ def _build(path: Path, tensors: dict[str, torch.Tensor], header: AdapterHeader) 
         digest=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
     if core["mean"].shape != (1, header.core_width):
-        raise AdapterError(f"{path.name} is damaged: its weights don't match its own header. Download or export it again.")
+        raise AdapterError(
+            f"{path.name} is damaged: its weights don't match its own header. Download or export it again."
+        )
     adapter.projection.load_state_dict(projection)
     adapter.aligner.load_state_dict(aligner)
     adapter.sem_norm.load_state_dict(sem)
@@ -199,9 +215,7 @@ def _build(path: Path, tensors: dict[str, torch.Tensor], header: AdapterHeader) 
     return adapter.eval().requires_grad_(False)
 
 
-def check_compatible(
-    header: AdapterHeader, block_widths: Sequence[int], cross_dim: int, family_hint: str = ""
-) -> None:
+def check_compatible(header: AdapterHeader, block_widths: Sequence[int], cross_dim: int, family_hint: str = "") -> None:
     """Raise AdapterError when the adapter doesn't fit a UNet with these cross-attention widths (file order) and text
     width. family_hint: what people call the connected model."""
     if list(block_widths) == list(header.block_widths) and cross_dim == header.cross_attention_dim:
@@ -209,7 +223,9 @@ def check_compatible(
     made_for = FAMILY_NAMES.get(header.base_family, header.base_family)
     connected = FAMILY_NAMES.get(family_hint, family_hint) or f"a UNet with text width {cross_dim}"
     if made_for == connected:
-        connected = f"another variant of it ({len(block_widths)} cross-attentions instead of {len(header.block_widths)})"
+        connected = (
+            f"another variant of it ({len(block_widths)} cross-attentions instead of {len(header.block_widths)})"
+        )
     raise AdapterError(
         f"This adapter is for {made_for}; the model you connected is {connected}. Choose an adapter for that model."
     )

@@ -25,9 +25,7 @@ class UserProjection(nn.Module):
         super().__init__()
         self.tokens, self.cross_attention_dim = tokens, cross_attention_dim
         hidden = hidden or 2 * width
-        self.proj = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, tokens * cross_attention_dim)
-        )
+        self.proj = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, tokens * cross_attention_dim))
         self.norm = nn.LayerNorm(cross_attention_dim)
 
     def forward(self, vector: torch.Tensor) -> torch.Tensor:

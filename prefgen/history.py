@@ -77,16 +77,18 @@ class PreferenceHistory:
             pictures = [p for image in images for p in (image if image.ndim == 4 else image[None])]
             texts = list(prompts) + [""] * (len(pictures) - len(prompts))
             word = "liked" if verdict else "disliked"
-            sides.append([
-                HistoryItem(clean_picture(p, f"{word} picture {i + 1}"), verdict, t)
-                for i, (p, t) in enumerate(zip(pictures, texts, strict=False))
-            ])
+            sides.append(
+                [
+                    HistoryItem(clean_picture(p, f"{word} picture {i + 1}"), verdict, t)
+                    for i, (p, t) in enumerate(zip(pictures, texts, strict=False))
+                ]
+            )
         if not sides[0]:
             raise ValueError("The history has no liked pictures: connect at least one picture to `liked`.")
         if sum(map(len, sides)) > MAX_ITEMS:
             logging.warning("PrefGen reads the newest %d pictures of a history of %d.", MAX_ITEMS, sum(map(len, sides)))
             keep_disliked = min(len(sides[1]), max(MAX_ITEMS // 2, MAX_ITEMS - len(sides[0])))
-            sides = [sides[0][-(MAX_ITEMS - keep_disliked):], sides[1][len(sides[1]) - keep_disliked:]]
+            sides = [sides[0][-(MAX_ITEMS - keep_disliked) :], sides[1][len(sides[1]) - keep_disliked :]]
         turns = (item for pair in zip_longest(*sides) for item in pair if item is not None)
         return cls(tuple(turns))
 
@@ -97,12 +99,16 @@ class PreferenceHistory:
         """
         path = Path(path)
         if not path.is_dir():
-            raise FileNotFoundError(f"The history folder {path.name} is not there: choose another, or create it with a "
-                                    "`liked` sub folder of pictures.")
+            raise FileNotFoundError(
+                f"The history folder {path.name} is not there: choose another, or create it with a "
+                "`liked` sub folder of pictures."
+            )
         sides = [picture_files(path / side)[-limit:] for side in ("liked", "disliked")]
         if not sides[0]:
-            raise ValueError(f"The history folder {path.name} has no pictures in its `liked` sub folder: put at least one "
-                             "PNG, JPEG or WebP there.")
+            raise ValueError(
+                f"The history folder {path.name} has no pictures in its `liked` sub folder: put at least one "
+                "PNG, JPEG or WebP there."
+            )
         pictures = [[read_picture(file) for file in files] for files in sides]
         prompts = [[prompt_of(file) for file in files] for files in sides]
         return cls.from_images(*pictures, *prompts)
@@ -121,8 +127,10 @@ def read_picture(file: Path) -> torch.Tensor:
             transparent = image.mode in ("RGBA", "LA") or "transparency" in image.info
             pixels = np.array(image.convert("RGBA" if transparent else "RGB"))
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError) as error:
-        raise ValueError(f"The picture {file.name} in {file.parent.parent.name}/{file.parent.name} can't be read: replace "
-                         "or remove it.") from error
+        raise ValueError(
+            f"The picture {file.name} in {file.parent.parent.name}/{file.parent.name} can't be read: replace "
+            "or remove it."
+        ) from error
     return torch.from_numpy(pixels).float() / 255
 
 
@@ -143,7 +151,9 @@ def clean_picture(image: torch.Tensor, name: str = "picture") -> torch.Tensor:
     if image.ndim != 3 or 0 in image.shape or image.shape[-1] > 4:
         raise ValueError(f"The {name} has the shape {[*image.shape]}, which is no picture [height, width, 1 to 4].")
     if not torch.isfinite(image).all():
-        raise ValueError(f"The {name} holds values that are not numbers (NaN or infinity): check the node that makes it.")
+        raise ValueError(
+            f"The {name} holds values that are not numbers (NaN or infinity): check the node that makes it."
+        )
     image = image.clamp(0, 1)
     channels = image.shape[-1]
     if channels in (2, 4):

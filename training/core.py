@@ -63,7 +63,7 @@ class Run:
         return (self.folder / "done").exists()
 
     def resume(self, **parts) -> None:
-        """Name the parts (modules, optimisers) that a checkpoint holds, and load the last checkpoint if there is one."""
+        """Name the parts (modules, optimisers) of a checkpoint, and load the last one if there is any."""
         self.parts = parts
         path = self.folder / "checkpoint.pt"
         if path.exists():
@@ -74,7 +74,7 @@ class Run:
             self._trim_log()
 
     def steps(self, total: int, save_seconds: float = 120) -> Iterator[int]:
-        """Yield the steps still to do, seeding torch for each; checkpoint at intervals, at SIGTERM/SIGINT and at the end."""
+        """Yield the steps still to do, seeding torch for each; checkpoint at intervals, when stopped and at the end."""
         previous = {s: signal.signal(s, self._request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             with tqdm(total=total, initial=self.step, desc=self.args.stage, mininterval=5) as self.bar:
@@ -194,8 +194,12 @@ def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict]
     ]
 
 
-def save_weights(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None,
-                 dtype: torch.dtype = torch.float16) -> None:
+def save_weights(
+    state: dict[str, torch.Tensor],
+    path: Path,
+    metadata: dict[str, str] | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> None:
     """Write a safetensors file atomically; floating tensors are stored as `dtype`."""
     from safetensors.torch import save
 

@@ -35,9 +35,9 @@ def ridge_precision(states, truth, train, strength: float = 10.0) -> float:
     a, b = x[train], truth[train] - truth[train].mean(0)
     weights = torch.linalg.solve(a.T @ a + strength * torch.eye(a.shape[1]), a.T @ b)
     scores = x[~train] @ weights + truth[train].mean(0)
-    return np.mean([
-        row[s.topk(int(row.sum())).indices].mean().item() for s, row in zip(scores, truth[~train], strict=True)
-    ])
+    return np.mean(
+        [row[s.topk(int(row.sum())).indices].mean().item() for s, row in zip(scores, truth[~train], strict=True)]
+    )
 
 
 def main() -> None:
@@ -58,16 +58,20 @@ def main() -> None:
     table = []
     for layer in range(hidden.shape[1]):
         states = hidden[:, layer]
-        table.append({
-            "layer": layer,
-            "same_user": retrieval(states[probe], owners[probe]),
-            "liked_precision": ridge_precision(states, liked, train),
-            "liked_precision_shuffled": ridge_precision(states, liked[shuffle], train),
-        })
+        table.append(
+            {
+                "layer": layer,
+                "same_user": retrieval(states[probe], owners[probe]),
+                "liked_precision": ridge_precision(states, liked, train),
+                "liked_precision_shuffled": ridge_precision(states, liked[shuffle], train),
+            }
+        )
     layers = hidden.shape[1]
     middle_to_upper = range(layers // 2, layers - 1)
-    chosen = {"sem_layers": list(range(layers - 4, layers)),
-              "core_layer": max(middle_to_upper, key=lambda i: table[i]["same_user"])}
+    chosen = {
+        "sem_layers": list(range(layers - 4, layers)),
+        "core_layer": max(middle_to_upper, key=lambda i: table[i]["same_user"]),
+    }
     core.write_atomic(run.folder / "layers.json", json.dumps(chosen).encode())
     draw(table, run.folder / "layers.png")
     run.finish(table=table, **chosen)

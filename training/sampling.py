@@ -9,15 +9,29 @@ from prefgen.atelier.models import BETA_END, BETA_START, PREDICTION, TRAIN_TIMES
 
 
 @torch.inference_mode()
-def sample(unet, condition: torch.Tensor, unconditional: torch.Tensor, guidance: float = 3.0, steps: int = 20,
-           seed: int = 0, **call) -> torch.Tensor:
+def sample(
+    unet,
+    condition: torch.Tensor,
+    unconditional: torch.Tensor,
+    guidance: float = 3.0,
+    steps: int = 20,
+    seed: int = 0,
+    **call,
+) -> torch.Tensor:
     """Latents [B, channels, h, w] (scaled to unit variance) for text states [B, T, X].
 
     unconditional: [1, T, X]. `call` holds callables that build extra UNet arguments from the doubled batch size.
     """
     scheduler = DDIMScheduler(
-        TRAIN_TIMESTEPS, BETA_START, BETA_END, "scaled_linear", clip_sample=False, prediction_type=PREDICTION,
-        rescale_betas_zero_snr=ZERO_TERMINAL_SNR, timestep_spacing="trailing", set_alpha_to_one=True,
+        TRAIN_TIMESTEPS,
+        BETA_START,
+        BETA_END,
+        "scaled_linear",
+        clip_sample=False,
+        prediction_type=PREDICTION,
+        rescale_betas_zero_snr=ZERO_TERMINAL_SNR,
+        timestep_spacing="trailing",
+        set_alpha_to_one=True,
     )
     scheduler.set_timesteps(steps)
     size = unet.config.sample_size

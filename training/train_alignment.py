@@ -36,7 +36,9 @@ def text_bank(people: list[User]) -> torch.Tensor:
     """Unit CLIP text embeddings [users, C] of each user's tastes (the mean of two for a user with two)."""
     clip, tokenizer = load_clip(), clip_tokenizer()
     texts = [taste_text(p, t) for p in people for t in range(len(p.tastes))]
-    rows = torch.cat([text_features(clip, tokenize(tokenizer, texts[i : i + 256]))[1] for i in range(0, len(texts), 256)])
+    rows = torch.cat(
+        [text_features(clip, tokenize(tokenizer, texts[i : i + 256]))[1] for i in range(0, len(texts), 256)]
+    )
     rows, bank, start = F.normalize(rows, dim=1), [], 0
     for person in people:
         bank.append(F.normalize(rows[start : start + len(person.tastes)].mean(0), dim=0))

@@ -55,8 +55,15 @@ def taste_answer(person: User) -> str:
     return f"likes {liked} ; avoids {', '.join(PHRASES[tuple(p)] for p in person.disliked)}"
 
 
-def ask(person: User, dealer: Dealer, rng: np.random.Generator, per_picture: int, closing: bool,
-        n_liked: int, n_disliked: int) -> Sample:
+def ask(
+    person: User,
+    dealer: Dealer,
+    rng: np.random.Generator,
+    per_picture: int,
+    closing: bool,
+    n_liked: int,
+    n_disliked: int,
+) -> Sample:
     """Deal one history and one question about it."""
     indices, verdicts = dealer.history(person, n_liked, n_disliked, rng)
     question, answer = CLOSING_QUESTION, taste_answer(person)
@@ -76,8 +83,7 @@ def ask(person: User, dealer: Dealer, rng: np.random.Generator, per_picture: int
         extra = dealer.liked(person, taste, 1, rng) if wanted else dealer.disliked(person, 1, rng)
         indices = np.concatenate([indices, extra])
         question = "<image>" * per_picture + " Would this user like this picture ?"
-        prompt = render_prompt(verdicts.tolist(), [""] * len(verdicts), question=question,
-                               tokens_per_image=per_picture)
+        prompt = render_prompt(verdicts.tolist(), [""] * len(verdicts), question=question, tokens_per_image=per_picture)
         answer = "yes" if wanted else "no"
     return Sample(indices, prompt, answer)
 
@@ -119,12 +125,16 @@ class TasteHeads(nn.Module):
 
 def taste_targets(people: list[User]) -> torch.Tensor:
     """[B, 98]: liked by any taste, then disliked."""
-    return torch.from_numpy(np.stack([
-        np.concatenate([
-            attribute_vector([p for t in person.tastes for p in t.liked]), attribute_vector(person.disliked)
-        ])
-        for person in people
-    ]))
+    return torch.from_numpy(
+        np.stack(
+            [
+                np.concatenate(
+                    [attribute_vector([p for t in person.tastes for p in t.liked]), attribute_vector(person.disliked)]
+                )
+                for person in people
+            ]
+        )
+    )
 
 
 def identity_loss(states: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
@@ -189,8 +199,15 @@ def main() -> None:
 
 def deal(person: User, dealer: Dealer, rng, per_picture: int, closing: bool) -> Sample:
     """A history of 1 to 8 liked and 0 to 8 disliked pictures, short ones less often."""
-    return ask(person, dealer, rng, per_picture, closing, int(rng.choice([1, 2, 3, 4, 5, 6, 7, 8, 8])),
-               int(rng.choice([0, 2, 3, 4, 5, 6, 7, 8, 8])))
+    return ask(
+        person,
+        dealer,
+        rng,
+        per_picture,
+        closing,
+        int(rng.choice([1, 2, 3, 4, 5, 6, 7, 8, 8])),
+        int(rng.choice([0, 2, 3, 4, 5, 6, 7, 8, 8])),
+    )
 
 
 def export(model) -> None:
@@ -212,8 +229,9 @@ def evaluate(model, heads, tokenizer, tokens, dealer, per_picture, count: int = 
         for start in range(0, count, 64):
             batch = [ask(p, dealer, rng, per_picture, True, 8, 8) for p in people[start : start + 64]]
             embeds, mask, _, last = collate(batch, tokenizer, tokens, model)
-            output = model.model.text_model(inputs_embeds=embeds, attention_mask=mask, output_hidden_states=True,
-                                            use_cache=False)
+            output = model.model.text_model(
+                inputs_embeds=embeds, attention_mask=mask, output_hidden_states=True, use_cache=False
+            )
             states.append(last_token_states(output.hidden_states, last))
     states = torch.cat(states)
     truth = taste_targets(people * 2)
@@ -227,8 +245,12 @@ def evaluate(model, heads, tokenizer, tokens, dealer, per_picture, count: int = 
         precision.append(torch.stack(hits).mean().item())
     a, b = F.normalize(F.layer_norm(states[:, CORE_LAYER], states.shape[-1:]), dim=1).chunk(2)
     found = (a @ b.T).argmax(1) == torch.arange(count)
-    return {"liked_precision": precision[0], "disliked_precision": precision[1],
-            "same_user_top1": found.float().mean().item(), "users": count}
+    return {
+        "liked_precision": precision[0],
+        "disliked_precision": precision[1],
+        "same_user_top1": found.float().mean().item(),
+        "users": count,
+    }
 
 
 if __name__ == "__main__":

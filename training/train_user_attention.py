@@ -24,7 +24,13 @@ from prefgen.aligner import LayerStandardiser, SemanticAligner
 from prefgen.atelier import captions, users
 from prefgen.atelier.judge import load_judge
 from prefgen.atelier.models import (
-    MLLM_FOLDER, UNET_CONFIG, WEIGHTS, alphas_cumprod, clip_tokenizer, load_clip, load_unet_diffusers,
+    MLLM_FOLDER,
+    UNET_CONFIG,
+    WEIGHTS,
+    alphas_cumprod,
+    clip_tokenizer,
+    load_clip,
+    load_unet_diffusers,
     load_vae_diffusers,
 )
 from prefgen.branch import user_residual
@@ -101,8 +107,14 @@ def new_adapter(args, unet) -> UserAdapter:
     projections = unet_projections(unet)
     x = UNET_CONFIG["cross_attention_dim"]
     header = AdapterHeader(
-        format_version=FORMAT_VERSION, kind="prefgen", base_family="atelier", semantic_width=text_width,
-        core_width=width, image_width=image_width, cross_attention_dim=x, tokens=TOKENS,
+        format_version=FORMAT_VERSION,
+        kind="prefgen",
+        base_family="atelier",
+        semantic_width=text_width,
+        core_width=width,
+        image_width=image_width,
+        cross_attention_dim=x,
+        tokens=TOKENS,
         block_widths=[k.shape[0] for k, _ in projections],
         mllm=PreferenceMLLM.load(MLLM_FOLDER).fingerprint | layers,
         clip_vision={"name": "atelier", "width": image_width, "preprocessing": "bicubic 128, mean 0.5, std 0.5"},
@@ -130,8 +142,19 @@ def drop_parts(vectors: torch.Tensor, widths: list[int], part: float, user: floa
 
 
 def main() -> None:
-    args = core.arguments("train_user_attention", __doc__, steps=3000, batch=48, lr=1e-3, distil=0.8, drop_part=0.08,
-                          drop_user=0.08, drop_text=0.05, ema=0.998, seed=12)
+    args = core.arguments(
+        "train_user_attention",
+        __doc__,
+        steps=3000,
+        batch=48,
+        lr=1e-3,
+        distil=0.8,
+        drop_part=0.08,
+        drop_user=0.08,
+        drop_text=0.05,
+        ema=0.998,
+        seed=12,
+    )
     run = core.Run(args)
     if run.finished:
         return
@@ -213,12 +236,18 @@ def evaluate(run, adapter, unet, branch, clip, tokenizer, count: int = 48, guida
         drawn = [(torch.from_numpy(render(e.scene)).float() / 255, e.liked) for e in examples]
         liked, disliked = ([p for p, verdict in drawn if verdict is side] for side in (True, False))
         history = PreferenceHistory.from_images(liked, disliked)
-        embeds = [F.normalize(image_features(clip, torch.stack(s).movedim(-1, 1) * 2 - 1), dim=1)
-                  for s in (liked, disliked)]
+        embeds = [
+            F.normalize(image_features(clip, torch.stack(s).movedim(-1, 1) * 2 - 1), dim=1) for s in (liked, disliked)
+        ]
         encoded = EncodedPreference(
-            hidden=mllm.encode(history), image_embed_liked=embeds[0], image_embed_disliked=embeds[1],
-            mllm=mllm.fingerprint, clip_vision={"width": embeds[0].shape[1]}, n_liked=len(liked),
-            n_disliked=len(disliked), digest=history.digest,
+            hidden=mllm.encode(history),
+            image_embed_liked=embeds[0],
+            image_embed_disliked=embeds[1],
+            mllm=mllm.fingerprint,
+            clip_vision={"width": embeds[0].shape[1]},
+            n_liked=len(liked),
+            n_disliked=len(disliked),
+            digest=history.digest,
         )
         vectors.append(fuse_user_vector(adapter, encoded))
     vectors = torch.stack(vectors)
@@ -228,8 +257,12 @@ def evaluate(run, adapter, unet, branch, clip, tokenizer, count: int = 48, guida
     ]
     empty = text_features(clip, tokenize(tokenizer, [""]))[0]
     figures = {}
-    for name, texts, chosen in (("none", neutral, None), ("oracle", oracle, None),
-                                ("mismatched", neutral, vectors.roll(1, 0)), ("prefgen", neutral, vectors)):
+    for name, texts, chosen in (
+        ("none", neutral, None),
+        ("oracle", oracle, None),
+        ("mismatched", neutral, vectors.roll(1, 0)),
+        ("prefgen", neutral, vectors),
+    ):
         for i, processor in enumerate(branch):
             processor.keys_values = None
             if chosen is not None:
@@ -240,12 +273,12 @@ def evaluate(run, adapter, unet, branch, clip, tokenizer, count: int = 48, guida
         pictures = decode(vae, sample(unet, states, empty, guidance))
         core.picture_grid(pictures, run.folder / "samples" / f"{name}.png")
         readings = judge.read((pictures * 0.5 + 0.5).movedim(1, -1))
-        figures[name] = float(np.mean([
-            users.alignment(r["attributes"], p) for r, p in zip(readings, people, strict=True)
-        ]))
-        figures[f"{name}_subject"] = float(np.mean([
-            r["subject"] == prompts[i % len(prompts)][0] for i, r in enumerate(readings)
-        ]))
+        figures[name] = float(
+            np.mean([users.alignment(r["attributes"], p) for r, p in zip(readings, people, strict=True)])
+        )
+        figures[f"{name}_subject"] = float(
+            np.mean([r["subject"] == prompts[i % len(prompts)][0] for i, r in enumerate(readings)])
+        )
     figures["gain_share"] = (figures["prefgen"] - figures["none"]) / (figures["oracle"] - figures["none"])
     return figures
 

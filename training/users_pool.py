@@ -60,9 +60,7 @@ class Dealer:
 
     def _has(self, pairs) -> np.ndarray:
         """How many of the pairs each picture shows, [n]."""
-        return sum(
-            (self.columns[FAMILY_INDEX[f]] == NAME_INDEX[f, n]).astype(np.int8) for f, n in pairs
-        )
+        return sum((self.columns[FAMILY_INDEX[f]] == NAME_INDEX[f, n]).astype(np.int8) for f, n in pairs)
 
     def liked(self, person: User, taste: Taste, count: int, rng: np.random.Generator) -> np.ndarray:
         """Indices [count] of different pictures of one taste, none with a disliked attribute."""
@@ -80,9 +78,9 @@ class Dealer:
     def history(self, person: User, n_liked: int, n_disliked: int, rng) -> tuple[np.ndarray, np.ndarray]:
         """(indices [n], verdicts bool [n]) of one history, liked and disliked interleaved."""
         tastes = rng.integers(len(person.tastes), size=n_liked)
-        liked = np.concatenate([
-            self.liked(person, taste, int((tastes == i).sum()), rng) for i, taste in enumerate(person.tastes)
-        ])
+        liked = np.concatenate(
+            [self.liked(person, taste, int((tastes == i).sum()), rng) for i, taste in enumerate(person.tastes)]
+        )
         rng.shuffle(liked)
         disliked = self.disliked(person, n_disliked, rng)
         order = interleaved(n_liked, n_disliked)

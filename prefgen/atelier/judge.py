@@ -67,9 +67,7 @@ class Judge(nn.Module):
             picked = {name: logits.argmax(1).tolist() for name, logits in self(chunk).items()}
             for i in range(len(chunk)):
                 names = {head: values[picked[head][i]] for head, values in HEADS.items()}
-                readings.append(
-                    {"subject": names.pop("subject"), "prop": names.pop("prop"), "attributes": names}
-                )
+                readings.append({"subject": names.pop("subject"), "prop": names.pop("prop"), "attributes": names})
         return readings
 
 
@@ -96,7 +94,12 @@ def load_judge() -> Judge:
     from safetensors.torch import load_file
 
     judge = Judge()
-    judge.load_state_dict({key: value.float() for key, value in
-                           load_file(str(WEIGHTS / "judge.safetensors")).items() if "num_batches" not in key},
-                          strict=False)
+    judge.load_state_dict(
+        {
+            key: value.float()
+            for key, value in load_file(str(WEIGHTS / "judge.safetensors")).items()
+            if "num_batches" not in key
+        },
+        strict=False,
+    )
     return judge.eval()

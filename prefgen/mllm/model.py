@@ -134,8 +134,10 @@ class PreferenceMLLM:
         places = ids == self.family.image_token_id
         pictures = torch.cat(features).to(embeds)
         if int(places.sum()) != len(pictures):
-            raise MLLMError(f"{self.name}'s tokenizer wrote {int(places.sum())} image tokens for {len(pictures)}: its files "
-                            "don't belong together.")
+            raise MLLMError(
+                f"{self.name}'s tokenizer wrote {int(places.sum())} image tokens for {len(pictures)}: its files "
+                "don't belong together."
+            )
         embeds = embeds.masked_scatter(places[..., None], pictures)
         layers, norm = self.family.text.layers, self.family.text.norm
         kept: list[torch.Tensor | None] = [None] * len(layers)
@@ -164,8 +166,9 @@ class PreferenceMLLM:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             text = text.replace(image_token, self.family.image_text(image_token))
         else:
-            text = render_prompt(verdicts, prompts, image_token=image_token,
-                                 tokens_per_image=self.family.tokens_per_image)
+            text = render_prompt(
+                verdicts, prompts, image_token=image_token, tokens_per_image=self.family.tokens_per_image
+            )
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
 
@@ -178,11 +181,15 @@ def check_folder(folder: Path) -> None:
     except ValueError as error:
         raise MLLMError(f"The config.json of the MLLM folder {folder.name} is damaged: download it again.") from error
     if "auto_map" in config:
-        raise MLLMError(f"The MLLM folder {folder.name} asks to run code of its own, which PrefGen never does: choose a model "
-                        "that transformers knows.")
+        raise MLLMError(
+            f"The MLLM folder {folder.name} asks to run code of its own, which PrefGen never does: choose a model "
+            "that transformers knows."
+        )
     if family_of(config.get("model_type", "")) is None:
-        raise MLLMError(f"The MLLM folder {folder.name} holds a {config.get('model_type', 'model')}, which PrefGen can't read "
-                        "histories with: choose an Idefics3 or SmolVLM model.")
+        raise MLLMError(
+            f"The MLLM folder {folder.name} holds a {config.get('model_type', 'model')}, which PrefGen can't read "
+            "histories with: choose an Idefics3 or SmolVLM model."
+        )
     if not list(folder.glob("*.safetensors")):
         pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
         what = "only pickled weights, which PrefGen never opens" if pickles else "no weights"

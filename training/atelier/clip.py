@@ -26,9 +26,7 @@ CLASSES = [len(SUBJECTS), len(PROPS), *(len(values) for values in FAMILIES.value
 
 def mapping(label_row) -> tuple[str, str, dict[str, str]]:
     """Class numbers [12] -> (subject, prop, {family: name})."""
-    attributes = {
-        family: values[int(label_row[i + 2])].name for i, (family, values) in enumerate(FAMILIES.items())
-    }
+    attributes = {family: values[int(label_row[i + 2])].name for i, (family, values) in enumerate(FAMILIES.items())}
     return list(SUBJECTS)[int(label_row[0])], list(PROPS)[int(label_row[1])], attributes
 
 
@@ -58,9 +56,7 @@ def random_caption(label_row, rng: np.random.Generator, neutral: float, bare: fl
 
 def tokenize(tokenizer, texts: list[str]) -> torch.Tensor:
     """Token ids [B, 48], padded as ComfyUI pads."""
-    return tokenizer(
-        texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-    ).input_ids
+    return tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
 
 
 def text_features(model: CLIPModel, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,8 +113,13 @@ def main() -> None:
         reading = heads.loss(image, truth) + heads.loss(text, truth, named)
         loss = contrast + args.heads * reading
         norm = core.optimise(loss, optimiser, core.cosine(step, args.steps, args.lr, 200))
-        run.log(loss=loss, contrast=contrast, reading=reading, grad_norm=norm,
-                top1=(logits.argmax(1) == target).float().mean())
+        run.log(
+            loss=loss,
+            contrast=contrast,
+            reading=reading,
+            grad_norm=norm,
+            top1=(logits.argmax(1) == target).float().mean(),
+        )
     model.eval()
     core.save_weights(model.state_dict(), WEIGHTS / "clip.safetensors")
     run.finish(**evaluate(model, heads, tokenizer, pool, train_count))
@@ -139,8 +140,11 @@ def evaluate(model, heads, tokenizer, pool, start: int) -> dict[str, float]:
         name: (head(image).argmax(1) == truth[:, i]).float().mean().item()
         for i, (name, head) in enumerate(zip(["subject", "prop", *FAMILIES], heads.heads, strict=True))
     }
-    return {"retrieval_top1": found[:, :1].any(1).float().mean().item(),
-            "retrieval_top10": found[:, :10].any(1).float().mean().item(), "image_heads": read}
+    return {
+        "retrieval_top1": found[:, :1].any(1).float().mean().item(),
+        "retrieval_top10": found[:, :10].any(1).float().mean().item(),
+        "image_heads": read,
+    }
 
 
 if __name__ == "__main__":

@@ -65,7 +65,8 @@ def main() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             logits = judge(pictures)
         losses = [
-            F.cross_entropy(values.float(), truth[:, i], label_smoothing=0.05) for i, values in enumerate(logits.values())
+            F.cross_entropy(values.float(), truth[:, i], label_smoothing=0.05)
+            for i, values in enumerate(logits.values())
         ]
         norm = core.optimise(sum(losses), optimiser, core.cosine(step, args.steps, args.lr))
         accuracy = [(v.argmax(1) == truth[:, i]).float().mean() for i, v in enumerate(logits.values())]

@@ -46,8 +46,9 @@ def start_from_clip(vision: nn.Module) -> int:
 
 def image_tokens(model, pictures: torch.Tensor) -> torch.Tensor:
     """Pictures [B, 3, 128, 128] in -1..1 -> image tokens [B, 4, 192]."""
-    mask = torch.ones(len(pictures), *(s // model.config.vision_config.patch_size for s in pictures.shape[-2:]),
-                      dtype=torch.bool)
+    mask = torch.ones(
+        len(pictures), *(s // model.config.vision_config.patch_size for s in pictures.shape[-2:]), dtype=torch.bool
+    )
     states = model.model.vision_model(pixel_values=pictures, patch_attention_mask=mask).last_hidden_state
     return model.model.connector(states)
 

@@ -19,8 +19,15 @@ from prefgen.atelier.models import CLIP_TOKENIZER, MAX_TOKENS, MLLM_FOLDER
 from .. import core
 
 CLIP_SPECIALS = ["<|startoftext|>", "<|endoftext|>"]
-MLLM_SPECIALS = ["<pad>", "<unk>", "<|im_start|>", "<end_of_utterance>", "<image>", "<fake_token_around_image>",
-                 "<global-img>"]
+MLLM_SPECIALS = [
+    "<pad>",
+    "<unk>",
+    "<|im_start|>",
+    "<end_of_utterance>",
+    "<image>",
+    "<fake_token_around_image>",
+    "<global-img>",
+]
 # Words of the conversation itself: roles, verdicts, questions and answers.
 CONVERSATION = """user assistant liked disliked what does this user like avoid which would picture yes no nothing in
 particular is not and or the of a an in do pictures share taste : ? , . ( ) ; ! likes avoids unsure describe both"""

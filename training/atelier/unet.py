@@ -19,7 +19,12 @@ from prefgen.atelier import captions
 from prefgen.atelier.attributes import FAMILIES
 from prefgen.atelier.judge import load_judge
 from prefgen.atelier.models import (
-    UNET_CONFIG, WEIGHTS, alphas_cumprod, clip_tokenizer, load_clip, load_vae_diffusers,
+    UNET_CONFIG,
+    WEIGHTS,
+    alphas_cumprod,
+    clip_tokenizer,
+    load_clip,
+    load_vae_diffusers,
 )
 
 from .. import core
@@ -54,8 +59,9 @@ def noised(latents: torch.Tensor, alphas: torch.Tensor, timesteps: torch.Tensor)
 
 
 def main() -> None:
-    args = core.arguments("atelier.unet", __doc__, steps=7000, batch=64, lr=1e-3, empty=0.1, neutral=0.15, ema=0.9985,
-                          seed=4)
+    args = core.arguments(
+        "atelier.unet", __doc__, steps=7000, batch=64, lr=1e-3, empty=0.1, neutral=0.15, ema=0.9985, seed=4
+    )
     run = core.Run(args)
     if run.finished:
         return
@@ -138,7 +144,11 @@ def obedience(pictures: torch.Tensor, requests) -> dict[str, float]:
         for family, name in asked.items():
             hits[family].append(reading["attributes"][family] == name)
     shares = {family: round(float(np.mean(h)), 3) for family, h in hits.items() if h}
-    return {"subject": round(float(subject), 3), "attributes": round(float(np.mean(sum(hits.values(), []))), 3), **shares}
+    return {
+        "subject": round(float(subject), 3),
+        "attributes": round(float(np.mean(sum(hits.values(), []))), 3),
+        **shares,
+    }
 
 
 def evaluate(count: int = 160) -> dict:

@@ -76,10 +76,12 @@ def main() -> None:
     with torch.inference_mode():
         sample = picture_batch(pool, range(0, len(pool), max(1, len(pool) // 512)))
         latents = torch.cat([model.encode(p).latent_dist.mean for p in sample.split(32)])
-        error = torch.cat([
-            (model.decode(z).sample - p).abs().mean((1, 2, 3))
-            for z, p in zip(latents.split(32), sample.split(32), strict=True)
-        ])
+        error = torch.cat(
+            [
+                (model.decode(z).sample - p).abs().mean((1, 2, 3))
+                for z, p in zip(latents.split(32), sample.split(32), strict=True)
+            ]
+        )
     factor = 1 / latents.std().item()
     core.save_weights(model.state_dict(), WEIGHTS / "vae.safetensors", {"scaling_factor": repr(factor)})
     run.finish(l1=error.mean().item(), scaling_factor=factor, latent_std=latents.std((0, 2, 3)).tolist())
