@@ -208,11 +208,16 @@ def save_weights(
 
 
 def write_atomic(path: Path, data: bytes) -> None:
+    """Write to a temporary name beside `path`, then rename: a reader sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False, suffix=".tmp") as file:
         file.write(data)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    try:
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
+    except OSError:
+        os.unlink(file.name)
+        raise
 
 
 def picture_grid(pictures: torch.Tensor, path: Path, columns: int = 8) -> None:

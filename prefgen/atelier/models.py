@@ -7,11 +7,13 @@ weights lie beside it as safetensors and were made by `training/`.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 
-WEIGHTS = Path(__file__).parent / "weights"
+# Training and its tests point elsewhere, so that an unfinished run never touches the shipped files.
+WEIGHTS = Path(os.environ.get("PREFGEN_ATELIER_WEIGHTS") or Path(__file__).parent / "weights")
 CLIP_TOKENIZER = WEIGHTS / "clip_tokenizer"
 MLLM_FOLDER = WEIGHTS / "mllm"
 
