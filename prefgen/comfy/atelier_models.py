@@ -100,6 +100,7 @@ def build_unet(state: dict[str, torch.Tensor], scaling_factor: float) -> comfy.m
     model = AtelierModel(config, scaling_factor).get_model(state)
     names = comfy.utils.unet_to_diffusers(config)
     model.diffusion_model.load_state_dict({names[key]: value for key, value in state.items()})
+    set_norm_groups(model.diffusion_model, models.UNET_CONFIG)
     return comfy.model_patcher.ModelPatcher(
         model,
         load_device=comfy.model_management.get_torch_device(),
@@ -126,7 +127,15 @@ def build_vae(state: dict[str, torch.Tensor]) -> comfy.sd.VAE:
     parameters = {"params": {"ddconfig": network, "embed_dim": config["latent_channels"]}}
     vae = comfy.sd.VAE(sd=dict(state), config=parameters, dtype=torch.float32)
     vae.latent_channels = config["latent_channels"]
+    set_norm_groups(vae.first_stage_model, config)
     return vae
+
+
+def set_norm_groups(network: torch.nn.Module, config: dict) -> None:
+    """ComfyUI's classes are built for 32 groups; the atelier's narrow layers were trained with fewer."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            module.num_groups = config["norm_num_groups"]
 
 
 class _TextTransformer(comfy.clip_model.CLIPTextModel):

@@ -60,7 +60,7 @@ def noised(latents: torch.Tensor, alphas: torch.Tensor, timesteps: torch.Tensor)
 
 def main() -> None:
     args = core.arguments(
-        "atelier.unet", __doc__, steps=7000, batch=64, lr=1e-3, empty=0.1, neutral=0.15, ema=0.9985, seed=4
+        "atelier.unet", __doc__, steps=5500, batch=64, lr=1e-3, empty=0.1, neutral=0.15, ema=0.9985, seed=4
     )
     run = core.Run(args)
     if run.finished:
@@ -83,7 +83,8 @@ def main() -> None:
         ]
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             states = text_features(clip, tokenize(tokenizer, texts))[0].float()
-        timesteps = torch.randint(0, len(alphas), (args.batch,))
+        # A little more often the noisy half, where subject, palette and layout are decided.
+        timesteps = (len(alphas) * torch.rand(args.batch) ** 0.75).long()
         noisy, target = noised(latents[chosen].float(), alphas, timesteps)
         with torch.autocast("cpu", torch.bfloat16):
             prediction = unet(noisy, timesteps, states.clone()).sample.float()
