@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.torch import save
 from torch import nn
 
 from .aligner import LayerStandardiser, SemanticAligner
+from .files import write_atomic
 from .fusion import UserProjection, core_part, semantic_part
 
 FORMAT_VERSION = 1
@@ -117,12 +117,7 @@ def save_adapter(adapter: UserAdapter, path: str | os.PathLike) -> None:
         {k: v.detach().contiguous() for k, v in tensors.items()},
         metadata={"prefgen": json.dumps(asdict(adapter.header)), "format": "pt"},
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False, suffix=".tmp") as file:
-        file.write(data)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    write_atomic(path, data)
 
 
 def load_adapter(path: str | os.PathLike) -> UserAdapter:

@@ -63,4 +63,6 @@ def mask_to_tokens(mask: torch.Tensor, tokens: int, latent_hw: tuple[int, int]) 
             )
     area = mask.shape[-2] >= height and mask.shape[-1] >= width
     mode = {"mode": "area"} if area else {"mode": "bilinear", "align_corners": False}
-    return F.interpolate(mask[:, None].float(), (height, width), **mode).flatten(2).transpose(1, 2)
+    resized = F.interpolate(mask[:, None].float(), (height, width), **mode).flatten(2).transpose(1, 2)
+    # Interpolation leaves ones a hair below one, and a mask of ones must equal no mask exactly.
+    return torch.where(resized > 1 - 1e-5, 1.0, resized)

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from prefgen.files import write_atomic
+
 
 def arguments(stage: str, description: str, **defaults) -> argparse.Namespace:
     """Command line of a stage: --run FOLDER, --pool FOLDER, --threads N, and one option for every default."""
@@ -205,19 +207,6 @@ def save_weights(
 
     state = {k: (v.to(dtype) if v.dtype.is_floating_point else v).contiguous() for k, v in state.items()}
     write_atomic(path, save(state, metadata=metadata))
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write to a temporary name beside `path`, then rename: a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False, suffix=".tmp") as file:
-        file.write(data)
-    try:
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
-    except OSError:
-        os.unlink(file.name)
-        raise
 
 
 def picture_grid(pictures: torch.Tensor, path: Path, columns: int = 8) -> None:

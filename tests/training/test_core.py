@@ -82,7 +82,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     target = tmp_path / "weights.safetensors"
     core.write_atomic(target, b"old")
-    monkeypatch.setattr(core.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("killed here")))
+    monkeypatch.setattr("prefgen.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError("killed here")))
     with pytest.raises(OSError):
         core.write_atomic(target, b"new")
     assert [file.name for file in tmp_path.iterdir()] == [target.name] and target.read_bytes() == b"old"

@@ -1,0 +1,77 @@
+"""The branch's arithmetic: attention to user tokens, its weight, its mask."""
+
+import pytest
+import torch
+
+from prefgen.branch import mask_to_tokens, user_residual
+
+
+def tensors(batch=2, tokens=12, width=16, user_tokens=4):
+    torch.manual_seed(0)
+    q, base = torch.randn(batch, tokens, width), torch.randn(batch, tokens, width)
+    k, v = torch.randn(batch, user_tokens, width), torch.randn(batch, user_tokens, width)
+    return base, q, k, v
+
+
+def test_the_residual_is_softmax_attention_by_its_definition():
+    base, q, k, v = tensors()
+    heads, size = 4, 4
+    expected = torch.empty_like(base)
+    for b in range(2):
+        for h in range(heads):
+            part = slice(h * size, (h + 1) * size)
+            scores = (q[b, :, part] @ k[b, :, part].T / size**0.5).softmax(-1)
+            expected[b, :, part] = scores @ v[b, :, part]
+    got = user_residual(base, q, {"heads": heads, "weight": 0.5}, k, v)
+    assert torch.allclose(got, expected * 0.5, atol=1e-6)
+
+
+def test_one_user_serves_a_whole_batch():
+    base, q, k, v = tensors()
+    one = user_residual(base, q, {"heads": 4, "weight": 1.0}, k[:1], v[:1])
+    many = user_residual(base, q, {"heads": 4, "weight": 1.0}, k[:1].repeat(2, 1, 1), v[:1].repeat(2, 1, 1))
+    assert torch.allclose(one, many, atol=1e-6)
+
+
+def test_a_given_attention_is_used_and_the_dtype_is_the_base_outputs():
+    base, q, k, v = tensors()
+    calls = []
+
+    def attention(q, k, v, heads):
+        calls.append(heads)
+        return torch.ones_like(q)
+
+    got = user_residual(base.half(), q, {"heads": 4, "weight": -2.0, "attention": attention}, k, v)
+    assert calls == [4] and got.dtype == torch.float16 and (got == -2).all()
+
+
+def test_a_mask_of_ones_changes_nothing_and_a_mask_of_zeros_removes_the_user():
+    base, q, k, v = tensors()
+    metadata = {"heads": 4, "weight": 1.0}
+    free = user_residual(base, q, metadata, k, v)
+    assert torch.equal(free, user_residual(base, q, metadata, k, v, torch.ones(1, 12, 1)))
+    assert not user_residual(base, q, metadata, k, v, torch.zeros(1, 12, 1)).any()
+
+
+@pytest.mark.parametrize(
+    ("latent", "tokens"), [((16, 16), 256), ((16, 16), 64), ((9, 13), 35), ((9, 13), 12), ((8, 64), 8)]
+)
+def test_a_mask_of_any_size_follows_the_blocks(latent, tokens):
+    half = torch.zeros(2, 300, 200)
+    half[:, :, :100] = 1
+    resized = mask_to_tokens(half, tokens, latent)
+    assert resized.shape == (2, tokens, 1)
+    assert resized.mean() == pytest.approx(0.5, abs=0.06)
+    assert mask_to_tokens(torch.ones(1, 7, 5), tokens, latent).min() == 1
+
+
+def test_a_mask_keeps_left_left():
+    half = torch.zeros(1, 64, 64)
+    half[:, :, :32] = 1
+    rows = mask_to_tokens(half, 64, (16, 16)).reshape(8, 8)
+    assert (rows[:, :4] == 1).all() and (rows[:, 4:] == 0).all()
+
+
+def test_tokens_that_fit_no_block_are_named():
+    with pytest.raises(ValueError, match="attn_mask"):
+        mask_to_tokens(torch.ones(1, 8, 8), 31, (16, 16))

@@ -1,0 +1,419 @@
+"""The preference MLLM on tiny random models of the real classes: what it reads, and what it does not read twice."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from prefgen.history import PreferenceHistory
+from prefgen.mllm.cache import LeastRecentlyUsed
+from prefgen.mllm.model import MLLMError, PreferenceMLLM
+from prefgen.mllm.prompt import CLOSING_QUESTION, build_messages, render_prompt
+
+SIZE, LAYERS, WIDTH, PER_PICTURE = 32, 4, 24, 4
+SPECIALS = [
+    "<pad>",
+    "<unk>",
+    "<|im_start|>",
+    "<end_of_utterance>",
+    "<image>",
+    "<fake_token_around_image>",
+    "<global-img>",
+]
+WORDS = "User Assistant liked disliked What does this user like a boat cat : ? ( )".split()
+# As SmolVLM's own template writes a conversation.
+CHAT_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}: "
+    "{% for line in message['content'] %}"
+    "{% if line['type'] == 'text' %}{{ line['text'] }}{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}"
+    "{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+def write_tokenizer(folder, chat_template=None):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {word: i for i, word in enumerate(SPECIALS + WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(SPECIALS)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", chat_template=chat_template
+    ).save_pretrained(folder)
+
+
+def write_model(folder, family="smolvlm", seed=0):
+    from transformers import (
+        Idefics3Config,
+        Idefics3ForConditionalGeneration,
+        SmolVLMConfig,
+        SmolVLMForConditionalGeneration,
+    )
+
+    config_class, model_class = {
+        "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),
+        "idefics3": (Idefics3Config, Idefics3ForConditionalGeneration),
+    }[family]
+    text = {
+        "model_type": "llama",
+        "vocab_size": len(SPECIALS + WORDS),
+        "hidden_size": WIDTH,
+        "intermediate_size": 40,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "initializer_range": 0.5,  # large enough for every picture and word to leave its mark on the last token
+    }
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": SIZE,
+        "patch_size": 8,
+        "initializer_range": 0.5,
+    }
+    torch.manual_seed(seed)
+    config = config_class(
+        text_config=text, vision_config=vision, scale_factor=2, image_token_id=SPECIALS.index("<image>"), pad_token_id=0
+    )
+    model = model_class(config).eval()
+    for parameter in model.model.connector.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """One folder a family, the second with a chat template."""
+    root = tmp_path_factory.mktemp("mllm")
+    for family, template in (("smolvlm", None), ("idefics3", CHAT_TEMPLATE)):
+        write_model(root / family, family)
+        write_tokenizer(root / family, template)
+    return root
+
+
+@pytest.fixture
+def mllm(folders):
+    return watched(PreferenceMLLM.load(folders / "smolvlm"))
+
+
+def watched(mllm):
+    """Count what really goes through the modules, whatever `stats` says."""
+    mllm.seen = SimpleNamespace(pictures=[], prefills=0)
+    mllm.family.vision.register_forward_pre_hook(
+        lambda _, args, kwargs: mllm.seen.pictures.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+
+    def count(*_):
+        mllm.seen.prefills += 1
+
+    mllm.family.text.register_forward_pre_hook(count)
+    return mllm
+
+
+def pictures(*seeds, size=SIZE):
+    """8-bit pictures of the vision tower's own size, so that nothing is resized."""
+    draw = (torch.rand(size, size, 3, generator=torch.Generator().manual_seed(s)) for s in seeds)
+    return [(p * 255).round() / 255 for p in draw]
+
+
+def history(liked=(1, 2, 3), disliked=(4, 5), **prompts):
+    return PreferenceHistory.from_images(pictures(*liked), pictures(*disliked), **prompts)
+
+
+def same(a, b, tolerance=1e-5):
+    return torch.allclose(a, b, atol=tolerance, rtol=1e-4)
+
+
+class TestEncoding:
+    def test_it_is_one_state_of_every_layer(self, mllm):
+        states = mllm.encode(history())
+        assert states.shape == (LAYERS, WIDTH)
+        assert states.dtype == torch.float32 and states.device.type == "cpu" and torch.isfinite(states).all()
+
+    @pytest.mark.parametrize("family", ["smolvlm", "idefics3"])
+    def test_it_equals_what_transformers_itself_computes_from_pixels(self, folders, family):
+        """The oracle has neither hooks nor caches nor scattering: transformers reads pixels and gives hidden states."""
+        from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+        read = history(liked_prompts=["a boat"])
+        model = AutoModelForImageTextToText.from_pretrained(folders / family, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folders / family)
+        verdicts, prompts = [i.liked for i in read.items], [i.prompt for i in read.items]
+        if family == "idefics3":
+            block = "<fake_token_around_image><global-img>" + "<image>" * PER_PICTURE + "<fake_token_around_image>"
+            items = "".join(
+                f"{block}{'liked' if liked else 'disliked'}{f' ({prompt})' if prompt else ''}"
+                for liked, prompt in zip(verdicts, prompts, strict=True)
+            )
+            text = f"<|im_start|>User: {items}{CLOSING_QUESTION}<end_of_utterance>\nAssistant:"
+        else:
+            text = render_prompt(verdicts, prompts, tokens_per_image=PER_PICTURE)
+        ids = torch.tensor([tokenizer(text, add_special_tokens=False).input_ids])
+        pixels = torch.stack([item.image.movedim(-1, 0) * 2 - 1 for item in read.items])[None]
+        with torch.inference_mode():
+            output = model.model(input_ids=ids, pixel_values=pixels, output_hidden_states=True, use_cache=False)
+        expected = torch.stack([layer[0, -1] for layer in output.hidden_states[1:]])
+        assert torch.equal(expected[-1], output.last_hidden_state[0, -1])  # the last one is after the final norm
+        assert same(PreferenceMLLM.load(folders / family).encode(read), expected)
+
+    def test_verdicts_pictures_prompts_and_order_all_count(self, mllm):
+        base = mllm.encode(history())
+        flipped = PreferenceHistory.from_images(pictures(4, 5), pictures(1, 2, 3))
+        others = [
+            flipped,
+            history(disliked=()),
+            history(liked=(1, 2, 6)),
+            history(liked=(2, 1, 3)),
+            history(liked_prompts=["a boat"]),
+        ]
+        for other in others:
+            change = (mllm.encode(other) - base).abs().amax(1)
+            assert (change > 1e-3).all(), change
+
+    def test_one_flipped_verdict_moves_every_layer(self, mllm):
+        items = history().items
+        for i in range(len(items)):
+            turned = [
+                type(item)(item.image, item.liked != (i == number), item.prompt) for number, item in enumerate(items)
+            ]
+            change = mllm.encode(PreferenceHistory(tuple(turned))) - mllm.encode(history())
+            assert (change.abs().amax(1) > 1e-3).all()
+
+    def test_pictures_of_any_size_are_read(self, mllm):
+        sizes = [(1, 1), (50, 8000), (8000, 50), (33, 31)]
+        odd = PreferenceHistory.from_images([torch.rand(*size, 3) for size in sizes], [torch.rand(9, 7, 1)])
+        assert torch.isfinite(mllm.encode(odd)).all()
+
+    def test_low_precision_stays_near(self, folders, mllm):
+        low = PreferenceMLLM.load(folders / "smolvlm", dtype=torch.bfloat16)
+        states = low.encode(history())
+        assert states.dtype == torch.float32
+        assert torch.cosine_similarity(states.flatten(), mllm.encode(history()).flatten(), dim=0) > 0.98
+
+    def test_nothing_is_left_hanging_on_the_model_even_after_a_failure(self, mllm, monkeypatch):
+        modules = [*mllm.family.text.layers, mllm.family.text.norm]
+        mllm.encode(history())
+        assert not any(module._forward_hooks for module in modules)
+
+        def fail(*_, **__):
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(mllm.family.text.layers[2].mlp, "forward", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            mllm.encode(history(liked=(7,)))
+        assert not any(module._forward_hooks for module in modules)
+        monkeypatch.undo()
+        assert torch.isfinite(mllm.encode(history(liked=(7,)))).all()
+
+
+class TestCaching:
+    def test_the_same_history_again_runs_no_model(self, mllm):
+        first = mllm.encode(history())
+        seen = (list(mllm.seen.pictures), mllm.seen.prefills)
+        again = mllm.encode(history())
+        assert torch.equal(first, again)
+        assert (mllm.seen.pictures, mllm.seen.prefills) == seen
+        assert mllm.stats == {"vision_runs": 5, "prefill_runs": 1, "history_hits": 1, "feature_hits": 0}
+
+    def test_one_picture_added_to_16_sends_one_picture_through_the_vision_tower(self, mllm):
+        mllm.encode(history(range(8), range(8, 16)))
+        assert sum(mllm.seen.pictures) == 16 and max(mllm.seen.pictures) > 1  # in batches
+        mllm.seen.pictures.clear()
+        mllm.encode(history(range(8), range(8, 17)))
+        assert mllm.seen.pictures == [1]
+        assert mllm.seen.prefills == 2
+        assert mllm.stats == {"vision_runs": 17, "prefill_runs": 2, "history_hits": 0, "feature_hits": 16}
+
+    def test_new_verdicts_or_prompts_run_no_vision_tower(self, mllm):
+        mllm.encode(history())
+        mllm.seen.pictures.clear()
+        mllm.encode(PreferenceHistory.from_images(pictures(4, 5), pictures(1, 2, 3), ["a boat"]))
+        assert mllm.seen.pictures == [] and mllm.seen.prefills == 2
+
+    def test_a_picture_that_stands_twice_is_read_once(self, mllm):
+        mllm.encode(history((1, 1), (1,)))
+        assert mllm.seen.pictures == [1]
+
+    def test_cached_pictures_give_what_uncached_ones_give(self, folders, mllm):
+        mllm.encode(history((3, 9), (4,)))
+        mllm.encode(history((5, 1), ()))
+        mllm.encode(history((2,), (8,)))
+        mllm.seen.pictures.clear()
+        cached = mllm.encode(history())
+        assert mllm.seen.pictures == []
+        assert same(cached, PreferenceMLLM.load(folders / "smolvlm").encode(history()))
+
+    def test_a_picture_reads_the_same_whatever_stands_beside_it(self, folders):
+        items = history(range(12), ()).items
+        forward = PreferenceMLLM.load(folders / "smolvlm").image_features(items)
+        backward = PreferenceMLLM.load(folders / "smolvlm").image_features(items[::-1])[::-1]
+        alone = [PreferenceMLLM.load(folders / "smolvlm").image_features([item])[0] for item in items[:2]]
+        assert all(f.shape == (PER_PICTURE, WIDTH) for f in forward)
+        assert all(same(a, b) for a, b in zip(forward, backward, strict=True))
+        assert all(same(a, b) for a, b in zip(forward, alone, strict=False))
+        assert not same(forward[0], forward[1])
+
+    def test_what_a_caller_does_to_the_result_stays_with_the_caller(self, mllm):
+        first = mllm.encode(history())
+        kept = first.clone()
+        with torch.inference_mode():
+            first.zero_()
+        again = mllm.encode(history())
+        assert torch.equal(again, kept)
+
+    def test_the_caches_forget_what_was_used_longest_ago(self):
+        cache = LeastRecentlyUsed(2)
+        cache["a"], cache["b"] = 1, 2
+        assert cache["a"] == 1
+        cache["c"] = 3
+        assert list(cache) == ["a", "c"] and "b" not in cache
+        cache["a"] = 4
+        cache["d"] = 5
+        assert dict(cache.items()) == {"a": 4, "d": 5}
+
+
+class TestProgressAndInterrupt:
+    def test_progress_rises_to_its_end(self, mllm):
+        calls = []
+        mllm.encode(history(range(12), range(12, 20)), progress=lambda done, total: calls.append((done, total)))
+        done = [d for d, _ in calls]
+        assert done == sorted(set(done)) and len(done) >= 3
+        assert {total for _, total in calls} == {done[-1]}
+
+    def test_an_interrupt_stops_at_once_and_the_next_run_is_whole(self, folders, mllm):
+        long = history(range(12), range(12, 20))
+        times = 0
+
+        def interrupt():
+            nonlocal times
+            times += 1
+            if times == 2:
+                raise InterruptedError("stopped by the user")
+
+        with pytest.raises(InterruptedError):
+            mllm.encode(long, interrupt=interrupt)
+        assert mllm.seen.prefills == 0 and sum(mllm.seen.pictures) < 20
+        assert same(mllm.encode(long), PreferenceMLLM.load(folders / "smolvlm").encode(long))
+        assert sum(mllm.seen.pictures) == 20  # what was read before the interrupt is kept
+
+
+class TestFingerprint:
+    def test_it_says_what_an_adapter_must_match(self, mllm):
+        told = mllm.fingerprint
+        assert (told["name"], told["num_layers"], told["hidden_size"]) == ("smolvlm", LAYERS, WIDTH)
+        assert (told["prompt_version"], told["precision"], told["lora"]) == (1, "float32", None)
+        json.dumps(told)
+
+    def test_the_revision_follows_the_weights_not_the_folder(self, folders, tmp_path, mllm):
+        shutil.copytree(folders / "smolvlm", tmp_path / "copy")
+        assert PreferenceMLLM.load(tmp_path / "copy").fingerprint["revision"] == mllm.fingerprint["revision"]
+        write_model(tmp_path / "copy", seed=1)
+        assert PreferenceMLLM.load(tmp_path / "copy").fingerprint["revision"] != mllm.fingerprint["revision"]
+
+
+class TestFoldersThatCannotBeUsed:
+    @pytest.fixture
+    def folder(self, folders, tmp_path):
+        shutil.copytree(folders / "smolvlm", tmp_path / "taste mllm")
+        return tmp_path / "taste mllm"
+
+    @pytest.fixture
+    def refused(self, one_sentence):
+        def load(folder) -> str:
+            with pytest.raises(MLLMError) as raised:
+                PreferenceMLLM.load(folder)
+            assert folder.name in one_sentence(raised)
+            return str(raised.value)
+
+        return load
+
+    def test_missing_and_empty_folders(self, tmp_path, refused):
+        refused(tmp_path / "gone")
+        (tmp_path / "bare").mkdir()
+        assert "config.json" in refused(tmp_path / "bare")
+
+    def test_no_weights(self, folder, refused):
+        (folder / "model.safetensors").unlink()
+        assert "no weights" in refused(folder)
+
+    def test_pickled_weights_are_never_opened(self, folder, refused):
+        (folder / "model.safetensors").unlink()
+
+        class Bomb:
+            def __reduce__(self):
+                return (pytest.fail, ("the pickle was opened",))
+
+        torch.save({"bomb": Bomb()}, folder / "pytorch_model.bin")
+        assert "pickled" in refused(folder)
+
+    def test_code_of_its_own_is_never_run(self, folder, refused):
+        config = json.loads((folder / "config.json").read_text())
+        config["auto_map"] = {"AutoModelForImageTextToText": "evil.Model"}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "evil.py").write_text("raise SystemExit('code was run')")
+        assert "code" in refused(folder)
+
+    @pytest.mark.parametrize("model_type", ["llama", "clip", "somebody's own", None])
+    def test_models_that_read_no_pictures(self, folder, model_type, refused):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
+        assert "Idefics3 or SmolVLM" in refused(folder)
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00"])
+    def test_a_damaged_config(self, folder, content, refused):
+        (folder / "config.json").write_bytes(content)
+        assert "damaged" in refused(folder)
+
+    @pytest.mark.parametrize("share", [0, 0.01, 0.9])
+    def test_damaged_weights(self, folder, share, refused):
+        weights = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(weights[: int(len(weights) * share)])
+        assert "download it again" in refused(folder)
+
+    def test_a_folder_without_a_tokenizer(self, folder, refused):
+        for file in folder.glob("*token*"):
+            file.unlink()
+        refused(folder)
+
+    def test_a_tokenizer_of_another_model(self, folder):
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        vocab = tokenizer["model"]["vocab"]
+        vocab["<image>"], vocab["<pad>"] = vocab["<pad>"], vocab["<image>"]
+        for token in tokenizer["added_tokens"]:
+            token["id"] = vocab[token["content"]]
+        tokenizer["added_tokens"].sort(key=lambda token: token["id"])
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        mllm = PreferenceMLLM.load(folder)
+        states = None
+        try:
+            states = mllm.encode(history())
+        except MLLMError as error:
+            assert "don't belong together" in str(error)
+        assert states is None or torch.isfinite(states).all()
+
+
+class TestPrompt:
+    def test_every_picture_stands_before_its_verdict_and_the_question_closes(self):
+        (message,) = build_messages([True, False], ["a boat", ""])
+        assert message["role"] == "user"
+        assert message["content"] == [
+            {"type": "image"},
+            {"type": "text", "text": "liked (a boat)"},
+            {"type": "image"},
+            {"type": "text", "text": "disliked"},
+            {"type": "text", "text": "What does this user like?"},
+        ]
+
+    def test_the_atelier_reads_the_same_conversation_as_text(self):
+        text = render_prompt([True, False], ["a boat", ""], tokens_per_image=2)
+        assert text == (
+            "<|im_start|>User: <image><image> liked (a boat) <image><image> disliked "
+            "What does this user like?<end_of_utterance>\nAssistant:"
+        )
