@@ -6,13 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from prefgen.history import PreferenceHistory
 from prefgen.mllm.cache import LeastRecentlyUsed
 from prefgen.mllm.model import MLLMError, PreferenceMLLM
 from prefgen.mllm.prompt import CLOSING_QUESTION, build_messages, render_prompt
 
-SIZE, LAYERS, WIDTH, PER_PICTURE = 32, 4, 24, 4
+# transformers' own SmolVLM forward needs the tokens of a picture to be a multiple of the patch size.
+SIZE, PATCH, LAYERS, WIDTH, PER_PICTURE = 16, 4, 4, 24, 4
 SPECIALS = [
     "<pad>",
     "<unk>",
@@ -75,7 +77,7 @@ def write_model(folder, family="smolvlm", seed=0):
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "image_size": SIZE,
-        "patch_size": 8,
+        "patch_size": PATCH,
         "initializer_range": 0.5,
     }
     torch.manual_seed(seed)
@@ -190,6 +192,10 @@ class TestEncoding:
         sizes = [(1, 1), (50, 8000), (8000, 50), (33, 31)]
         odd = PreferenceHistory.from_images([torch.rand(*size, 3) for size in sizes], [torch.rand(9, 7, 1)])
         assert torch.isfinite(mllm.encode(odd)).all()
+
+    @pytest.mark.xfail(strict=True, reason="the word counts as one more image token")
+    def test_a_prompt_may_say_anything(self, mllm):
+        assert torch.isfinite(mllm.encode(history(liked_prompts=["a <image> boat", "<|im_start|>"]))).all()
 
     def test_low_precision_stays_near(self, folders, mllm):
         low = PreferenceMLLM.load(folders / "smolvlm", dtype=torch.bfloat16)
@@ -366,7 +372,15 @@ class TestFoldersThatCannotBeUsed:
         (folder / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
         assert "Idefics3 or SmolVLM" in refused(folder)
 
-    @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00"])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"{",
+            b"\xff\xfe\x00",
+            pytest.param(b"[]", marks=pytest.mark.xfail(strict=True, reason="AttributeError")),
+        ],
+    )
     def test_a_damaged_config(self, folder, content, refused):
         (folder / "config.json").write_bytes(content)
         assert "damaged" in refused(folder)
@@ -377,26 +391,35 @@ class TestFoldersThatCannotBeUsed:
         (folder / "model.safetensors").write_bytes(weights[: int(len(weights) * share)])
         assert "download it again" in refused(folder)
 
+    @pytest.mark.xfail(strict=True, reason="transformers fills the gaps with random weights, and nobody asks it")
+    @pytest.mark.parametrize("gone", [".layers.1.", "connector", ""])
+    def test_weights_that_lack_a_part(self, folder, gone, refused):
+        weights = load_file(folder / "model.safetensors")
+        kept = {key: value for key, value in weights.items() if gone not in key} or {"other": torch.zeros(2)}
+        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+        refused(folder)
+
+    @pytest.mark.xfail(strict=True, reason="NaN goes on into the user vector")
+    def test_weights_that_are_not_numbers(self, folder, one_sentence):
+        weights = load_file(folder / "model.safetensors")
+        broken = {key: value * float("nan") for key, value in weights.items()}
+        save_file(broken, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(MLLMError) as raised:
+            PreferenceMLLM.load(folder).encode(history())
+        assert folder.name in one_sentence(raised)
+
     def test_a_folder_without_a_tokenizer(self, folder, refused):
         for file in folder.glob("*token*"):
             file.unlink()
         refused(folder)
 
-    def test_a_tokenizer_of_another_model(self, folder):
-        tokenizer = json.loads((folder / "tokenizer.json").read_text())
-        vocab = tokenizer["model"]["vocab"]
-        vocab["<image>"], vocab["<pad>"] = vocab["<pad>"], vocab["<image>"]
-        for token in tokenizer["added_tokens"]:
-            token["id"] = vocab[token["content"]]
-        tokenizer["added_tokens"].sort(key=lambda token: token["id"])
-        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-        mllm = PreferenceMLLM.load(folder)
-        states = None
-        try:
-            states = mllm.encode(history())
-        except MLLMError as error:
-            assert "don't belong together" in str(error)
-        assert states is None or torch.isfinite(states).all()
+    def test_a_tokenizer_of_another_model(self, folder, one_sentence):
+        config = json.loads((folder / "config.json").read_text())
+        config["image_token_id"] = (SPECIALS + WORDS).index("boat")
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(MLLMError) as raised:
+            PreferenceMLLM.load(folder).encode(history())
+        assert "don't belong together" in one_sentence(raised)
 
 
 class TestPrompt:
