@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import nn
 
 from .aligner import LayerStandardiser, SemanticAligner
+from .encoded import EncodedPreference
 from .files import write_atomic
 from .fusion import UserProjection, core_part, semantic_part
 
@@ -223,4 +224,30 @@ def check_compatible(header: AdapterHeader, block_widths: Sequence[int], cross_d
         )
     raise AdapterError(
         f"This adapter is for {made_for}; the model you connected is {connected}. Choose an adapter for that model."
+    )
+
+
+def check_encoded(header: AdapterHeader, encoded: EncodedPreference) -> None:
+    """Raise AdapterError when a history was read by other models than the adapter was trained with."""
+    made, used = header.mllm, encoded.mllm
+    if made and encoded.hidden is not None:
+        for key in ("num_layers", "hidden_size", "revision", "prompt_version"):
+            if key in made and made[key] != used.get(key):
+                raise AdapterError(
+                    f"This adapter was trained with the MLLM {_described(made)}; the history was read by "
+                    f"{_described(used)}. Choose that MLLM in Load Preference MLLM, or an adapter for this one."
+                )
+    width = encoded.clip_vision.get("width")
+    if width is not None and width != header.image_width:
+        raise AdapterError(
+            f"This adapter needs CLIP vision embeddings of width {header.image_width} "
+            f"({header.clip_vision.get('name', 'unknown')}); the connected CLIP vision model gives {width}. Connect "
+            "the right one, or none."
+        )
+
+
+def _described(mllm: dict) -> str:
+    revision = str(mllm.get("revision", ""))[:8]
+    return (
+        f"{mllm.get('name', '?')} ({mllm.get('num_layers', '?')} layers of {mllm.get('hidden_size', '?')}, {revision})"
     )

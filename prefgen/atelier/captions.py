@@ -22,9 +22,7 @@ def taste_phrases(attributes: Mapping[str, str]) -> list[str]:
     return [_PHRASE[family, attributes[family]] for family in FAMILIES if family in attributes]
 
 
-def enriched(
-    subject: str, prop: str, attributes: Mapping[str, str], rng: np.random.Generator | None = None
-) -> str:
+def enriched(subject: str, prop: str, attributes: Mapping[str, str], rng: np.random.Generator | None = None) -> str:
     """The prompt with attributes written into it; their order is shuffled when a generator is given."""
     phrases = taste_phrases(attributes)
     if rng is not None:

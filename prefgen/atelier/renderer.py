@@ -20,22 +20,70 @@ Colour = tuple[int, int, int]
 
 # ground, ground2: background; main, accent, light: the subject; ink: lines and pupils.
 PALETTES: dict[str, dict[str, Colour]] = {
-    "sunset": {"ground": (255, 170, 92), "ground2": (240, 104, 86), "main": (128, 38, 96), "accent": (255, 218, 96),
-               "light": (255, 240, 212), "ink": (62, 14, 54)},
-    "ocean": {"ground": (128, 206, 232), "ground2": (62, 156, 206), "main": (18, 84, 150), "accent": (52, 212, 200),
-              "light": (232, 250, 255), "ink": (6, 30, 70)},
-    "forest": {"ground": (172, 206, 136), "ground2": (104, 158, 84), "main": (36, 94, 50), "accent": (204, 150, 58),
-               "light": (242, 246, 212), "ink": (14, 40, 22)},
-    "pastel": {"ground": (252, 220, 232), "ground2": (208, 222, 252), "main": (184, 162, 232), "accent": (158, 226, 198),
-               "light": (255, 252, 238), "ink": (118, 98, 152)},
-    "neon": {"ground": (26, 12, 52), "ground2": (70, 20, 116), "main": (255, 36, 176), "accent": (36, 255, 216),
-             "light": (246, 255, 84), "ink": (116, 84, 255)},
-    "monochrome": {"ground": (224, 224, 224), "ground2": (178, 178, 178), "main": (96, 96, 96), "accent": (146, 146, 146),
-                   "light": (252, 252, 252), "ink": (16, 16, 16)},
-    "earth": {"ground": (228, 202, 160), "ground2": (194, 154, 108), "main": (152, 72, 42), "accent": (104, 104, 56),
-              "light": (250, 238, 214), "ink": (58, 34, 20)},
-    "candy": {"ground": (140, 238, 226), "ground2": (255, 238, 116), "main": (255, 66, 132), "accent": (126, 82, 232),
-              "light": (255, 255, 255), "ink": (108, 14, 110)},
+    "sunset": {
+        "ground": (255, 170, 92),
+        "ground2": (240, 104, 86),
+        "main": (128, 38, 96),
+        "accent": (255, 218, 96),
+        "light": (255, 240, 212),
+        "ink": (62, 14, 54),
+    },
+    "ocean": {
+        "ground": (128, 206, 232),
+        "ground2": (62, 156, 206),
+        "main": (18, 84, 150),
+        "accent": (52, 212, 200),
+        "light": (232, 250, 255),
+        "ink": (6, 30, 70),
+    },
+    "forest": {
+        "ground": (172, 206, 136),
+        "ground2": (104, 158, 84),
+        "main": (36, 94, 50),
+        "accent": (204, 150, 58),
+        "light": (242, 246, 212),
+        "ink": (14, 40, 22),
+    },
+    "pastel": {
+        "ground": (252, 220, 232),
+        "ground2": (208, 222, 252),
+        "main": (184, 162, 232),
+        "accent": (158, 226, 198),
+        "light": (255, 252, 238),
+        "ink": (118, 98, 152),
+    },
+    "neon": {
+        "ground": (26, 12, 52),
+        "ground2": (70, 20, 116),
+        "main": (255, 36, 176),
+        "accent": (36, 255, 216),
+        "light": (246, 255, 84),
+        "ink": (116, 84, 255),
+    },
+    "monochrome": {
+        "ground": (224, 224, 224),
+        "ground2": (178, 178, 178),
+        "main": (96, 96, 96),
+        "accent": (146, 146, 146),
+        "light": (252, 252, 252),
+        "ink": (16, 16, 16),
+    },
+    "earth": {
+        "ground": (228, 202, 160),
+        "ground2": (194, 154, 108),
+        "main": (152, 72, 42),
+        "accent": (104, 104, 56),
+        "light": (250, 238, 214),
+        "ink": (58, 34, 20),
+    },
+    "candy": {
+        "ground": (140, 238, 226),
+        "ground2": (255, 238, 116),
+        "main": (255, 66, 132),
+        "accent": (126, 82, 232),
+        "light": (255, 255, 255),
+        "ink": (108, 14, 110),
+    },
 }
 
 # composition -> (centre x, centre y, half size) of every copy of the subject, in shares of the picture.
@@ -63,7 +111,10 @@ class Scene:
 
 
 def random_scene(
-    rng: np.random.Generator, subject: str | None = None, prop: str | None = None, fixed: Mapping[str, str] | None = None
+    rng: np.random.Generator,
+    subject: str | None = None,
+    prop: str | None = None,
+    fixed: Mapping[str, str] | None = None,
 ) -> Scene:
     """A scene with everything that isn't given drawn uniformly."""
     fixed = fixed or {}
@@ -157,8 +208,15 @@ class Subject:
         parts = shaped(name, look["shape"], wobble)
         turn = np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
         for x, y, half in places:
-            moved = [(role, kind, (points @ turn) * half / self.unit + np.array([x, y]) / self.unit,
-                      width * half / self.unit) for role, kind, points, width in parts]
+            moved = [
+                (
+                    role,
+                    kind,
+                    (points @ turn) * half / self.unit + np.array([x, y]) / self.unit,
+                    width * half / self.unit,
+                )
+                for role, kind, points, width in parts
+            ]
             self.draw(moved)
         if self.unit > 1:
             self.image = self.image.resize((size, size), Image.Resampling.NEAREST)
@@ -283,7 +341,9 @@ def rounded(points: np.ndarray, share: float = 0.2) -> np.ndarray:
     """Cut every corner of a closed polygon three times (Chaikin)."""
     for cut in (share, 0.25, 0.25):
         following = np.roll(points, -1, 0)
-        points = np.stack([points * (1 - cut) + following * cut, points * cut + following * (1 - cut)], 1).reshape(-1, 2)
+        points = np.stack([points * (1 - cut) + following * cut, points * cut + following * (1 - cut)], 1).reshape(
+            -1, 2
+        )
     return points
 
 
@@ -291,8 +351,11 @@ def wobbled(points: np.ndarray, closed: bool, variant: int) -> np.ndarray:
     """Split the edges and shake them with a few sines: a trembling hand."""
     ends = np.roll(points, -1, 0) if closed else points[1:]
     starts = points if closed else points[:-1]
-    pieces = [a + (b - a) * t for a, b in zip(starts, ends, strict=True)
-              for t in np.arange(0, 1, 1 / max(1, round(np.linalg.norm(b - a) / 0.09)))]
+    pieces = [
+        a + (b - a) * t
+        for a, b in zip(starts, ends, strict=True)
+        for t in np.arange(0, 1, 1 / max(1, round(np.linalg.norm(b - a) / 0.09)))
+    ]
     points = np.array(pieces if closed else [*pieces, points[-1]])
     x, y = points.T
     shake = 0.05 * np.stack([np.sin(12 * y + 4 * x + variant * 1.7), np.sin(12 * x - 5 * y + variant * 2.3)], 1)
@@ -339,11 +402,17 @@ def ornaments(canvas: Image.Image, name: str, colours, rng, s: int, prop: bool) 
             draw.polygon([tuple(p) for p in shape.tolist()], fill=colour)
         elif name == "bubbles":
             b = (9 + 3 * np.sin(turn)) * unit
-            draw.ellipse((x - b, y - b, x + b, y + b), fill=(214, 240, 255), outline=(90, 150, 215),
-                         width=max(1, round(3 * unit)))
+            draw.ellipse(
+                (x - b, y - b, x + b, y + b),
+                fill=(214, 240, 255),
+                outline=(90, 150, 215),
+                width=max(1, round(3 * unit)),
+            )
         else:
             t = np.linspace(0, np.pi, 6)
-            leaf = np.concatenate([np.stack([np.cos(t) * 13, np.sin(t) * 6], 1), np.stack([-np.cos(t) * 13, -np.sin(t) * 6], 1)])
+            leaf = np.concatenate(
+                [np.stack([np.cos(t) * 13, np.sin(t) * 6], 1), np.stack([-np.cos(t) * 13, -np.sin(t) * 6], 1)]
+            )
             c, sn = np.cos(turn), np.sin(turn)
             shape = leaf * unit @ np.array([[c, sn], [-sn, c]]) + [x, y]
             draw.polygon([tuple(p) for p in shape.tolist()], fill=(70, 150, 60), outline=(30, 80, 34))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import comfy.model_management as management
 import torch
 from comfy.model_patcher import ModelPatcher
+
+from ..mllm.model import PreferenceMLLM
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -55,3 +58,13 @@ def pick_dtype(choice: str, device: torch.device, tiny: bool) -> torch.dtype:
     if management.should_use_bf16(device):
         return torch.bfloat16
     return torch.float16 if management.should_use_fp16(device) else torch.float32
+
+
+TINY = 64 * 2**20  # bytes of fp32 weights below which half precision saves nothing worth having
+
+
+def load_mllm(folder: Path, precision: str, device: str) -> ManagedMLLM:
+    """A preference MLLM from a local folder, on its offload device until somebody reads with it."""
+    chosen = pick_device(device)
+    tiny = sum(file.stat().st_size for file in folder.glob("*.safetensors")) < TINY
+    return ManagedMLLM(PreferenceMLLM.load(folder, pick_dtype(precision, chosen, tiny)), chosen)

@@ -68,9 +68,15 @@ class Run:
             for a in applications
         ]
         self.negative = {
-            cond["uuid"] for name, group in conds.items() if "negative" in name for cond in group or () if "uuid" in cond
+            cond["uuid"]
+            for name, group in conds.items()
+            if "negative" in name
+            for cond in group or ()
+            if "uuid" in cond
         }
-        self.known = self.negative | {cond["uuid"] for group in conds.values() for cond in group or () if "uuid" in cond}
+        self.known = self.negative | {
+            cond["uuid"] for group in conds.values() for cond in group or () if "uuid" in cond
+        }
         self.projected = [_project(a) for a in applications]
         self._keys_values: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
         self._masks: dict[tuple, torch.Tensor] = {}
@@ -108,7 +114,7 @@ class Run:
         return cached[1]
 
     def keys_values(self, application: int, block: int, rows: tuple[int, ...], like: torch.Tensor):
-        """K and V for a batch of len(rows) equal chunks beside queries `like` [B, T, width]: [1 or B, N, width] each."""
+        """K and V for a batch of len(rows) equal chunks beside queries `like` [B, T, width]: [1 or B, N, width]."""
         same = len(set(rows)) == 1
         key = (application, block, rows[0] if same else (rows, like.shape[0]), like.device, like.dtype)
         if key not in self._keys_values:
@@ -118,7 +124,7 @@ class Run:
         return self._keys_values[key]
 
     def mask(self, application: int, shape: list[int], chunks: int, like: torch.Tensor) -> torch.Tensor | None:
-        """The mask for queries `like` [chunks * b, T, width] of a latent `shape` [B, C, H, W]: [1 or B, T, 1] or None."""
+        """The mask for queries `like` [chunks * b, T, width] of a latent `shape` [B, C, H, W]: [1 or B, T, 1]."""
         mask = self.applications[application].mask
         if mask is None:
             return None
@@ -202,7 +208,9 @@ def apply_user(
     if attn_mask is not None:
         attn_mask = attn_mask.detach().float().cpu().reshape(-1, *attn_mask.shape[-2:]).clone()
         if not torch.isfinite(attn_mask).all():
-            raise ValueError("The attn_mask of Apply User Cross-Attention has values that are not numbers (NaN or inf).")
+            raise ValueError(
+                "The attn_mask of Apply User Cross-Attention has values that are not numbers (NaN or inf)."
+            )
     application = Application(user, float(weight), start_at, end_at, attn_mask, apply_to == "both")
 
     clone = model.clone()

@@ -71,6 +71,10 @@ class PreferenceMLLM:
     def memory_bytes(self) -> int:
         return sum(p.numel() * p.element_size() for p in self.model.parameters())
 
+    def knows(self, history: PreferenceHistory) -> bool:
+        """Whether the history was encoded before, so that encoding it runs no model."""
+        return history.digest in self._histories
+
     @torch.inference_mode()
     def encode(
         self,

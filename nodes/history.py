@@ -1,0 +1,84 @@
+"""Liked and disliked pictures: loading them and reading them."""
+
+from comfy_api.latest import io, ui
+
+from ..prefgen.comfy import folders, histories
+from .mllm import _checked
+from .sockets import CATEGORY, MLLM, Preference
+
+
+class LoadPreferenceHistory(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PrefGen_LoadPreferenceHistory",
+            display_name="Load Preference History",
+            category=CATEGORY,
+            description="Loads a folder of liked and disliked pictures: input/prefgen/<name>/liked and .../disliked.",
+            inputs=[
+                io.Combo.Input(
+                    "history",
+                    options=list(folders.histories()),
+                    tooltip="A folder below input/prefgen with a sub folder `liked` and, if you like, `disliked` (PNG, "
+                    "JPEG, WebP), or one of the bundled example users.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "liked",
+                    display_name="liked",
+                    is_output_list=True,
+                    tooltip="The liked pictures, each in its own size.",
+                ),
+                io.Image.Output(
+                    "disliked", display_name="disliked", is_output_list=True, tooltip="The disliked pictures, if any."
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, history):
+        return _checked(folders.history_of, history)
+
+    @classmethod
+    def fingerprint_inputs(cls, history):
+        return folders.history_fingerprint(history)
+
+    @classmethod
+    def execute(cls, history) -> io.NodeOutput:
+        return io.NodeOutput(*histories.load(folders.history_of(history)))
+
+
+class EncodePreferenceHistory(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PrefGen_EncodePreferenceHistory",
+            display_name="Encode Preference History",
+            category=CATEGORY,
+            description="The MLLM looks at all liked and disliked pictures together and works out the taste behind "
+            "them. Pictures it has read before are not read again.",
+            is_input_list=True,
+            inputs=[
+                MLLM.Input("mllm", tooltip="From Load Preference MLLM."),
+                io.Image.Input(
+                    "liked", tooltip="Pictures you like: a batch or a list, any sizes. One is enough, eight are better."
+                ),
+                io.Image.Input("disliked", optional=True, tooltip="Pictures you don't like, any number. Optional."),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="The CLIP vision model that the adapter was trained with; adds the image part of the user.",
+                ),
+            ],
+            outputs=[Preference.Output(display_name="PREFGEN_PREFERENCE", tooltip="For Fuse User Vector.")],
+        )
+
+    @classmethod
+    def execute(cls, mllm, liked, disliked=None, clip_vision=None) -> io.NodeOutput:
+        from ..prefgen.comfy.encoding import encode_history
+        from ..prefgen.history import PreferenceHistory, montage
+
+        history = PreferenceHistory.from_images(liked, disliked or [])
+        encoded = encode_history(history, mllm[0], clip_vision[0] if clip_vision else None)
+        return io.NodeOutput(encoded, ui=ui.PreviewImage(montage(history), cls=cls))

@@ -1,0 +1,117 @@
+"""The user: fused from an encoded history, applied to a model."""
+
+from comfy_api.latest import io
+
+from ..prefgen.comfy import folders
+from .mllm import _checked
+from .sockets import CATEGORY, Preference, User
+
+APPLY_TO = {"positive only": "positive", "both halves": "both"}
+
+
+class FuseUserVector(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        def part(name, what):
+            return io.Float.Input(
+                name, default=1.0, min=0.0, max=2.0, step=0.05, tooltip=f"How much {what} counts. 0 leaves it out."
+            )
+
+        return io.Schema(
+            node_id="PrefGen_FuseUserVector",
+            display_name="Fuse User Vector",
+            category=CATEGORY,
+            description="Fuses what was read from the history into one user, for the model family of the adapter.",
+            inputs=[
+                Preference.Input("preference", tooltip="From Encode Preference History."),
+                io.Combo.Input(
+                    "adapter",
+                    options=list(folders.adapters()),
+                    tooltip="'atelier' is embedded and fits Load Atelier. Others: PrefGen adapters in models/prefgen.",
+                ),
+                part("semantic", "what the taste says in words (likes, dislikes, style)"),
+                part("core", "who the user is"),
+                part("image", "the look of the liked pictures (needs clip_vision in Encode Preference History)"),
+            ],
+            outputs=[User.Output(display_name="PREFGEN_USER", tooltip="For Apply User Cross-Attention.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, adapter):
+        return _checked(folders.adapter_path, adapter)
+
+    @classmethod
+    def fingerprint_inputs(cls, adapter, **_):
+        status = folders.adapter_path(adapter).stat()
+        return f"{adapter} {status.st_size} {status.st_mtime_ns}"
+
+    @classmethod
+    def execute(cls, preference, adapter, semantic=1.0, core=1.0, image=1.0) -> io.NodeOutput:
+        from ..prefgen.adapter import check_encoded, load_adapter
+        from ..prefgen.encoded import FusedUser
+        from ..prefgen.fusion import fuse_user_vector
+
+        loaded = load_adapter(folders.adapter_path(adapter))
+        check_encoded(loaded.header, preference)
+        return io.NodeOutput(FusedUser(fuse_user_vector(loaded, preference, semantic, core, image), loaded, adapter))
+
+
+class ApplyUserCrossAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PrefGen_ApplyUserCrossAttention",
+            display_name="Apply User Cross-Attention",
+            category=CATEGORY,
+            description="Bends everything the model paints towards the user. Works beside LoRA, ControlNet and IP-Adapter "
+            "in any order; several users add up.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the adapter is for. It is not changed, a copy is."),
+                User.Input("user", tooltip="From Fuse User Vector."),
+                io.Float.Input(
+                    "weight",
+                    default=1.0,
+                    min=-1.0,
+                    max=3.0,
+                    step=0.05,
+                    tooltip="How strongly the user counts. 0 is the plain model, below 0 leads away from the taste.",
+                ),
+                io.Float.Input(
+                    "start_at",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the sampling at which the user comes in. 0 is the beginning.",
+                ),
+                io.Float.Input(
+                    "end_at",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the sampling at which the user leaves. 1 is the end.",
+                ),
+                io.Combo.Input(
+                    "apply_to",
+                    options=list(APPLY_TO),
+                    default="positive only",
+                    tooltip="positive only: the negative prompt stays without a user. both halves: it gets the 'no user' "
+                    "that training knows.",
+                ),
+                io.Mask.Input(
+                    "attn_mask",
+                    optional=True,
+                    tooltip="Where in the picture the user counts: white is all, black is nothing. Any size.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="MODEL", tooltip="The model with the user, for a sampler.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, user, weight=1.0, start_at=0.0, end_at=1.0, apply_to="positive only", attn_mask=None
+    ) -> io.NodeOutput:
+        from ..prefgen.comfy.patcher import apply_user
+
+        return io.NodeOutput(apply_user(model, user, weight, start_at, end_at, attn_mask, APPLY_TO[apply_to]))

@@ -1,0 +1,94 @@
+"""Where artists keep things: adapters, MLLMs and histories, as combo entries and back.
+
+Combo values arrive from anywhere, so a name is only ever looked up in the list that was offered and never joined to a
+path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import folder_paths
+
+from ..atelier import users
+from ..atelier.models import MLLM_FOLDER, WEIGHTS
+from ..history import picture_files
+
+EMBEDDED = "atelier"
+EXAMPLE = "example: "
+HISTORY_FOLDER = "prefgen"  # below ComfyUI's input folder
+
+_MODELS = Path(folder_paths.models_dir)
+folder_paths.add_model_folder_path("prefgen", str(_MODELS / "prefgen"))
+folder_paths.add_model_folder_path("LLM", str(_MODELS / "LLM"))
+
+
+class ChoiceError(ValueError):
+    """A combo value that names nothing, in one sentence."""
+
+
+def adapters() -> dict[str, Path]:
+    """Combo entry -> adapter file: the embedded one, then every .safetensors below the prefgen model folders."""
+    found = {EMBEDDED: WEIGHTS / "adapter.safetensors"}
+    for root in map(Path, folder_paths.get_folder_paths("prefgen")):
+        for path in sorted(root.rglob("*.safetensors")) if root.is_dir() else ():
+            name = path.relative_to(root).as_posix()
+            # An MLLM below the same root is a folder of its own, not a shelf of adapters.
+            if not name.startswith("mllm/"):
+                found.setdefault(name, path)
+    return found
+
+
+def mllms() -> dict[str, Path]:
+    """Combo entry -> folder of a transformers model: the embedded one, models/prefgen/mllm/*, models/LLM/*."""
+    found = {EMBEDDED: MLLM_FOLDER}
+    roots = [Path(root) / "mllm" for root in folder_paths.get_folder_paths("prefgen")]
+    roots += [Path(root) for root in folder_paths.get_folder_paths("LLM")]
+    for root in roots:
+        for path in sorted(root.iterdir()) if root.is_dir() else ():
+            if (path / "config.json").is_file():
+                found.setdefault(path.name, path)
+    return found
+
+
+def histories() -> dict[str, Path | int]:
+    """Combo entry -> history folder, or the number of a bundled example user."""
+    found: dict[str, Path | int] = {EXAMPLE + name: number for name, number in users.EXAMPLE_USERS.items()}
+    root = Path(folder_paths.get_input_directory()) / HISTORY_FOLDER
+    for path in sorted(root.iterdir()) if root.is_dir() else ():
+        if path.is_dir():
+            found[path.name] = path
+    return found
+
+
+def resolve(choices: dict, name: str, what: str, where: str):
+    """What a combo entry stands for. Raises ChoiceError with one sentence for a name that was not offered."""
+    if name not in choices:
+        raise ChoiceError(f"There is no {what} named {name!r}: choose one from the list, or put it into {where}.")
+    return choices[name]
+
+
+def adapter_path(name: str) -> Path:
+    return resolve(adapters(), name, "adapter", "models/prefgen")
+
+
+def mllm_path(name: str) -> Path:
+    return resolve(mllms(), name, "preference MLLM", "models/prefgen/mllm or models/LLM")
+
+
+def history_of(name: str) -> Path | int:
+    return resolve(histories(), name, "history", f"input/{HISTORY_FOLDER}")
+
+
+def history_fingerprint(name: str) -> str:
+    """Changes whenever a picture of the history does: names, sizes and times of its files."""
+    history = history_of(name)
+    if isinstance(history, int):
+        return name
+    digest = hashlib.sha256()
+    for side in ("liked", "disliked"):
+        for file in picture_files(history / side):
+            status = file.stat()
+            digest.update(f"{side} {file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
