@@ -63,8 +63,8 @@ class ApplyUserCrossAttention(io.ComfyNode):
             node_id="PrefGen_ApplyUserCrossAttention",
             display_name="Apply User Cross-Attention",
             category=CATEGORY,
-            description="Bends everything the model paints towards the user. Works beside LoRA, ControlNet and IP-Adapter "
-            "in any order; several users add up.",
+            description="Bends everything the model paints towards the user. Works beside LoRA, ControlNet and "
+            "IP-Adapter in any order; several users add up.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that the adapter is for. It is not changed, a copy is."),
                 User.Input("user", tooltip="From Fuse User Vector."),
@@ -96,8 +96,8 @@ class ApplyUserCrossAttention(io.ComfyNode):
                     "apply_to",
                     options=list(APPLY_TO),
                     default="positive only",
-                    tooltip="positive only: the negative prompt stays without a user. both halves: it gets the 'no user' "
-                    "that training knows.",
+                    tooltip="positive only: the negative prompt stays without a user. both halves: it gets the "
+                    "'no user' that training knows.",
                 ),
                 io.Mask.Input(
                     "attn_mask",
