@@ -79,7 +79,7 @@ def install(unet) -> list[UserAttention]:
     processors = {
         name: UserAttention() if name.endswith("attn2.processor") else AttnProcessor() for name in unet.attn_processors
     }
-    unet.set_attn_processor(processors)
+    unet.set_attn_processor(dict(processors))  # it empties the one it is given
     return [processors[name] for name in unet.attn_processors if name.endswith("attn2.processor")]
 
 

@@ -1,0 +1,70 @@
+"""The atelier in ComfyUI's own classes equals the atelier in diffusers and transformers."""
+
+import pytest
+import torch
+
+from training.atelier.clip import image_features, text_features, tokenize
+
+
+@pytest.fixture(scope="module")
+def atelier(pack):
+    return pack("prefgen.comfy.atelier_models")
+
+
+@pytest.fixture(scope="module")
+def models(atelier):
+    return atelier.models
+
+
+def test_one_noise_prediction_of_the_unet_is_the_same(atelier, models):
+    theirs = models.load_unet_diffusers()
+    ours = atelier.build_unet(models.load_weights("unet"), 1.0).model.diffusion_model
+    torch.manual_seed(0)
+    size, channels = models.UNET_CONFIG["sample_size"], models.UNET_CONFIG["in_channels"]
+    x = torch.randn(3, channels, size, size)
+    t, states = torch.tensor([1.0, 400.0, 999.0]), torch.randn(3, 48, models.UNET_CONFIG["cross_attention_dim"])
+    with torch.no_grad():
+        assert (ours(x, t, states) - theirs(x, t, states).sample).abs().max() < 1e-4
+
+
+def test_the_vae_encodes_and_decodes_the_same(atelier, models):
+    theirs, ours = models.load_vae_diffusers(), atelier.build_vae(models.load_weights("vae"))
+    picture = torch.rand(2, 128, 128, 3)
+    with torch.no_grad():
+        latents = theirs.encode(picture.movedim(-1, 1) * 2 - 1).latent_dist.mean
+        decoded = (theirs.decode(latents).sample / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+    assert (ours.encode(picture) - latents).abs().max() < 1e-4
+    assert (ours.decode(latents) - decoded).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a sailing boat and a moon", "A Cat, pastel palette,thick outline", "zeppelin! (naive)", "an owl " * 40],
+)
+def test_the_text_encoder_gives_the_same_states(atelier, models, text):
+    theirs, ours = models.load_clip(), atelier.build_clip(models.load_weights("clip"))
+    if text.startswith("zeppelin"):
+        text = "zeppelin naive"  # brackets are ComfyUI's own syntax for weights
+    ids = tokenize(models.clip_tokenizer(), [text])
+    with torch.no_grad():
+        states, pooled = text_features(theirs, ids)
+    got, got_pooled = ours.encode_from_tokens(ours.tokenize(text), return_pooled=True)
+    if "owl" in text:  # longer than one window: ComfyUI goes on in another one
+        assert got.shape[1] == 2 * models.MAX_TOKENS or got.shape[1] == 3 * models.MAX_TOKENS
+        return
+    assert (got - states).abs().max() < 1e-4 and (got_pooled - pooled).abs().max() < 1e-4
+
+
+def test_clip_vision_gives_the_same_embedding(atelier, models):
+    theirs, ours = models.load_clip(), atelier.build_clip_vision(models.load_weights("clip"))
+    pictures = (torch.rand(2, 128, 128, 3) * 255).round() / 255
+    with torch.no_grad():
+        expected = image_features(theirs, pictures.movedim(-1, 1) * 2 - 1)
+    assert (ours.encode_image(pictures)["image_embeds"] - expected).abs().max() < 1e-4
+
+
+def test_the_noise_schedule_is_that_of_training(atelier, models):
+    sampling = atelier.build_unet(models.load_weights("unet"), 1.0).model.model_sampling
+    alphas = models.alphas_cumprod()
+    expected = ((1 - alphas) / alphas).sqrt().float()
+    assert torch.allclose(sampling.sigmas, expected, rtol=1e-3)
