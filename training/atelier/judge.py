@@ -50,7 +50,7 @@ def heldout_accuracy(judge: Judge, count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    args = core.arguments("atelier.judge", __doc__, steps=1400, batch=64, lr=3e-3, heldout=2000, seed=2)
+    args = core.arguments("atelier.judge", __doc__, steps=4000, batch=64, lr=3e-3, heldout=2000, seed=2)
     run = core.Run(args)
     if run.finished:
         return
