@@ -146,7 +146,7 @@ def identity_loss(states: torch.Tensor, temperature: float = 0.1) -> torch.Tenso
 
 
 def main() -> None:
-    args = core.arguments("train_mllm", __doc__, steps=2600, batch=48, lr=1e-3, users=20000, identity=0.3, seed=8)
+    args = core.arguments("train_mllm", __doc__, steps=1600, batch=32, lr=1e-3, users=20000, identity=0.3, seed=8)
     run = core.Run(args)
     if run.finished:
         return
@@ -171,10 +171,16 @@ def main() -> None:
 
     for step in run.steps(args.steps):
         rng = np.random.default_rng([args.seed, step])
-        chosen = [people[i] for i in rng.choice(len(people), args.batch // 2 - args.batch // 8, replace=False)]
-        others = [people[i] for i in rng.choice(len(people), args.batch // 4, replace=False)]
-        samples = [deal(p, dealer, rng, per_picture, True) for p in (*chosen, *chosen)]
-        samples += [deal(p, dealer, rng, per_picture, False) for p in others]
+        chosen = [people[i] for i in rng.choice(len(people), (args.batch - args.batch // 8) // 2, replace=False)]
+        others = [people[i] for i in rng.choice(len(people), args.batch // 8, replace=False)]
+        # One length a step: padding would be a third of the work. Short histories come less often.
+        n_liked = int(rng.choice([1, 2, 3, 4, 5, 6, 7, 8, 8]))
+        n_disliked = int(rng.choice([0, 2, 3, 4, 5, 6, 7, 8, 8]))
+        samples = [
+            ask(person, dealer, rng, per_picture, closing, n_liked, n_disliked)
+            for people_asked, closing in (((*chosen, *chosen), True), (others, False))
+            for person in people_asked
+        ]
         embeds, mask, labels, last = collate(samples, tokenizer, tokens, model)
         with torch.autocast("cpu", torch.bfloat16):
             output = text(inputs_embeds=embeds, attention_mask=mask, output_hidden_states=True, use_cache=False)
@@ -195,19 +201,6 @@ def main() -> None:
     model.eval()
     export(model)
     run.finish(**evaluate(model, heads, tokenizer, tokens, dealer, per_picture))
-
-
-def deal(person: User, dealer: Dealer, rng, per_picture: int, closing: bool) -> Sample:
-    """A history of 1 to 8 liked and 0 to 8 disliked pictures, short ones less often."""
-    return ask(
-        person,
-        dealer,
-        rng,
-        per_picture,
-        closing,
-        int(rng.choice([1, 2, 3, 4, 5, 6, 7, 8, 8])),
-        int(rng.choice([0, 2, 3, 4, 5, 6, 7, 8, 8])),
-    )
 
 
 def export(model) -> None:

@@ -145,14 +145,15 @@ def main() -> None:
     args = core.arguments(
         "train_user_attention",
         __doc__,
-        steps=3000,
+        steps=1000,
         batch=48,
-        lr=1e-3,
+        lr=1.5e-3,
         distil=0.8,
         drop_part=0.08,
         drop_user=0.08,
         drop_text=0.05,
-        ema=0.998,
+        ema=0.995,
+        users=48,
         seed=12,
     )
     run = core.Run(args)
@@ -215,11 +216,11 @@ def main() -> None:
     trained.load_state_dict(ema.shadow)
     adapter.eval()
     save_adapter(adapter, WEIGHTS / "adapter.safetensors")
-    run.finish(**evaluate(run, adapter, unet, branch, clip, tokenizer))
+    run.finish(**evaluate(run, adapter, unet, branch, clip, tokenizer, args.users))
 
 
 @torch.inference_mode()
-def evaluate(run, adapter, unet, branch, clip, tokenizer, count: int = 48, guidance: float = 3.0) -> dict[str, float]:
+def evaluate(run, adapter, unet, branch, clip, tokenizer, count: int, guidance: float = 3.0) -> dict[str, float]:
     """Alignment on test users and held-out prompts, histories drawn by the renderer and read by the real encoder."""
     from prefgen.atelier.renderer import render
     from prefgen.encoded import EncodedPreference

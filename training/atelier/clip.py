@@ -91,7 +91,7 @@ def main() -> None:
     if run.finished:
         return
     pool, tokenizer = PicturePool(args.runs), clip_tokenizer()
-    train_count = len(pool) - 1024
+    train_count = pool.train_count
     model = CLIPModel(clip_config())
     heads = AttributeHeads(model.config.projection_dim)
     both = nn.ModuleList([model, heads])

@@ -59,7 +59,7 @@ def main() -> None:
     if run.finished:
         return
     pool = PicturePool(args.runs)
-    train_count = len(pool) - 1024
+    train_count = pool.train_count
     model = new_mllm()
     print(f"{start_from_clip(model.model.vision_model)} tensors from CLIP", flush=True)
     eyes = nn.ModuleDict({"vision": model.model.vision_model, "connector": model.model.connector})

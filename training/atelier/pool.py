@@ -60,6 +60,11 @@ class PicturePool:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def train_count(self) -> int:
+        """How many pictures the encoders learn from; the rest shows how well they read unseen ones."""
+        return len(self) - min(1024, len(self) // 4)
+
 
 def main() -> None:
     args = core.arguments("atelier.pool", __doc__, count=40000, seed=0, processes=2)

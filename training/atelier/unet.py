@@ -60,7 +60,16 @@ def noised(latents: torch.Tensor, alphas: torch.Tensor, timesteps: torch.Tensor)
 
 def main() -> None:
     args = core.arguments(
-        "atelier.unet", __doc__, steps=5500, batch=64, lr=1e-3, empty=0.1, neutral=0.15, ema=0.9985, seed=4
+        "atelier.unet",
+        __doc__,
+        steps=4000,
+        batch=64,
+        lr=1e-3,
+        empty=0.1,
+        neutral=0.15,
+        ema=0.9985,
+        pictures=160,
+        seed=4,
     )
     run = core.Run(args)
     if run.finished:
@@ -96,7 +105,7 @@ def main() -> None:
             export(ema)
             preview(run, step)
     export(ema)
-    run.finish(**evaluate())
+    run.finish(**evaluate(args.pictures))
 
 
 def export(ema: core.Ema) -> None:
@@ -152,7 +161,7 @@ def obedience(pictures: torch.Tensor, requests) -> dict[str, float]:
     }
 
 
-def evaluate(count: int = 160) -> dict:
+def evaluate(count: int) -> dict:
     """Obedience on held-out prompts with and without attributes in the prompt."""
     requests = heldout_requests(count)
     enriched = draw([captions.enriched(*request) for request in requests], 3.0)

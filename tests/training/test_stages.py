@@ -1,0 +1,91 @@
+"""Every stage's own script, from nothing to an adapter, at a few steps; the result runs in the engine."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# In the pipeline's order; enough steps to run every line, far too few to learn anything.
+STAGES = {
+    "atelier.pool": ["--count", "400", "--processes", "1"],
+    "atelier.vae": ["--steps", "3", "--batch", "4"],
+    "atelier.clip": ["--steps", "2", "--batch", "8"],
+    "atelier.judge": ["--steps", "2", "--batch", "8", "--heldout", "8"],
+    "atelier.unet": ["--steps", "2", "--batch", "4", "--pictures", "2"],
+    "atelier.mllm_vision": ["--steps", "2", "--batch", "8"],
+    "train_mllm": ["--steps", "2", "--batch", "8", "--users", "30"],
+    "extract": ["--users", "60", "--histories", "2"],
+    "probe_layers": ["--users", "60"],
+    "train_alignment": ["--steps", "3", "--batch", "32"],
+    "train_user_attention": ["--steps", "2", "--batch", "4", "--users", "2"],
+}
+
+
+def stage(name, folder, *options, weights=None):
+    environment = os.environ | {"PREFGEN_ATELIER_WEIGHTS": str(weights or folder / "weights")}
+    runs = [] if name == "atelier.tokenizers" else ["--runs", str(folder / "runs"), "--threads", "2"]
+    return subprocess.run(
+        [sys.executable, "-m", f"training.{name}", *runs, *options],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("from nothing")
+    for name, options in {"atelier.tokenizers": [], **STAGES}.items():
+        result = stage(name, folder, *options)
+        assert result.returncode == 0, f"{name}: {result.stderr[-2000:]}"
+    return folder
+
+
+pytestmark = pytest.mark.slow
+
+
+def test_every_stage_leaves_figures_a_log_and_its_configuration(trained):
+    for name, options in STAGES.items():
+        folder = trained / "runs" / name
+        assert json.loads((folder / "done").read_text()), name
+        config = json.loads((folder / "config.json").read_text())
+        assert config[options[0].removeprefix("--")] == int(options[1])
+    figures = json.loads((trained / "runs/train_user_attention/done").read_text())
+    assert {"none", "mismatched", "prefgen", "oracle"} <= set(figures)
+
+
+def test_the_pipeline_writes_the_weights_that_the_atelier_loads(trained):
+    from prefgen.adapter import load_adapter
+    from prefgen.history import PreferenceHistory
+    from prefgen.mllm.model import PreferenceMLLM
+
+    weights = trained / "weights"
+    assert {path.stem for path in weights.glob("*.safetensors")} == {"adapter", "clip", "judge", "unet", "vae"}
+    mllm = PreferenceMLLM.load(weights / "mllm")
+    adapter = load_adapter(weights / "adapter.safetensors")
+    assert adapter.header.mllm["revision"] == mllm.fingerprint["revision"]
+    assert adapter.header.mllm["num_layers"] == mllm.fingerprint["num_layers"]
+    import torch
+
+    hidden = mllm.encode(PreferenceHistory.from_images([torch.rand(128, 128, 3)]))
+    assert torch.isfinite(adapter.semantic(hidden[None])).all()
+
+
+def test_a_finished_stage_is_skipped_and_a_changed_one_refused(trained):
+    before = (trained / "runs/atelier.vae/checkpoint.pt").stat().st_mtime_ns
+    assert stage("atelier.vae", trained, *STAGES["atelier.vae"]).returncode == 0
+    assert (trained / "runs/atelier.vae/checkpoint.pt").stat().st_mtime_ns == before
+    changed = stage("atelier.vae", trained, "--steps", "9")
+    assert changed.returncode != 0 and "another configuration" in changed.stderr
+
+
+def test_a_stage_without_its_pool_says_what_to_run_first(tmp_path):
+    result = stage("atelier.vae", tmp_path)
+    assert result.returncode != 0 and "training.atelier.pool" in result.stderr
+    assert "Traceback" not in result.stderr
