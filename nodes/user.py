@@ -114,4 +114,5 @@ class ApplyUserCrossAttention(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..prefgen.comfy.patcher import apply_user
 
-        return io.NodeOutput(apply_user(model, user, weight, start_at, end_at, attn_mask, APPLY_TO[apply_to]))
+        side = APPLY_TO.get(apply_to, apply_to)  # ComfyUI 0.3.75 lets any combo value through; apply_user names it
+        return io.NodeOutput(apply_user(model, user, weight, start_at, end_at, attn_mask, side))

@@ -51,8 +51,10 @@ def pick_device(choice: str) -> torch.device:
 def pick_dtype(choice: str, device: torch.device, tiny: bool) -> torch.dtype:
     """The dtype of a loader's combo: "auto", "fp32", "bf16" or "fp16". Auto is fp32 for `tiny` models and on the CPU,
     else what the device is good at."""
-    if choice != "auto":
+    if choice in DTYPES:
         return DTYPES[choice]
+    if choice != "auto":
+        raise ValueError(f"There is no precision {choice!r}: choose auto, {', '.join(DTYPES)}.")
     if tiny or management.is_device_cpu(device):
         return torch.float32
     if management.should_use_bf16(device):

@@ -163,7 +163,8 @@ class UserBranch:
         """APPLY_MODEL: one model call, with the users added to the cross-attention of every block."""
         options = dict(transformer_options or {})
         run = options.get(KEY)
-        if run is None:  # somebody calls the model outside a sampling run
+        # Outside a sampling run, or in the run of a guider that samples with another model: a run of our own.
+        if run is None or run.applications is not self.applications:
             run = options[KEY] = Run(self.applications, self.blocks, executor.class_obj.model_sampling, {})
         call = run.call(t, options)
         if call.active:

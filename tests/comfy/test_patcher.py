@@ -23,10 +23,36 @@ def world(pack):
     atelier, adapters = pack("prefgen.comfy.atelier_models"), pack("prefgen.adapter")
     models, encoded = atelier.models, pack("prefgen.encoded")
     model = atelier.build_unet(models.load_weights("unet"), models.vae_scaling_factor())
-    adapter = adapters.load_adapter(models.WEIGHTS / "adapter.safetensors")
     torch.manual_seed(1)
+    shipped = models.WEIGHTS / "adapter.safetensors"
+    adapter = adapters.load_adapter(shipped) if shipped.exists() else random_adapter(pack, model)
     vectors = torch.nn.functional.normalize(torch.randn(3, adapter.header.user_width), dim=1) * 1.7
     return model, [encoded.FusedUser(v, adapter, str(i)) for i, v in enumerate(vectors)]
+
+
+def random_adapter(pack, model):
+    """An untrained adapter for the model, so that the branch is tested before the training has shipped one."""
+    adapters, aligner, fusion = (pack(f"prefgen.{name}") for name in ("adapter", "aligner", "fusion"))
+    found = [attention for _, attention in pack("prefgen.comfy.patcher").cross_attention_blocks(model)]
+    semantic = core = image = text = found[0].to_k.in_features
+    header = adapters.AdapterHeader(
+        format_version=adapters.FORMAT_VERSION,
+        kind="prefgen",
+        base_family="atelier",
+        semantic_width=semantic,
+        core_width=core,
+        image_width=image,
+        cross_attention_dim=text,
+        tokens=4,
+        block_widths=[attention.heads * attention.dim_head for attention in found],
+        mllm={"name": "tiny", "num_layers": 6, "hidden_size": core, "sem_layers": [2, 3, 4, 5], "core_layer": 3},
+        clip_vision={"name": "tiny", "width": image},
+        training={},
+    )
+    projection = fusion.UserProjection(semantic + core + image, text, 4)
+    norms = aligner.LayerStandardiser(4, core), aligner.LayerStandardiser(1, core)
+    made = adapters.UserAdapter(header, projection, aligner.SemanticAligner(4, core, semantic), *norms, name="tiny")
+    return made.eval().requires_grad_(False)
 
 
 def latents(model, cfg=2.5, batch=1, seed=0, sampler="euler"):
