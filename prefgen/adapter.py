@@ -116,7 +116,8 @@ def save_adapter(adapter: UserAdapter, path: str | os.PathLike) -> None:
         tensors[f"ip_adapter.{2 * i + 1}.to_v_ip.weight"] = v.weight
     data = save(
         {k: v.detach().contiguous() for k, v in tensors.items()},
-        metadata={"prefgen": json.dumps(asdict(adapter.header)), "format": "pt"},
+        # One entry only: safetensors orders several at random, and equal adapters should be equal files.
+        metadata={"prefgen": json.dumps(asdict(adapter.header))},
     )
     write_atomic(path, data)
 
@@ -144,18 +145,19 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], AdapterHeader]:
         )
     if path.stat().st_size == 0:
         raise AdapterError(f"{path.name} is empty (0 bytes). {again}")
-    with path.open("rb") as file:
-        start = file.read(10)
-    if start[:2] == b"PK" or start[:1] == b"\x80":
-        raise AdapterError(
-            f"{path.name} is a pickle under a .safetensors name, which PrefGen never opens: get a real "
-            "safetensors file."
-        )
     try:
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError) as error:
+        # Only now: a safetensors file starts with a length, which may happen to look like a pickle's first byte.
+        with path.open("rb") as file:
+            start = file.read(2)
+        if start == b"PK" or start in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5"):
+            raise AdapterError(
+                f"{path.name} is a pickle under a .safetensors name, which PrefGen never opens: get a real "
+                "safetensors file."
+            ) from error
         raise AdapterError(f"{path.name} is damaged or not a whole safetensors file. {again}") from error
     if "prefgen" not in metadata:
         if any(key.startswith(("ip_adapter.", "image_proj.")) for key in tensors):
@@ -166,15 +168,21 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], AdapterHeader]:
         )
     try:
         raw = json.loads(metadata["prefgen"])
+        version = int(raw["format_version"])
+        if version > FORMAT_VERSION:
+            raise AdapterError(
+                f"{path.name} is of format {version}, newer than this PrefGen reads ({FORMAT_VERSION}): update PrefGen."
+            )
         known = {f.name for f in fields(AdapterHeader)}
         header = AdapterHeader(**{k: v for k, v in raw.items() if k in known})
-        version = int(header.format_version)
-    except (ValueError, TypeError, AttributeError) as error:
+        if header.mllm:
+            layers = [*header.mllm["sem_layers"], header.mllm["core_layer"]]
+            if not all(layer in range(header.mllm.get("num_layers", max(layers) + 1)) for layer in layers):
+                raise ValueError(f"layers {layers}")
+    except AdapterError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise AdapterError(f"{path.name} has a mangled prefgen header. {again}") from error
-    if version > FORMAT_VERSION:
-        raise AdapterError(
-            f"{path.name} is of format {version}, newer than this PrefGen reads ({FORMAT_VERSION}): update PrefGen."
-        )
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise AdapterError(f"{path.name} holds values that are not numbers (in {key}). {again}")
@@ -197,7 +205,13 @@ def _build(path: Path, tensors: dict[str, torch.Tensor], header: AdapterHeader) 
         name=path.name,
         digest=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
-    if core["mean"].shape != (1, header.core_width):
+    branch = {key for key in tensors if key.startswith("ip_adapter.")}
+    sem_layers = header.mllm["sem_layers"] if header.mllm else sem["mean"]
+    if (
+        core["mean"].shape != (1, header.core_width)
+        or len(branch) != 2 * len(header.block_widths)
+        or len(sem_layers) != len(sem["mean"])
+    ):
         raise AdapterError(
             f"{path.name} is damaged: its weights don't match its own header. Download or export it again."
         )

@@ -124,6 +124,8 @@ def read_picture(file: Path) -> torch.Tensor:
     try:
         with Image.open(file) as image:
             image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16-bit grey, which Pillow's conversion would cut at 255
+                return torch.from_numpy(np.array(image, dtype=np.float32) / 65535)[..., None].clamp(0, 1)
             transparent = image.mode in ("RGBA", "LA") or "transparency" in image.info
             pixels = np.array(image.convert("RGBA" if transparent else "RGB"))
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError) as error:

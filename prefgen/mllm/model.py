@@ -160,10 +160,16 @@ class PreferenceMLLM:
             for hook in hooks:
                 hook.remove()
         self.stats["prefill_runs"] += 1
-        return torch.stack(kept)
+        states = torch.stack(kept)
+        if not torch.isfinite(states).all():
+            raise MLLMError(
+                f"{self.name} gives values that are not numbers in {self.fingerprint['precision']}: choose another "
+                "precision, or download its files again."
+            )
+        return states
 
     def _token_ids(self, history: PreferenceHistory) -> list[int]:
-        verdicts, prompts = [i.liked for i in history.items], [i.prompt for i in history.items]
+        verdicts, prompts = [i.liked for i in history.items], [self._plain(i.prompt) for i in history.items]
         image_token = self.tokenizer.convert_ids_to_tokens(self.family.image_token_id)
         if getattr(self.tokenizer, "chat_template", None):
             messages = build_messages(verdicts, prompts, CLOSING_QUESTION)
@@ -175,6 +181,12 @@ class PreferenceMLLM:
             )
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
+    def _plain(self, prompt: str) -> str:
+        """A prompt without the tokenizer's own signs: "<image>" in it would be taken for one more picture."""
+        for sign in self.tokenizer.get_added_vocab():
+            prompt = prompt.replace(sign, " ")
+        return " ".join(prompt.split())
+
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder before anything of it is loaded. Raises MLLMError with one sentence."""
@@ -182,6 +194,8 @@ def check_folder(folder: Path) -> None:
         raise MLLMError(f"The MLLM folder {folder.name} has no config.json: choose a folder of a transformers model.")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("no object")
     except ValueError as error:
         raise MLLMError(f"The config.json of the MLLM folder {folder.name} is damaged: download it again.") from error
     if "auto_map" in config:

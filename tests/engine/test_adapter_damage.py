@@ -45,12 +45,8 @@ def rewrite(path, tensors=None, header=None, metadata=None):
     if metadata is None:
         metadata = {"prefgen": json.dumps(header_of(path) | (header or {}))}
     save_file(merged, path, metadata=metadata)
-    while path.read_bytes()[0] == 0x80:  # see test_a_header_of_any_length_is_read
-        metadata = metadata | {"filler": metadata.get("filler", "") + "x" * 8}
-        save_file(merged, path, metadata=metadata)
 
 
-@pytest.mark.xfail(strict=True, reason="one file in 32 starts with the byte that pickles start with, and is refused")
 def test_a_header_of_any_length_is_read(tmp_path, new_adapter):
     path = tmp_path / "taste.safetensors"
     for length in range(0, 256, 8):
@@ -143,13 +139,11 @@ def test_a_format_version_that_is_no_number(saved, version, refused):
     assert "header" in refused(saved)
 
 
-@pytest.mark.xfail(strict=True, reason="the version is looked at after today's fields are required")
 def test_a_newer_format_whose_header_has_other_fields(saved, refused):
     rewrite(saved, metadata={"prefgen": json.dumps({"format_version": FORMAT_VERSION + 1, "parts": [1, 2]})})
     assert "update PrefGen" in refused(saved)
 
 
-@pytest.mark.xfail(strict=True, reason="found only when the adapter is used")
 @pytest.mark.parametrize(
     "change",
     [
@@ -207,10 +201,7 @@ def test_a_weight_that_is_missing_or_of_another_shape(saved, key, replacement, r
         {"block_widths": [32, 48, 32, 32]},
         {"block_widths": 3},
         {"block_widths": None},
-        pytest.param(
-            {"block_widths": [32, 48]},
-            marks=pytest.mark.xfail(strict=True, reason="blocks that the header doesn't name are passed over"),
-        ),
+        {"block_widths": [32, 48]},
     ],
 )
 def test_a_header_that_speaks_of_other_weights(saved, change, refused):

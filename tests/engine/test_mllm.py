@@ -193,7 +193,6 @@ class TestEncoding:
         odd = PreferenceHistory.from_images([torch.rand(*size, 3) for size in sizes], [torch.rand(9, 7, 1)])
         assert torch.isfinite(mllm.encode(odd)).all()
 
-    @pytest.mark.xfail(strict=True, reason="the word counts as one more image token")
     def test_a_prompt_may_say_anything(self, mllm):
         assert torch.isfinite(mllm.encode(history(liked_prompts=["a <image> boat", "<|im_start|>"]))).all()
 
@@ -378,7 +377,7 @@ class TestFoldersThatCannotBeUsed:
             b"",
             b"{",
             b"\xff\xfe\x00",
-            pytest.param(b"[]", marks=pytest.mark.xfail(strict=True, reason="AttributeError")),
+            b"[]",
         ],
     )
     def test_a_damaged_config(self, folder, content, refused):
@@ -391,7 +390,6 @@ class TestFoldersThatCannotBeUsed:
         (folder / "model.safetensors").write_bytes(weights[: int(len(weights) * share)])
         assert "download it again" in refused(folder)
 
-    @pytest.mark.xfail(strict=True, reason="transformers fills the gaps with random weights, and nobody asks it")
     @pytest.mark.parametrize("gone", [".layers.1.", "connector", ""])
     def test_weights_that_lack_a_part(self, folder, gone, refused):
         weights = load_file(folder / "model.safetensors")
@@ -399,7 +397,6 @@ class TestFoldersThatCannotBeUsed:
         save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
         refused(folder)
 
-    @pytest.mark.xfail(strict=True, reason="NaN goes on into the user vector")
     def test_weights_that_are_not_numbers(self, folder, one_sentence):
         weights = load_file(folder / "model.safetensors")
         broken = {key: value * float("nan") for key, value in weights.items()}

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from prefgen.atelier.captions import heldout_prompts
+from prefgen.atelier.attributes import PROPS, SUBJECTS
+from prefgen.atelier.captions import heldout_prompts, train_prompts
 from prefgen.atelier.judge import HEADS, Judge
 from prefgen.atelier.models import WEIGHTS
 from prefgen.atelier.renderer import random_scene, render
@@ -21,6 +22,8 @@ from .. import core
 from .pool import PicturePool, labels
 
 HELDOUT_SEED = 900_001
+# Outlines and shape language are the hardest to see: a few pixels.
+WEIGHTS_OF_HEADS = {"shape": 3.0, "line": 1.5, "subject": 1.5}
 
 
 def augment(pictures: torch.Tensor) -> torch.Tensor:
@@ -56,6 +59,9 @@ def main() -> None:
         return
     pool = PicturePool(args.runs)
     judge = Judge()
+    paired = torch.zeros(len(PROPS), len(SUBJECTS), dtype=torch.bool)
+    for subject, prop in train_prompts():
+        paired[list(PROPS).index(prop), list(SUBJECTS).index(subject)] = True
     optimiser = torch.optim.AdamW(core.parameter_groups(judge, 0.02), betas=(0.9, 0.99))
     run.resume(model=judge, optimiser=optimiser)
     for step in run.steps(args.steps):
@@ -64,13 +70,17 @@ def main() -> None:
         truth = torch.from_numpy(pool.labels[chosen])
         with torch.autocast("cpu", torch.bfloat16):
             logits = judge(pictures)
-        losses = [
-            F.cross_entropy(values.float(), truth[:, i], label_smoothing=0.05)
-            for i, values in enumerate(logits.values())
-        ]
-        norm = core.optimise(sum(losses), optimiser, core.cosine(step, args.steps, args.lr))
+        # A subject that training never pairs with this prop is no wrong answer: otherwise the judge would learn that a
+        # held-out pair can't be.
+        logits["subject"] = logits["subject"].float().masked_fill(~paired[truth[:, 1]], -1e4)
+        losses = {
+            head: F.cross_entropy(values.float(), truth[:, i], label_smoothing=0.0 if head == "subject" else 0.05)
+            for i, (head, values) in enumerate(logits.items())
+        }
+        loss = sum(WEIGHTS_OF_HEADS.get(head, 1.0) * value for head, value in losses.items())
+        norm = core.optimise(loss, optimiser, core.cosine(step, args.steps, args.lr))
         accuracy = [(v.argmax(1) == truth[:, i]).float().mean() for i, v in enumerate(logits.values())]
-        run.log(loss=sum(losses), accuracy=torch.stack(accuracy).mean(), worst=min(accuracy), grad_norm=norm)
+        run.log(loss=loss, accuracy=torch.stack(accuracy).mean(), worst=min(accuracy), grad_norm=norm)
     judge.eval()
     core.save_weights(judge.state_dict(), WEIGHTS / "judge.safetensors")
     run.finish(heldout_accuracy=heldout_accuracy(judge, args.heldout))
