@@ -43,7 +43,7 @@ def clip_embeddings(args, pool: PicturePool) -> torch.Tensor:
 
 
 def main() -> None:
-    args = core.arguments("extract", __doc__, users=6000, histories=3, batch=64, seed=9)
+    args = core.arguments("extract", __doc__, users=4000, histories=3, batch=64, seed=9)
     run = core.Run(args)
     if run.finished:
         return

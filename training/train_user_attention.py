@@ -100,7 +100,7 @@ def new_adapter(args, unet) -> UserAdapter:
     layer_count, width = state["norm"]["mean"].shape
     text_width, image_width = 128, extracted.images.shape[1]
     aligner = SemanticAligner(layer_count, width, text_width)
-    aligner.load_state_dict(state["aligner"])
+    aligner.load_state_dict(state["model"])
     sem_norm, core_norm = LayerStandardiser(layer_count, width), LayerStandardiser(1, width)
     sem_norm.load_state_dict(state["norm"])
     core_norm.fit(extracted.hidden[:, [layers["core_layer"]]])

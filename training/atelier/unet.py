@@ -62,7 +62,7 @@ def main() -> None:
     args = core.arguments(
         "atelier.unet",
         __doc__,
-        steps=4000,
+        steps=4600,
         batch=64,
         lr=1e-3,
         empty=0.1,
