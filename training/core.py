@@ -27,6 +27,9 @@ def arguments(stage: str, description: str, **defaults) -> argparse.Namespace:
     """Command line of a stage: --run FOLDER, --pool FOLDER, --threads N, and one option for every default."""
     parser = argparse.ArgumentParser(prog=f"python -m training.{stage}", description=description)
     parser.add_argument("--runs", type=Path, default=Path("runs/atelier"), help="folder that holds every stage's run")
+    parser.add_argument(
+        "--start-from", type=Path, help="folder with earlier weights (such as the shipped ones) to start from"
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all")
     for name, value in defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
@@ -48,7 +51,7 @@ class Run:
         self.folder = args.runs / args.stage
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "samples").mkdir(exist_ok=True)
-        config = {k: v for k, v in vars(args).items() if k not in ("runs", "threads")}
+        config = {k: v for k, v in vars(args).items() if k not in ("runs", "threads", "start_from")}
         path = self.folder / "config.json"
         if path.exists() and json.loads(path.read_text()) != config:
             raise SystemExit(
@@ -74,6 +77,17 @@ class Run:
                 part.load_state_dict(state[name])
             self.step = state["step"]
             self._trim_log()
+
+    def start(self, module: torch.nn.Module, name: str) -> None:
+        """Load `name`.safetensors of --start-from into a module, if that option is given and there is no checkpoint."""
+        folder = getattr(self.args, "start_from", None)
+        if folder is None or (self.folder / "checkpoint.pt").exists():
+            return
+        from safetensors.torch import load_file
+
+        state = {key: value.float() for key, value in load_file(str(folder / f"{name}.safetensors")).items()}
+        missing = module.load_state_dict(state, strict=False).missing_keys
+        print(f"{self.args.stage} starts from {folder}/{name}.safetensors ({len(missing)} tensors are new)", flush=True)
 
     def steps(self, total: int, save_seconds: float = 120) -> Iterator[int]:
         """Yield the steps still to do, seeding torch for each; checkpoint at intervals, when stopped and at the end."""

@@ -145,7 +145,7 @@ def main() -> None:
     args = core.arguments(
         "train_user_attention",
         __doc__,
-        steps=1000,
+        steps=800,
         batch=48,
         lr=1.5e-3,
         distil=0.8,

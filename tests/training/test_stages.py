@@ -85,6 +85,14 @@ def test_a_finished_stage_is_skipped_and_a_changed_one_refused(trained):
     assert changed.returncode != 0 and "another configuration" in changed.stderr
 
 
+def test_a_stage_can_start_from_earlier_weights(trained, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/atelier.pool").symlink_to(trained / "runs/atelier.pool")
+    result = stage("atelier.vae", tmp_path, *STAGES["atelier.vae"], "--start-from", str(trained / "weights"))
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "starts from" in result.stdout and "(0 tensors are new)" in result.stdout
+
+
 def test_a_stage_without_its_pool_says_what_to_run_first(tmp_path):
     result = stage("atelier.vae", tmp_path)
     assert result.returncode != 0 and "training.atelier.pool" in result.stderr

@@ -33,10 +33,15 @@ STAGES = (
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.atelier", description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/atelier"), help="folder that holds every stage's run")
+    parser.add_argument(
+        "--start-from", type=Path, help="folder with earlier weights that VAE, CLIP, judge and UNet start from"
+    )
     args = parser.parse_args()
     for stage in STAGES:
         start = time.monotonic()
         options = [] if stage == "atelier.tokenizers" else ["--runs", str(args.runs)]
+        if options and args.start_from:
+            options += ["--start-from", str(args.start_from)]
         code = subprocess.run([sys.executable, "-m", f"training.{stage}", *options]).returncode
         if code:
             raise SystemExit(f"{stage} stopped (exit status {code}); the same command goes on from there.")

@@ -93,6 +93,7 @@ def main() -> None:
     pool, tokenizer = PicturePool(args.runs), clip_tokenizer()
     train_count = pool.train_count
     model = CLIPModel(clip_config())
+    run.start(model, "clip")
     heads = AttributeHeads(model.config.projection_dim)
     both = nn.ModuleList([model, heads])
     optimiser = torch.optim.AdamW(core.parameter_groups(both, 0.02), betas=(0.9, 0.98))

@@ -59,6 +59,7 @@ def main() -> None:
         return
     pool = PicturePool(args.runs)
     judge = Judge()
+    run.start(judge, "judge")
     paired = torch.zeros(len(PROPS), len(SUBJECTS), dtype=torch.bool)
     for subject, prop in train_prompts():
         paired[list(PROPS).index(prop), list(SUBJECTS).index(subject)] = True

@@ -78,6 +78,7 @@ def main() -> None:
     latents = cached_latents(args, pool)
     clip, tokenizer, alphas = load_clip(), clip_tokenizer(), alphas_cumprod()
     unet = UNet2DConditionModel(**UNET_CONFIG)
+    run.start(unet, "unet")
     # The fused kernel's backward is slow on CPUs at these sizes; plain products are 1.7 times faster.
     unet.set_attn_processor(AttnProcessor())
     optimiser = torch.optim.AdamW(core.parameter_groups(unet, 0.01), betas=(0.9, 0.99))

@@ -47,6 +47,7 @@ def main() -> None:
     model = AutoencoderKL(**VAE_CONFIG)
     # Start almost without sampling noise: unit noise on an untrained code teaches the decoder to ignore it.
     torch.nn.init.constant_(model.quant_conv.bias[VAE_CONFIG["latent_channels"] :], -6.0)
+    run.start(model, "vae")
     optimiser = torch.optim.AdamW(core.parameter_groups(model, 1e-4), betas=(0.9, 0.99))
     ema = core.Ema(model, 0.998)
     run.resume(model=model, optimiser=optimiser, ema=ema)
