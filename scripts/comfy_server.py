@@ -354,7 +354,11 @@ class ComfyClient:
 
     def history(self, prompt_id: str) -> dict:
         """What ComfyUI recorded of a finished run: {"outputs": {node id: {"images": [...]}}, "status": ..., ...}."""
-        return self.get(f"/history/{prompt_id}").get(prompt_id, {})
+        # ComfyUI says "success" a moment before it writes the record down.
+        deadline = time.monotonic() + 10
+        while not (record := self.get(f"/history/{prompt_id}").get(prompt_id)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return record or {}
 
     def pictures(self, prompt_id: str) -> dict[str, list[dict]]:
         """The saved pictures of a finished run by node id, each {"filename", "subfolder", "type"}."""
