@@ -361,9 +361,13 @@ class ComfyClient:
         return record or {}
 
     def pictures(self, prompt_id: str) -> dict[str, list[dict]]:
-        """The saved pictures of a finished run by node id, each {"filename", "subfolder", "type"}."""
+        """The saved pictures of a finished run by node id, each {"filename", "subfolder", "type"}; no previews."""
         outputs = self.history(prompt_id).get("outputs", {})
-        return {node_id: output["images"] for node_id, output in outputs.items() if "images" in output}
+        found = {
+            node_id: [image for image in output.get("images", ()) if image["type"] == "output"]
+            for node_id, output in outputs.items()
+        }
+        return {node_id: images for node_id, images in found.items() if images}
 
     def run(self, graph: dict, seconds: float = 600.0) -> dict[str, list[dict]]:
         """Queue, wait, and return pictures()."""
