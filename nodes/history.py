@@ -3,7 +3,7 @@
 from comfy_api.latest import io, ui
 
 from ..prefgen.comfy import folders, histories
-from .mllm import _checked
+from .choices import checked
 from .sockets import CATEGORY, MLLM, Preference
 
 
@@ -38,7 +38,7 @@ class LoadPreferenceHistory(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, history):
-        return _checked(folders.history_of, history)
+        return checked(folders.history_of, history)
 
     @classmethod
     def fingerprint_inputs(cls, history):

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..prefgen.comfy import folders, memory
+from .choices import checked
 from .sockets import CATEGORY, MLLM
 
 
@@ -41,17 +42,8 @@ class LoadPreferenceMLLM(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, mllm):
-        return _checked(folders.mllm_path, mllm)
+        return checked(folders.mllm_path, mllm)
 
     @classmethod
     def execute(cls, mllm, precision="auto", device="auto") -> io.NodeOutput:
         return io.NodeOutput(memory.load_mllm(folders.mllm_path(mllm), precision, device))
-
-
-def _checked(resolve, name) -> bool | str:
-    """True, or the sentence that says why a combo value stands for nothing."""
-    try:
-        resolve(name)
-    except folders.ChoiceError as error:
-        return str(error)
-    return True

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..prefgen.comfy import folders
-from .mllm import _checked
+from .choices import checked
 from .sockets import CATEGORY, Preference, User
 
 APPLY_TO = {"positive only": "positive", "both halves": "both"}
@@ -38,7 +38,7 @@ class FuseUserVector(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, adapter):
-        return _checked(folders.adapter_path, adapter)
+        return checked(folders.adapter_path, adapter)
 
     @classmethod
     def fingerprint_inputs(cls, adapter, **_):

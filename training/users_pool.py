@@ -12,10 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefgen.atelier.attributes import FAMILIES
-from prefgen.atelier.users import Taste, User, split, user
-
-LIKED_PRESENT = 0.9
-DISLIKED_PRESENT = 0.8
+from prefgen.atelier.users import DISLIKED_PRESENT, LIKED_PRESENT, Taste, User, split, user
 
 FAMILY_INDEX = {family: i for i, family in enumerate(FAMILIES)}
 NAME_INDEX = {(family, a.name): i for family, values in FAMILIES.items() for i, a in enumerate(values)}
