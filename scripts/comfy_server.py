@@ -236,8 +236,8 @@ def exit_on_terminate() -> None:
         sys.exit(128 + number)
 
     for number in STOP_SIGNALS:
-        if number != signal.SIGINT:
-            signal.signal(number, leave)
+        # SIGINT too: a shell starts background jobs with it ignored, and then nobody would hear it.
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else leave)
 
 
 def fault_sentences(answer: dict) -> list[str]:

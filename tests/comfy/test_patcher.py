@@ -148,12 +148,22 @@ def test_users_stack_and_one_behind_a_black_mask_is_not_there(patcher, world):
     assert torch.allclose(latents(halves), latents(swapped), atol=1e-4)
 
 
-def test_a_mask_weighs_on_its_own_half(patcher, world):
-    """One call of the model: what the mask leaves out still changes by self-attention, but less."""
+def test_at_the_attention_itself_a_mask_lets_nothing_through_outside(patcher, world):
     model, users = world
-    plain = latents(model)
-    change = (latents(patcher.apply_user(model, users[0], attn_mask=left())) - plain).abs().mean((0, 1, 2))
-    assert change[:8].mean() > 1.3 * change[8:].mean()
+    _, attention = next(patcher.cross_attention_blocks(model))
+
+    def first_output(patched):
+        seen = []
+        hook = attention.to_out.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].clone()))
+        try:
+            latents(patched, cfg=1.0)
+        finally:
+            hook.remove()
+        return seen[0]
+
+    masked = patcher.apply_user(model, users[0], attn_mask=left())
+    change = (first_output(masked) - first_output(model)).abs().amax((0, 2)).reshape(8, 8)
+    assert not change[:, 4:].any() and (change[:, :4] > 1e-3).all()
 
 
 class OtherPack:
