@@ -119,7 +119,7 @@ class Run:
         """Append one JSON line (at most every `every` steps); a loss that is not finite stops the run."""
         if self.step % every:
             return
-        values = {k: float(v) for k, v in values.items()}
+        values = {k: float(v.detach()) if isinstance(v, torch.Tensor) else float(v) for k, v in values.items()}
         if not all(math.isfinite(v) for v in values.values()):
             raise SystemExit(f"Step {self.step} of {self.args.stage} is not finite: {values}")
         with open(self.folder / "log.jsonl", "a") as file:

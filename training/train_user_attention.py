@@ -280,7 +280,10 @@ def evaluate(run, adapter, unet, branch, clip, tokenizer, count: int, guidance: 
         figures[f"{name}_subject"] = float(
             np.mean([r["subject"] == prompts[i % len(prompts)][0] for i, r in enumerate(readings)])
         )
-    figures["gain_share"] = (figures["prefgen"] - figures["none"]) / (figures["oracle"] - figures["none"])
+    gain = figures["oracle"] - figures["none"]
+    figures["gain_share"] = (
+        (figures["prefgen"] - figures["none"]) / gain if gain else None
+    )  # an untrained UNet gains nothing
     return figures
 
 
