@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from prefgen.atelier.attributes import FAMILIES, PROPS, SUBJECTS
+from prefgen.atelier.attributes import FAMILIES, PROPS
 from prefgen.atelier.captions import train_prompts
 from prefgen.atelier.models import IMAGE_SIZE
-from prefgen.atelier.renderer import Scene, random_scene, render
+from prefgen.atelier.renderer import Scene, attribute_labels, random_scene, render, subject_index
 
 from .. import core
 
@@ -35,10 +35,7 @@ def scene(seed: int, index: int) -> Scene:
 
 def labels(item: Scene) -> list[int]:
     """[12] class numbers: subject, prop, then every family in FAMILIES order."""
-    attributes = dict(item.attributes)
-    return [list(SUBJECTS).index(item.subject), list(PROPS).index(item.prop)] + [
-        [a.name for a in values].index(attributes[family]) for family, values in FAMILIES.items()
-    ]
+    return [subject_index(item), list(PROPS).index(item.prop), *attribute_labels(item).tolist()]
 
 
 def _draw_shard(job: tuple[int, int, int]) -> tuple[int, np.ndarray, np.ndarray]:
