@@ -86,13 +86,15 @@ PALETTES: dict[str, dict[str, Colour]] = {
     },
 }
 
+FACET_SHADE = 0.62  # of the colour, on the shaded half of every part in angular shapes
+
 # composition -> (centre x, centre y, half size) of every copy of the subject, in shares of the picture.
 PLACES: dict[str, tuple[tuple[float, float, float], ...]] = {
-    "centred": ((0.5, 0.53, 0.31),),
-    "closeup": ((0.5, 0.54, 0.43),),
-    "distant": ((0.52, 0.67, 0.19),),
-    "offset": ((0.3, 0.55, 0.25),),
-    "repeated": ((0.27, 0.28, 0.19), (0.73, 0.28, 0.19), (0.27, 0.73, 0.19), (0.73, 0.73, 0.19)),
+    "centred": ((0.5, 0.53, 0.33),),
+    "closeup": ((0.5, 0.54, 0.46),),
+    "distant": ((0.53, 0.66, 0.22),),
+    "offset": ((0.31, 0.55, 0.27),),
+    "repeated": ((0.265, 0.275, 0.21), (0.735, 0.275, 0.21), (0.265, 0.735, 0.21), (0.735, 0.735, 0.21)),
 }
 
 
@@ -205,7 +207,7 @@ class Subject:
         side = size // self.unit
         self.image, self.mask = Image.new("RGB", (side, side)), Image.new("L", (side, side))
         self.ink, self.fill = ImageDraw.Draw(self.image), ImageDraw.Draw(self.mask)
-        parts = shaped(name, look["shape"], wobble)
+        parts = shaped(name, look["shape"], wobble, PLACES[look["composition"]][0][2])
         turn = np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
         for x, y, half in places:
             moved = [
@@ -230,6 +232,8 @@ class Subject:
             width = {"thin": 1.01, "thick": 2.0, "sticker": 4.0}[line]
         if line == "sticker":
             for _, kind, points, own in parts:
+                if kind == "facet":
+                    continue
                 self.trace(points, (255, 255, 255), max(width, 2) + (own if kind == "stroke" else 0), kind != "stroke")
         for role, kind, points, own in parts:
             colour = self.colours[role]
@@ -239,6 +243,9 @@ class Subject:
                 self.trace(points, colour, max(own, 1.01), False)
                 continue
             flat = [tuple(p) for p in points.tolist()]
+            if kind == "facet":
+                self.ink.polygon(flat, fill=tuple(int(c * FACET_SHADE) for c in colour))
+                continue
             self.ink.polygon(flat, fill=colour)
             self.fill.polygon(flat, fill=255)
             if line in ("thin", "thick"):
@@ -256,7 +263,9 @@ class Subject:
             offset = s * 7 // 128
             shade = Image.new("L", (s, s))
             shade.paste(self.mask.point(lambda v: v * 0.55), (offset, offset))
-            canvas.paste((20, 14, 34), (0, 0), shade)
+            # A dark ground takes a bright shadow: a dark one would not show.
+            dark = sum(self.colours["ground"]) < 200
+            canvas.paste((150, 130, 210) if dark else (20, 14, 34), (0, 0), shade)
         # Lines and dots in the palette's own contrast, so that a fill never hides which palette it is.
         tone = self.colours["ground" if sum(self.colours["main"]) < 420 else "ink"]
         pattern = fill_pattern(self.look["fill"], s)
@@ -287,7 +296,7 @@ def _ramp(values) -> Image.Image:
 
 @lru_cache(maxsize=1)
 def _side_light() -> Image.Image:
-    return _ramp(np.tile(np.repeat([120, 0], [20, 44]), (2, 1)))
+    return _ramp(np.tile(np.concatenate([np.full(14, 120.0), np.linspace(120, 0, 16), np.zeros(34)]), (2, 1)))
 
 
 @lru_cache(maxsize=1)
@@ -297,7 +306,7 @@ def _side_dark() -> Image.Image:
 
 @lru_cache(maxsize=1)
 def _fade() -> Image.Image:
-    return _ramp(np.tile(np.linspace(0, 205, 64)[:, None], (1, 2)))
+    return _ramp(np.tile(np.linspace(0, 160, 64)[:, None], (1, 2)))
 
 
 @lru_cache(maxsize=16)
@@ -314,8 +323,11 @@ def fill_pattern(name: str, s: int) -> Image.Image | None:
 
 
 @lru_cache(maxsize=1024)
-def shaped(name: str, shape: str, wobble: int):
-    """Parts of a drawing in a shape language: (role, kind, points [n, 2], stroke width)."""
+def shaped(name: str, shape: str, wobble: int, half: float):
+    """Parts of a drawing in a shape language: (role, kind, points [n, 2], stroke width).
+
+    half: half the drawing's size as a share of the picture; a trembling line has the same waves at every size.
+    """
     parts = []
     for role, kind, numbers in {**DRAWINGS, **PROP_DRAWINGS}[name]:
         width = 0.0
@@ -332,8 +344,10 @@ def shaped(name: str, shape: str, wobble: int):
         if shape == "round" and kind == "poly":
             points = rounded(points)
         if shape == "wobbly":
-            points = wobbled(points, closed, wobble)
+            points = wobbled(points, closed, wobble, half)
         parts.append((role, kind, points, width))
+        if shape == "angular" and closed and np.ptp(points, 0).min() > 0.3:
+            parts.append((role, "facet", shaded_half(points), 0.0))
     return parts
 
 
@@ -347,26 +361,43 @@ def rounded(points: np.ndarray, share: float = 0.2) -> np.ndarray:
     return points
 
 
-def wobbled(points: np.ndarray, closed: bool, variant: int) -> np.ndarray:
-    """Split the edges and shake them with a few sines: a trembling hand."""
+def wobbled(points: np.ndarray, closed: bool, variant: int, half: float) -> np.ndarray:
+    """Waves along the line, about 12 px long and 2 px high in a 128 px picture: a trembling hand."""
     ends = np.roll(points, -1, 0) if closed else points[1:]
     starts = points if closed else points[:-1]
+    step = 2.5 / (128 * half)
     pieces = [
         a + (b - a) * t
         for a, b in zip(starts, ends, strict=True)
-        for t in np.arange(0, 1, 1 / max(1, round(np.linalg.norm(b - a) / 0.09)))
+        for t in np.arange(0, 1, 1 / max(1, round(np.linalg.norm(b - a) / step)))
     ]
     points = np.array(pieces if closed else [*pieces, points[-1]])
-    x, y = points.T
-    shake = 0.05 * np.stack([np.sin(12 * y + 4 * x + variant * 1.7), np.sin(12 * x - 5 * y + variant * 2.3)], 1)
-    return points + shake
+    along = (np.roll(points, -1, 0) - np.roll(points, 1, 0)) if closed else np.gradient(points, axis=0)
+    length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+    waves = max(3, round(length[-1] * 128 * half / 12))
+    normal = np.stack([along[:, 1], -along[:, 0]], 1) / np.maximum(np.linalg.norm(along, axis=1), 1e-6)[:, None]
+    height = min(2.2 / (128 * half), 0.09 * length[-1] / np.pi)
+    return points + normal * height * np.sin(length / length[-1] * waves * 2 * np.pi + variant * 1.6)[:, None]
+
+
+def shaded_half(points: np.ndarray) -> np.ndarray:
+    """The part of a closed polygon right of and below a slanted line through its middle."""
+    side = (points - (points.min(0) + points.max(0)) / 2) @ np.array([0.8, 0.6])
+    kept = []
+    for i in range(len(points)):
+        j = (i + 1) % len(points)
+        if side[i] >= 0:
+            kept.append(points[i])
+        if side[i] * side[j] < 0:
+            kept.append(points[i] + (points[j] - points[i]) * side[i] / (side[i] - side[j]))
+    return np.array(kept)
 
 
 def draw_prop(canvas: Image.Image, name: str, look, colours, s: int) -> None:
     """The second object: upper right, in the middle among repeated motifs."""
     x, y, half = (0.5, 0.5, 0.1) if look["composition"] == "repeated" else (0.76, 0.22, 0.115)
     draw = ImageDraw.Draw(canvas)
-    parts = shaped(name, "round", 0)
+    parts = shaped(name, "round", 0, half)
     for grow, ink in ((1.0, colours["ink"]), (0.0, None)):
         for role, _, points, _ in parts:
             flat = [tuple(p) for p in (points * half * s + np.array([x, y]) * s).tolist()]
@@ -378,9 +409,10 @@ def draw_prop(canvas: Image.Image, name: str, look, colours, s: int) -> None:
 
 def ornaments(canvas: Image.Image, name: str, colours, rng, s: int, prop: bool) -> None:
     """Small things on a ring around the middle, clear of the prop's corner."""
-    angles = np.arange(9) * (2 * np.pi / 9) + rng.uniform(-0.12, 0.12, 9) + 0.2
-    radius = 0.385 + rng.uniform(-0.03, 0.03, 9)
-    spin = rng.uniform(0, 2 * np.pi, 9)
+    count = 7
+    angles = np.arange(count) * (2 * np.pi / count) + rng.uniform(-0.12, 0.12, count) + 0.2
+    radius = 0.39 + rng.uniform(-0.03, 0.03, count)
+    spin = rng.uniform(0, 2 * np.pi, count)
     if name == "none":
         return
     draw = ImageDraw.Draw(canvas)
@@ -388,7 +420,7 @@ def ornaments(canvas: Image.Image, name: str, colours, rng, s: int, prop: bool) 
         x, y = (0.5 + r * np.cos(angle)) * s, (0.5 + r * np.sin(angle)) * s
         if prop and x > 0.6 * s and y < 0.36 * s:
             continue
-        unit = s / 256
+        unit = 1.4 * s / 256
         if name == "stars":
             corners = np.arange(10) * np.pi / 5 + turn * 0.2
             reach = np.where(np.arange(10) % 2, 5.5, 13) * unit

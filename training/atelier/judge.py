@@ -36,6 +36,19 @@ def augment(pictures: torch.Tensor) -> torch.Tensor:
     return (pictures * gain + noise).clamp(0, 1)
 
 
+def hide_props(pictures: torch.Tensor, repeated: torch.Tensor, share: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cover the prop's place with a plain colour in a share of the pictures, so that the subject is read off the
+    subject alone and not off the company it keeps in training.
+
+    pictures [B, 3, 128, 128]; repeated bool [B]: the prop stands in the middle there. Returns (pictures, covered [B]).
+    """
+    covered, pictures = torch.rand(len(pictures)) < share, pictures.clone()
+    for i in covered.nonzero()[:, 0].tolist():
+        y, x, side = (51, 51, 26) if repeated[i] else (10, 80, 36)
+        pictures[i, :, y : y + side, x : x + side] = torch.rand(3, 1, 1)
+    return pictures, covered
+
+
 @torch.inference_mode()
 def heldout_accuracy(judge: Judge, count: int) -> dict[str, float]:
     """Accuracy of every head on `count` fresh renders of held-out prompts."""
@@ -53,7 +66,7 @@ def heldout_accuracy(judge: Judge, count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    args = core.arguments("atelier.judge", __doc__, steps=4000, batch=64, lr=3e-3, heldout=2000, seed=2)
+    args = core.arguments("atelier.judge", __doc__, steps=4000, batch=64, lr=2.5e-3, heldout=2000, seed=2)
     run = core.Run(args)
     if run.finished:
         return
@@ -65,22 +78,27 @@ def main() -> None:
         paired[list(PROPS).index(prop), list(SUBJECTS).index(subject)] = True
     optimiser = torch.optim.AdamW(core.parameter_groups(judge, 0.02), betas=(0.9, 0.99))
     run.resume(model=judge, optimiser=optimiser)
+    composition = list(HEADS).index("composition")
+    repeated = HEADS["composition"].index("repeated")
     for step in run.steps(args.steps):
         chosen = np.sort(core.batch_indices(args.seed, step, args.batch, len(pool)))
         pictures = augment(torch.from_numpy(pool.pictures[chosen]).movedim(-1, 1).float() / 255)
         truth = torch.from_numpy(pool.labels[chosen])
+        pictures, covered = hide_props(pictures, truth[:, composition] == repeated)
         with torch.autocast("cpu", torch.bfloat16):
             logits = judge(pictures)
         # A subject that training never pairs with this prop is no wrong answer: otherwise the judge would learn that a
         # held-out pair can't be.
         logits["subject"] = logits["subject"].float().masked_fill(~paired[truth[:, 1]], -1e4)
+        known = truth.clone()
+        known[covered, 1] = -100  # cross entropy leaves these out
         losses = {
-            head: F.cross_entropy(values.float(), truth[:, i], label_smoothing=0.0 if head == "subject" else 0.05)
+            head: F.cross_entropy(values.float(), known[:, i], label_smoothing=0.0 if head == "subject" else 0.05)
             for i, (head, values) in enumerate(logits.items())
         }
         loss = sum(WEIGHTS_OF_HEADS.get(head, 1.0) * value for head, value in losses.items())
         norm = core.optimise(loss, optimiser, core.cosine(step, args.steps, args.lr))
-        accuracy = [(v.argmax(1) == truth[:, i]).float().mean() for i, v in enumerate(logits.values())]
+        accuracy = [(v.argmax(1) == k)[k >= 0].float().mean() for v, k in zip(logits.values(), known.T, strict=True)]
         run.log(loss=loss, accuracy=torch.stack(accuracy).mean(), worst=min(accuracy), grad_norm=norm)
     judge.eval()
     core.save_weights(judge.state_dict(), WEIGHTS / "judge.safetensors")
