@@ -223,6 +223,13 @@ def save_weights(
     write_atomic(path, save(state, metadata=metadata))
 
 
+def save_array(array: np.ndarray, path: Path) -> None:
+    """Write a .npy file atomically."""
+    temporary = path.with_suffix(".tmp.npy")
+    np.save(temporary, array)
+    os.replace(temporary, path)
+
+
 def picture_grid(pictures: torch.Tensor, path: Path, columns: int = 8) -> None:
     """Save pictures [B, 3, H, W] in -1..1 as one PNG."""
     from torchvision.utils import save_image

@@ -36,9 +36,8 @@ def clip_embeddings(args, pool: PicturePool) -> torch.Tensor:
     if not path.exists():
         clip, rows = load_clip(), []
         for start in tqdm(range(0, len(pool), 128), desc="clip"):
-            pictures = torch.from_numpy(pool.pictures[start : start + 128]).movedim(-1, 1).float() / 127.5 - 1
-            rows.append(F.normalize(image_features(clip, pictures), dim=1).half())
-        np.save(path, torch.cat(rows).numpy())
+            rows.append(F.normalize(image_features(clip, pool.batch(slice(start, start + 128))), dim=1).half())
+        core.save_array(torch.cat(rows).numpy(), path)
     return torch.from_numpy(np.load(path))
 
 
@@ -68,9 +67,9 @@ def main() -> None:
             inputs, mask, _, last = collate(samples, tokenizer, tokens, model)
             output = text(inputs_embeds=inputs, attention_mask=mask, output_hidden_states=True, use_cache=False)
             hidden.append(last_token_states(output.hidden_states, last).half())
-    np.save(run.folder / "hidden.npy", torch.cat(hidden).numpy())
-    np.save(run.folder / "images.npy", torch.stack(embeds).half().numpy())
-    np.save(run.folder / "owners.npy", np.array(owners))
+    core.save_array(torch.cat(hidden).numpy(), run.folder / "hidden.npy")
+    core.save_array(torch.stack(embeds).half().numpy(), run.folder / "images.npy")
+    core.save_array(np.array(owners), run.folder / "owners.npy")
     run.finish(histories=len(owners), users=args.users)
 
 

@@ -156,6 +156,7 @@ def main() -> None:
     eyes = args.runs / "atelier.mllm_vision"
     tokens = torch.from_numpy(np.load(eyes / "tokens.npy"))
     model = new_mllm()
+    run.start(model, "mllm/model")
     nn.ModuleDict({"vision": model.model.vision_model, "connector": model.model.connector}).load_state_dict(
         load_file(str(eyes / "eyes.safetensors"))
     )

@@ -69,15 +69,8 @@ UNET_CONFIG = {
     "norm_num_groups": 16,
     "attention_head_dim": 4,  # diffusers' historical name for the number of heads
 }
-MLLM_VISION_CONFIG = {
-    "hidden_size": 128,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "image_size": IMAGE_SIZE,
-    "patch_size": 16,
-    "hidden_act": "gelu_pytorch_tanh",
-}
+# CLIP's tower once more: the MLLM's eyes start from its weights.
+MLLM_VISION_CONFIG = {key: value for key, value in CLIP_VISION_CONFIG.items() if key != "projection_dim"}
 MLLM_TEXT_CONFIG = {
     "model_type": "llama",
     "hidden_size": 192,

@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.atelier", description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/atelier"), help="folder that holds every stage's run")
     parser.add_argument(
-        "--start-from", type=Path, help="folder with earlier weights that VAE, CLIP, judge and UNet start from"
+        "--start-from", type=Path, help="folder with earlier weights that VAE, CLIP, judge, UNet and MLLM start from"
     )
     args = parser.parse_args()
     for stage in STAGES:

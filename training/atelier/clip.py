@@ -100,7 +100,7 @@ def main() -> None:
     run.resume(model=both, optimiser=optimiser)
     for step in run.steps(args.steps):
         chosen = np.sort(core.batch_indices(args.seed, step, args.batch, train_count))
-        pictures = torch.from_numpy(pool.pictures[chosen]).movedim(-1, 1).float() / 127.5 - 1
+        pictures = pool.batch(chosen)
         truth = torch.from_numpy(pool.labels[chosen])
         rng = np.random.default_rng([args.seed, step])
         texts, named = zip(*(random_caption(pool.labels[i], rng, 0.1, 0.3) for i in chosen), strict=True)
@@ -131,7 +131,7 @@ def evaluate(model, heads, tokenizer, pool, start: int) -> dict[str, float]:
     """Full-caption retrieval among 1024 unseen renders, and how well a linear head reads the image embedding."""
     rows = pool.labels[start:]
     texts = [captions.enriched(*mapping(row)) for row in rows]
-    pictures = torch.from_numpy(pool.pictures[start:]).movedim(-1, 1).float() / 127.5 - 1
+    pictures = pool.batch(slice(start, None))
     image = torch.cat([image_features(model, p) for p in pictures.split(128)])
     text = torch.cat([text_features(model, t)[1] for t in tokenize(tokenizer, texts).split(128)])
     ranks = (F.normalize(text, dim=1) @ F.normalize(image, dim=1).T).argsort(1, descending=True)

@@ -44,7 +44,7 @@ def hide_props(pictures: torch.Tensor, repeated: torch.Tensor, share: float = 0.
     """
     covered, pictures = torch.rand(len(pictures)) < share, pictures.clone()
     for i in covered.nonzero()[:, 0].tolist():
-        y, x, side = (51, 51, 26) if repeated[i] else (10, 80, 36)
+        y, x, side = (48, 48, 32) if repeated[i] else (10, 80, 36)
         pictures[i, :, y : y + side, x : x + side] = torch.rand(3, 1, 1)
     return pictures, covered
 

@@ -62,6 +62,7 @@ def main() -> None:
     train_count = pool.train_count
     model = new_mllm()
     print(f"{start_from_clip(model.model.vision_model)} tensors from CLIP", flush=True)
+    run.start(model, "mllm/model")
     eyes = nn.ModuleDict({"vision": model.model.vision_model, "connector": model.model.connector})
     width = 4 * model.config.text_config.hidden_size
     heads = AttributeHeads(width)
@@ -70,7 +71,7 @@ def main() -> None:
     run.resume(model=both, optimiser=optimiser)
     for step in run.steps(args.steps):
         chosen = np.sort(core.batch_indices(args.seed, step, args.batch, train_count))
-        pictures = torch.from_numpy(pool.pictures[chosen]).movedim(-1, 1).float() / 127.5 - 1
+        pictures = pool.batch(chosen)
         with torch.autocast("cpu", torch.bfloat16):
             tokens = image_tokens(model, pictures).float()
         loss = heads.loss(tokens.flatten(1), torch.from_numpy(pool.labels[chosen]))
@@ -81,14 +82,13 @@ def main() -> None:
     tokens = []
     with torch.inference_mode():
         for start in tqdm(range(0, len(pool), 128), desc="image tokens"):
-            pictures = torch.from_numpy(pool.pictures[start : start + 128]).movedim(-1, 1).float() / 127.5 - 1
-            tokens.append(image_tokens(model, pictures))
+            tokens.append(image_tokens(model, pool.batch(slice(start, start + 128))))
         tokens = torch.cat(tokens)
         accuracy = [
             (head(tokens[train_count:].flatten(1)).argmax(1).numpy() == pool.labels[train_count:, i]).mean()
             for i, head in enumerate(heads.heads)
         ]
-    np.save(run.folder / "tokens.npy", tokens.half().numpy())
+    core.save_array(tokens.half().numpy(), run.folder / "tokens.npy")
     core.save_weights(eyes.state_dict(), run.folder / "eyes.safetensors", dtype=torch.float32)
     run.finish(heads=[round(float(a), 4) for a in accuracy])
 

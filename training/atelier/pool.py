@@ -14,6 +14,7 @@ from multiprocessing import Pool as Processes
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from prefgen.atelier.attributes import FAMILIES, PROPS
@@ -56,6 +57,10 @@ class PicturePool:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def batch(self, where: slice | np.ndarray) -> torch.Tensor:
+        """Pictures [B, 3, 128, 128] in -1..1; where: a slice or indices."""
+        return torch.from_numpy(np.array(self.pictures[where])).movedim(-1, 1).float() / 127.5 - 1
 
     @property
     def train_count(self) -> int:

@@ -41,12 +41,9 @@ def cached_latents(args, pool: PicturePool) -> torch.Tensor:
         chunks = []
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             for start in tqdm(range(0, len(pool), 64), desc="latents"):
-                pictures = torch.from_numpy(pool.pictures[start : start + 64]).movedim(-1, 1).float() / 127.5 - 1
-                mean = vae.encode(pictures).latent_dist.mean.float()
+                mean = vae.encode(pool.batch(slice(start, start + 64))).latent_dist.mean.float()
                 chunks.append((mean * vae.config.scaling_factor).half())
-        temporary = path.with_suffix(".tmp.npy")
-        np.save(temporary, torch.cat(chunks).numpy())
-        temporary.rename(path)
+        core.save_array(torch.cat(chunks).numpy(), path)
     return torch.from_numpy(np.load(path))
 
 

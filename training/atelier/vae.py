@@ -21,11 +21,6 @@ from .pool import PicturePool
 CROP = 64
 
 
-def picture_batch(pool: PicturePool, indices) -> torch.Tensor:
-    """Pictures [B, 3, 128, 128] in -1..1."""
-    return torch.from_numpy(pool.pictures[sorted(indices)]).movedim(-1, 1).float() / 127.5 - 1
-
-
 def crops(pictures: torch.Tensor) -> torch.Tensor:
     """One 64 px crop a picture, its corner on the 8 px grid."""
     places = torch.randint(0, (pictures.shape[-1] - CROP) // 8 + 1, (len(pictures), 2)) * 8
@@ -57,12 +52,12 @@ def main() -> None:
     optimiser = torch.optim.AdamW(core.parameter_groups(model, 1e-4), betas=(0.9, 0.99))
     ema = core.Ema(model, 0.998)
     run.resume(model=model, optimiser=optimiser, ema=ema)
-    shown = picture_batch(pool, range(16))
+    shown = pool.batch(slice(16))
 
     for step in run.steps(args.steps):
         whole = step >= args.steps * 2 // 3
         batch = args.batch // 4 if whole else args.batch
-        pictures = picture_batch(pool, core.batch_indices(args.seed, step, batch, len(pool)))
+        pictures = pool.batch(core.batch_indices(args.seed, step, batch, len(pool)))
         if not whole:
             pictures = crops(pictures)
         with torch.autocast("cpu", torch.bfloat16):
@@ -82,7 +77,7 @@ def main() -> None:
     model.eval()
     save_samples(model, shown, run, args.steps)
     with torch.inference_mode():
-        sample = picture_batch(pool, range(0, len(pool), max(1, len(pool) // 512)))
+        sample = pool.batch(slice(None, None, max(1, len(pool) // 512)))
         latents = torch.cat([model.encode(p).latent_dist.mean for p in sample.split(32)])
         error = torch.cat(
             [
