@@ -97,3 +97,48 @@ def test_a_stage_without_its_pool_says_what_to_run_first(tmp_path):
     result = stage("atelier.vae", tmp_path)
     assert result.returncode != 0 and "training.atelier.pool" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def demo_report(prefgen: float) -> dict:
+    """A report as the demo leaves it, with this alignment under the user's own preference."""
+    means = {"none": 0.0, "mismatched": -0.01, "prefgen": prefgen, "oracle": 0.6}
+    entries = {name: {"mean": mean, "ci95": [mean - 0.05, mean + 0.05], "n": 72} for name, mean in means.items()}
+    return {
+        "command": "make demo",
+        "users": 18,
+        "prompts": 4,
+        "seconds": 131.0,
+        "alignment": entries,
+        "differences": {"mismatched - none": {"mean": -0.01, "ci95": [-0.04, 0.02], "n": 72}},
+        "gain_share": prefgen / 0.6,
+        "subject_accuracy": {name: {"mean": 0.9, "ci95": [0.85, 0.95], "n": 72} for name in means},
+    }
+
+
+def report(trained, folder):
+    paths = {"runs": trained / "runs", "out": folder / "evidence"}
+    paths |= {name: folder / f"{name}.json" for name in ("demo", "wide")}
+    options = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
+    command = [sys.executable, "-m", "training.atelier.report", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_the_evidence_page_says_of_each_bar_whether_it_is_reached(trained, tmp_path):
+    (tmp_path / "demo.json").write_text(json.dumps(demo_report(0.4321)))
+    (tmp_path / "wide.json").write_text(json.dumps(demo_report(0.2345)))
+    result = report(trained, tmp_path)
+    assert result.returncode == 0, result.stderr[-2000:]
+    page = (tmp_path / "evidence/atelier.md").read_text()
+    bars = [line for line in page.splitlines() if "share of that gain" in line]
+    assert "0.72" in bars[0] and "yes" in bars[0] and "0.39" in bars[1] and "**no**" in bars[1]
+    assert "0.432" in page and "0.234" in page
+    vae = json.loads((trained / "runs/atelier.vae/done").read_text())
+    assert f"mean absolute error {vae['l1']:.3f}" in page
+    record = json.loads((tmp_path / "evidence/atelier.json").read_text())
+    assert record["atelier.vae"] == vae and record["demo"]["gain_share"] == pytest.approx(0.4321 / 0.6)
+
+
+def test_no_evidence_page_without_the_demo(trained, tmp_path):
+    result = report(trained, tmp_path)
+    assert result.returncode != 0 and "demo.json is missing" in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "evidence").exists()

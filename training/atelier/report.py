@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/atelier"))
     parser.add_argument("--demo", type=Path, default=Path("output/demo/report.json"))
     parser.add_argument("--wide", type=Path, default=Path("output/wide/report.json"))
+    parser.add_argument("--out", type=Path, default=OUT, help="where atelier.md and atelier.json go")
     args = parser.parse_args()
     from .__main__ import STAGES
 
@@ -204,10 +205,10 @@ def main() -> None:
             settings["minutes"] = round(seconds(log) / 60, 1)
         figures["settings"][stage] = settings
     demo, wide = read(args.demo), read(args.wide)
-    OUT.mkdir(parents=True, exist_ok=True)
-    write_atomic(OUT / "atelier.md", page(figures, demo, wide).encode())
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_atomic(args.out / "atelier.md", page(figures, demo, wide).encode())
     record = figures | {"demo": demo, "wide": wide}
-    write_atomic(OUT / "atelier.json", json.dumps(record, indent=1).encode() + b"\n")
+    write_atomic(args.out / "atelier.json", json.dumps(record, indent=1).encode() + b"\n")
     for what, measured, ok in bars(demo, wide, figures["atelier.judge"]["heldout_accuracy"]):
         print(f"{'reached' if ok else 'MISSED ':<8} {what}: {measured}")
 
