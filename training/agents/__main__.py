@@ -1,0 +1,100 @@
+"""Simulated users and their judged pictures, at any number.
+
+    python -m training.agents data/agents
+    python -m training.agents data/real --renderer diffusers --pipeline models/sdxl --device cuda:0 --part 0/4
+
+agents -> histories -> pictures -> sharded Parquet, in the layout of `training.data.schema`. A shard is a pure function
+of its users, so the same command goes on where it was stopped, several machines can share a folder (--part), and one
+user can be made again alone (--user).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from ..data.errors import DataError
+from . import renderers, vocabulary
+from .make import World, make, make_one
+
+
+def main() -> None:
+    args = arguments()
+    try:
+        world = world_of(args)
+        if args.user is None:
+            make(world, args.folder, args.processes, args.part)
+        else:
+            make_one(world, args.folder, args.user)
+    except DataError as error:
+        raise SystemExit(str(error)) from error
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        os._exit(130)  # at once: workers end with this process, and no file of theirs is half there
+
+
+def world_of(args: argparse.Namespace) -> World:
+    """The world that a command line names. DataError when it names none."""
+    if args.users < 1 or args.pictures < 2 * args.users:
+        raise DataError("--users must be at least 1, --pictures at least twice as many: one liked, one disliked.")
+    if args.seed < 0 or args.shard_users is not None and args.shard_users < 1:
+        raise DataError("--shard-users must be at least 1 and --seed at least 0.")
+    if args.renderer == "atelier":
+        renderer: renderers.Renderer = renderers.Atelier(args.size or 128)
+    elif args.pipeline:
+        options = {"steps": args.steps, "guidance": args.guidance, "batch": args.batch}
+        where = {"device": args.device, "dtype": args.dtype, "jpeg": args.jpeg, "download": args.allow_download}
+        renderer = renderers.Diffusers(args.pipeline, args.size or 512, **options, **where)
+    else:
+        raise DataError("--renderer diffusers needs --pipeline: a folder that diffusers can load.")
+    file = args.vocabulary or (vocabulary.REAL_WORLD if args.renderer == "diffusers" else None)
+    shard_users = args.shard_users or (64 if args.renderer == "diffusers" else 256)
+    world = World(args.users, args.pictures, args.seed, shard_users, renderer, file)
+    if args.renderer == "atelier":
+        renderers.check_atelier(world.vocabulary)
+    return world
+
+
+def part(text: str) -> tuple[int, int]:
+    """ "1/4" -> (1, 4)."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r}: write N/COUNT with N from 0 to COUNT - 1, such as 0/4")
+    return int(number), int(count)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.agents", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="the set's folder")
+    parser.add_argument("--users", type=int, default=50_153)
+    parser.add_argument("--pictures", type=int, default=990_998, help="of all users together")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--renderer", choices=("atelier", "diffusers"), default="atelier")
+    parser.add_argument("--size", type=int, help="pixels a side; 128 in the atelier, 512 from a pipeline")
+    parser.add_argument("--vocabulary", type=Path, help="a vocabulary file; by default the one of the renderer's world")
+    parser.add_argument("--shard-users", type=int, help="users a shard; 256 in the atelier, 64 with diffusers")
+    parser.add_argument("--engine", choices=("local",), default="local", help="local: this machine's cores")
+    parser.add_argument("--processes", type=int, default=0, help="0 for all cores")
+    parser.add_argument("--part", type=part, default=(0, 1), metavar="N/COUNT", help="make every COUNT-th shard only")
+    parser.add_argument("--user", type=int, help="make this user alone, into a file of its own")
+    pipeline = parser.add_argument_group("diffusers")
+    pipeline.add_argument("--pipeline", help="folder of a text-to-image pipeline")
+    pipeline.add_argument("--allow-download", action="store_true", help="--pipeline may be a name on the model hub")
+    pipeline.add_argument("--device", default="cpu")
+    pipeline.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    pipeline.add_argument("--steps", type=int, default=28)
+    pipeline.add_argument("--guidance", type=float, default=5.0)
+    pipeline.add_argument("--jpeg", type=int, metavar="QUALITY", help="keep JPEG of this quality instead of PNG")
+    pipeline.add_argument("--batch", type=int, default=8, help="pictures at once, of one user")
+    args = parser.parse_args()
+    if args.renderer == "diffusers":
+        args.processes = 1  # one pipeline a device; more devices are more parts
+    return args
+
+
+if __name__ == "__main__":
+    main()

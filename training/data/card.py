@@ -1,0 +1,219 @@
+"""The data card that every set carries: counts, rules, splits, licence notes, how to cite, and two pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw, ImageOps
+
+from .schema import DISLIKED, LIKED
+from .store import Store
+
+SHEET_USERS, SHEET_PICTURES, SHEET_SIDE = 8, 6, 112  # rows, pictures of each verdict, pixels
+
+MADE = {
+    "agents": "Each user has about 50 weighted opinions on attributes: strong ones (0.6 to 1), which pictures show or "
+    "avoid, and mild ones, which only lean a picture; one in five users has two tastes. A liked picture follows one "
+    "taste and shows no strong dislike; a disliked one shows at least two. Items 2n and 2n + 1 of a user are liked "
+    "and disliked on the same prompt; the last whole pair is held out. Everything is a pure function of the "
+    "configuration, the user and the item.",
+    "pickapic": "Choices between two pictures, merged for each user: the net score of a picture makes it liked or "
+    "disliked.",
+    "import": "Read from a published data set as it is, without cleaning.",
+}
+LICENCE = {
+    "agents": "The users, prompts and attributes are made by PrefGen's code and are free of rights of real people. "
+    "Pictures of the atelier are drawn by the same code. Pictures of a diffusion pipeline fall under the terms of "
+    "that model: read its licence before publishing the set.",
+    "pickapic": "Derived from Pick-a-Pic, which has its own licence and terms of access; this set may be shared only "
+    "as they allow. Its users are real people known by number: don't try to learn who they are. Prompts and pictures come "
+    "from an open service and may offend; `--nsfw-words` leaves prompts out by a list of yours.",
+    "import": "Derived from a published data set, whose licence and terms go on to hold.",
+}
+CITE = {
+    "agents": "PrefGen (this repository), with the configuration above; the same configuration makes the same set.",
+    "pickapic": "Kirstain et al., *Pick-a-Pic: An Open Dataset of User Preferences for Text-to-Image Generation*, "
+    "2023; and PrefGen (this repository) for the cleaning, with the configuration above.",
+    "import": "The published data set that was read, and PrefGen (this repository) for the layout.",
+}
+
+
+def versions() -> dict[str, str]:
+    """What the bytes of a set depend on besides its configuration."""
+    packages = {name: version(name) for name in ("duckdb", "matplotlib", "numpy", "pillow", "pyarrow")}
+    return packages | {"python": platform.python_version()}
+
+
+def write(store: Store) -> None:
+    """Write card.md and its pictures, from the finished tables."""
+    with database(store.folder) as db:
+        histograms = _histograms(db)
+        sheet = contact_sheet(store.folder, db)
+        text = _text(store, db, sheet is not None)
+    store.write_bytes("card/histograms.png", histograms)
+    if sheet is not None:
+        store.write_bytes("card/contact_sheet.jpg", sheet)
+    store.write_bytes("card.md", text.encode())
+
+
+def database(folder: Path) -> duckdb.DuckDBPyConnection:
+    """A connection with the set's tables as the views pictures (of the index), users and pairs."""
+    db = duckdb.connect(config={"memory_limit": "1GB", "temp_directory": str(folder / ".work" / "spill")})
+    for view, file in (("pictures", "index"), ("users", "users"), ("pairs", "pairs")):
+        path = str(folder / f"{file}.parquet").replace("'", "''")
+        db.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet('{path}')")
+    return db
+
+
+def _text(store: Store, db, with_sheet: bool) -> str:
+    kind = store.config["kind"]
+    users, pictures, pairs = (
+        db.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("users", "pictures", "pairs")
+    )
+    prompts = db.execute("SELECT count(DISTINCT prompt) FROM pictures").fetchone()[0]
+    splits = db.execute(
+        "SELECT split, count(DISTINCT user), count(DISTINCT prompt), count(*), count(*) FILTER (verdict = ?), "
+        "count(*) FILTER (heldout) FROM pictures GROUP BY split ORDER BY split DESC",
+        [LIKED],
+    ).fetchall()
+    lines = [
+        f"# Data card: {kind}",
+        "",
+        f"{users:,} users, {pictures:,} pictures, {prompts:,} prompts, {pairs:,} held-out pairs. "
+        "`training/data/schema.py` describes the columns.",
+        "",
+        "## How it was made",
+        "",
+        MADE[kind],
+        "",
+        "## Splits",
+        "",
+        "By user and by prompt, each fixed by a hash. `train` has training users on training prompts, `test` test "
+        "users on test prompts, `mixed` one of each: never train on it.",
+        "",
+        "| split | users | prompts | pictures | liked | held out |",
+        "|---|---|---|---|---|---|",
+        *(f"| {' | '.join(f'{v:,}' if isinstance(v, int) else v for v in row)} |" for row in splits),
+        "",
+    ]
+    report = store.folder / "report.json"
+    if report.exists():
+        rules = json.loads(report.read_text())["rules"]
+        lines += ["## Rules", "", "In the order in which they were applied.", ""]
+        lines += ["| rule | unit | dropped |", "|---|---|---|"]
+        lines += [f"| {rule['rule']} | {rule['unit']} | {rule['dropped']:,} |" for rule in rules] + [""]
+    lines += ["## Histograms", "", "![histograms](card/histograms.png)", ""]
+    if with_sheet:
+        lines += ["## Some users, liked left, disliked right", "", "![contact sheet](card/contact_sheet.jpg)", ""]
+    lines += ["## Configuration", "", "```json", json.dumps(store.config, indent=1, sort_keys=True), "```", ""]
+    lines += ["## Licence notes", "", LICENCE[kind], "", "## How to cite", "", CITE[kind], ""]
+    return "\n".join(lines)
+
+
+def _histograms(db) -> bytes:
+    """Six panels in one PNG; those about opinions and attributes say so when a set knows none."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 8), layout="constrained")
+    (per_user, per_prompt, shares), (verdicts, opinions, attributes) = figure.subplots(2, 3)
+
+    def counted(values: str) -> list[tuple[int, int]]:
+        """(value, how often) of a query with one column n."""
+        return db.execute(f"SELECT n, count(*) FROM ({values}) GROUP BY n ORDER BY n").fetchall()
+
+    _weighted(per_user, counted("SELECT count(*) n FROM pictures GROUP BY user"), "pictures a user", "users")
+    _weighted(per_prompt, counted("SELECT count(*) n FROM pictures GROUP BY prompt"), "pictures a prompt", "prompts")
+    liked = counted("SELECT 100 * liked // (liked + disliked) n FROM users WHERE liked + disliked > 0")
+    shares.hist([n for n, _ in liked], bins=range(0, 105, 5), weights=[n for _, n in liked])
+    shares.set(xlabel="liked share of a user's history, %", ylabel="users")
+    rows = db.execute("SELECT split, verdict, count(*) FROM pictures GROUP BY ALL ORDER BY ALL").fetchall()
+    verdicts.bar([f"{split}\n{verdict}" for split, verdict, _ in rows], [n for *_, n in rows])
+    verdicts.set_ylabel("pictures")
+    known = counted("SELECT len(flatten(tastes)) + len(dislikes) n FROM users")
+    if any(n for n, _ in known):
+        _weighted(opinions, known, "opinions a user", "users")
+    else:
+        _empty(opinions, "no opinions known")
+    shown = db.execute(
+        "SELECT a, count(*) n FROM (SELECT unnest(attributes) a FROM pictures) GROUP BY a ORDER BY n DESC, a LIMIT 25"
+    ).fetchall()
+    if shown:
+        attributes.barh([a for a, _ in shown][::-1], [n for _, n in shown][::-1])
+        attributes.tick_params(axis="y", labelsize=7)
+        attributes.set_xlabel("pictures that show it (the 25 most shown)")
+    else:
+        _empty(attributes, "no attributes known")
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=90, metadata={"Software": None})
+    return file.getvalue()
+
+
+def _weighted(axis, rows: list[tuple[int, int]], x: str, y: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    values, counts = zip(*rows, strict=True) if rows else ((0,), (0,))
+    spread = max(values) - min(values)
+    if spread > 200:
+        bins = np.geomspace(max(1, min(values)), max(values) + 1, 40)
+        axis.set_xscale("log")
+    else:
+        bins = np.arange(min(values), max(values) + 2, max(1, spread // 40)) - 0.5
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.hist(values, bins=bins, weights=counts, rwidth=0.9)
+    axis.set(xlabel=x, ylabel=y)
+
+
+def _empty(axis, text: str) -> None:
+    axis.text(0.5, 0.5, text, ha="center")
+    axis.set_axis_off()
+
+
+def contact_sheet(folder: Path, db, seed: int = 0) -> bytes | None:
+    """Random users' histories, one a row: liked left, disliked right. JPEG; None for a set without images."""
+    users = [
+        u
+        for (u,) in db.execute(
+            "SELECT user FROM users ORDER BY hash(user + ?), user LIMIT ?", [seed, SHEET_USERS]
+        ).fetchall()
+    ]
+    side, gap = SHEET_SIDE, 12
+    sheet = Image.new("RGB", (2 * SHEET_PICTURES * side + gap, max(1, len(users)) * (side + 14)), "white")
+    shards = sorted((folder / "pictures").glob("*.parquet"))
+    any_picture = False
+    for row, user in enumerate(users):
+        ImageDraw.Draw(sheet).text((2, row * (side + 14) + 1), f"user {user}", fill="black")
+        for column, verdict in enumerate((LIKED, DISLIKED)):
+            places = db.execute(
+                "SELECT shard, row FROM pictures WHERE user = ? AND verdict = ? AND NOT heldout ORDER BY item LIMIT ?",
+                [user, verdict, SHEET_PICTURES],
+            ).fetchall()
+            for i, (shard, place) in enumerate(places):
+                image = read_image(shards[shard], place)
+                if image is not None:
+                    any_picture = True
+                    x = column * (SHEET_PICTURES * side + gap) + i * side
+                    sheet.paste(ImageOps.contain(image, (side - 2, side - 2)), (x, row * (side + 14) + 13))
+    if not any_picture:
+        return None
+    file = io.BytesIO()
+    sheet.save(file, "JPEG", quality=88)
+    return file.getvalue()
+
+
+def read_image(shard: Path, row: int) -> Image.Image | None:
+    """One picture of a shard, RGB; reads the row group that it is in and nothing else."""
+    with pq.ParquetFile(shard) as file:
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if row < rows:
+                data = file.read_row_group(group, columns=["image"])["image"][row].as_py()
+                return None if data is None else Image.open(io.BytesIO(data)).convert("RGB")
+            row -= rows
+    raise IndexError(f"{shard} has no such row")

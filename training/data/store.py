@@ -1,0 +1,214 @@
+"""A data set's folder: written once, checked by its manifest, resumed after any interruption.
+
+Every file is written under a temporary name and renamed when whole. A note in `.work/finished/` holds its rows, bytes
+and SHA-256, so a second run of the same command leaves it alone. Several processes or machines may share the folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prefgen.files import write_atomic
+
+from .errors import DataError
+from .schema import FORMAT_VERSION, INDEX, PICTURES
+
+try:
+    import fcntl
+except ImportError:  # Windows: one process finishes a set, so don't end two parts at the same moment there
+    fcntl = None
+
+ROW_GROUP = 256  # pictures; what a writer holds in memory
+MANIFEST, CONFIG, WORK = "manifest.json", "config.json", ".work"
+
+
+class Store:
+    """One set's folder. config: everything that the set's bytes depend on, as JSON values."""
+
+    def __init__(self, folder: Path, config: dict):
+        self.folder, self.config = Path(folder), json.loads(json.dumps(config))
+        self.work = self.folder / WORK
+        known = self.folder / MANIFEST if self.done else self.work / CONFIG
+        if known.exists():
+            self._refuse_another(json.loads(known.read_text()))
+        elif self.folder.exists() and any(p != self.work for p in self.folder.iterdir()):
+            raise DataError(f"{self.folder} holds other files: name an empty or a new folder.")
+        else:
+            with _explained(known):
+                write_atomic(known, _json(self.config))
+        if self.done:
+            shutil.rmtree(self.work, ignore_errors=True)  # the run that sealed the set may have been killed right then
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / MANIFEST).exists()
+
+    def _refuse_another(self, known: dict) -> None:
+        known = known.get("config", known)
+        changed = [k for k in {**known, **self.config} if known.get(k) != self.config.get(k)]
+        if changed:
+            there = ", ".join(f"{k}={known.get(k)} instead of {self.config.get(k)}" for k in sorted(changed))
+            raise DataError(f"{self.folder} was made with another configuration ({there}): name another folder.")
+
+    def finished(self, name: str) -> bool:
+        """Whether a file is whole and noted. A file that was renamed, but not yet noted, is noted now."""
+        note, path = self._note(name), self.folder / name
+        if note.exists():
+            return path.exists() and path.stat().st_size == json.loads(note.read_text())["bytes"]
+        if not path.exists():
+            return False
+        try:
+            self._write_note(name)
+        except pa.ArrowInvalid:  # cut short by something else than us: it is made again
+            return False
+        return True
+
+    def write(self, name: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+        """Stream tables to one Parquet file, a row group each. Returns its rows. Does nothing when it is finished."""
+        if not self.finished(name):
+            for old in self.folder.glob(f"{name}.*.tmp"):
+                old.unlink(missing_ok=True)
+            write_parquet(self.folder / name, schema, tables)
+            self._write_note(name)
+        return json.loads(self._note(name).read_text())["rows"]
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write one small file of the set."""
+        with _explained(self.folder / name):
+            write_atomic(self.folder / name, data)
+        self._write_note(name)
+
+    def shards(self) -> list[str]:
+        """Names of the picture shards in order."""
+        return sorted(f"pictures/{p.name}" for p in (self.folder / "pictures").glob("*.parquet"))
+
+    def write_index(self) -> None:
+        """Everything but the images of all shards, with the shard and the row in it. One shard in memory at a time."""
+
+        def tables():
+            for number, shard in enumerate(self.shards()):
+                table = pq.read_table(self.folder / shard, columns=[c for c in PICTURES.names if c != "image"])
+                place = [pa.array([number] * len(table), pa.int32()), pa.array(range(len(table)), pa.int32())]
+                yield pa.table([*table.columns, *place], schema=INDEX)
+
+        self.write("index.parquet", INDEX, tables())
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One process at a time, on all machines that share the folder; freed when its holder ends or is killed."""
+        with _explained(self.work / "lock"):
+            self.work.mkdir(parents=True, exist_ok=True)
+            file = open(self.work / "lock", "wb")
+        with file:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+            if self.done:
+                shutil.rmtree(self.work, ignore_errors=True)
+
+    def seal(self, versions: dict[str, str]) -> None:
+        """Write the manifest, drop the notes and what killed runs left half written: the set is finished."""
+        for leftover in self.folder.rglob("*.tmp"):
+            leftover.unlink(missing_ok=True)
+        files = {}
+        for note in sorted((self.work / "finished").glob("*.json")):
+            entry = json.loads(note.read_text())
+            files[entry.pop("file")] = entry
+        manifest = {"format": FORMAT_VERSION, "config": self.config, "versions": versions, "files": files}
+        with _explained(self.folder / MANIFEST):
+            write_atomic(self.folder / MANIFEST, _json(manifest))
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _note(self, name: str) -> Path:
+        return self.work / "finished" / f"{name.replace('/', '-')}.json"
+
+    def _write_note(self, name: str) -> None:
+        path = self.folder / name
+        rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
+        entry = {"file": name, "rows": rows, "bytes": path.stat().st_size, "sha256": sha256(path)}
+        with _explained(self._note(name)):
+            write_atomic(self._note(name), _json({k: v for k, v in entry.items() if v is not None}))
+
+
+def shard_name(number: int) -> str:
+    return f"pictures/pictures-{number:05d}.parquet"
+
+
+def write_parquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """Write atomically, one row group a table. Images are stored as they are, all else compressed.
+
+    DataError when the disk is full or not writable; no part of the file stays.
+    """
+    plain = [name for name in schema.names if name != "image"]
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")
+    try:
+        with _explained(path), os.fdopen(handle, "wb") as file:
+            options = dict(compression="zstd", write_statistics=plain)
+            if "image" in schema.names:
+                options["compression"] = {"image": "none"} | {leaf: "zstd" for leaf in _leaves(schema)}
+                options["use_dictionary"] = _leaves(schema)
+            with pq.ParquetWriter(file, schema, **options) as writer:
+                for table in tables:
+                    writer.write_table(table, row_group_size=max(1, len(table)))
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    return [f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in schema if f.name != "image"]
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file) -> str:
+    """hashlib.file_digest, which Python 3.10 lacks."""
+    digest = hashlib.sha256()
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _json(value: dict) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
+class _explained:
+    """Turns the system's refusal to write `path` into a DataError."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            what = "the disk is full" if full else (error.strerror or str(error))
+            raise DataError(
+                f"Can't write {self.path}: {what}. Make room there and run the same command again; "
+                "finished files are kept."
+            ) from error
