@@ -133,7 +133,7 @@ class Diffusers:
                     use_safetensors=True,
                     local_files_only=not self.download,
                 ).to(self.device)
-            except (OSError, ValueError, ImportError) as error:
+            except (OSError, ValueError, KeyError, ImportError) as error:
                 raise DataError(f"Can't load the pipeline {self.name}: {error}") from error
             self._pipeline.set_progress_bar_config(disable=True)
         return self._pipeline

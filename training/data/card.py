@@ -33,8 +33,8 @@ LICENCE = {
     "Pictures of the atelier are drawn by the same code. Pictures of a diffusion pipeline fall under the terms of "
     "that model: read its licence before publishing the set.",
     "pickapic": "Derived from Pick-a-Pic, which has its own licence and terms of access; this set may be shared only "
-    "as they allow. Its users are real people known by number: don't try to learn who they are. Prompts and pictures come "
-    "from an open service and may offend; `--nsfw-words` leaves prompts out by a list of yours.",
+    "as they allow. Its users are real people known by number: don't try to learn who they are. Prompts and pictures "
+    "come from an open service and may offend; `--nsfw-words` leaves prompts out by a list of yours.",
     "import": "Derived from a published data set, whose licence and terms go on to hold.",
 }
 CITE = {
