@@ -1,7 +1,7 @@
 """What a set of simulated users costs: time, memory and disk at shares of the paper's size.
 
-    python -m tests.bench.agents_scale                  1 % and 10 %
-    python -m tests.bench.agents_scale 1 --folder DIR   all 50,153 users; DIR keeps the set (about 10 GB)
+    python tests/bench/agents_scale.py                  1 % and 10 %
+    python tests/bench/agents_scale.py 1 --folder DIR   all 50,153 users; DIR keeps the set (about 10 GB)
 
 Runs the real commands and adds a row a share to docs/performance-data.json, from which docs/performance-data.md is
 written. Needs Linux (/proc).
@@ -27,7 +27,7 @@ SAMPLE = 0.25  # seconds between two looks at the memory
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.agents_scale", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python tests/bench/agents_scale.py", description=__doc__.splitlines()[0])
     parser.add_argument("shares", type=float, nargs="*", default=[0.01, 0.1], help="of the paper's size, 0..1")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--folder", type=Path, help="keep the sets in here; otherwise they are deleted")
@@ -128,12 +128,12 @@ def page(rows: list[dict]) -> str:
     lines = [
         "# What the data sets cost",
         "",
-        "Written by `python -m tests.bench.agents_scale`; the figures are in `performance-data.json`. Only what was run",
-        f"is listed. 100 % is the paper's size: {USERS:,} users, {PICTURES:,} pictures.",
+        "Written by `python tests/bench/agents_scale.py`, from `performance-data.json`. Only what was run is listed.",
+        f"Share 1 is the paper's size: {USERS:,} users, {PICTURES:,} pictures.",
         "",
         "## Simulated users, atelier renderer, 128 px",
         "",
-        "| share | pictures | processes | seconds | CPU s | pictures/s | pictures per CPU s | peak memory, MB | size, MB |",
+        "| share | pictures | processes | seconds | CPU s | pictures/s | pictures/CPU s | peak memory, MB | size, MB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,6 +196,16 @@ def test_a_shard_cut_short_before_it_was_noted_is_made_again(whole, tmp_path):
         note.unlink()
     make(SMALL, tmp_path / "set", 1)
     assert content(tmp_path / "set") == content(whole)
+
+
+def test_damaged_files_that_were_deleted_are_made_again_and_nothing_else(whole, tmp_path):
+    folder = Path(shutil.copytree(whole, tmp_path / "set"))
+    for name in (shard_name(2), "users.parquet"):
+        (folder / name).unlink()
+    kept = (folder / shard_name(1)).stat()
+    make(SMALL, folder, 1)
+    assert content(folder) == content(whole)
+    assert (folder / shard_name(1)).stat().st_mtime_ns == kept.st_mtime_ns
 
 
 @pytest.mark.parametrize("words", WORLDS.values(), ids=WORLDS)

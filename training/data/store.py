@@ -49,6 +49,7 @@ class Store:
                 write_atomic(known, _json(self.config))
         if self.done:
             shutil.rmtree(self.work, ignore_errors=True)  # the run that sealed the set may have been killed right then
+            self._reopen_if_files_are_gone()
 
     @property
     def done(self) -> bool:
@@ -60,6 +61,17 @@ class Store:
         if changed:
             there = ", ".join(f"{k}={known.get(k)} instead of {self.config.get(k)}" for k in sorted(changed))
             raise DataError(f"{self.folder} was made with another configuration ({there}): name another folder.")
+
+    def _reopen_if_files_are_gone(self) -> None:
+        """Damaged files that were deleted are made again: a set that lacks files is not finished."""
+        files = json.loads((self.folder / MANIFEST).read_text())["files"]
+        there = {name: entry for name, entry in files.items() if (self.folder / name).exists()}
+        if len(there) < len(files):
+            with _explained(self.work):
+                write_atomic(self.work / CONFIG, _json(self.config))
+                for name, entry in there.items():
+                    write_atomic(self._note(name), _json(entry | {"file": name}))
+                (self.folder / MANIFEST).unlink()
 
     def finished(self, name: str) -> bool:
         """Whether a file is whole and noted. A file that was renamed, but not yet noted, is noted now."""
