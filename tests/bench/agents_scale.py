@@ -68,6 +68,7 @@ def measure(share: float, processes: int, folder: Path) -> dict:
         "check_seconds": round(checked["seconds"], 1),
         "check_cpu_seconds": round(checked["cpu_seconds"], 1),
         "check_peak_memory_mb": round(checked["peak"] / 2**20),
+        "milliseconds_a_picture": profile(),
         "load_before": round(load, 2),
         "nice": os.nice(0),
         "machine": machine(),
@@ -109,6 +110,32 @@ def memory(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
+def profile(users: int = 15) -> dict[str, float]:
+    """CPU milliseconds of this process that each step of one picture takes, over about 300 pictures."""
+    sys.path.insert(0, str(ROOT))
+    from PIL import Image
+
+    from prefgen.atelier.renderer import render
+    from training.agents import people, renderers, vocabulary
+
+    words, spent, pictures = vocabulary.atelier(), {"decide": 0.0, "draw": 0.0, "encode": 0.0}, 0
+    for user in range(-1, users):  # the first round only fills caches
+        if user == 0:
+            spent, pictures = dict.fromkeys(spent, 0.0), 0
+        clock = [time.process_time()]
+        items = people.items(words, people.agent(words, 0, max(user, 0)), 0, range(20))
+        clock.append(time.process_time())
+        drawn = [render(renderers.scene(words, item), 128) for item in items]
+        clock.append(time.process_time())
+        for picture in drawn:
+            renderers.encode(Image.fromarray(picture))
+        clock.append(time.process_time())
+        for step, begin, end in zip(spent, clock, clock[1:], strict=False):
+            spent[step] += end - begin
+        pictures += len(items)
+    return {step: round(1000 * seconds / pictures, 2) for step, seconds in spent.items()}
+
+
 def machine() -> str:
     model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     name = model[0].split(": ", 1)[1] if model else platform.machine()
@@ -148,8 +175,10 @@ def page(rows: list[dict]) -> str:
     lines += [f"| {r['share']:.3g} | {' | '.join(str(r[k]) for k in checks)} |" for r in rows]
     lines += ["", "Peak memory is the sum over all processes, shared pages counted once. How each was run:", ""]
     for r in rows:
-        lines.append(f"- {r['share']:.3g}: `{r['command']}`; {r['machine']}; load average before the start")
-        lines.append(f"  {r['load_before']}, niceness {r['nice']}.")
+        lines.append(f"- {r['share']:.3g}: `{r['command']}`;")
+        lines.append(f"  {r['machine']}; load average before the start {r['load_before']}, niceness {r['nice']}.")
+        steps = ", ".join(f"{step} {spent}" for step, spent in r["milliseconds_a_picture"].items())
+        lines.append(f"  CPU milliseconds a picture in one process: {steps}.")
     return "\n".join(lines) + "\n"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -61,8 +61,10 @@ def make(world: World, folder: Path, processes: int, part: tuple[int, int] = (0,
     jobs = [n for n in mine if not store.finished(shard_name(n))]
     todo, done = world.pictures_in(jobs), world.pictures_in(mine) - world.pictures_in(jobs)
     with tqdm(total=done + todo, initial=done, unit="picture", mininterval=1) as bar:
-        for rows in engine.run(partial(write_shard, world, store), jobs, processes):
-            bar.update(rows)
+        inside = processes == 1  # then the bar can follow every user, which a slow renderer needs
+        job = partial(write_shard, world, store, tick=bar.update if inside else None)
+        for rows in engine.run(job, jobs, processes):
+            bar.update(0 if inside else rows)
     with store.lock():  # several parts may end at the same moment
         if not store.done:
             finish(world, store)
@@ -81,9 +83,9 @@ def finish(world: World, store: Store) -> None:
     store.seal(card.versions() | world.renderer.versions())
 
 
-def write_shard(world: World, store: Store, shard: int) -> int:
-    """Make the pictures of one shard's users. Returns their number."""
-    return store.write(shard_name(shard), PICTURES, picture_tables(world, world.users_of(shard)))
+def write_shard(world: World, store: Store, shard: int, tick: Callable[[int], object] | None = None) -> int:
+    """Make the pictures of one shard's users. Returns their number, and tells `tick` as it goes."""
+    return store.write(shard_name(shard), PICTURES, picture_tables(world, world.users_of(shard), tick))
 
 
 def make_one(world: World, folder: Path, user: int) -> None:
@@ -97,11 +99,13 @@ def make_one(world: World, folder: Path, user: int) -> None:
     print(path)
 
 
-def picture_tables(world: World, users: range) -> Iterator[pa.Table]:
+def picture_tables(world: World, users: range, tick: Callable[[int], object] | None = None) -> Iterator[pa.Table]:
     """Tables of PICTURES for these users, about ROW_GROUP rows each; users are never torn apart."""
     rows: list[dict] = []
     for user in users:
         rows += picture_rows(world, user)
+        if tick:
+            tick(world.count(user))
         if len(rows) >= ROW_GROUP:
             yield pa.Table.from_pylist(rows, PICTURES)
             rows = []
