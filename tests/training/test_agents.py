@@ -303,7 +303,9 @@ def test_a_vocabulary_that_does_not_hold_together_is_explained(tmp_path, text, s
     "words, sentence",
     [
         (["--users", "0"], "at least 1"),
-        (["--users", "5", "--pictures", "9"], "twice as many"),
+        (["--processes", "-2"], "no whole number from 0 on"),
+        (["--renderer", "diffusers", "--jpeg", "101"], "invalid choice"),
+        (["--users", "5", "--pictures", "9"], "at least twice --users"),
         (["--size", "100"], "multiples of 16"),
         (["--renderer", "diffusers"], "needs --pipeline"),
         (["--renderer", "diffusers", "--pipeline", "nowhere"], "not a folder with a model_index.json"),

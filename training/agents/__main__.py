@@ -37,10 +37,8 @@ def main() -> None:
 
 def world_of(args: argparse.Namespace) -> World:
     """The world that a command line names. DataError when it names none."""
-    if args.users < 1 or args.pictures < 2 * args.users:
-        raise DataError("--users must be at least 1, --pictures at least twice as many: one liked, one disliked.")
-    if args.seed < 0 or args.shard_users is not None and args.shard_users < 1:
-        raise DataError("--shard-users must be at least 1 and --seed at least 0.")
+    if args.pictures < 2 * args.users:
+        raise DataError("--pictures must be at least twice --users: everyone likes one and dislikes one.")
     if args.renderer == "atelier":
         renderer: renderers.Renderer = renderers.Atelier(args.size or 128)
     elif args.pipeline:
@@ -57,6 +55,20 @@ def world_of(args: argparse.Namespace) -> World:
     return world
 
 
+def natural(text: str) -> int:
+    """ "12" -> 12, from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """ "12" -> 12, from 1 on."""
+    if not natural(text):
+        raise argparse.ArgumentTypeError("it must be at least 1")
+    return int(text)
+
+
 def part(text: str) -> tuple[int, int]:
     """ "1/4" -> (1, 4)."""
     number, _, count = text.partition("/")
@@ -70,15 +82,15 @@ def arguments() -> argparse.Namespace:
         prog="python -m training.agents", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="the set's folder")
-    parser.add_argument("--users", type=int, default=50_153)
-    parser.add_argument("--pictures", type=int, default=990_998, help="of all users together")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--users", type=positive, default=50_153)
+    parser.add_argument("--pictures", type=positive, default=990_998, help="of all users together")
+    parser.add_argument("--seed", type=natural, default=0)
     parser.add_argument("--renderer", choices=("atelier", "diffusers"), default="atelier")
     parser.add_argument("--size", type=int, help="pixels a side; 128 in the atelier, 512 from a pipeline")
     parser.add_argument("--vocabulary", type=Path, help="a vocabulary file; by default the one of the renderer's world")
-    parser.add_argument("--shard-users", type=int, help="users a shard; 256 in the atelier, 64 with diffusers")
+    parser.add_argument("--shard-users", type=positive, help="users a shard; 256 in the atelier, 64 with diffusers")
     parser.add_argument("--engine", choices=("local",), default="local", help="local: this machine's cores")
-    parser.add_argument("--processes", type=int, default=0, help="0 for all cores")
+    parser.add_argument("--processes", type=natural, default=0, help="0 for all cores")
     parser.add_argument("--part", type=part, default=(0, 1), metavar="N/COUNT", help="make every COUNT-th shard only")
     parser.add_argument("--user", type=int, help="make this user alone, into a file of its own")
     pipeline = parser.add_argument_group("diffusers")
@@ -86,10 +98,12 @@ def arguments() -> argparse.Namespace:
     pipeline.add_argument("--allow-download", action="store_true", help="--pipeline may be a name on the model hub")
     pipeline.add_argument("--device", default="cpu")
     pipeline.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    pipeline.add_argument("--steps", type=int, default=28)
+    pipeline.add_argument("--steps", type=positive, default=28)
     pipeline.add_argument("--guidance", type=float, default=5.0)
-    pipeline.add_argument("--jpeg", type=int, metavar="QUALITY", help="keep JPEG of this quality instead of PNG")
-    pipeline.add_argument("--batch", type=int, default=8, help="pictures at once, of one user")
+    pipeline.add_argument(
+        "--jpeg", type=int, choices=range(1, 101), metavar="QUALITY", help="keep JPEG of this quality instead of PNG"
+    )
+    pipeline.add_argument("--batch", type=positive, default=8, help="pictures at once, of one user")
     args = parser.parse_args()
     if args.renderer == "diffusers":
         args.processes = 1  # one pipeline a device; more devices are more parts
