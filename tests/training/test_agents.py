@@ -1,5 +1,6 @@
 """Simulated users: a pure function of seed, user and item; whole after any interruption; drawn by either renderer."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from prefgen.atelier import users as atelier_users
 from training.agents import __main__ as command
 from training.agents import people, renderers, vocabulary
 from training.agents.make import World, make, make_one, picture_rows
-from training.data import engine
+from training.data import engine, ray_engine
 from training.data.check import check
 from training.data.errors import DataError
 from training.data.schema import TEST, TRAIN, normal_prompt, prompt_split, user_split
@@ -153,6 +154,41 @@ def test_killed_just_before_and_just_after_renames_the_set_is_still_the_same(who
 def test_a_killed_worker_is_named_and_the_command_can_be_repeated():
     with pytest.raises(DataError, match="The same command goes on"):
         list(engine.run(os._exit, [9], processes=2))
+
+
+def test_the_ray_engine_makes_the_same_bytes_though_a_worker_is_killed(whole, tmp_path):
+    pytest.importorskip("ray")
+    folder = tmp_path / "set"
+    process = run(folder, *OPTIONS, "--processes", 2, "--engine", "ray")
+    victim = None
+    while process.poll() is None and victim is None:
+        # Ray names a worker after its task; only those that this command started are looked at.
+        victim = next((pid for pid in descendants(process.pid) if command_line(pid).startswith("ray::Map")), None)
+        time.sleep(0.005)
+    os.kill(victim, signal.SIGKILL)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert content(folder) == content(whole)
+
+
+def test_without_ray_its_engine_says_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(DataError, match="needs Ray: pip install"):
+        list(ray_engine.run(abs, [1]))
+
+
+def descendants(pid):
+    found = [pid]
+    for parent in found:
+        with contextlib.suppress(OSError):
+            found += map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
+    return found
+
+
+def command_line(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return ""
 
 
 def test_a_full_disk_ends_in_one_sentence_and_keeps_the_good_part(whole, tmp_path):
@@ -304,14 +340,18 @@ def test_a_vocabulary_that_does_not_hold_together_is_explained(tmp_path, text, s
     [
         (["--users", "0"], "at least 1"),
         (["--processes", "-2"], "no whole number from 0 on"),
-        (["--renderer", "diffusers", "--jpeg", "101"], "invalid choice"),
+        (
+            ["--renderer", "diffusers", "--pipeline", str(ROOT / "tiny"), "--allow-download", "--jpeg", "101"],
+            "from 1 to 100",
+        ),
         (["--users", "5", "--pictures", "9"], "at least twice --users"),
         (["--size", "100"], "multiples of 16"),
         (["--renderer", "diffusers"], "needs --pipeline"),
         (["--renderer", "diffusers", "--pipeline", "nowhere"], "not a folder with a model_index.json"),
         (["--vocabulary", str(vocabulary.REAL_WORLD)], "draws its own vocabulary only"),
         (["--part", "4/4"], "N/COUNT"),
-        (["--engine", "ray"], "invalid choice"),
+        (["--engine", "spark"], "invalid choice"),
+        (["--engine", "ray", "--renderer", "diffusers"], "one command a device, with --part"),
     ],
 )
 def test_a_wrong_command_line_is_explained_and_leaves_nothing(tmp_path, monkeypatch, capsys, words, sentence):

@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
+from ..data import engine, ray_engine
 from ..data.errors import DataError
 from . import renderers, vocabulary
-from .make import World, make, make_one
+from .make import Run, World, make, make_one
 
 
 def main() -> None:
@@ -25,7 +27,7 @@ def main() -> None:
     try:
         world = world_of(args)
         if args.user is None:
-            make(world, args.folder, args.processes, args.part)
+            make(world, args.folder, args.processes, args.part, engine_of(args))
         else:
             make_one(world, args.folder, args.user)
     except DataError as error:
@@ -35,10 +37,18 @@ def main() -> None:
         os._exit(130)  # at once: workers end with this process, and no file of theirs is half there
 
 
+def engine_of(args: argparse.Namespace) -> Run:
+    if args.engine == "local":
+        return engine.run
+    return partial(ray_engine.run, address=args.ray_address)
+
+
 def world_of(args: argparse.Namespace) -> World:
     """The world that a command line names. DataError when it names none."""
     if args.pictures < 2 * args.users:
         raise DataError("--pictures must be at least twice --users: everyone likes one and dislikes one.")
+    if args.engine == "ray" and args.renderer == "diffusers":
+        raise DataError("--engine ray draws the atelier. For a pipeline start one command a device, with --part.")
     if args.renderer == "atelier":
         renderer: renderers.Renderer = renderers.Atelier(args.size or 128)
     elif args.pipeline:
@@ -89,7 +99,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, help="pixels a side; 128 in the atelier, 512 from a pipeline")
     parser.add_argument("--vocabulary", type=Path, help="a vocabulary file; by default the one of the renderer's world")
     parser.add_argument("--shard-users", type=positive, help="users a shard; 256 in the atelier, 64 with diffusers")
-    parser.add_argument("--engine", choices=("local",), default="local", help="local: this machine's cores")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="local: this machine's cores")
+    parser.add_argument("--ray-address", help="a running cluster; without one --engine ray starts its own here")
     parser.add_argument("--processes", type=natural, default=0, help="0 for all cores")
     parser.add_argument("--part", type=part, default=(0, 1), metavar="N/COUNT", help="make every COUNT-th shard only")
     parser.add_argument("--user", type=int, help="make this user alone, into a file of its own")
@@ -100,9 +111,7 @@ def arguments() -> argparse.Namespace:
     pipeline.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     pipeline.add_argument("--steps", type=positive, default=28)
     pipeline.add_argument("--guidance", type=float, default=5.0)
-    pipeline.add_argument(
-        "--jpeg", type=int, choices=range(1, 101), metavar="QUALITY", help="keep JPEG of this quality instead of PNG"
-    )
+    pipeline.add_argument("--jpeg", type=positive, metavar="QUALITY", help="keep JPEG of this quality instead of PNG")
     pipeline.add_argument("--batch", type=positive, default=8, help="pictures at once, of one user")
     args = parser.parse_args()
     if args.renderer == "diffusers":

@@ -16,6 +16,8 @@ from ..data.schema import PAIRS, PICTURES, USERS
 from ..data.store import MANIFEST, ROW_GROUP, WORK, Store, shard_name, write_parquet
 from . import people, renderers, vocabulary
 
+Run = Callable[[Callable[[int], int], Iterable[int], int], Iterator[int]]
+
 
 @dataclass(frozen=True)
 class World:
@@ -51,8 +53,11 @@ class World:
         return sum(self.count(user) for shard in shards for user in self.users_of(shard))
 
 
-def make(world: World, folder: Path, processes: int, part: tuple[int, int] = (0, 1)) -> None:
-    """Write the set, or what is missing of it; the last part to end writes the tables, the card and the manifest."""
+def make(world: World, folder: Path, processes: int = 0, part: tuple[int, int] = (0, 1), run: Run = engine.run) -> None:
+    """Write the set, or what is missing of it; the last part to end writes the tables, the card and the manifest.
+
+    run: an engine's, which calls a function with each of many jobs.
+    """
     store = Store(folder, world.config())
     if store.done:
         print(f"{folder} is finished already.")
@@ -61,9 +66,9 @@ def make(world: World, folder: Path, processes: int, part: tuple[int, int] = (0,
     jobs = [n for n in mine if not store.finished(shard_name(n))]
     todo, done = world.pictures_in(jobs), world.pictures_in(mine) - world.pictures_in(jobs)
     with tqdm(total=done + todo, initial=done, unit="picture", mininterval=1) as bar:
-        inside = processes == 1  # then the bar can follow every user, which a slow renderer needs
+        inside = run is engine.run and processes == 1  # then the bar can follow every user, which a slow renderer needs
         job = partial(write_shard, world, store, tick=bar.update if inside else None)
-        for rows in engine.run(job, jobs, processes):
+        for rows in run(job, jobs, processes):
             bar.update(0 if inside else rows)
     with store.lock():  # several parts may end at the same moment
         if not store.done:

@@ -87,6 +87,8 @@ class Diffusers:
                 f"--pipeline {pipeline} is not a folder with a model_index.json. Name a local pipeline, "
                 "or add --allow-download to fetch it from the hub."
             )
+        if size < 8 or size % 8 or not 1 <= (jpeg or 1) <= 100:
+            raise DataError("--size must be a multiple of 8, --jpeg a quality from 1 to 100.")
         self.name, self.size, self.steps, self.guidance = pipeline, size, steps, guidance
         self.batch, self.device, self.dtype, self.jpeg, self.download = batch, device, dtype, jpeg, download
         self._pipeline = None
