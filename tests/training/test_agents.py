@@ -56,6 +56,20 @@ def run(*words, **options):
     )
 
 
+def descendants(pid):
+    found = [pid]
+    for parent in found:
+        with contextlib.suppress(OSError):
+            found += map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
+    return found
+
+
+def command_line(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return ""
+
+
 def test_the_paper_s_numbers_are_met_exactly():
     counts = [people.picture_count(user, 50_153, 990_998) for user in range(50_153)]
     assert sum(counts) == 990_998 and set(counts) == {19, 20}
@@ -175,20 +189,6 @@ def test_without_ray_its_engine_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(DataError, match="needs Ray: pip install"):
         list(ray_engine.run(abs, [1]))
-
-
-def descendants(pid):
-    found = [pid]
-    for parent in found:
-        with contextlib.suppress(OSError):
-            found += map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
-    return found
-
-
-def command_line(pid):
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    return ""
 
 
 def test_a_full_disk_ends_in_one_sentence_and_keeps_the_good_part(whole, tmp_path):
@@ -327,6 +327,7 @@ def small_vocabulary(**changed):
         (json.dumps(small_vocabulary(families={"a": ["b", "b"]})), "'a/b' twice"),
         (json.dumps(small_vocabulary(excludes=[["family 0/thing 0.0", "family 9/none"]])), "name two attributes"),
         (json.dumps(small_vocabulary(subjects=["a cat"])), "too small"),
+        (json.dumps(small_vocabulary(families=small_vocabulary()["families"] | {"none": []})), "none empty"),
     ],
 )
 def test_a_vocabulary_that_does_not_hold_together_is_explained(tmp_path, text, sentence):
@@ -439,8 +440,9 @@ def test_a_folder_that_is_no_pipeline_is_explained(tmp_path):
 
 def test_the_bar_counts_pictures_and_ctrl_c_leaves_a_sentence(tmp_path):
     process = run(tmp_path / "set", "--users", 400, "--pictures", 8000, "--shard-users", 5, start_new_session=True)
-    deadline = time.monotonic() + 200
-    while not list((tmp_path / "set").glob("pictures/*.parquet")) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 400
+    # By the sixth shard both workers have started.
+    while len(list((tmp_path / "set").glob("pictures/*.parquet"))) < 6 and time.monotonic() < deadline:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=100)

@@ -105,8 +105,8 @@ def load(path: Path = REAL_WORLD) -> Vocabulary:
         part: tuple((subject, subject) for subject in subjects if prompt_split(subject) == part)
         for part in (TRAIN, TEST)
     }
-    if len(families) < 6 or len(keys) < 50 or not all(prompts.values()):
-        raise DataError(f"{path} is too small: at least 6 families, 50 attributes and about 30 subjects are needed.")
+    if len(families) < 6 or not all(families.values()) or len(keys) < 50 or not all(prompts.values()):
+        raise DataError(f"{path} is too small: at least 6 families (none empty), 50 attributes and about 30 subjects are needed.")
     return Vocabulary(
         name,
         version,
