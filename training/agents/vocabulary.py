@@ -106,7 +106,8 @@ def load(path: Path = REAL_WORLD) -> Vocabulary:
         for part in (TRAIN, TEST)
     }
     if len(families) < 6 or not all(families.values()) or len(keys) < 50 or not all(prompts.values()):
-        raise DataError(f"{path} is too small: at least 6 families (none empty), 50 attributes and about 30 subjects are needed.")
+        needed = "at least 6 families (none empty), 50 attributes and about 30 subjects are needed"
+        raise DataError(f"{path} is too small: {needed}.")
     return Vocabulary(
         name,
         version,
