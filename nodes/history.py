@@ -57,10 +57,14 @@ class EncodePreferenceHistory(io.ComfyNode):
             display_name="Encode Preference History",
             category=CATEGORY,
             description="The MLLM looks at all liked and disliked pictures together and works out the taste behind "
-            "them. Pictures it has read before are not read again.",
+            "them; CLIP vision sees how they look. Pictures read before are not read again.",
             is_input_list=True,
             inputs=[
-                MLLM.Input("mllm", tooltip="From Load Preference MLLM."),
+                MLLM.Input(
+                    "mllm",
+                    optional=True,
+                    tooltip="From Load Preference MLLM, for a PrefGen adapter. An IP-Adapter needs clip_vision alone.",
+                ),
                 io.Image.Input(
                     "liked", tooltip="Pictures you like: a batch or a list, any sizes. One is enough, eight are better."
                 ),
@@ -68,17 +72,18 @@ class EncodePreferenceHistory(io.ComfyNode):
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="The CLIP vision model that the adapter was trained with; adds the image part of the user.",
+                    tooltip="The CLIP vision model that the adapter was trained with; adds the image part of the user. "
+                    "For an IP-Adapter it is all that is needed.",
                 ),
             ],
             outputs=[Preference.Output(display_name="PREFGEN_PREFERENCE", tooltip="For Fuse User Vector.")],
         )
 
     @classmethod
-    def execute(cls, mllm, liked, disliked=None, clip_vision=None) -> io.NodeOutput:
+    def execute(cls, liked, mllm=None, disliked=None, clip_vision=None) -> io.NodeOutput:
         from ..prefgen.comfy.encoding import encode_history
         from ..prefgen.history import PreferenceHistory, montage
 
         history = PreferenceHistory.from_images(liked, disliked or [])
-        encoded = encode_history(history, mllm[0], clip_vision[0] if clip_vision else None)
+        encoded = encode_history(history, mllm[0] if mllm else None, clip_vision[0] if clip_vision else None)
         return io.NodeOutput(encoded, ui=ui.PreviewImage(montage(history), cls=cls))

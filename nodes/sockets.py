@@ -7,3 +7,9 @@ CATEGORY = "PrefGen"
 MLLM = io.Custom("PREFGEN_MLLM")
 Preference = io.Custom("PREFGEN_PREFERENCE")
 User = io.Custom("PREFGEN_USER")
+
+
+def advanced(entry: io.Input) -> io.Input:
+    """An input that newer front ends fold away and older ones show. ComfyUI 0.3.75 has no keyword for it."""
+    entry.extra_dict = {**entry.extra_dict, "advanced": True}
+    return entry

@@ -2,9 +2,10 @@
 
 from comfy_api.latest import io
 
+from ..prefgen import pooling as ways
 from ..prefgen.comfy import folders
 from .choices import checked
-from .sockets import CATEGORY, Preference, User
+from .sockets import CATEGORY, Preference, User, advanced
 
 APPLY_TO = {"positive only": "positive", "both halves": "both"}
 
@@ -27,11 +28,35 @@ class FuseUserVector(io.ComfyNode):
                 io.Combo.Input(
                     "adapter",
                     options=list(folders.adapters()),
-                    tooltip="'atelier' is embedded and fits Load Atelier. Others: PrefGen adapters in models/prefgen.",
+                    tooltip="'atelier' is embedded and fits Load Atelier. Others: PrefGen adapters in models/prefgen, "
+                    "public IP-Adapters (base, plus, full face) there or in models/ipadapter.",
                 ),
                 part("semantic", "what the taste says in words (likes, dislikes, style)"),
                 part("core", "who the user is"),
                 part("image", "the look of the liked pictures (needs clip_vision in Encode Preference History)"),
+                advanced(
+                    io.Combo.Input(
+                        "pooling",
+                        options=list(ways.WAYS),
+                        default=ways.PUSH_AWAY,
+                        optional=True,
+                        tooltip="For IP-Adapters. push away: the average liked picture, led away from the disliked "
+                        "ones. side by side: every liked picture on its own, for mixed tastes. least disliked: liked "
+                        "pictures unlike the disliked ones count more. negative: the disliked ones join the negative "
+                        "prompt.",
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "push",
+                        default=0.5,
+                        min=0.0,
+                        max=2.0,
+                        step=0.05,
+                        optional=True,
+                        tooltip="For IP-Adapters: how much the disliked pictures count. 0 leaves them out.",
+                    )
+                ),
             ],
             outputs=[User.Output(display_name="PREFGEN_USER", tooltip="For Apply User Cross-Attention.")],
         )
@@ -46,14 +71,15 @@ class FuseUserVector(io.ComfyNode):
         return f"{adapter} {status.st_size} {status.st_mtime_ns}"
 
     @classmethod
-    def execute(cls, preference, adapter, semantic=1.0, core=1.0, image=1.0) -> io.NodeOutput:
+    def execute(
+        cls, preference, adapter, semantic=1.0, core=1.0, image=1.0, pooling=ways.PUSH_AWAY, push=0.5
+    ) -> io.NodeOutput:
         from ..prefgen.adapter import check_encoded, load_adapter
-        from ..prefgen.encoded import FusedUser
-        from ..prefgen.fusion import fuse_user_vector
+        from ..prefgen.fusion import fuse_user
 
         loaded = load_adapter(folders.adapter_path(adapter))
         check_encoded(loaded.header, preference)
-        return io.NodeOutput(FusedUser(fuse_user_vector(loaded, preference, semantic, core, image), loaded, adapter))
+        return io.NodeOutput(fuse_user(loaded, preference, semantic, core, image, pooling, push, label=adapter))
 
 
 class ApplyUserCrossAttention(io.ComfyNode):

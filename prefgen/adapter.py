@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -22,40 +22,10 @@ from .aligner import LayerStandardiser, SemanticAligner
 from .encoded import EncodedPreference
 from .files import write_atomic
 from .fusion import UserProjection, core_part, semantic_part
+from .header import FAMILY_NAMES, FORMAT_VERSION, AdapterError, AdapterHeader
+from .ip_adapter import EMBEDDING, ImageAdapter, build_image_adapter, encoder_name, is_ip_adapter
 
-FORMAT_VERSION = 1
-FAMILY_NAMES = {"atelier": "the atelier", "sd15": "SD1.5", "sd2": "SD2", "sdxl": "SDXL", "sdxl_refiner": "SDXL refiner"}
-
-
-class AdapterError(ValueError):
-    """An adapter that can't be used, in one sentence for the artist."""
-
-
-@dataclass(frozen=True)
-class AdapterHeader:
-    """What an adapter was made for.
-
-    block_widths: attention width of every cross-attention in file order (down, up, mid).
-    mllm: name, revision, lora, prompt_version, precision, num_layers, hidden_size, sem_layers, core_layer; None for an
-    image-only adapter. clip_vision: name, width, preprocessing.
-    """
-
-    format_version: int
-    kind: str
-    base_family: str
-    semantic_width: int
-    core_width: int
-    image_width: int
-    cross_attention_dim: int
-    tokens: int
-    block_widths: list[int]
-    mllm: dict | None = None
-    clip_vision: dict = field(default_factory=dict)
-    training: dict = field(default_factory=dict)
-
-    @property
-    def user_width(self) -> int:
-        return self.semantic_width + self.core_width + self.image_width
+AGAIN = "Download or export it again."
 
 
 class UserAdapter(nn.Module):
@@ -122,33 +92,44 @@ def save_adapter(adapter: UserAdapter, path: str | os.PathLike) -> None:
     write_atomic(path, data)
 
 
-def load_adapter(path: str | os.PathLike) -> UserAdapter:
-    """Read and check an adapter file. Raises AdapterError with one sentence that names the file and what to do."""
+def load_adapter(path: str | os.PathLike) -> UserAdapter | ImageAdapter:
+    """Read and check an adapter file: a PrefGen export, or a public IP-Adapter file, known by its keys.
+
+    Raises AdapterError with one sentence that names the file and what to do.
+    """
     path = Path(path)
-    tensors, header = _read(path)
+    tensors, metadata = _read(path)
+    if "prefgen" in metadata:
+        header, against = _header(path, metadata["prefgen"]), "its own header"
+    elif is_ip_adapter(tensors):
+        header, against = None, "each other"
+    else:
+        raise AdapterError(
+            f"{path.name} is not a PrefGen adapter and not an IP-Adapter: choose a file from a PrefGen training export "
+            "or an IP-Adapter for SD1.5 or SDXL."
+        )
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise AdapterError(f"{path.name} holds values that are not numbers (in {key}). {AGAIN}")
     try:
-        return _build(path, tensors, header)
+        return _build(path, tensors, header) if header else build_image_adapter(path.name, tensors)
     except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, AdapterError):
             raise
-        raise AdapterError(
-            f"{path.name} is damaged: its weights don't match its own header. Download or export it again."
-        ) from error
+        raise AdapterError(f"{path.name} is damaged: its weights don't match {against}. {AGAIN}") from error
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], AdapterHeader]:
-    """Tensors and header, each refused on its own grounds before anything is built."""
-    again = "Download or export it again."
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file."""
     if not path.is_file():
         raise AdapterError(
             f"The adapter {path.name} is not there any more: put it into models/prefgen or choose another."
         )
     if path.stat().st_size == 0:
-        raise AdapterError(f"{path.name} is empty (0 bytes). {again}")
+        raise AdapterError(f"{path.name} is empty (0 bytes). {AGAIN}")
     try:
         with safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         # Only now: a safetensors file starts with a length, which may happen to look like a pickle's first byte.
         with path.open("rb") as file:
@@ -158,16 +139,13 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], AdapterHeader]:
                 f"{path.name} is a pickle under a .safetensors name, which PrefGen never opens: get a real "
                 "safetensors file."
             ) from error
-        raise AdapterError(f"{path.name} is damaged or not a whole safetensors file. {again}") from error
-    if "prefgen" not in metadata:
-        if any(key.startswith(("ip_adapter.", "image_proj.")) for key in tensors):
-            raise AdapterError(f"{path.name} is a plain IP-Adapter file; this version reads PrefGen adapters only.")
-        raise AdapterError(
-            f"{path.name} is not a PrefGen adapter: it has no prefgen header. Choose a file from a PrefGen "
-            "training export."
-        )
+        raise AdapterError(f"{path.name} is damaged or not a whole safetensors file. {AGAIN}") from error
+
+
+def _header(path: Path, entry: str) -> AdapterHeader:
+    """The header entry of a PrefGen export, checked on its own."""
     try:
-        raw = json.loads(metadata["prefgen"])
+        raw = json.loads(entry)
         version = int(raw["format_version"])
         if version > FORMAT_VERSION:
             raise AdapterError(
@@ -182,11 +160,8 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], AdapterHeader]:
     except AdapterError:
         raise
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise AdapterError(f"{path.name} has a mangled prefgen header. {again}") from error
-    for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise AdapterError(f"{path.name} holds values that are not numbers (in {key}). {again}")
-    return tensors, header
+        raise AdapterError(f"{path.name} has a mangled prefgen header. {AGAIN}") from error
+    return header
 
 
 def _build(path: Path, tensors: dict[str, torch.Tensor], header: AdapterHeader) -> UserAdapter:
@@ -243,7 +218,14 @@ def check_compatible(header: AdapterHeader, block_widths: Sequence[int], cross_d
 
 def check_encoded(header: AdapterHeader, encoded: EncodedPreference) -> None:
     """Raise AdapterError when a history was read by other models than the adapter was trained with."""
+    if header.kind == "ip_adapter":
+        return _check_pictures(header, encoded)
     made, used = header.mllm, encoded.mllm
+    if encoded.hidden is None and not header.image_width:
+        raise AdapterError(
+            "This adapter sees the history through its MLLM alone: connect Load Preference MLLM to Encode Preference "
+            "History."
+        )
     if made and encoded.hidden is not None:
         for key in ("num_layers", "hidden_size", "revision", "prompt_version"):
             if key in made and made[key] != used.get(key):
@@ -257,6 +239,27 @@ def check_encoded(header: AdapterHeader, encoded: EncodedPreference) -> None:
             f"This adapter needs CLIP vision embeddings of width {header.image_width} "
             f"({header.clip_vision.get('name', 'unknown')}); the connected CLIP vision model gives {width}. Connect "
             "the right one, or none."
+        )
+
+
+def _check_pictures(header: AdapterHeader, encoded: EncodedPreference) -> None:
+    """The same for an IP-Adapter file, which needs one CLIP vision model and nothing else."""
+    name, reads = header.clip_vision["name"], header.clip_vision["output"]
+    if encoded.image_embed_liked is None:
+        raise AdapterError(
+            f"An IP-Adapter sees the history through CLIP vision alone: connect {name} to clip_vision in Encode "
+            "Preference History."
+        )
+    width = encoded.clip_vision.get("width" if reads == EMBEDDING else "states_width")
+    if width is None:
+        raise AdapterError(
+            f"This IP-Adapter reads the hidden states of {name}; the connected CLIP vision model gives none: connect "
+            f"{name} in Encode Preference History, or choose a base IP-Adapter."
+        )
+    if width != header.image_width:
+        raise AdapterError(
+            f"This IP-Adapter reads {name} (width {header.image_width}); the connected CLIP vision model is "
+            f"{encoder_name(reads, width)} (width {width}): connect {name} in Encode Preference History."
         )
 
 

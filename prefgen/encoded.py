@@ -9,6 +9,7 @@ import torch
 
 if TYPE_CHECKING:
     from .adapter import UserAdapter
+    from .ip_adapter import ImageAdapter
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,9 @@ class EncodedPreference:
 
     hidden: H, [layers, D], last-token states of every decoder layer, or None without an MLLM.
     image_embed_liked, image_embed_disliked: CLIP image embeddings [n, I], or None.
-    mllm: `PreferenceMLLM.fingerprint`, empty without one. clip_vision: {"width": I} or empty.
+    mllm: `PreferenceMLLM.fingerprint`, empty without one. clip_vision: {"width": I, "states_width": E} or empty.
+    image_states_liked, image_states_disliked: CLIP vision's penultimate hidden states [n, T, E], or None;
+    image_states_none [T, E]: those of an all-zero input, which adapters that read states take for no picture.
     """
 
     hidden: torch.Tensor | None
@@ -28,12 +31,27 @@ class EncodedPreference:
     n_liked: int = 0
     n_disliked: int = 0
     digest: str = ""
+    image_states_liked: torch.Tensor | None = None
+    image_states_disliked: torch.Tensor | None = None
+    image_states_none: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class FusedUser:
-    """A user vector e_u [C + D + I] and the adapter whose branch it is for. No user is the vector of zeros."""
+    """A user and the adapter whose branch it is for.
+
+    vector: e_u [C + D + I]; for an IP-Adapter file k pictures side by side, embeddings [k, I] or states [k, T, E].
+    no_user: what stands for no user, of the same shape; None is zeros. negative: `no_user` holds disliked pictures, and
+    the unconditional half gets it in any case.
+    """
 
     vector: torch.Tensor
-    adapter: UserAdapter
+    adapter: UserAdapter | ImageAdapter
     label: str = ""
+    no_user: torch.Tensor | None = None
+    negative: bool = False
+
+    def keys_values(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """K and V [2, N, width] of every block in file order, fp32 on the CPU: row 0 the user, row 1 no user."""
+        no_user = torch.zeros_like(self.vector) if self.no_user is None else self.no_user
+        return self.adapter.keys_values(torch.stack([self.vector, no_user]).detach().float().cpu())

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from .clip import pool_image_embeds
+from .encoded import EncodedPreference, FusedUser
+from .ip_adapter import STATES, ImageAdapter
+from .pooling import PUSH_AWAY, pool_pictures
 
 if TYPE_CHECKING:
     from .adapter import UserAdapter
-    from .encoded import EncodedPreference
 
 
 class UserProjection(nn.Module):
@@ -30,6 +32,50 @@ class UserProjection(nn.Module):
 
     def forward(self, vector: torch.Tensor) -> torch.Tensor:
         return self.norm(self.proj(vector).unflatten(-1, (self.tokens, self.cross_attention_dim)))
+
+
+def fuse_user(
+    adapter: UserAdapter | ImageAdapter,
+    encoded: EncodedPreference,
+    semantic: float = 1.0,
+    core: float = 1.0,
+    image: float = 1.0,
+    pooling: str = PUSH_AWAY,
+    push: float = 0.5,
+    label: str = "",
+) -> FusedUser:
+    """The user of an encoded history that `check_encoded` has passed. `semantic` and `core` are for PrefGen adapters,
+    `pooling` and `push` (see `pool_pictures`) for IP-Adapter files, `image` for both."""
+    if isinstance(adapter, ImageAdapter):
+        return fuse_pictures(adapter, encoded, image, pooling, push, label)
+    return FusedUser(fuse_user_vector(adapter, encoded, semantic, core, image), adapter, label)
+
+
+@torch.no_grad()
+def fuse_pictures(
+    adapter: ImageAdapter,
+    encoded: EncodedPreference,
+    image: float = 1.0,
+    pooling: str = PUSH_AWAY,
+    push: float = 0.5,
+    label: str = "",
+) -> FusedUser:
+    """The user of an adapter that reads pictures alone. `image`: 0 is no picture, 1 the pictures, above overdoes them.
+
+    The unconditional half gets what IP-Adapter trained as no picture, or with the pooling "negative" the disliked
+    pictures, `push` of the way from there.
+    """
+    if adapter.reads == STATES:
+        liked, disliked, nothing = encoded.image_states_liked, encoded.image_states_disliked, encoded.image_states_none
+        nothing = nothing.float()
+    else:
+        liked, disliked = encoded.image_embed_liked, encoded.image_embed_disliked
+        nothing = torch.zeros(liked.shape[1:])
+    user, negative = pool_pictures(liked, disliked, pooling, push)
+    if image != 1:
+        user = torch.lerp(nothing.expand_as(user), user, image)
+    no_user = nothing if negative is None else torch.lerp(nothing.expand_as(negative), negative, push)
+    return FusedUser(user, adapter, label, no_user.expand_as(user), negative is not None)
 
 
 @torch.no_grad()

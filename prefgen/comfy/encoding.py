@@ -13,50 +13,87 @@ from ..history import HistoryItem, PreferenceHistory
 from ..mllm.cache import LeastRecentlyUsed
 from .memory import ManagedMLLM
 
-CACHED_EMBEDS = 512
-# CLIP vision model -> {picture digest: embedding}. It goes with its model.
-_embeds: WeakKeyDictionary = WeakKeyDictionary()
+NOTHING = ""  # in place of a picture's digest
+CACHED_PICTURES = 128  # the states of one picture are 1.3 MB with CLIP ViT-H
+# CLIP vision model -> {picture digest: (embedding, states)}. It goes with its model.
+_read: WeakKeyDictionary = WeakKeyDictionary()
 
 
-def encode_history(history: PreferenceHistory, managed: ManagedMLLM, clip_vision=None) -> EncodedPreference:
-    """Read a history with the MLLM and, if there is one, with CLIP vision. Shows ComfyUI's progress bar and stops at
-    its interrupt; what was read before is never read again."""
+def encode_history(
+    history: PreferenceHistory, managed: ManagedMLLM | None = None, clip_vision=None
+) -> EncodedPreference:
+    """Read a history with the MLLM, with CLIP vision, or with both. Shows ComfyUI's progress bar and stops at its
+    interrupt; what was read before is never read again. Raises ValueError with one sentence if there is neither."""
+    if managed is None and clip_vision is None:
+        raise ValueError(
+            "Nothing reads the history: connect an MLLM (for a PrefGen adapter) or a CLIP vision model (for an "
+            "IP-Adapter) to Encode Preference History."
+        )
     interrupt = comfy.model_management.throw_exception_if_processing_interrupted
-    steps = len(history) + 1
+    steps = len(history) + 1 if managed is not None else 0
     bar = comfy.utils.ProgressBar(steps + (len(history) if clip_vision is not None else 0))
     interrupt()
-    if managed.mllm.knows(history):
-        hidden = managed.mllm.encode(history)
-    else:
-        with managed.on_device() as mllm:
-            hidden = mllm.encode(history, progress=lambda done, _: bar.update_absolute(done), interrupt=interrupt)
-    bar.update_absolute(steps)
-    liked = disliked = None
+    hidden = None
+    if managed is not None:
+        if managed.mllm.knows(history):
+            hidden = managed.mllm.encode(history)
+        else:
+            with managed.on_device() as mllm:
+                hidden = mllm.encode(history, progress=lambda done, _: bar.update_absolute(done), interrupt=interrupt)
+        bar.update_absolute(steps)
+    liked = disliked = states_liked = states_disliked = states_none = None
+    widths = {}
     if clip_vision is not None:
-        liked = image_embeds(clip_vision, history.liked, bar, interrupt)
-        disliked = image_embeds(clip_vision, history.disliked, bar, interrupt) if history.disliked else None
+        liked, states_liked = read_pictures(clip_vision, history.liked, bar, interrupt)
+        if history.disliked:
+            disliked, states_disliked = read_pictures(clip_vision, history.disliked, bar, interrupt)
+        widths["width"] = liked.shape[-1]
+        if states_liked is not None:
+            states_none = read_nothing(clip_vision)
+            widths["states_width"] = states_liked.shape[-1]
     return EncodedPreference(
         hidden=hidden,
         image_embed_liked=liked,
         image_embed_disliked=disliked,
-        mllm=managed.mllm.fingerprint,
-        clip_vision={"width": liked.shape[1]} if liked is not None else {},
+        mllm=managed.mllm.fingerprint if managed is not None else {},
+        clip_vision=widths,
         n_liked=len(history.liked),
         n_disliked=len(history.disliked),
         digest=history.digest,
+        image_states_liked=states_liked,
+        image_states_disliked=states_disliked,
+        image_states_none=states_none,
     )
 
 
-def image_embeds(clip_vision, items: tuple[HistoryItem, ...], bar, interrupt) -> torch.Tensor:
-    """CLIP image embeddings [n, I] fp32 on the CPU, each picture read once."""
-    known = _embeds.setdefault(clip_vision.model, LeastRecentlyUsed(CACHED_EMBEDS))
+def read_pictures(
+    clip_vision, items: tuple[HistoryItem, ...], bar, interrupt
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """CLIP image embeddings [n, I] and penultimate hidden states [n, T, E] (None if the model gives none), fp32 on the
+    CPU, each picture read once."""
+    known = _read.setdefault(clip_vision.model, LeastRecentlyUsed(CACHED_PICTURES))
     rows = []
     for item in items:
         interrupt()
         row = known[item.digest] if item.digest in known else None
         if row is None:
-            row = clip_vision.encode_image(item.image[None])["image_embeds"][0].float().cpu()
+            output = clip_vision.encode_image(item.image[None])
+            states = getattr(output, "penultimate_hidden_states", None)
+            row = output["image_embeds"][0].float().cpu(), None if states is None else states[0].float().cpu()
             known[item.digest] = row
         rows.append(row)
         bar.update(1)
-    return torch.stack(rows)
+    embeds, states = zip(*rows, strict=True)
+    return torch.stack(embeds), None if states[0] is None else torch.stack(states)
+
+
+def read_nothing(clip_vision) -> torch.Tensor:
+    """The penultimate hidden states [T, E] of an all-zero input. Such an input is no picture (zero after normalisation
+    is the average colour of the training set, and not in 255 steps), so it doesn't go through `encode_image`."""
+    known = _read[clip_vision.model]
+    if NOTHING not in known:
+        comfy.model_management.load_model_gpu(clip_vision.patcher)
+        pixels = torch.zeros(1, 3, clip_vision.image_size, clip_vision.image_size, device=clip_vision.load_device)
+        _, states, *_ = clip_vision.model(pixel_values=pixels, intermediate_output=-2)
+        known[NOTHING] = states[0].float().cpu()
+    return known[NOTHING]

@@ -22,6 +22,7 @@ HISTORY_FOLDER = "prefgen"  # below ComfyUI's input folder
 _MODELS = Path(folder_paths.models_dir)
 folder_paths.add_model_folder_path("prefgen", str(_MODELS / "prefgen"))
 folder_paths.add_model_folder_path("LLM", str(_MODELS / "LLM"))
+folder_paths.add_model_folder_path("ipadapter", str(_MODELS / "ipadapter"))
 
 
 class ChoiceError(ValueError):
@@ -29,7 +30,8 @@ class ChoiceError(ValueError):
 
 
 def adapters() -> dict[str, Path]:
-    """Combo entry -> adapter file: the embedded one, then every .safetensors below the prefgen model folders."""
+    """Combo entry -> adapter file: the embedded one, every .safetensors below the prefgen model folders, then those
+    below the ipadapter folders as `ipadapter/<name>`."""
     found = {EMBEDDED: WEIGHTS / "adapter.safetensors"}
     for root in map(Path, folder_paths.get_folder_paths("prefgen")):
         for path in sorted(root.rglob("*.safetensors")) if root.is_dir() else ():
@@ -37,6 +39,9 @@ def adapters() -> dict[str, Path]:
             # An MLLM below the same root is a folder of its own, not a shelf of adapters.
             if not name.startswith("mllm/"):
                 found.setdefault(name, path)
+    for root in map(Path, folder_paths.get_folder_paths("ipadapter")):
+        for path in sorted(root.rglob("*.safetensors")) if root.is_dir() else ():
+            found.setdefault(f"ipadapter/{path.relative_to(root).as_posix()}", path)
     return found
 
 
@@ -70,7 +75,7 @@ def resolve(choices: dict, name: str, what: str, where: str):
 
 
 def adapter_path(name: str) -> Path:
-    return resolve(adapters(), name, "adapter", "models/prefgen")
+    return resolve(adapters(), name, "adapter", "models/prefgen or models/ipadapter")
 
 
 def mllm_path(name: str) -> Path:

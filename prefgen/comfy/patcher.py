@@ -33,8 +33,8 @@ Block = tuple[str, int, int]  # ("input" | "middle" | "output", block number, tr
 
 @dataclass(frozen=True, eq=False)
 class Application:
-    """One user applied to a model. `mask` [b, H, W] in 0..1 or None; `uncond`: the unconditional half gets the user
-    that training calls no user."""
+    """One user applied to a model. `mask` [b, H, W] in 0..1 or None; `uncond`: the unconditional half gets what
+    training calls no user, or the user's disliked pictures."""
 
     user: FusedUser
     weight: float
@@ -77,7 +77,8 @@ class Run:
         self.known = self.negative | {
             cond["uuid"] for group in conds.values() for cond in group or () if "uuid" in cond
         }
-        self.projected = [_project(a) for a in applications]
+        with torch.no_grad():
+            self.projected = [a.user.keys_values() for a in applications]
         self._keys_values: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
         self._masks: dict[tuple, torch.Tensor] = {}
         self._calls: dict[tuple, Call] = {}
@@ -189,9 +190,9 @@ def apply_user(
     """A clone of `model` whose cross-attention adds `weight` times the attention to the user's tokens.
 
     `start_at`, `end_at`: share of the sampling, 0..1; `attn_mask` [b, H, W] or [H, W] in 0..1, of any size;
-    `apply_to`: "positive", or "both" for the trained no-user tokens on the unconditional half. Weight 0 returns `model`
-    itself. Users already on the model stay. Raises AdapterError with one sentence if the model has no UNet
-    cross-attention or the adapter doesn't fit it.
+    `apply_to`: "positive", or "both" for the trained no-user tokens on the unconditional half, which a user whose
+    disliked pictures are negative gets in any case. Weight 0 returns `model` itself. Users already on the model stay.
+    Raises AdapterError with one sentence if the model has no UNet cross-attention or the adapter doesn't fit it.
     """
     if apply_to not in APPLY_TO:
         raise ValueError(f"apply_to must be one of {', '.join(APPLY_TO)}, not {apply_to!r}.")
@@ -212,7 +213,7 @@ def apply_user(
             raise ValueError(
                 "The attn_mask of Apply User Cross-Attention has values that are not numbers (NaN or inf)."
             )
-    application = Application(user, float(weight), start_at, end_at, attn_mask, apply_to == "both")
+    application = Application(user, float(weight), start_at, end_at, attn_mask, apply_to == "both" or user.negative)
 
     clone = model.clone()
     earlier = [branch.applications for branch in clone.get_wrappers(WrappersMP.APPLY_MODEL, KEY)]
@@ -251,13 +252,6 @@ def _row(application: Application, negative: bool) -> int | None:
     if not negative:
         return 0
     return 1 if application.uncond else None
-
-
-def _project(application: Application) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """K and V [2, N, width] of every block in file order, fp32 on the CPU: row 0 the user, row 1 no user."""
-    vector = application.user.vector.detach().float().cpu()
-    with torch.no_grad():
-        return application.user.adapter.keys_values(torch.stack([vector, torch.zeros_like(vector)]))
 
 
 def _attention(run: Run, block: int, prior: Callable | None, q, k, v, extra: dict) -> torch.Tensor:

@@ -109,7 +109,7 @@ BROKEN = {
     "old pickle": (lambda p: torch.save({"a": torch.ones(1)}, p, _use_new_zipfile_serialization=False), "pickle"),
     "missing": (lambda p: p.unlink(), "not there any more"),
     "other model": (lambda p: save_file({"lora.weight": torch.ones(2)}, p), "not a PrefGen adapter"),
-    "ip-adapter": (lambda p: save_file({"image_proj.proj.weight": torch.ones(2)}, p), "plain IP-Adapter"),
+    "ip-adapter": (lambda p: save_file({"image_proj.proj.weight": torch.ones(2)}, p), "damaged"),
     "mangled header": (
         lambda p: save_file(load_file(p), p, metadata={"prefgen": "{"}),
         "mangled",

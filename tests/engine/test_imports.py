@@ -6,7 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = (
-    "history clip encoded mmd aligner fusion branch adapter compat mllm mllm.prompt mllm.families mllm.model".split()
+    "history clip pooling encoded mmd aligner header ip_adapter fusion branch adapter compat mllm mllm.prompt "
+    "mllm.families mllm.model".split()
 )
 
 

@@ -1,0 +1,339 @@
+"""Public IP-Adapter files from a graph's pictures to the noise prediction: what diffusers' own IP-Adapter gives."""
+
+import json
+
+import comfy.clip_vision
+import comfy.supported_models
+import comfy.utils
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from tests.engine import ip_adapter_files as files
+
+WEIGHT, CPU = 0.8, torch.device("cpu")
+SHARED = {"sample_size": 16, "layers_per_block": 2, "norm_num_groups": 32}
+UNETS = {
+    "sd15": SHARED
+    | {
+        "block_out_channels": (32, 64, 128, 128),
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        "cross_attention_dim": 768,
+        "attention_head_dim": 8,
+    },
+    "sdxl": SHARED
+    | {
+        "block_out_channels": (32, 64, 128),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "cross_attention_dim": 2048,
+        "attention_head_dim": (1, 1, 2),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 64,
+    },
+}
+# The same UNets in ComfyUI's words; everything else is what ComfyUI detects in a checkpoint of the family.
+COMFY = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "image_size": 16,
+    "model_channels": 32,
+    "use_spatial_transformer": True,
+    "use_temporal_attention": False,
+    "legacy": False,
+}
+COMFY = {
+    "sd15": COMFY
+    | {
+        "channel_mult": [1, 2, 4, 4],
+        "num_res_blocks": [2] * 4,
+        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+        "transformer_depth_output": [1] * 9 + [0] * 3,
+        "transformer_depth_middle": 1,
+        "context_dim": 768,
+        "use_linear_in_transformer": False,
+        "adm_in_channels": None,
+    },
+    "sdxl": COMFY
+    | {
+        "channel_mult": [1, 2, 4],
+        "num_res_blocks": [2] * 3,
+        "transformer_depth": [0, 0, 2, 2, 10, 10],
+        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+        "transformer_depth_middle": 10,
+        "context_dim": 2048,
+        "use_linear_in_transformer": True,
+        "num_classes": "sequential",
+        "adm_in_channels": 64,
+    },
+}
+ENCODERS = {"CLIP ViT-H": (1280, 1024), "CLIP ViT-bigG": (1664, 1280)}
+
+
+class Both:
+    """The same UNet in diffusers (inside a pipeline, which reads IP-Adapter files) and in ComfyUI."""
+
+    def __init__(self, family):
+        from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        torch.manual_seed(0)
+        self.family = family
+        self.unet = UNet2DConditionModel(**UNETS[family]).eval()
+        text = CLIPTextModel(CLIPTextConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=10))
+        vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=8)
+        parts = (vae, text, None, self.unet, DDIMScheduler(clip_sample=False, steps_offset=1), None, None)
+        self.pipeline = StableDiffusionPipeline(*parts, requires_safety_checker=False)
+
+        config = {"sd15": comfy.supported_models.SD15, "sdxl": comfy.supported_models.SDXL}[family](COMFY[family])
+        config.set_inference_dtype(torch.float32, None)
+        model = config.get_model({}).eval()
+        names = comfy.utils.unet_to_diffusers(COMFY[family])
+        state = {names[key]: value for key, value in self.unet.state_dict().items()}
+        model.diffusion_model.load_state_dict(state)
+        self.patcher = ModelPatcher(model, CPU, CPU)
+        self.x, self.states = torch.randn(2, 4, 16, 16), torch.randn(2, 7, UNETS[family]["cross_attention_dim"])
+        self.pooled, self.ids = torch.randn(2, 16), torch.tensor([[512.0, 512, 0, 0, 512, 512]] * 2)
+        self.t = 500
+
+    def ours(self, patched, rows=(0, 1)):
+        """Two rows, the positive and the unconditional half, through ComfyUI."""
+        model = patched.model
+        sigma = model.model_sampling.sigmas[self.t].repeat(2)
+        options = {"cond_or_uncond": list(rows), "sigmas": sigma, "wrappers": patched.wrappers}
+        extra = {}
+        if self.family == "sdxl":
+            times = self.unet.add_time_proj(self.ids.flatten()).reshape(2, -1)
+            extra["y"] = torch.cat([self.pooled, times], 1)
+        with torch.no_grad():
+            return model.apply_model(self.x, sigma, c_crossattn=self.states, transformer_options=options, **extra)
+
+    def theirs(self, path, image_embeds):
+        """The same through diffusers' IP-Adapter; image_embeds [2, pictures, ...], None for the plain model."""
+        sampling = self.patcher.model.model_sampling
+        sigma = sampling.sigmas[self.t].repeat(2)
+        added = {"text_embeds": self.pooled, "time_ids": self.ids} if self.family == "sdxl" else {}
+        if image_embeds is not None:
+            self.pipeline.load_ip_adapter(
+                str(path.parent), subfolder="", weight_name=path.name, image_encoder_folder=None
+            )
+            self.pipeline.set_ip_adapter_scale(WEIGHT)
+            added["image_embeds"] = [image_embeds]
+        scaled = sampling.calculate_input(sigma, self.x)
+        try:
+            with torch.no_grad():
+                noise = self.unet(scaled, torch.tensor([self.t] * 2), self.states, added_cond_kwargs=added).sample
+        finally:
+            if image_embeds is not None:
+                self.pipeline.unload_ip_adapter()
+        return sampling.calculate_denoised(sigma, noise, self.x)
+
+
+@pytest.fixture(scope="module")
+def unets():
+    return {family: Both(family) for family in UNETS}
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory):
+    """vision("CLIP ViT-H") -> (transformers' model, ComfyUI's) of that width, two layers deep, 56 x 56 pixels."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+            hidden, projection = ENCODERS[name]
+            config = CLIPVisionConfig(
+                hidden_size=hidden,
+                projection_dim=projection,
+                intermediate_size=64,
+                num_hidden_layers=3,
+                num_attention_heads=16,
+                image_size=56,
+                patch_size=14,
+                hidden_act="gelu",
+            )
+            torch.manual_seed(len(name))
+            theirs = CLIPVisionModelWithProjection(config).eval()
+            path = tmp_path_factory.mktemp("vision") / "config.json"
+            path.write_text(json.dumps(config.to_dict()))
+            ours = comfy.clip_vision.ClipVisionModel(str(path))
+            ours.dtype = torch.float32  # ComfyUI would hold the weights at half precision
+            ours.model.float()
+            ours.load_sd(theirs.state_dict())
+            made[name] = theirs, ours
+        return made[name]
+
+    return make
+
+
+PICTURES = [torch.rand(1, 70, 56, 3, generator=torch.Generator().manual_seed(i)) for i in range(5)]
+
+
+def what_diffusers_reads(theirs, pictures, states):
+    """[2, pictures, ...]: row 0 the pictures, row 1 what diffusers takes for none."""
+    pixels = torch.cat([comfy.clip_vision.clip_preprocess(picture, 56) for picture in pictures])
+    with torch.no_grad():
+        if states:
+            rows = [theirs(x, output_hidden_states=True).hidden_states[-2] for x in (pixels, torch.zeros_like(pixels))]
+        else:
+            embeds = theirs(pixels).image_embeds
+            rows = [embeds, torch.zeros_like(embeds)]
+    return torch.stack(rows)
+
+
+@pytest.fixture
+def fused(pack):
+    """fused(path, clip_vision, liked, disliked, **ways) -> a user, as the nodes make it."""
+    adapters, fusion = pack("prefgen.adapter"), pack("prefgen.fusion")
+    encoding, history = pack("prefgen.comfy.encoding"), pack("prefgen.history")
+
+    def fuse(path, clip_vision, liked, disliked=(), **ways):
+        with torch.no_grad():
+            read = encoding.encode_history(history.PreferenceHistory.from_images(liked, disliked), None, clip_vision)
+        adapter = adapters.load_adapter(path)
+        adapters.check_encoded(adapter.header, read)
+        return fusion.fuse_user(adapter, read, **ways)
+
+    return fuse
+
+
+@pytest.mark.parametrize("name", files.LAYOUTS)
+def test_every_public_layout_gives_the_noise_of_diffusers_on_both_halves(name, unets, vision, pack, fused, tmp_path):
+    layout, apply_user = files.LAYOUTS[name], pack("prefgen.comfy.patcher").apply_user
+    both, (theirs, ours) = unets[layout.family], vision(layout.encoder)
+    path = files.write(tmp_path, name)
+    patched = apply_user(both.patcher, fused(path, ours, PICTURES[:1]), WEIGHT, apply_to="both")
+    expected = both.theirs(path, what_diffusers_reads(theirs, PICTURES[:1], layout.kind != "base"))
+    got, plain = both.ours(patched), both.ours(both.patcher)
+    assert (plain - both.theirs(path, None)).abs().max() < 1e-4
+    assert ((got - plain).abs().amax((1, 2, 3)) > 1e-2).all()  # each half gets something
+    assert (got - expected).abs().amax((1, 2, 3)).max() < 1e-4
+    only = both.ours(apply_user(both.patcher, fused(path, ours, PICTURES[:1]), WEIGHT))
+    assert torch.allclose(only[0], got[0], atol=1e-5) and torch.allclose(only[1], plain[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ip-adapter_sd15", "ip-adapter-plus_sd15"])
+def test_several_pictures_side_by_side_are_a_list_of_pictures_in_diffusers(name, unets, vision, pack, fused, tmp_path):
+    layout, (theirs, ours) = files.LAYOUTS[name], vision("CLIP ViT-H")
+    both, path = unets["sd15"], files.write(tmp_path, name)
+    user = fused(path, ours, PICTURES[:3], pooling="side by side")
+    got = both.ours(pack("prefgen.comfy.patcher").apply_user(both.patcher, user, WEIGHT, apply_to="both"))
+    expected = both.theirs(path, what_diffusers_reads(theirs, PICTURES[:3], layout.kind != "base"))
+    assert (got - expected).abs().max() < 1e-4
+
+
+def test_negative_gives_the_disliked_pictures_to_the_unconditional_half_alone(unets, vision, pack, fused, tmp_path):
+    both, (theirs, ours) = unets["sd15"], vision("CLIP ViT-H")
+    path = files.write(tmp_path, "ip-adapter_sd15")
+    user = fused(path, ours, PICTURES[:1], PICTURES[3:4], pooling="negative", push=1.0)
+    got = both.ours(pack("prefgen.comfy.patcher").apply_user(both.patcher, user, WEIGHT))  # apply_to is "positive"
+    expected = both.theirs(path, what_diffusers_reads(theirs, [PICTURES[0], PICTURES[3]], False)[:1].transpose(0, 1))
+    assert (got - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("way", ["push away", "side by side", "least disliked", "negative"])
+def test_disliked_pictures_count_in_every_way_and_not_at_push_0(way, unets, vision, pack, fused, tmp_path):
+    both, (_, ours) = unets["sd15"], vision("CLIP ViT-H")
+    path = files.write(tmp_path, "ip-adapter-plus_sd15")
+
+    def denoised(disliked, **ways):
+        user = fused(path, ours, PICTURES[:3], disliked, pooling=way, **ways)
+        return both.ours(pack("prefgen.comfy.patcher").apply_user(both.patcher, user, WEIGHT))
+
+    alone = denoised(())
+    assert (denoised(PICTURES[3:]) - alone).abs().max() > 1e-3
+    assert torch.equal(denoised(PICTURES[3:], push=0.0), alone)
+
+
+def test_no_picture_at_all_is_the_unconditional_half(unets, vision, pack, fused, tmp_path):
+    """`image` 0 leads from the pictures to what IP-Adapter was trained to take for none."""
+    both, (theirs, ours) = unets["sd15"], vision("CLIP ViT-H")
+    path = files.write(tmp_path, "ip-adapter-plus_sd15")
+    user = fused(path, ours, PICTURES[:2], image=0.0)
+    got = both.ours(pack("prefgen.comfy.patcher").apply_user(both.patcher, user, WEIGHT, apply_to="both"))
+    nothing = what_diffusers_reads(theirs, PICTURES[:1], True)[1:].expand(2, -1, -1, -1)
+    assert (got - both.theirs(path, nothing)).abs().max() < 1e-4
+
+
+def test_the_same_pictures_are_read_once(vision, fused, tmp_path, monkeypatch):
+    _, ours = vision("CLIP ViT-H")
+    path, read = files.write(tmp_path, "ip-adapter-plus_sd15"), []
+    original = ours.encode_image
+    monkeypatch.setattr(ours, "encode_image", lambda image: read.append(1) or original(image))
+    pictures = [torch.rand(1, 56, 56, 3) for _ in range(3)]
+    first, again = fused(path, ours, pictures[:2], pictures[2:]), fused(path, ours, pictures[:2], pictures[2:])
+    assert len(read) == 3 and torch.equal(first.vector, again.vector)
+
+
+REFUSED = {
+    "an SD1.5 adapter on SDXL": ("ip-adapter_sd15", "CLIP ViT-H", "sdxl", "for SD1.5; the model you connected is SDXL"),
+    "an SDXL adapter on SD1.5": (
+        "ip-adapter_sdxl",
+        "CLIP ViT-bigG",
+        "sd15",
+        "for SDXL; the model you connected is SD1",
+    ),
+    "base, encoder too wide": ("ip-adapter_sd15", "CLIP ViT-bigG", "sd15", "reads CLIP ViT-H (width 1024); the"),
+    "base, encoder too narrow": ("ip-adapter_sdxl", "CLIP ViT-H", "sdxl", "connect CLIP ViT-bigG in Encode"),
+    "plus, encoder too wide": ("ip-adapter-plus_sd15", "CLIP ViT-bigG", "sd15", "CLIP ViT-bigG (width 1664): connect"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_named_before_sampling(case, unets, vision, pack, fused, tmp_path):
+    name, encoder, family, words = REFUSED[case]
+    path = files.write(tmp_path, name)
+    with pytest.raises(pack("prefgen.adapter").AdapterError) as caught:
+        pack("prefgen.comfy.patcher").apply_user(unets[family].patcher, fused(path, vision(encoder)[1], PICTURES[:1]))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_encoder_that_gives_no_hidden_states_serves_base_files_only(vision, pack, fused, tmp_path):
+    class Embeddings:
+        """A CLIP vision model of another pack."""
+
+        def __init__(self):
+            self.model = torch.nn.Identity()
+
+        def encode_image(self, image):
+            output = comfy.clip_vision.Output()
+            output["image_embeds"] = torch.ones(1, 1024)
+            return output
+
+    fused(files.write(tmp_path, "ip-adapter_sd15"), Embeddings(), PICTURES[:1])
+    with pytest.raises(ValueError, match="hidden states of CLIP ViT-H; the connected CLIP vision model gives none"):
+        fused(files.write(tmp_path, "ip-adapter-plus_sd15"), Embeddings(), PICTURES[:1])
+
+
+def test_a_history_that_nothing_reads_is_refused_and_an_mllm_alone_is_not_enough(pack, fused, tmp_path):
+    with pytest.raises(ValueError, match="connect an MLLM .* or a CLIP vision model"):
+        pack("nodes").EncodePreferenceHistory.execute(liked=PICTURES[:1])
+    adapters, encoded = pack("prefgen.adapter"), pack("prefgen.encoded")
+    adapter = adapters.load_adapter(files.write(tmp_path, "ip-adapter_sd15"))
+    with pytest.raises(adapters.AdapterError, match="through CLIP vision alone: connect CLIP ViT-H to clip_vision"):
+        adapters.check_encoded(adapter.header, encoded.EncodedPreference(torch.zeros(4, 8), None, None))
+
+
+def test_the_nodes_alone_make_a_patched_model(unets, vision, pack, tmp_path, monkeypatch):
+    """Encode without an MLLM, Fuse from models/ipadapter, Apply."""
+    import folder_paths
+
+    nodes, (_, ours) = pack("nodes"), vision("CLIP ViT-H")
+    pack("prefgen.comfy.folders")
+    (tmp_path / "sd15").mkdir()
+    files.write(tmp_path / "sd15", "ip-adapter-plus_sd15")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "ipadapter", ([str(tmp_path)], {".safetensors"}))
+    name = "ipadapter/sd15/ip-adapter-plus_sd15.safetensors"
+    with torch.inference_mode():
+        read = nodes.EncodePreferenceHistory.execute(liked=PICTURES[:2], disliked=PICTURES[2:3], clip_vision=[ours])
+        assert nodes.FuseUserVector.validate_inputs(name) is True
+        user = nodes.FuseUserVector.execute(read.args[0], name)
+        patched = nodes.ApplyUserCrossAttention.execute(unets["sd15"].patcher, user.args[0])
+    both = unets["sd15"]
+    assert (both.ours(patched.args[0]) - both.ours(both.patcher)).abs().max() > 1e-2
