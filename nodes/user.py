@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..prefgen import blocks as presets
 from ..prefgen import pooling as ways
 from ..prefgen.comfy import folders
 from .choices import checked
@@ -130,15 +131,54 @@ class ApplyUserCrossAttention(io.ComfyNode):
                     optional=True,
                     tooltip="Where in the picture the user counts: white is all, black is nothing. Any size.",
                 ),
+                advanced(
+                    io.Combo.Input(
+                        "blocks",
+                        options=list(presets.PRESETS),
+                        default="all",
+                        optional=True,
+                        tooltip="Which blocks of the model the user reaches. style: colours, material, mood, with "
+                        "little say in what is where. composition: what is where, with little say in the style.",
+                    )
+                ),
+                advanced(
+                    io.String.Input(
+                        "block_weights",
+                        default="",
+                        optional=True,
+                        tooltip="Weights for single blocks, in place of the preset's: in8=0.5, out1=1, mid=0. Also in, "
+                        "out and all. They multiply the weight.",
+                    )
+                ),
+                advanced(
+                    io.String.Input(
+                        "weight_schedule",
+                        default="",
+                        optional=True,
+                        tooltip="The weight over the sampling, as share=weight: 0=1, 0.5=0.3, 1=0 fades out. It "
+                        "multiplies the weight; empty is level.",
+                    )
+                ),
             ],
             outputs=[io.Model.Output(display_name="MODEL", tooltip="The model with the user, for a sampler.")],
         )
 
     @classmethod
     def execute(
-        cls, model, user, weight=1.0, start_at=0.0, end_at=1.0, apply_to="positive only", attn_mask=None
+        cls,
+        model,
+        user,
+        weight=1.0,
+        start_at=0.0,
+        end_at=1.0,
+        apply_to="positive only",
+        attn_mask=None,
+        blocks="all",
+        block_weights="",
+        weight_schedule="",
     ) -> io.NodeOutput:
         from ..prefgen.comfy.patcher import apply_user
 
         side = APPLY_TO.get(apply_to, apply_to)  # ComfyUI 0.3.75 lets any combo value through; apply_user names it
-        return io.NodeOutput(apply_user(model, user, weight, start_at, end_at, attn_mask, side))
+        where = {"blocks": blocks, "per_block": block_weights, "over_time": weight_schedule}
+        return io.NodeOutput(apply_user(model, user, weight, start_at, end_at, attn_mask, side, **where))

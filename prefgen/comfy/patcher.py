@@ -10,6 +10,7 @@ run's own copy of the options until it ends.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ..adapter import AdapterError, check_compatible
+from ..blocks import Block, block_weights, schedule, scheduled
 from ..branch import mask_to_tokens, user_residual
 from ..encoded import FusedUser
 
@@ -27,14 +29,14 @@ KEY = "prefgen"
 APPLY_TO = ("positive", "both")
 
 FAMILIES = {768: "SD1.5", 1024: "SD2", 1280: "SDXL refiner", 2048: "SDXL"}
-
-Block = tuple[str, int, int]  # ("input" | "middle" | "output", block number, transformer number), as ComfyUI dispatches
+SHARES = 200  # steps in which a run's sigmas are tabulated for a schedule
 
 
 @dataclass(frozen=True, eq=False)
 class Application:
     """One user applied to a model. `mask` [b, H, W] in 0..1 or None; `uncond`: the unconditional half gets what
-    training calls no user, or the user's disliked pictures."""
+    training calls no user, or the user's disliked pictures. `blocks`: a factor for every block, file order; `points`:
+    (share of the sampling, factor), none for a level weight."""
 
     user: FusedUser
     weight: float
@@ -42,6 +44,8 @@ class Application:
     end_at: float
     mask: torch.Tensor | None
     uncond: bool
+    blocks: tuple[float, ...]
+    points: tuple[tuple[float, float], ...] = ()
 
     @property
     def always(self) -> bool:
@@ -50,10 +54,11 @@ class Application:
 
 @dataclass(frozen=True)
 class Call:
-    """Who is on in one model call. `rows` has a tuple for each active application: for every chunk of the batch 0 for
-    its user's K and V, 1 for those of no user, None for nothing."""
+    """Who is on in one model call, and with what weight. `rows` has a tuple for each active application: for every
+    chunk of the batch 0 for its user's K and V, 1 for those of no user, None for nothing."""
 
     active: tuple[int, ...]
+    weights: tuple[float, ...]
     rows: tuple[tuple[int | None, ...], ...]
 
 
@@ -67,6 +72,7 @@ class Run:
             (float(model_sampling.percent_to_sigma(a.start_at)), float(model_sampling.percent_to_sigma(a.end_at)))
             for a in applications
         ]
+        self.share = _share_of(model_sampling) if any(a.points for a in applications) else None
         self.negative = {
             cond["uuid"]
             for name, group in conds.items()
@@ -86,11 +92,14 @@ class Run:
 
     def call(self, sigma: torch.Tensor, options: dict) -> Call:
         """Who is on, from sigma [B] and the chunks of the batch. Reads the device once, and only if somebody has a
-        start or an end."""
-        active = range(len(self.applications))
-        if not all(a.always for a in self.applications):
+        start, an end or a schedule."""
+        weights = {i: a.weight for i, a in enumerate(self.applications)}
+        if not all(a.always and not a.points for a in self.applications):
             value = float(sigma.flatten()[0])
-            active = [i for i in active if self.sigmas[i][1] <= value <= self.sigmas[i][0]]
+            weights = {i: w for i, w in weights.items() if self.sigmas[i][1] <= value <= self.sigmas[i][0]}
+            for i in weights:
+                if self.applications[i].points:
+                    weights[i] *= scheduled(self.applications[i].points, self.share(value))
         chunks = options.get("cond_or_uncond", [0])
         uuids = options.get("uuids", [None] * len(chunks))
         # A guider with more than two conditions numbers them its own way, so the condition itself is asked first.
@@ -98,12 +107,17 @@ class Run:
             uuid in self.negative if uuid in self.known else index == 1
             for index, uuid in zip(chunks, uuids, strict=True)
         )
-        key = (tuple(active), negative)
+        key = (tuple(weights.items()), negative)
         if key not in self._calls:
-            rows = {i: tuple(_row(self.applications[i], n) for n in negative) for i in active}
-            some = [i for i in active if any(row is not None for row in rows[i])]
-            self._calls[key] = Call(tuple(some), tuple(rows[i] for i in some))
+            rows = {i: tuple(_row(self.applications[i], n) for n in negative) for i in weights}
+            some = [i for i in weights if weights[i] and any(row is not None for row in rows[i])]
+            self._calls[key] = Call(tuple(some), tuple(weights[i] for i in some), tuple(rows[i] for i in some))
         return self._calls[key]
+
+    def reached(self, call: Call) -> list[Block]:
+        """The blocks in which somebody who is on counts."""
+        reach = [self.applications[i].blocks for i in call.active]
+        return [block for block, number in self.numbers.items() if any(factors[number] for factors in reach)]
 
     def patch(self, block: Block, prior: Callable | None) -> Callable:
         """The composed attention of one block; the same object as long as the same prior sits there, so that a
@@ -173,7 +187,7 @@ class UserBranch:
             replace = dict(options.get("patches_replace", {}))
             prior = replace.get("attn2", {})
             # ComfyUI looks for the transformer's own slot first, then for one that covers the whole block.
-            composed = {block: run.patch(block, prior.get(block, prior.get(block[:2]))) for block in self.blocks}
+            composed = {b: run.patch(b, prior.get(b, prior.get(b[:2]))) for b in run.reached(call)}
             options["patches_replace"] = replace | {"attn2": prior | composed}
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
@@ -186,13 +200,18 @@ def apply_user(
     end_at: float = 1.0,
     attn_mask: torch.Tensor | None = None,
     apply_to: str = "positive",
+    blocks: str = "all",
+    per_block: str = "",
+    over_time: str = "",
 ) -> ModelPatcher:
     """A clone of `model` whose cross-attention adds `weight` times the attention to the user's tokens.
 
     `start_at`, `end_at`: share of the sampling, 0..1; `attn_mask` [b, H, W] or [H, W] in 0..1, of any size;
     `apply_to`: "positive", or "both" for the trained no-user tokens on the unconditional half, which a user whose
-    disliked pictures are negative gets in any case. Weight 0 returns `model` itself. Users already on the model stay.
-    Raises AdapterError with one sentence if the model has no UNet cross-attention or the adapter doesn't fit it.
+    disliked pictures are negative gets in any case. `blocks` and `per_block`: see `block_weights`; `over_time`: see
+    `schedule`; both multiply the weight. Weight 0 returns `model` itself. Users already on the model stay. Raises
+    AdapterError with one sentence if the model has no UNet cross-attention or the adapter doesn't fit it, ValueError
+    with one for a typing error.
     """
     if apply_to not in APPLY_TO:
         raise ValueError(f"apply_to must be one of {', '.join(APPLY_TO)}, not {apply_to!r}.")
@@ -205,7 +224,10 @@ def apply_user(
     widths = [attention.heads * attention.dim_head for _, attention in found]
     cross_dim = found[0][1].to_k.in_features
     check_compatible(user.adapter.header, widths, cross_dim, family_name(model, cross_dim))
-    if weight == 0 or start_at > end_at:
+    addresses = tuple(block for block, _ in found)
+    factors, points = block_weights(addresses, widths, blocks, per_block), schedule(over_time)
+    nowhere, never = not any(factors), points and not any(factor for _, factor in points)
+    if weight == 0 or start_at > end_at or nowhere or never:
         return model
     if attn_mask is not None:
         attn_mask = attn_mask.detach().float().cpu().reshape(-1, *attn_mask.shape[-2:]).clone()
@@ -213,11 +235,12 @@ def apply_user(
             raise ValueError(
                 "The attn_mask of Apply User Cross-Attention has values that are not numbers (NaN or inf)."
             )
-    application = Application(user, float(weight), start_at, end_at, attn_mask, apply_to == "both" or user.negative)
+    uncond = apply_to == "both" or user.negative
+    application = Application(user, float(weight), start_at, end_at, attn_mask, uncond, factors, points)
 
     clone = model.clone()
     earlier = [branch.applications for branch in clone.get_wrappers(WrappersMP.APPLY_MODEL, KEY)]
-    branch = UserBranch((*(earlier[0] if earlier else ()), application), tuple(block for block, _ in found))
+    branch = UserBranch((*(earlier[0] if earlier else ()), application), addresses)
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, branch.outer_sample), (WrappersMP.APPLY_MODEL, branch)):
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
@@ -248,6 +271,25 @@ def family_name(model: ModelPatcher, cross_dim: int) -> str:
     return FAMILIES.get(cross_dim, f"a UNet with text width {cross_dim}")
 
 
+def _share_of(model_sampling) -> Callable[[float], float]:
+    """A function from sigma to the share of the sampling, 0..1, for any schedule that knows the way back."""
+    shares = [i / SHARES for i in range(SHARES + 1)]
+    # ComfyUI gives the very start an endless sigma.
+    sigmas = [float(model_sampling.sigma_max), *(float(model_sampling.percent_to_sigma(s)) for s in shares[1:])]
+    rising = sigmas[::-1]
+
+    def share(sigma: float) -> float:
+        if sigma >= rising[-1]:
+            return 0.0
+        i = bisect_left(rising, sigma)
+        if i == 0:
+            return 1.0
+        low, high = rising[i - 1], rising[i]
+        return 1 - (i - 1 + (sigma - low) / (high - low)) / SHARES
+
+    return share
+
+
 def _row(application: Application, negative: bool) -> int | None:
     if not negative:
         return 0
@@ -260,8 +302,11 @@ def _attention(run: Run, block: int, prior: Callable | None, q, k, v, extra: dic
     heads = extra["n_heads"]
     out = attention(q, k, v, heads) if prior is None else prior(q, k, v, extra)
     call = extra["prefgen_call"]
-    for application, rows in zip(call.active, call.rows, strict=True):
-        metadata = {"heads": heads, "weight": run.applications[application].weight, "attention": attention}
+    for application, weight, rows in zip(call.active, call.weights, call.rows, strict=True):
+        factor = run.applications[application].blocks[block]
+        if not factor:
+            continue
+        metadata = {"heads": heads, "weight": weight * factor, "attention": attention}
         chosen = [chunk for chunk, row in enumerate(rows) if row is not None]
         everywhere = len(chosen) == len(rows)
         base, query = (out, q) if everywhere else (_pick(out, chosen, len(rows)), _pick(q, chosen, len(rows)))

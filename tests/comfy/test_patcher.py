@@ -266,3 +266,91 @@ def test_a_model_of_another_size_is_named_before_sampling(patcher, world, pack):
 def test_a_mask_with_values_that_are_not_numbers_is_named(patcher, world):
     with pytest.raises(ValueError, match="attn_mask .* not numbers"):
         patcher.apply_user(world[0], world[1][0], attn_mask=torch.full((1, 4, 4), float("nan")))
+
+
+def test_the_preset_all_and_a_level_schedule_are_exactly_the_plain_application(patcher, world):
+    model, users = world
+    plain = latents(patcher.apply_user(model, users[0], 0.7))
+    for where in ({"blocks": "all"}, {"per_block": "all=1"}, {"over_time": "0=1"}):
+        assert torch.equal(latents(patcher.apply_user(model, users[0], 0.7, **where)), plain)
+    doubled = latents(patcher.apply_user(model, users[0], 0.35, per_block="all=2"))
+    assert torch.equal(doubled, plain)
+    assert torch.equal(latents(patcher.apply_user(model, users[0], 0.35, over_time="0=2, 1=2")), plain)
+
+
+def test_a_user_reaches_only_the_blocks_that_are_chosen(patcher, world):
+    model, users = world
+    found = list(patcher.cross_attention_blocks(model))
+
+    def outputs(patched):
+        """What every cross-attention hands to its output layer at the first call."""
+        seen = {}
+        hooks = [
+            attention.to_out.register_forward_pre_hook(
+                lambda _m, inputs, b=block: seen.setdefault(b, inputs[0].clone())
+            )
+            for block, attention in found
+        ]
+        try:
+            latents(patched, cfg=1.0)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return seen
+
+    last = found[-2][0]  # the last output block: nothing runs behind it that it could change
+    name = f"out{last[1]}"
+    plain, one = outputs(model), outputs(patcher.apply_user(model, users[0], per_block=f"all=0, {name}=1"))
+    changed = {block for block in plain if not torch.equal(plain[block], one[block])}
+    assert changed == {last}
+    halved = outputs(patcher.apply_user(model, users[0], per_block=f"all=0, {name}=0.5"))
+    assert torch.allclose(halved[last] - plain[last], (one[last] - plain[last]) / 2, atol=1e-5)
+
+
+def test_presets_differ_and_nothing_chosen_is_the_very_same_model(patcher, world):
+    model, users = world
+    pictures = [
+        latents(patcher.apply_user(model, users[0], blocks=preset)) for preset in ("all", "style", "composition")
+    ]
+    for i, picture in enumerate([*pictures, latents(model)]):
+        assert all((picture - other).abs().max() > 1e-3 for other in pictures[:i])
+    assert patcher.apply_user(model, users[0], per_block="all=0") is model
+    assert patcher.apply_user(model, users[0], over_time="0=0, 1=0") is model
+    with pytest.raises(ValueError, match="block_weights: this model has no block 'in99'; it has in"):
+        patcher.apply_user(model, users[0], per_block="in99=1")
+
+
+def test_a_schedule_that_jumps_is_a_start_and_fading_lies_between(patcher, world):
+    model, users = world
+    late = latents(patcher.apply_user(model, users[0], over_time="0.49=0, 0.5=1"))
+    assert torch.allclose(late, latents(patcher.apply_user(model, users[0], start_at=0.5)), atol=1e-5)
+    fading = latents(patcher.apply_user(model, users[0], over_time="0=1, 1=0"))
+    assert not torch.equal(fading, late) and not torch.equal(fading, latents(model))
+
+
+def test_a_schedule_knows_the_share_of_the_sampling_from_sigma(patcher, world):
+    sampling = world[0].model.model_sampling
+    share = patcher._share_of(sampling)
+    for at in (0.01, 0.25, 0.5, 0.77, 0.99):
+        assert share(float(sampling.percent_to_sigma(at))) == pytest.approx(at, abs=0.01)
+    assert share(float(sampling.sigma_max)) == 0.0 and share(0.0) == 1.0
+
+
+def test_one_read_of_sigma_a_model_call_whatever_the_schedule(patcher, world, monkeypatch):
+    model, users = world
+    patched = patcher.apply_user(model, users[0], start_at=0.1, over_time="0=1, 1=0.5")
+    patched = patcher.apply_user(patched, users[1], over_time="0=0.5, 1=1")
+    reads, calls = [], []
+    original, call = torch.Tensor.__float__, patcher.Run.call
+
+    def counting(self, sigma, options):
+        calls.append(1)
+        monkeypatch.setattr(torch.Tensor, "__float__", lambda t: reads.append(1) or original(t))
+        try:
+            return call(self, sigma, options)
+        finally:
+            monkeypatch.setattr(torch.Tensor, "__float__", original)
+
+    monkeypatch.setattr(patcher.Run, "call", counting)
+    latents(patched)
+    assert len(reads) == len(calls) == STEPS

@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = (
-    "history clip pooling encoded mmd aligner header ip_adapter fusion branch adapter compat mllm mllm.prompt "
+    "history blocks clip pooling encoded mmd aligner header ip_adapter fusion branch adapter compat mllm mllm.prompt "
     "mllm.families mllm.model".split()
 )
 
