@@ -1,136 +1,13 @@
 """Public IP-Adapter files from a graph's pictures to the noise prediction: what diffusers' own IP-Adapter gives."""
 
-import json
-
 import comfy.clip_vision
-import comfy.supported_models
-import comfy.utils
 import pytest
 import torch
-from comfy.model_patcher import ModelPatcher
 
+from tests.comfy.tiny_models import UNETS, Both, clip_vision
 from tests.engine import ip_adapter_files as files
 
-WEIGHT, CPU = 0.8, torch.device("cpu")
-SHARED = {"sample_size": 16, "layers_per_block": 2, "norm_num_groups": 32}
-UNETS = {
-    "sd15": SHARED
-    | {
-        "block_out_channels": (32, 64, 128, 128),
-        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        "cross_attention_dim": 768,
-        "attention_head_dim": 8,
-    },
-    "sdxl": SHARED
-    | {
-        "block_out_channels": (32, 64, 128),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "cross_attention_dim": 2048,
-        "attention_head_dim": (1, 1, 2),
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 64,
-    },
-}
-# The same UNets in ComfyUI's words; everything else is what ComfyUI detects in a checkpoint of the family.
-COMFY = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "image_size": 16,
-    "model_channels": 32,
-    "use_spatial_transformer": True,
-    "use_temporal_attention": False,
-    "legacy": False,
-}
-COMFY = {
-    "sd15": COMFY
-    | {
-        "channel_mult": [1, 2, 4, 4],
-        "num_res_blocks": [2] * 4,
-        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-        "transformer_depth_output": [1] * 9 + [0] * 3,
-        "transformer_depth_middle": 1,
-        "context_dim": 768,
-        "use_linear_in_transformer": False,
-        "adm_in_channels": None,
-    },
-    "sdxl": COMFY
-    | {
-        "channel_mult": [1, 2, 4],
-        "num_res_blocks": [2] * 3,
-        "transformer_depth": [0, 0, 2, 2, 10, 10],
-        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-        "transformer_depth_middle": 10,
-        "context_dim": 2048,
-        "use_linear_in_transformer": True,
-        "num_classes": "sequential",
-        "adm_in_channels": 64,
-    },
-}
-ENCODERS = {"CLIP ViT-H": (1280, 1024), "CLIP ViT-bigG": (1664, 1280)}
-
-
-class Both:
-    """The same UNet in diffusers (inside a pipeline, which reads IP-Adapter files) and in ComfyUI."""
-
-    def __init__(self, family):
-        from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-        from transformers import CLIPTextConfig, CLIPTextModel
-
-        torch.manual_seed(0)
-        self.family = family
-        self.unet = UNet2DConditionModel(**UNETS[family]).eval()
-        text = CLIPTextModel(CLIPTextConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=10))
-        vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=8)
-        parts = (vae, text, None, self.unet, DDIMScheduler(clip_sample=False, steps_offset=1), None, None)
-        self.pipeline = StableDiffusionPipeline(*parts, requires_safety_checker=False)
-
-        config = {"sd15": comfy.supported_models.SD15, "sdxl": comfy.supported_models.SDXL}[family](COMFY[family])
-        config.set_inference_dtype(torch.float32, None)
-        model = config.get_model({}).eval()
-        names = comfy.utils.unet_to_diffusers(COMFY[family])
-        state = {names[key]: value for key, value in self.unet.state_dict().items()}
-        model.diffusion_model.load_state_dict(state)
-        self.patcher = ModelPatcher(model, CPU, CPU)
-        self.x, self.states = torch.randn(2, 4, 16, 16), torch.randn(2, 7, UNETS[family]["cross_attention_dim"])
-        self.pooled, self.ids = torch.randn(2, 16), torch.tensor([[512.0, 512, 0, 0, 512, 512]] * 2)
-        self.t = 500
-
-    def ours(self, patched, rows=(0, 1)):
-        """Two rows, the positive and the unconditional half, through ComfyUI."""
-        model = patched.model
-        sigma = model.model_sampling.sigmas[self.t].repeat(2)
-        options = {"cond_or_uncond": list(rows), "sigmas": sigma, "wrappers": patched.wrappers}
-        extra = {}
-        if self.family == "sdxl":
-            times = self.unet.add_time_proj(self.ids.flatten()).reshape(2, -1)
-            extra["y"] = torch.cat([self.pooled, times], 1)
-        with torch.no_grad():
-            return model.apply_model(self.x, sigma, c_crossattn=self.states, transformer_options=options, **extra)
-
-    def theirs(self, path, image_embeds):
-        """The same through diffusers' IP-Adapter; image_embeds [2, pictures, ...], None for the plain model."""
-        sampling = self.patcher.model.model_sampling
-        sigma = sampling.sigmas[self.t].repeat(2)
-        added = {"text_embeds": self.pooled, "time_ids": self.ids} if self.family == "sdxl" else {}
-        if image_embeds is not None:
-            self.pipeline.load_ip_adapter(
-                str(path.parent), subfolder="", weight_name=path.name, image_encoder_folder=None
-            )
-            self.pipeline.set_ip_adapter_scale(WEIGHT)
-            added["image_embeds"] = [image_embeds]
-        scaled = sampling.calculate_input(sigma, self.x)
-        try:
-            with torch.no_grad():
-                noise = self.unet(scaled, torch.tensor([self.t] * 2), self.states, added_cond_kwargs=added).sample
-        finally:
-            if image_embeds is not None:
-                self.pipeline.unload_ip_adapter()
-        return sampling.calculate_denoised(sigma, noise, self.x)
+WEIGHT = 0.8
 
 
 @pytest.fixture(scope="module")
@@ -140,33 +17,12 @@ def unets():
 
 @pytest.fixture(scope="module")
 def vision(tmp_path_factory):
-    """vision("CLIP ViT-H") -> (transformers' model, ComfyUI's) of that width, two layers deep, 56 x 56 pixels."""
+    """vision("CLIP ViT-H") -> (transformers' model, ComfyUI's), made once."""
     made = {}
 
     def make(name):
         if name not in made:
-            from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-            hidden, projection = ENCODERS[name]
-            config = CLIPVisionConfig(
-                hidden_size=hidden,
-                projection_dim=projection,
-                intermediate_size=64,
-                num_hidden_layers=3,
-                num_attention_heads=16,
-                image_size=56,
-                patch_size=14,
-                hidden_act="gelu",
-            )
-            torch.manual_seed(len(name))
-            theirs = CLIPVisionModelWithProjection(config).eval()
-            path = tmp_path_factory.mktemp("vision") / "config.json"
-            path.write_text(json.dumps(config.to_dict()))
-            ours = comfy.clip_vision.ClipVisionModel(str(path))
-            ours.dtype = torch.float32  # ComfyUI would hold the weights at half precision
-            ours.model.float()
-            ours.load_sd(theirs.state_dict())
-            made[name] = theirs, ours
+            made[name] = clip_vision(name, tmp_path_factory.mktemp("vision"))
         return made[name]
 
     return make
@@ -209,9 +65,9 @@ def test_every_public_layout_gives_the_noise_of_diffusers_on_both_halves(name, u
     both, (theirs, ours) = unets[layout.family], vision(layout.encoder)
     path = files.write(tmp_path, name)
     patched = apply_user(both.patcher, fused(path, ours, PICTURES[:1]), WEIGHT, apply_to="both")
-    expected = both.theirs(path, what_diffusers_reads(theirs, PICTURES[:1], layout.kind != "base"))
+    expected = both.theirs(path, what_diffusers_reads(theirs, PICTURES[:1], layout.kind != "base"), WEIGHT)
     got, plain = both.ours(patched), both.ours(both.patcher)
-    assert (plain - both.theirs(path, None)).abs().max() < 1e-4
+    assert (plain - both.theirs(path, None, WEIGHT)).abs().max() < 1e-4
     assert ((got - plain).abs().amax((1, 2, 3)) > 1e-2).all()  # each half gets something
     assert (got - expected).abs().amax((1, 2, 3)).max() < 1e-4
     only = both.ours(apply_user(both.patcher, fused(path, ours, PICTURES[:1]), WEIGHT))
@@ -224,7 +80,7 @@ def test_several_pictures_side_by_side_are_a_list_of_pictures_in_diffusers(name,
     both, path = unets["sd15"], files.write(tmp_path, name)
     user = fused(path, ours, PICTURES[:3], pooling="side by side")
     got = both.ours(pack("prefgen.comfy.patcher").apply_user(both.patcher, user, WEIGHT, apply_to="both"))
-    expected = both.theirs(path, what_diffusers_reads(theirs, PICTURES[:3], layout.kind != "base"))
+    expected = both.theirs(path, what_diffusers_reads(theirs, PICTURES[:3], layout.kind != "base"), WEIGHT)
     assert (got - expected).abs().max() < 1e-4
 
 
@@ -233,7 +89,8 @@ def test_negative_gives_the_disliked_pictures_to_the_unconditional_half_alone(un
     path = files.write(tmp_path, "ip-adapter_sd15")
     user = fused(path, ours, PICTURES[:1], PICTURES[3:4], pooling="negative", push=1.0)
     got = both.ours(pack("prefgen.comfy.patcher").apply_user(both.patcher, user, WEIGHT))  # apply_to is "positive"
-    expected = both.theirs(path, what_diffusers_reads(theirs, [PICTURES[0], PICTURES[3]], False)[:1].transpose(0, 1))
+    rows = what_diffusers_reads(theirs, [PICTURES[0], PICTURES[3]], False)[:1].transpose(0, 1)
+    expected = both.theirs(path, rows, WEIGHT)
     assert (got - expected).abs().max() < 1e-4
 
 
@@ -258,7 +115,7 @@ def test_no_picture_at_all_is_the_unconditional_half(unets, vision, pack, fused,
     user = fused(path, ours, PICTURES[:2], image=0.0)
     got = both.ours(pack("prefgen.comfy.patcher").apply_user(both.patcher, user, WEIGHT, apply_to="both"))
     nothing = what_diffusers_reads(theirs, PICTURES[:1], True)[1:].expand(2, -1, -1, -1)
-    assert (got - both.theirs(path, nothing)).abs().max() < 1e-4
+    assert (got - both.theirs(path, nothing, WEIGHT)).abs().max() < 1e-4
 
 
 def test_the_same_pictures_are_read_once(vision, fused, tmp_path, monkeypatch):
