@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .atelier import LoadAtelier
+from .describe import DescribePreference
 from .history import EncodePreferenceHistory, LoadPreferenceHistory
 from .mllm import LoadPreferenceMLLM
 from .user import ApplyUserCrossAttention, FuseUserVector
@@ -16,5 +17,6 @@ class PrefGenExtension(ComfyExtension):
             EncodePreferenceHistory,
             FuseUserVector,
             ApplyUserCrossAttention,
+            DescribePreference,
             LoadAtelier,
         ]

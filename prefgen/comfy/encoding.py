@@ -11,6 +11,8 @@ import torch
 from ..encoded import EncodedPreference
 from ..history import HistoryItem, PreferenceHistory
 from ..mllm.cache import LeastRecentlyUsed
+from ..mllm.prompt import AVOID_QUESTION
+from ..mllm.traits import Traits
 from .memory import ManagedMLLM
 
 NOTHING = ""  # in place of a picture's digest
@@ -64,6 +66,20 @@ def encode_history(
         image_states_disliked=states_disliked,
         image_states_none=states_none,
     )
+
+
+def describe_history(history: PreferenceHistory, managed: ManagedMLLM) -> Traits:
+    """What the MLLM says that the user likes and dislikes, with progress and interruption. A trained preference MLLM
+    says both in one answer; another one is asked again. Without disliked pictures nothing is said of them: it would be
+    a guess."""
+    interrupt = comfy.model_management.throw_exception_if_processing_interrupted
+    bar = comfy.utils.ProgressBar(len(history) + 1)
+    with managed.on_device() as mllm:
+        answer = mllm.answer(history, progress=lambda done, _: bar.update_absolute(done), interrupt=interrupt)
+        traits = Traits.of_answers(answer)
+        if history.disliked and not traits.disliked:
+            traits = Traits.of_answers(answer, mllm.answer(history, AVOID_QUESTION, interrupt=interrupt))
+    return traits if history.disliked else Traits(traits.liked, ())
 
 
 def read_pictures(

@@ -17,6 +17,7 @@ from .prompt import CLOSING_QUESTION, PROMPT_VERSION, build_messages, render_pro
 
 BATCH = 8
 CACHED_PICTURES, CACHED_HISTORIES = 512, 256
+ANSWER_TOKENS = 128
 
 
 class MLLMError(ValueError):
@@ -102,6 +103,42 @@ class PreferenceMLLM:
         return states.clone()
 
     @torch.inference_mode()
+    def answer(
+        self,
+        history: PreferenceHistory,
+        question: str = CLOSING_QUESTION,
+        limit: int = ANSWER_TOKENS,
+        progress: Callable[[int, int], None] | None = None,
+        interrupt: Callable[[], None] | None = None,
+    ) -> str:
+        """What the MLLM answers to a question about the history, in its likeliest words, at most `limit` tokens long.
+
+        progress(done, total) is called as pictures are read; interrupt() is called before every word and may raise.
+        """
+        total = len(history) + 1
+        features = self.image_features(history.items, lambda n: progress and progress(n, total), interrupt)
+        words: list[int] = []
+        embeds, past = self._embeds(history, features, question), None
+        while len(words) < limit:
+            if interrupt:
+                interrupt()
+            output = self.family.text(inputs_embeds=embeds, past_key_values=past, use_cache=True)
+            word = self.model.lm_head(output.last_hidden_state[:, -1]).argmax(-1)
+            if int(word) in self._ends:
+                break
+            words.append(int(word))
+            embeds, past = self.model.get_input_embeddings()(word)[None], output.past_key_values
+        if progress:
+            progress(total, total)
+        return self.tokenizer.decode(words, skip_special_tokens=True).strip()
+
+    @property
+    def _ends(self) -> set[int]:
+        """The tokens that end an answer."""
+        ends = self.model.generation_config.eos_token_id
+        return {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+
+    @torch.inference_mode()
     def image_features(
         self,
         items: Sequence[HistoryItem],
@@ -131,9 +168,9 @@ class PreferenceMLLM:
         pixels = (resize(image, size, size) * 255).round() / 255
         return ((pixels - 0.5) / 0.5).movedim(-1, 0).to(self.device, self.dtype)
 
-    def _read(self, history: PreferenceHistory, features: list[torch.Tensor]) -> torch.Tensor:
-        """One prefill with hooks on every decoder layer that keep the last token only."""
-        ids = torch.tensor([self._token_ids(history)], device=self.device)
+    def _embeds(self, history: PreferenceHistory, features: list[torch.Tensor], question: str) -> torch.Tensor:
+        """The conversation as the decoder reads it, [1, tokens, D]."""
+        ids = torch.tensor([self._token_ids(history, question)], device=self.device)
         embeds = self.model.get_input_embeddings()(ids)
         places = ids == self.family.image_token_id
         pictures = torch.cat(features).to(embeds)
@@ -142,7 +179,11 @@ class PreferenceMLLM:
                 f"{self.name}'s tokenizer wrote {int(places.sum())} image tokens for {len(pictures)}: its files "
                 "don't belong together."
             )
-        embeds = embeds.masked_scatter(places[..., None], pictures)
+        return embeds.masked_scatter(places[..., None], pictures)
+
+    def _read(self, history: PreferenceHistory, features: list[torch.Tensor]) -> torch.Tensor:
+        """One prefill with hooks on every decoder layer that keep the last token only."""
+        embeds = self._embeds(history, features, CLOSING_QUESTION)
         layers, norm = self.family.text.layers, self.family.text.norm
         kept: list[torch.Tensor | None] = [None] * len(layers)
 
@@ -168,17 +209,15 @@ class PreferenceMLLM:
             )
         return states
 
-    def _token_ids(self, history: PreferenceHistory) -> list[int]:
+    def _token_ids(self, history: PreferenceHistory, question: str) -> list[int]:
         verdicts, prompts = [i.liked for i in history.items], [self._plain(i.prompt) for i in history.items]
         image_token = self.tokenizer.convert_ids_to_tokens(self.family.image_token_id)
         if getattr(self.tokenizer, "chat_template", None):
-            messages = build_messages(verdicts, prompts, CLOSING_QUESTION)
+            messages = build_messages(verdicts, prompts, question)
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             text = text.replace(image_token, self.family.image_text(image_token))
         else:
-            text = render_prompt(
-                verdicts, prompts, image_token=image_token, tokens_per_image=self.family.tokens_per_image
-            )
+            text = render_prompt(verdicts, prompts, question, image_token, self.family.tokens_per_image)
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def _plain(self, prompt: str) -> str:

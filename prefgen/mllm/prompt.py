@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 PROMPT_VERSION = 1
 CLOSING_QUESTION = "What does this user like?"
+AVOID_QUESTION = "What does this user avoid?"
 
 
 def verdict_words(liked: bool, prompt: str = "") -> str:

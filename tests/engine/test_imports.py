@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = (
     "history blocks clip pooling encoded mmd aligner header ip_adapter fusion branch adapter compat mllm mllm.prompt "
-    "mllm.families mllm.model".split()
+    "mllm.families mllm.model mllm.traits".split()
 )
 
 

@@ -309,6 +309,47 @@ class TestProgressAndInterrupt:
         assert sum(mllm.seen.pictures) == 20  # what was read before the interrupt is kept
 
 
+class TestAnswers:
+    @pytest.fixture
+    def mllm(self, tmp_path):
+        """A model whose random weights have something to say."""
+        write_model(tmp_path / "talker", seed=1)
+        write_tokenizer(tmp_path / "talker")
+        return watched(PreferenceMLLM.load(tmp_path / "talker"))
+
+    def test_an_answer_is_what_transformers_generates_greedily(self, mllm):
+        read = history()
+        with torch.inference_mode():
+            embeds = mllm._embeds(read, mllm.image_features(read.items), CLOSING_QUESTION)
+            mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+            theirs = mllm.model.generate(inputs_embeds=embeds, attention_mask=mask, do_sample=False, max_new_tokens=12)
+        ours = mllm.answer(read, limit=12)
+        assert len(ours.split()) > 5 and mllm.tokenizer.decode(theirs[0], skip_special_tokens=True) == ours
+
+    def test_another_question_or_another_verdict_may_get_another_answer(self, mllm):
+        answers = {mllm.answer(history(), limit=8), mllm.answer(history(), "does a boat like a cat ?", limit=8)}
+        answers.add(mllm.answer(history((4, 5), (1, 2, 3)), limit=8))
+        assert len(answers) > 1
+
+    def test_answering_and_encoding_share_what_was_read_of_the_pictures(self, mllm, tmp_path):
+        mllm.answer(history(), limit=2)
+        assert same(mllm.encode(history()), PreferenceMLLM.load(tmp_path / "talker").encode(history()))
+        assert sum(mllm.seen.pictures) == 5
+
+    def test_an_interrupt_stops_between_two_words(self, mllm):
+        times = 0
+
+        def interrupt():
+            nonlocal times
+            times += 1
+            if times == 4:
+                raise InterruptedError("stopped by the user")
+
+        with pytest.raises(InterruptedError):
+            mllm.answer(history(), limit=50, interrupt=interrupt)
+        assert mllm.seen.prefills <= 3
+
+
 class TestFingerprint:
     def test_it_says_what_an_adapter_must_match(self, mllm):
         told = mllm.fingerprint

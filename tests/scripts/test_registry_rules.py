@@ -62,6 +62,7 @@ def test_the_managers_scanner_finds_every_node():
         "PrefGen_EncodePreferenceHistory",
         "PrefGen_FuseUserVector",
         "PrefGen_ApplyUserCrossAttention",
+        "PrefGen_DescribePreference",
         "PrefGen_LoadAtelier",
     }
 

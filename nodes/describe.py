@@ -1,0 +1,52 @@
+"""Taste in words, for models that no adapter reaches."""
+
+from comfy_api.latest import io, ui
+
+from .sockets import CATEGORY, MLLM
+
+
+class DescribePreference(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        def traits(name, side, prompt):
+            return io.String.Input(
+                name,
+                multiline=True,
+                default="",
+                optional=True,
+                tooltip=f"Your own words for what is {side}, in place of the MLLM's; empty takes the MLLM's. For the "
+                f"{prompt} prompt.",
+            )
+
+        return io.Schema(
+            node_id="PrefGen_DescribePreference",
+            display_name="Describe Preference",
+            category=CATEGORY,
+            description="The MLLM says in words what you like and dislike, for the prompts of any model, also of those "
+            "that no adapter reaches (Flux, SD3, Qwen-Image).",
+            is_input_list=True,
+            inputs=[
+                MLLM.Input("mllm", tooltip="From Load Preference MLLM."),
+                io.Image.Input("liked", tooltip="Pictures you like: a batch or a list, any sizes."),
+                io.Image.Input("disliked", optional=True, tooltip="Pictures you don't like, any number. Optional."),
+                traits("liked_traits", "liked", "positive"),
+                traits("disliked_traits", "disliked", "negative"),
+            ],
+            outputs=[
+                io.String.Output(display_name="liked", tooltip="For the positive prompt, beside what you want to see."),
+                io.String.Output(display_name="disliked", tooltip="For the negative prompt."),
+                io.String.Output(display_name="json", tooltip='{"liked": [...], "disliked": [...]}'),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, mllm, liked, disliked=None, liked_traits=None, disliked_traits=None) -> io.NodeOutput:
+        from ..prefgen.comfy.encoding import describe_history
+        from ..prefgen.history import PreferenceHistory
+        from ..prefgen.mllm.traits import Traits
+
+        history = PreferenceHistory.from_images(liked, disliked or [])
+        typed = Traits.typed(*(text[0] if text else "" for text in (liked_traits, disliked_traits)))
+        traits = typed.or_else(lambda: describe_history(history, mllm[0]))
+        shown = ui.PreviewText(f"liked: {traits.positive}\ndisliked: {traits.negative}")
+        return io.NodeOutput(traits.positive, traits.negative, traits.to_json(), ui=shown)

@@ -1,0 +1,73 @@
+"""Taste in words: from an MLLM's answer to two lists of traits, for the positive and the negative prompt."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+LIKES, AVOIDS = r"\blikes?\b", r"\b(?:avoids?|dislikes?)\b"
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a user likes and dislikes in pictures, in the MLLM's words, most telling first."""
+
+    liked: tuple[str, ...]
+    disliked: tuple[str, ...]
+
+    @property
+    def positive(self) -> str:
+        """For a positive prompt: "pastel palette, round shapes"."""
+        return ", ".join(self.liked)
+
+    @property
+    def negative(self) -> str:
+        """For a negative prompt."""
+        return ", ".join(self.disliked)
+
+    def to_json(self) -> str:
+        """{"liked": [...], "disliked": [...]}."""
+        return json.dumps({"liked": self.liked, "disliked": self.disliked}, ensure_ascii=False, indent=1)
+
+    @classmethod
+    def of_answers(cls, like: str, avoid: str = "") -> Traits:
+        """From the answers to the closing question and to the one about what is avoided.
+
+        A preference MLLM answers the first with "likes a, b or c ; avoids d, e", where "or" parts several tastes; any
+        other MLLM with words of its own, which are taken as they are. What is liked is never named as disliked too.
+        """
+        said, _, avoided = _partition(like, AVOIDS)
+        liked = split(_sentence(_partition(said, LIKES)[2] or said))
+        disliked = split(_sentence(_partition(avoid, AVOIDS)[2] or avoid if avoid else avoided))
+        return cls(liked, tuple(trait for trait in disliked if trait not in liked))
+
+    def or_else(self, read: Callable[[], Traits]) -> Traits:
+        """These traits, with a side that is empty taken from `read`, which is called only if it is needed."""
+        if self.liked and self.disliked:
+            return self
+        other = read()
+        return Traits(self.liked or other.liked, self.disliked or other.disliked)
+
+    @classmethod
+    def typed(cls, liked: str, disliked: str) -> Traits:
+        """From two prompts that an artist has written."""
+        return cls(split(liked), split(disliked))
+
+
+def split(text: str) -> tuple[str, ...]:
+    """Traits between commas, semicolons, lines and "or", each once, without full stops."""
+    parts = (part.strip(" .:-*") for part in re.split(r"[,;\n]|\bor\b", text))
+    return tuple(dict.fromkeys(part for part in parts if part))
+
+
+def _sentence(text: str) -> str:
+    """A text up to the end of its first sentence."""
+    return re.split(r"\.\s", text, maxsplit=1)[0]
+
+
+def _partition(text: str, word: str) -> Sequence[str]:
+    """str.partition at the first match of a pattern, in any case."""
+    found = re.search(word, text, re.IGNORECASE)
+    return (text[: found.start()], found.group(), text[found.end() :]) if found else (text, "", "")

@@ -1,0 +1,65 @@
+"""Describe Preference with the atelier's own MLLM: what it says of the bundled users is what they like and dislike."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def mllm(pack):
+    models = pack("prefgen.atelier.models")
+    return pack("prefgen.comfy.memory").load_mllm(models.MLLM_FOLDER, "auto", "cpu")
+
+
+@pytest.fixture(scope="module")
+def described(pack, mllm):
+    """(user, liked traits, disliked traits) of every bundled example user, as the node gives them."""
+    world, histories = pack("prefgen.atelier.users"), pack("prefgen.comfy.histories")
+    found = []
+    for number in world.EXAMPLE_USERS.values():
+        liked, disliked = histories.load(number)
+        output = pack("nodes").DescribePreference.execute(mllm=[mllm], liked=liked, disliked=disliked)
+        positive, negative, document = output.args
+        told = json.loads(document)
+        assert positive == ", ".join(told["liked"]) and negative == ", ".join(told["disliked"])
+        found.append((world.user(number), told["liked"], told["disliked"]))
+    return found
+
+
+def test_every_trait_is_a_phrase_of_the_atelier_and_none_is_on_both_sides(described, pack):
+    attributes = pack("prefgen.atelier.attributes").FAMILIES.values()
+    phrases = {attribute.phrase for family in attributes for attribute in family}
+    for _, liked, disliked in described:
+        assert liked and disliked and not set(liked) & set(disliked)
+        assert set(liked) | set(disliked) <= phrases
+
+
+def test_what_is_said_is_true_far_more_often_than_by_chance(described, pack):
+    families = pack("prefgen.atelier.attributes").FAMILIES.values()
+    phrase = {(a.family, a.name): a.phrase for family in families for a in family}
+    for side in ("liked", "disliked"):
+        said = true = 0
+        for person, *told in described:
+            pairs = [p for t in person.tastes for p in t.liked] if side == "liked" else person.disliked
+            words = told[0] if side == "liked" else told[1]
+            said, true = said + len(words), true + len({phrase[tuple(p)] for p in pairs} & set(words))
+        assert true >= said / 3, f"{side}: {true} of {said}"  # chance is a tenth
+
+
+def test_typed_traits_take_the_place_of_the_mllms(pack, mllm, described):
+    from prefgen.atelier.users import EXAMPLE_USERS
+
+    liked, disliked = pack("prefgen.comfy.histories").load(next(iter(EXAMPLE_USERS.values())))
+    describe = pack("nodes").DescribePreference.execute
+    output = describe(mllm=[mllm], liked=liked, disliked=disliked, liked_traits=["boats"], disliked_traits=[""])
+    assert output.args[0] == "boats" and output.args[1] == ", ".join(described[0][2])
+    untouched = describe(mllm=[None], liked=liked, liked_traits=["boats"], disliked_traits=["noise"])
+    assert untouched.args[:2] == ("boats", "noise")
+
+
+def test_without_disliked_pictures_nothing_is_said_of_them(pack, mllm):
+    from prefgen.atelier.users import EXAMPLE_USERS
+
+    liked, _ = pack("prefgen.comfy.histories").load(next(iter(EXAMPLE_USERS.values())))
+    output = pack("nodes").DescribePreference.execute(mllm=[mllm], liked=liked)
+    assert output.args[0] and output.args[1] == ""
