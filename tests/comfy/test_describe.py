@@ -63,3 +63,30 @@ def test_without_disliked_pictures_nothing_is_said_of_them(pack, mllm):
     liked, _ = pack("prefgen.comfy.histories").load(next(iter(EXAMPLE_USERS.values())))
     output = pack("nodes").DescribePreference.execute(mllm=[mllm], liked=liked)
     assert output.args[0] and output.args[1] == ""
+
+
+@pytest.mark.slow
+def test_in_a_graph_the_words_reach_both_prompts(tmp_path):
+    """Through the real server: described, joined to the prompt, painted with the plain model."""
+    from scripts import graph as graphs
+    from scripts import setup_env
+    from scripts.comfy_server import ROOT, ComfyServer
+
+    with ComfyServer(setup_env.find_comfyui(), tmp_path, threads=2) as server, server.client() as client:
+        whole = graphs.to_api(graphs.load(ROOT / "workflows" / "prefgen_atelier.json"), client.object_info())
+        graph = graphs.only(whole, [graphs.find(whole, "SaveImage", "Save without preference")])
+        for kind in ("PrefGen_LoadPreferenceHistory", "PrefGen_LoadPreferenceMLLM"):
+            node = graphs.find(whole, kind)
+            graph[node] = whole[node]
+        history, mllm = (graphs.find(graph, f"PrefGen_LoadPreference{kind}") for kind in ("History", "MLLM"))
+        given = {"mllm": [mllm, 0], "liked": [history, 0], "disliked": [history, 1]}
+        graph["900"] = {"class_type": "PrefGen_DescribePreference", "inputs": given}
+        sampler = graph[graphs.find(graph, "KSampler")]["inputs"]
+        sampler["steps"] = 3
+        for slot, side in enumerate(("positive", "negative")):
+            text = graph[sampler[side][0]]["inputs"]
+            joined = {"string_a": text["text"], "string_b": ["900", slot], "delimiter": ", "}
+            graph[f"90{slot + 1}"] = {"class_type": "StringConcatenate", "inputs": joined}
+            text["text"] = [f"90{slot + 1}", 0]
+        saved = client.run(graph)
+    assert any(saved.values())
