@@ -81,6 +81,7 @@ class Resampler(nn.Module):
 
     def __init__(self, width: int, hidden: int, cross_attention_dim: int, tokens: int, depth: int, inner: int, ff: int):
         super().__init__()
+        self.tokens = tokens
         self.latents = nn.Parameter(torch.zeros(1, tokens, hidden))
         self.proj_in = nn.Linear(width, hidden)
         self.layers = nn.ModuleList(
@@ -199,8 +200,10 @@ def _projection(weights: dict[str, torch.Tensor]) -> tuple[nn.Module, str, int]:
     if "latents" in weights:
         _, tokens, hidden = weights["latents"].shape
         width = weights["proj_in.weight"].shape[1]
-        depth = 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("layers."))
+        depth = len({key.split(".")[1] for key in weights if key.startswith("layers.")})
         inner, ff = weights["layers.0.0.to_q.weight"].shape[0], weights["layers.0.1.1.weight"].shape[0]
+        if inner % HEAD_WIDTH:
+            raise ValueError(f"an attention {inner} wide")
         return Resampler(width, hidden, _norm_width(weights), tokens, depth, inner, ff), STATES, width
     if "proj.3.weight" in weights:
         width = weights["proj.0.weight"].shape[1]
@@ -212,7 +215,10 @@ def _projection(weights: dict[str, torch.Tensor]) -> tuple[nn.Module, str, int]:
 def _norm_width(weights: dict[str, torch.Tensor]) -> int:
     """X, the width of a user token: that of the layer norm every layout ends with."""
     (norm,) = {"norm.weight", "norm_out.weight", "proj.3.weight"} & weights.keys()
-    return weights[norm].shape[0]
+    width = weights[norm].shape[0]
+    if not width:
+        raise ValueError(f"an empty {norm}")
+    return width
 
 
 def _branch(tensors: dict[str, torch.Tensor], side: str, text_width: int) -> tuple[torch.Tensor, ...]:

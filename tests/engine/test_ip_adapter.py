@@ -22,6 +22,7 @@ def test_a_file_is_known_by_its_keys_and_shapes_under_any_name(tmp_path, name):
     assert adapter.header.block_widths == files.WIDTHS[layout.family]
     assert adapter.header.cross_attention_dim == files.TEXT[layout.family]
     assert adapter.reads == (EMBEDDING if layout.kind == "base" else STATES)
+    assert adapter.header.tokens == {"base": 4, "plus": 16, "full": 0}[layout.kind]
     assert adapter.header.image_width == layout.width and adapter.header.clip_vision["name"] == layout.encoder
 
 
@@ -115,7 +116,7 @@ MISSING = [(name, f"image_proj.{key}") for name, keys in NEEDED.items() for key 
 MISSING += [("ip-adapter_sd15", "ip_adapter.9.to_v_ip.weight"), ("ip-adapter_sd15", "ip_adapter.31.to_k_ip.weight")]
 
 
-@pytest.mark.parametrize("replacement", [None, torch.zeros(3, 5), torch.zeros(7)])
+@pytest.mark.parametrize("replacement", [None, torch.zeros(3, 5), torch.zeros(7), torch.zeros(0), torch.zeros(())])
 @pytest.mark.parametrize(("name", "key"), MISSING)
 def test_a_weight_that_is_missing_or_of_another_shape_is_refused(tmp_path, name, key, replacement, one_sentence):
     tensors = {k: v for k, v in (files.tensors(name) | {key: replacement}).items() if v is not None}
@@ -132,3 +133,15 @@ def test_a_weight_that_is_not_a_number_is_found(tmp_path, one_sentence):
     with pytest.raises(AdapterError) as raised:
         load_adapter(tmp_path / "nan.safetensors")
     assert "ip_adapter.31.to_k_ip.weight" in one_sentence(raised)
+
+
+def test_a_resampler_whose_heads_do_not_come_out_even_is_refused(tmp_path, one_sentence):
+    tensors = files.tensors("ip-adapter-plus_sd15")
+    for i in range(4):
+        tensors[f"image_proj.layers.{i}.0.to_q.weight"] = torch.zeros(100, 768)
+        tensors[f"image_proj.layers.{i}.0.to_kv.weight"] = torch.zeros(200, 768)
+        tensors[f"image_proj.layers.{i}.0.to_out.weight"] = torch.zeros(768, 100)
+    save_file(tensors, tmp_path / "odd.safetensors")
+    with pytest.raises(AdapterError) as raised:
+        load_adapter(tmp_path / "odd.safetensors")
+    assert "damaged" in one_sentence(raised)
