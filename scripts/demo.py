@@ -252,7 +252,7 @@ def write_json(content: dict, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    """Run the demo and return its report."""
+    """Run the demo, print its figures and return its report."""
     parser = argparse.ArgumentParser(prog="make demo", description="Measure PrefGen end to end (options in ARGS=...)")
     parser.add_argument("--users", type=int, default=18, help="how many unseen users (default: 18)")
     parser.add_argument("--prompts", type=int, default=4, help="how many unseen prompts each (default: 4)")
@@ -296,6 +296,7 @@ def main(arguments: list[str] | None = None) -> dict:
     finally:
         remove_base(base)
         shutil.rmtree(fresh, ignore_errors=True)
+    say(report, options.out)
     return report
 
 
@@ -320,7 +321,7 @@ def say(report: dict, out: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        say(main(), ROOT / "output" / "demo")
+        main()
     except (SetupError, ServerError, GraphError, TimeoutError, ValueError) as error:
         sys.exit(f"The demo stopped: {error}")
     except KeyboardInterrupt:

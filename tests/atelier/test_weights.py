@@ -52,11 +52,7 @@ def judged():
     return {head: count / len(scenes) for head, count in right.items()}
 
 
-# Shape language is the one family that small drawings hide; docs/evidence/atelier.md says how well it is read.
-@pytest.mark.parametrize("head", [head for head in HEADS if head != "shape"])
+# 240 pictures: a head that reads 95 % right on more falls below this bar once in two thousand draws.
+@pytest.mark.parametrize("head", HEADS)
 def test_the_judge_reads_fresh_renders(judged, head):
     assert judged[head] >= 0.9
-
-
-def test_the_judge_reads_shape_language_better_than_chance(judged):
-    assert judged["shape"] > 0.45

@@ -114,7 +114,13 @@ def page(figures: dict, demo: dict, wide: dict) -> str:
     ]
     obeyed = [[f, unet["enriched"][f], unet["neutral"][f], 1 / len(FAMILIES[f])] for f in FAMILIES]
     runs = [
-        [name, s.get("steps", ""), s.get("batch", ""), s.get("lr", ""), f"{s['minutes']:.0f}" if "minutes" in s else ""]
+        [
+            name,
+            s.get("steps", ""),
+            s.get("batch", ""),
+            str(s.get("lr", "")),
+            f"{s['minutes']:.0f}" if "minutes" in s else "",
+        ]
         for name, s in figures["settings"].items()
     ]
     return f"""# What the shipped atelier weights can do
