@@ -34,7 +34,7 @@ def seconds(log: Path) -> float:
     """Time that a stage worked, from its log; the pause before a resumed run does not count."""
     times = [json.loads(line)["time"] for line in log.read_text().splitlines()]
     gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
-    usual = sorted(gaps)[len(gaps) // 2]
+    usual = sorted(gaps)[len(gaps) // 2] if gaps else 0.0
     return sum(gap for gap in gaps if gap < 10 * usual + 60)
 
 
@@ -112,7 +112,8 @@ def page(figures: dict, demo: dict, wide: dict) -> str:
             ", ".join(f"{name} {branch[name]:.3f}" for name in LABELS),
         ],
     ]
-    obeyed = [[f, unet["enriched"][f], unet["neutral"][f], 1 / len(FAMILIES[f])] for f in FAMILIES]
+    shares = [(unet["enriched"].get(f, "-"), unet["neutral"].get(f, "-")) for f in FAMILIES]  # "-": nobody asked for it
+    obeyed = [[f, *share, 1 / len(FAMILIES[f])] for f, share in zip(FAMILIES, shares, strict=True)]
     runs = [
         [
             name,
