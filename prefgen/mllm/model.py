@@ -58,10 +58,15 @@ class PreferenceMLLM:
         check_folder(folder)
         try:
             model = load_image_text_to_text(folder, dtype)
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers and safetensors raise many kinds for a broken folder
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise MLLMError(f"The MLLM folder {folder.name} can't be loaded ({reason}): download it again.") from error
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # a missing file is an OSError, a ValueError or a KeyError, by version
+            raise MLLMError(
+                f"The tokenizer files of the MLLM folder {folder.name} are missing or damaged: download them again."
+            ) from error
         return cls(model.to(device), tokenizer, folder.name, weights_digest(folder))
 
     @property

@@ -145,7 +145,7 @@ class TestEncoding:
         from transformers import AutoModelForImageTextToText, AutoTokenizer
 
         read = history(liked_prompts=["a boat"])
-        model = AutoModelForImageTextToText.from_pretrained(folders / family, dtype=torch.float32).eval()
+        model = AutoModelForImageTextToText.from_pretrained(folders / family).eval()  # saved as float32
         tokenizer = AutoTokenizer.from_pretrained(folders / family)
         verdicts, prompts = [i.liked for i in read.items], [i.prompt for i in read.items]
         if family == "idefics3":

@@ -73,7 +73,7 @@ def test_linking_the_pack_twice_and_removing_the_base_leave_the_pack_alone(tmp_p
 
 
 @pytest.mark.slow
-def test_the_server_knows_the_six_nodes_of_the_pack(client):
+def test_the_server_knows_the_nodes_of_the_pack(client):
     assert set(client.object_info()) >= NODE_IDS
 
 
