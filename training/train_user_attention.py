@@ -21,8 +21,7 @@ from torch import nn
 
 from prefgen.adapter import FORMAT_VERSION, AdapterHeader, UserAdapter, save_adapter
 from prefgen.aligner import LayerStandardiser, SemanticAligner
-from prefgen.atelier import captions, users
-from prefgen.atelier.judge import load_judge
+from prefgen.atelier import captions
 from prefgen.atelier.models import (
     MLLM_FOLDER,
     UNET_CONFIG,
@@ -31,7 +30,6 @@ from prefgen.atelier.models import (
     clip_tokenizer,
     load_clip,
     load_unet_diffusers,
-    load_vae_diffusers,
 )
 from prefgen.branch import user_residual
 from prefgen.fusion import UserProjection
@@ -42,7 +40,6 @@ from .atelier.clip import mapping, text_features, tokenize
 from .atelier.pool import PicturePool
 from .atelier.unet import cached_latents, noised
 from .extract import Extracted
-from .sampling import decode, sample
 from .users_pool import Dealer, users_of
 
 TOKENS = 4
@@ -216,75 +213,25 @@ def main() -> None:
     trained.load_state_dict(ema.shadow)
     adapter.eval()
     save_adapter(adapter, WEIGHTS / "adapter.safetensors")
-    run.finish(**evaluate(run, adapter, unet, branch, clip, tokenizer, args.users))
+    run.finish(**evaluate(run, adapter, args.users))
 
 
-@torch.inference_mode()
-def evaluate(run, adapter, unet, branch, clip, tokenizer, count: int, guidance: float = 3.0) -> dict[str, float]:
-    """Alignment on test users and held-out prompts, histories drawn by the renderer and read by the real encoder."""
-    from prefgen.atelier.renderer import render
-    from prefgen.encoded import EncodedPreference
-    from prefgen.fusion import fuse_user_vector
-    from prefgen.history import PreferenceHistory
+def evaluate(run, adapter: UserAdapter, count: int) -> dict[str, float]:
+    """Alignment and named subjects on test users and held-out prompts, one picture each; histories drawn by the
+    renderer and read by the real encoder."""
+    from .evaluate import METHODS, ROWS, Painter, alignment, paint_row, read, requests
 
-    from .atelier.clip import image_features
-
-    mllm, vae, judge = PreferenceMLLM.load(MLLM_FOLDER), load_vae_diffusers(), load_judge()
-    people, prompts = users_of("test", count), captions.heldout_prompts()
-    vectors = []
-    for person in people:
-        examples = users.history(person, 8, 8, seed=1)
-        drawn = [(torch.from_numpy(render(e.scene)).float() / 255, e.liked) for e in examples]
-        liked, disliked = ([p for p, verdict in drawn if verdict is side] for side in (True, False))
-        history = PreferenceHistory.from_images(liked, disliked)
-        embeds = [
-            F.normalize(image_features(clip, torch.stack(s).movedim(-1, 1) * 2 - 1), dim=1) for s in (liked, disliked)
-        ]
-        encoded = EncodedPreference(
-            hidden=mllm.encode(history),
-            image_embed_liked=embeds[0],
-            image_embed_disliked=embeds[1],
-            mllm=mllm.fingerprint,
-            clip_vision={"width": embeds[0].shape[1]},
-            n_liked=len(liked),
-            n_disliked=len(disliked),
-            digest=history.digest,
-        )
-        vectors.append(fuse_user_vector(adapter, encoded))
-    vectors = torch.stack(vectors)
-    neutral = [captions.neutral(*prompts[i % len(prompts)]) for i in range(count)]
-    oracle = [
-        captions.enriched(*prompts[i % len(prompts)], dict(person.tastes[0].liked)) for i, person in enumerate(people)
-    ]
-    empty = text_features(clip, tokenize(tokenizer, [""]))[0]
-    figures = {}
-    for name, texts, chosen in (
-        ("none", neutral, None),
-        ("oracle", oracle, None),
-        ("mismatched", neutral, vectors.roll(1, 0)),
-        ("prefgen", neutral, vectors),
-    ):
-        for i, processor in enumerate(branch):
-            processor.keys_values = None
-            if chosen is not None:
-                k, v = adapter.keys_values(chosen)[i]
-                # The unconditional half has no branch: zero values add nothing to it.
-                processor.keys_values = (torch.cat([k, k]), torch.cat([torch.zeros_like(v), v]))
-        states = text_features(clip, tokenize(tokenizer, texts))[0]
-        pictures = decode(vae, sample(unet, states, empty, guidance))
+    painter, people, figures = Painter(adapter), users_of("test", count), {}
+    asked = requests(people, 1)
+    for name in METHODS:
+        pictures = torch.cat(list(paint_row(painter, ROWS[name], people, 1)))
         core.picture_grid(pictures, run.folder / "samples" / f"{name}.png")
-        readings = judge.read((pictures * 0.5 + 0.5).movedim(1, -1))
-        figures[name] = float(
-            np.mean([users.alignment(r["attributes"], p) for r, p in zip(readings, people, strict=True)])
-        )
-        figures[f"{name}_subject"] = float(
-            np.mean([r["subject"] == prompts[i % len(prompts)][0] for i, r in enumerate(readings)])
-        )
-    gain = figures["oracle"] - figures["none"]
-    figures["gain_share"] = (
-        (figures["prefgen"] - figures["none"]) / gain if gain else None
-    )  # an untrained UNet gains nothing
-    return figures
+        readings = read(painter, pictures)
+        figures[name] = float(alignment(readings, people, asked).mean())
+        named = [r["subject"] == subject for r, (_, subject, _) in zip(readings, asked, strict=True)]
+        figures[f"{name}_subject"] = float(np.mean(named))
+    gain = figures["oracle"] - figures["none"]  # an untrained UNet gains nothing
+    return figures | {"gain_share": (figures["prefgen"] - figures["none"]) / gain if gain else None}
 
 
 if __name__ == "__main__":
