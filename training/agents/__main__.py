@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from .make import Run, World, make, make_one
 
 def main() -> None:
     args = arguments()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
     try:
         world = world_of(args)
         if args.user is None:
