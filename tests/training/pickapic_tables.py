@@ -102,7 +102,7 @@ def generate(rows: int, seed: int = 0, images: bool = False) -> Tables:
         return np.arange(fresh - n, fresh)
 
     def add(user, prompt, winner, loser, kind, time) -> None:
-        blocks.append((user, prompt, winner, loser, np.full(len(user), kind, "U24"), time))
+        blocks.append((user, prompt, winner, loser, np.full(len(user), kind, "U32"), time))
 
     for kind in SINGLE:
         user, prompt, time = who(counts[kind])

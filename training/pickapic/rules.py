@@ -26,7 +26,7 @@ import pyarrow as pa
 from ..data.schema import DISLIKED, LIKED, MIXED, normal_prompt, prompt_split, user_split
 from . import looks
 from .cycles import on_cycles
-from .source import Source
+from .source import CHOICES, Source
 
 INCOMPLETE, UNLABELLED, TIED, UNCLEAR, SAME = "incomplete", "unlabelled", "tied", "unclear winner", "the same picture"
 NSFW, FAULTY, NEAR, NEAR_CHOICE = "word list", "choice with a faulty picture", "near-duplicate", "near-duplicate choice"
@@ -80,21 +80,22 @@ def connect(file: Path, memory: str, threads: int) -> duckdb.DuckDBPyConnection:
 
 def read(db: duckdb.DuckDBPyConnection, source: Source, limits: Limits) -> None:
     """Rules that need nothing but the row itself: fills choices, names, captions, prompts, users and dropped."""
-    rows = source.choices()  # noqa: F841  DuckDB reads it by its name
-    db.execute(
-        f"""CREATE OR REPLACE TABLE rows AS
-        SELECT number, user_id AS user, coalesce(created_at, 0) AS created, caption, image_0_uid, image_1_uid,
-               label_0 > label_1 AS first, CASE
+    judged = f"""SELECT number, user_id AS user, coalesce(created_at, 0) AS created, caption, image_0_uid, image_1_uid,
+        label_0 > label_1 AS first, CASE
             WHEN user_id IS NULL OR coalesce(trim(caption), '') = '' OR coalesce(image_0_uid, '') = ''
                  OR coalesce(image_1_uid, '') = '' THEN '{INCOMPLETE}'
             WHEN has_label IS NOT TRUE OR label_0 IS NULL OR label_1 IS NULL OR isnan(label_0) OR isnan(label_1)
                  THEN '{UNLABELLED}'
             WHEN label_0 = label_1 THEN '{TIED}'
             WHEN image_0_uid = image_1_uid OR are_different IS FALSE THEN '{SAME}'
-            WHEN best_image_uid = CASE WHEN label_0 > label_1 THEN image_1_uid ELSE image_0_uid END THEN '{UNCLEAR}'
-            END AS rule
-        FROM rows"""
-    )
+            WHEN best_image_uid = if(label_0 > label_1, image_1_uid, image_0_uid) THEN '{UNCLEAR}'
+            END AS rule FROM batch_"""
+    db.register("batch_", CHOICES.empty_table())
+    db.execute(f"CREATE OR REPLACE TABLE rows AS {judged}")
+    for batch in source.choices():
+        db.register("batch_", batch)
+        db.execute(f"INSERT INTO rows {judged}")
+    db.unregister("batch_")
     _captions(db, limits.nsfw_words)
     db.execute(
         f"""CREATE OR REPLACE TABLE dropped AS

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -81,17 +79,8 @@ class Source:
     units: tuple[Unit, ...]
     digest: str  # of the files' names, bytes and rows
 
-    def place(self, number: int) -> tuple[str, int]:
-        """A row's file and its number in that file."""
-        starts = [0, *accumulate(self.rows)]
-        file = bisect_right(starts, number) - 1
-        return self.files[file], number - starts[file]
-
-    def choices(self) -> pa.RecordBatchReader:
-        """All rows as CHOICES, streamed."""
-        return pa.RecordBatchReader.from_batches(CHOICES, self._choices())
-
-    def _choices(self) -> Iterator[pa.RecordBatch]:
+    def choices(self) -> Iterator[pa.Table]:
+        """All rows as tables of CHOICES."""
         number = 0
         for file in self.files:
             with opened(self.url, file) as parquet:
@@ -182,11 +171,11 @@ def _units(metadata: pq.FileMetaData, file: str, start: int, unit_bytes: int) ->
         yield Unit(file, tuple(groups), start, rows)
 
 
-def _as_choices(batch: pa.RecordBatch, number: int) -> pa.RecordBatch:
+def _as_choices(batch: pa.RecordBatch, number: int) -> pa.Table:
     columns = {"number": pa.array(np.arange(number, number + len(batch)))}
     for name in COLUMNS:
         column = batch.column(name)
         if name == "created_at":
             column = column.cast(pa.timestamp("us"), safe=False)
         columns[name] = column.cast(CHOICES.field(name).type)
-    return pa.RecordBatch.from_pydict(columns, CHOICES)
+    return pa.table(columns, CHOICES)
