@@ -17,7 +17,8 @@ MIN_SIDE = 64  # pixels; published pictures have 512 or more
 CELLS = 32  # a picture is judged by the means of 32 x 32 cells
 DARK_BELOW = 16  # of 255: no cell is brighter
 UNIFORM_BELOW = 8  # of 255: no two cells are further apart, in any channel
-HASH_BITS, BANDS = 64, 4
+HASH_BITS, BANDS = 64, 5
+BAND_BITS = -(-HASH_BITS // BANDS)
 NEAR = BANDS - 1  # bits; two hashes so near agree in one band at least, so banding misses none
 
 

@@ -28,7 +28,7 @@ from . import looks
 from .cycles import on_cycles
 from .source import CHOICES, Source
 
-INCOMPLETE, UNLABELLED, TIED, UNCLEAR, SAME = "incomplete", "unlabelled", "tied", "unclear winner", "the same picture"
+INCOMPLETE, UNLABELLED, TIED, SAME, UNCLEAR = "incomplete", "unlabelled", "tied", "the same picture", "unclear winner"
 NSFW, FAULTY, NEAR, NEAR_CHOICE = "word list", "choice with a faulty picture", "near-duplicate", "near-duplicate choice"
 REPEATED, OPPOSITE, CYCLE = "repeated", "A over B and B over A", "cycle"
 EVEN, FEW, SURPLUS = "even", "too few", "surplus"
@@ -37,8 +37,8 @@ RULES = {  # in the order in which they are applied: (unit, what it drops)
     INCOMPLETE: (ROW, "no user, prompt or picture named"),
     UNLABELLED: (ROW, "no label"),
     TIED: (ROW, "both pictures equally good"),
-    UNCLEAR: (ROW, "the labels and best_image_uid name different winners"),
     SAME: (ROW, "both pictures are the same: one uid, marked as not different, or the same bytes"),
+    UNCLEAR: (ROW, "the labels and best_image_uid name different winners"),
     NSFW: (ROW, "the prompt has a word of the list"),
     looks.BROKEN: (PICTURE, "can't be decoded, is missing, or would unpack to a decompression bomb"),
     looks.TINY: (PICTURE, f"a side below {looks.MIN_SIDE} pixels"),
@@ -174,8 +174,8 @@ def judge(db: duckdb.DuckDBPyConnection, looked: list[str]) -> None:
         CREATE TEMP TABLE near AS SELECT hashes.id AS a, looks.id AS b FROM looks JOIN hashes USING (hash)
             WHERE fault IS NULL AND looks.id != hashes.id"""
     )
-    for shift in range(0, looks.HASH_BITS, looks.HASH_BITS // looks.BANDS):
-        banded = f"SELECT *, (hash >> {shift}) & {(1 << looks.HASH_BITS // looks.BANDS) - 1} AS band FROM hashes"
+    for shift in range(0, looks.HASH_BITS, looks.BAND_BITS):
+        banded = f"SELECT *, (hash >> {shift}) & {(1 << looks.BAND_BITS) - 1} AS band FROM hashes"
         db.execute(
             f"""INSERT INTO near SELECT a.id, b.id FROM ({banded}) a JOIN ({banded}) b USING (band)
             WHERE a.id < b.id AND bit_count(xor(a.hash, b.hash)) <= {looks.NEAR}"""
