@@ -119,8 +119,8 @@ def page(row: dict) -> str:
         f"| pandas | {row['pandas_seconds']} | {row['pandas_cpu_seconds']} | {row['pandas_peak_memory_mb']} |",
         "",
         "The command is measured whole: rules, shards, index, list of what was dropped, data card, checksums. The "
-        "pandas version reads, applies the same rules and writes the pictures and pairs; every picture, pair and count of the "
-        f"two is asserted to be the same. `python -m training.data check DIR` takes {row['check_seconds']} s.",
+        "pandas version reads, applies the same rules and writes the pictures and pairs; every picture, pair and count "
+        f"of the two is asserted to be the same. `python -m training.data check DIR` takes {row['check_seconds']} s.",
         "",
         f"{row['machine']}; load average before the start {row['load_before']}, niceness {row['nice']}. Peak memory is "
         "the sum over all processes, shared pages counted once.",

@@ -4,7 +4,7 @@ Tables, in the order in which they are made:
 
     choices   (number, user, created, prompt, winner, loser)   rows that say something
     pictures  (id, uid, caption, prompt)                       id: 2 * row + side of the picture's first place
-    captions  (caption, prompt, nsfw), prompts (prompt, split), users (user, split)
+    captions  (number, text, prompt, nsfw), prompts (prompt, split), users (user, split)
     dropped   (rule, unit, number, picture, user)              what a rule dropped; in `gone` what all did
     held      (user, pair, liked, disliked)
     chosen    (user, item, id, picture, verdict, prompt, split, heldout)
@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import duckdb
@@ -26,7 +27,7 @@ import pyarrow as pa
 from ..data.schema import DISLIKED, LIKED, MIXED, normal_prompt, prompt_split, user_split
 from . import looks
 from .cycles import on_cycles
-from .source import CHOICES, Source
+from .source import BATCH, CHOICES, Source
 
 INCOMPLETE, UNLABELLED, TIED, SAME, UNCLEAR = "incomplete", "unlabelled", "tied", "the same picture", "unclear winner"
 NSFW, FAULTY, NEAR, NEAR_CHOICE = "word list", "choice with a faulty picture", "near-duplicate", "near-duplicate choice"
@@ -54,6 +55,7 @@ RULES = {  # in the order in which they are applied: (unit, what it drops)
     FEW: (USER, "fewer than the minimum of liked or of disliked pictures"),
     SURPLUS: (MERGED, "the larger side of a history, past the allowed ratio to the smaller"),
 }
+AT_ONCE = 4  # batches that go to DuckDB together, so that several threads take them
 IMAGE_RULES = (*looks.FAULTS, FAULTY, NEAR, NEAR_CHOICE)
 
 
@@ -91,9 +93,10 @@ def read(db: duckdb.DuckDBPyConnection, source: Source, limits: Limits) -> None:
             WHEN best_image_uid = if(label_0 > label_1, image_1_uid, image_0_uid) THEN '{UNCLEAR}'
             END AS rule FROM batch_"""
     db.register("batch_", CHOICES.empty_table())
-    db.execute(f"CREATE OR REPLACE TABLE rows AS {judged}")
-    for batch in source.choices():
-        db.register("batch_", batch)
+    db.execute(f"CREATE TEMP TABLE rows AS {judged}")
+    tables = source.choices()
+    while some := list(islice(tables, AT_ONCE)):
+        db.register("batch_", pa.concat_tables(some))
         db.execute(f"INSERT INTO rows {judged}")
     db.unregister("batch_")
     _captions(db, limits.nsfw_words)
@@ -101,12 +104,13 @@ def read(db: duckdb.DuckDBPyConnection, source: Source, limits: Limits) -> None:
         f"""CREATE OR REPLACE TABLE dropped AS
             SELECT rule, '{ROW}' AS unit, number, NULL::BIGINT AS picture, NULL::BIGINT AS user
             FROM rows WHERE rule IS NOT NULL
-            UNION ALL SELECT '{NSFW}', '{ROW}', number, NULL, NULL
-            FROM rows JOIN captions USING (caption) WHERE rule IS NULL AND nsfw;
-        CREATE OR REPLACE TABLE sound AS
-            SELECT number, user, created, prompt, image_0_uid, image_1_uid, first
-            FROM rows JOIN captions USING (caption) WHERE rule IS NULL AND NOT nsfw;
-        CREATE OR REPLACE TABLE names AS
+            UNION ALL SELECT '{NSFW}', '{ROW}', rows.number, NULL, NULL
+            FROM rows JOIN captions ON captions.text = rows.caption WHERE rule IS NULL AND nsfw;
+        CREATE TEMP TABLE sound AS
+            SELECT rows.number, user, created, captions.number AS caption, prompt, image_0_uid, image_1_uid, first
+            FROM rows JOIN captions ON captions.text = rows.caption WHERE rule IS NULL AND NOT nsfw;
+        DROP TABLE rows;
+        CREATE TEMP TABLE names AS
             SELECT min(place) AS id, uid FROM (
                 SELECT 2 * number AS place, image_0_uid AS uid FROM sound
                 UNION ALL SELECT 2 * number + 1, image_1_uid FROM sound) GROUP BY uid;
@@ -114,9 +118,8 @@ def read(db: duckdb.DuckDBPyConnection, source: Source, limits: Limits) -> None:
             SELECT number, user, created, prompt, if(first, a.id, b.id) AS winner, if(first, b.id, a.id) AS loser
             FROM sound JOIN names a ON a.uid = image_0_uid JOIN names b ON b.uid = image_1_uid;
         CREATE OR REPLACE TABLE pictures AS
-            SELECT names.id, uid, caption, prompt
-            FROM names JOIN rows ON rows.number = names.id // 2 JOIN captions USING (caption);
-        DROP TABLE sound; DROP TABLE names; DROP TABLE rows"""
+            SELECT names.id, uid, caption, prompt FROM names JOIN sound ON number = names.id // 2;
+        DROP TABLE sound; DROP TABLE names"""
     )
     users = [user for (user,) in db.execute("SELECT DISTINCT user FROM choices").fetchall()]
     splits = pa.table({"user": pa.array(users, pa.int64()), "split": pa.array(map(user_split, users), pa.string())})
@@ -130,19 +133,25 @@ def _captions(db: duckdb.DuckDBPyConnection, words: tuple[str, ...]) -> None:
     banned = re.compile(r"\b(?:" + "|".join(re.escape(normal_prompt(w)) for w in words) + r")\b") if words else None
     numbers: dict[str, int] = {}
     splits: list[str] = []
-    db.execute("CREATE OR REPLACE TABLE captions (caption VARCHAR, prompt BIGINT, nsfw BOOLEAN)")
-    query = "SELECT DISTINCT caption FROM rows WHERE rule IS NULL ORDER BY caption"
-    for batch in db.cursor().sql(query).to_arrow_reader(65_536):
-        captions = batch.column(0).cast(pa.string()).to_pylist()
+    db.execute("CREATE OR REPLACE TABLE captions (number BIGINT, text VARCHAR, prompt BIGINT, nsfw BOOLEAN)")
+    db.execute("CREATE TEMP TABLE texts AS SELECT DISTINCT caption FROM rows WHERE rule IS NULL")
+    total = 0
+    while batch := db.execute("SELECT caption FROM texts ORDER BY caption LIMIT ? OFFSET ?", [BATCH, total]).fetchall():
+        captions = [caption for (caption,) in batch]
         prompts = [normal_prompt(caption) for caption in captions]
         for prompt in prompts:
             if prompt not in numbers:
                 numbers[prompt] = len(numbers)
                 splits.append(prompt_split(prompt))
-        nsfw = [bool(banned and banned.search(prompt)) for prompt in prompts]
-        db.register("batch_", pa.table({"a": captions, "b": [numbers[p] for p in prompts], "c": nsfw}))
-        db.execute("INSERT INTO captions SELECT a, b, c FROM batch_")
-        db.unregister("batch_")
+        columns = {
+            "number": range(total, total + len(captions)),
+            "text": captions,
+            "prompt": [numbers[prompt] for prompt in prompts],
+            "nsfw": [bool(banned and banned.search(prompt)) for prompt in prompts],
+        }
+        db.register("batch_", pa.table({name: pa.array(values) for name, values in columns.items()}))
+        db.execute("INSERT INTO captions FROM batch_")
+        total += len(captions)
     db.register("batch_", pa.table({"prompt": np.arange(len(splits)), "split": pa.array(splits, pa.string())}))
     db.execute("CREATE OR REPLACE TABLE prompts AS SELECT * FROM batch_")
     db.unregister("batch_")
@@ -274,12 +283,17 @@ def _cut_surplus(db: duckdb.DuckDBPyConnection, ratio: float) -> None:
     """Of a history's larger side the clearest stay (largest net score, then latest), up to ratio times the smaller."""
     if ratio:
         db.execute(
-            f"""INSERT INTO gone SELECT '{SURPLUS}', '{MERGED}', NULL, id, user FROM (
-                SELECT *, least(count(*) FILTER (score > 0) OVER (PARTITION BY user),
-                                count(*) FILTER (score < 0) OVER (PARTITION BY user)) AS smaller,
-                    row_number() OVER (PARTITION BY user, score > 0 ORDER BY abs(score) DESC, last DESC, id) AS nth
-                FROM scores ANTI JOIN held_pictures USING (user, id)) WHERE nth > floor(smaller * {ratio}::DOUBLE);
-            DELETE FROM scores WHERE (user, id) IN (SELECT (user, picture) FROM gone WHERE rule = '{SURPLUS}')"""
+            f"""CREATE TEMP TABLE kept AS
+                WITH history AS (FROM scores ANTI JOIN held_pictures USING (user, id)), smaller AS (
+                    SELECT user, floor({ratio}::DOUBLE * least(
+                           count(*) FILTER (score > 0), count(*) FILTER (score < 0))) AS most
+                    FROM history GROUP BY user), nth AS (
+                    SELECT user, id, row_number() OVER (PARTITION BY user, score > 0
+                           ORDER BY abs(score) DESC, last DESC, id) AS n FROM history)
+                SELECT user, id, n <= most AS stays FROM nth JOIN smaller USING (user);
+            INSERT INTO gone SELECT '{SURPLUS}', '{MERGED}', NULL, id, user FROM kept WHERE NOT stays;
+            CREATE OR REPLACE TEMP TABLE scores AS
+                FROM scores ANTI JOIN (FROM kept WHERE NOT stays) USING (user, id)"""
         )
 
 
@@ -288,10 +302,10 @@ def _chosen(db: duckdb.DuckDBPyConnection) -> None:
     db.execute(
         f"""CREATE TEMP TABLE chosen AS
         SELECT scores.user, ({place})::INTEGER AS item, scores.id, uid AS picture,
-               if(score > 0, '{LIKED}', '{DISLIKED}') AS verdict, caption AS prompt,
+               if(score > 0, '{LIKED}', '{DISLIKED}') AS verdict, captions.text AS prompt,
                if(users.split = prompts.split, users.split, '{MIXED}') AS split, held_pictures.id IS NOT NULL AS heldout
         FROM scores JOIN pictures ON pictures.id = scores.id JOIN prompts ON prompts.prompt = pictures.prompt
-        JOIN users ON users.user = scores.user
+        JOIN users ON users.user = scores.user JOIN captions ON captions.number = pictures.caption
         LEFT JOIN held_pictures ON held_pictures.user = scores.user AND held_pictures.id = scores.id"""
     )
 
