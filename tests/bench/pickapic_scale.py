@@ -257,6 +257,8 @@ def with_pandas(folder: Path, out: Path, limits: rules.Limits) -> None:
 
 def with_duckdb(folder: Path, out: Path, limits: rules.Limits) -> None:
     """The tool's rules alone, from Parquet to the same two tables in memory."""
+    import pandas  # noqa: F401  pyarrow imports it where it is installed: before the clock, as on the other side
+
     out.mkdir(parents=True)
     clock = Clock()
     found = source.find(str(folder), "**/*.parquet", 512 << 20)
@@ -264,8 +266,8 @@ def with_duckdb(folder: Path, out: Path, limits: rules.Limits) -> None:
         rules.read(db, found, limits)
         rules.start(db)
         rules.decide(db, limits)
-        for table in ("chosen", "held"):
-            db.sql(f"FROM {table} ORDER BY ALL").to_arrow_table()
+        for query in ("FROM chosen ORDER BY user, item", "FROM held ORDER BY user, pair"):
+            db.sql(query).to_arrow_table()
     clock.write(out)
 
 

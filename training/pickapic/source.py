@@ -31,7 +31,7 @@ def _text(kind: pa.DataType) -> bool:
     return kinds.is_string(kind) or kinds.is_large_string(kind)
 
 
-COLUMNS = {  # name: (what it must be, in words; whether a type is that)
+COLUMNS = {  # of the published ones those that a rule needs: (what it must be, in words; whether a type is that)
     "user_id": ("whole numbers", kinds.is_integer),
     "caption": ("strings", _text),
     "image_0_uid": ("strings", _text),
@@ -42,7 +42,6 @@ COLUMNS = {  # name: (what it must be, in words; whether a type is that)
     "has_label": ("booleans", kinds.is_boolean),
     "are_different": ("booleans", kinds.is_boolean),
     "created_at": ("timestamps", kinds.is_timestamp),
-    "ranking_id": ("whole numbers", kinds.is_integer),
 }
 IMAGE_COLUMNS = dict.fromkeys(IMAGES, ("bytes", lambda kind: kinds.is_binary(kind) or kinds.is_large_binary(kind)))
 CHOICES = pa.schema(
@@ -53,7 +52,6 @@ CHOICES = pa.schema(
         *((name, pa.float64()) for name in ("label_0", "label_1")),
         *((name, pa.bool_()) for name in ("has_label", "are_different")),
         ("created_at", pa.int64()),  # microseconds since 1970
-        ("ranking_id", pa.int64()),
     ]
 )
 
