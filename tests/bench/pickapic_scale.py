@@ -1,10 +1,11 @@
 """What cleaning Pick-a-Pic costs, beside the same rules in straightforward pandas.
 
     python tests/bench/pickapic_scale.py                 rows without pictures, at the published 959,040
-    python tests/bench/pickapic_scale.py --rows 100000
+    python tests/bench/pickapic_scale.py --pictures 8000  rows with pictures of 512 pixels, and a quarter of them
 
-Makes tables with planted faults, runs the real command and the pandas version on them, compares what came out, and
-writes docs/performance-pickapic.json and .md. Needs Linux (/proc) and pandas, which nothing else here needs.
+Makes tables with planted faults, runs the real command on them, without pictures a pandas version of the rules as well,
+and compares what came out. Adds to docs/performance-pickapic.json, from which docs/performance-pickapic.md is written.
+Needs Linux (/proc) and pandas, which nothing else here needs.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ COMPARED = ["user", "item", "picture", "verdict", "prompt", "split", "heldout"]
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python tests/bench/pickapic_scale.py", description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=planted.PUBLISHED_ROWS)
+    parser.add_argument("--pictures", type=int, metavar="ROWS", help="measure rows with pictures instead")
+    parser.add_argument("--note", default="", help="what else ran on the machine")
     for part in ("--pandas", "--duckdb"):  # one side alone, in a process of its own
         parser.add_argument(part, type=Path, nargs=2, metavar=("SOURCE", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -48,12 +51,20 @@ def main() -> None:
         return with_duckdb(*args.duckdb, rules.Limits())
     base = Path(tempfile.mkdtemp(prefix="pickapic-scale-"))
     try:
-        row = measure(args.rows, base)
+        if args.pictures:
+            new = {
+                "pictures": [
+                    with_pictures(rows, base) | {"note": args.note} for rows in (args.pictures // 4, args.pictures)
+                ]
+            }
+        else:
+            new = {"rows": measure(args.rows, base) | {"note": args.note}}
     finally:
         shutil.rmtree(base, ignore_errors=True)
-    print(json.dumps(row, indent=1))
-    RECORD.write_text(json.dumps(row, indent=1) + "\n")
-    RECORD.with_suffix(".md").write_text(page(row))
+    print(json.dumps(new, indent=1))
+    known = (json.loads(RECORD.read_text()) if RECORD.exists() else {}) | new
+    RECORD.write_text(json.dumps(known, indent=1) + "\n")
+    RECORD.with_suffix(".md").write_text("\n".join(page(known)) + "\n")
 
 
 def measure(rows: int, base: Path) -> dict:
@@ -97,8 +108,61 @@ def measure(rows: int, base: Path) -> dict:
     }
 
 
-def page(row: dict) -> str:
+def with_pictures(rows: int, base: Path) -> dict:
+    """The command on rows with JPEG of 512 pixels: looked at once, then copied."""
+    folder = planted.write(planted.generate(rows, images=True), base / f"source-{rows}", True, 4, 64, side=512)
+    load = os.getloadavg()[0]
+    options = ["--unit-mb", "64"]
+    made = watched([sys.executable, "-m", "training.pickapic", str(folder), str(base / f"set-{rows}"), *options])
+    looked = len({uid for file in folder.rglob("*.parquet") for side in (0, 1)
+                  for uid in pq.read_table(file, columns=[f"image_{side}_uid"]).column(0).to_pylist()})  # fmt: skip
+    return {
+        "rows": rows,
+        "looked_at": looked,
+        "seconds": round(made["seconds"], 1),
+        "cpu_seconds": round(made["cpu_seconds"], 1),
+        "pictures_per_second": round(looked / made["seconds"], 1),
+        "peak_memory_mb": round(made["peak"] / 2**20),
+        "source_mb": round(sum(p.stat().st_size for p in folder.rglob("*.parquet")) / 2**20, 1),
+        "load_before": round(load, 2),
+        "nice": os.nice(0),
+        "machine": machine(),
+    }
+
+
+def page(known: dict) -> list[str]:
     """The record in words."""
+    lines = ["# What cleaning Pick-a-Pic costs", ""]
+    lines += [
+        "Written by `tests/bench/pickapic_scale.py`, from `performance-pickapic.json`. Only what was run is listed."
+    ]
+    lines += _rows(known["rows"]) if "rows" in known else []
+    lines += _pictures(known["pictures"]) if "pictures" in known else []
+    return lines
+
+
+def _where(row: dict) -> str:
+    also = f" {row['note']}" if row["note"] else ""
+    return f"{row['machine']}; load average before the start {row['load_before']}, niceness {row['nice']}.{also}"
+
+
+def _pictures(rows: list[dict]) -> list[str]:
+    names = ("rows", "looked_at", "source_mb", "seconds", "cpu_seconds", "pictures_per_second", "peak_memory_mb")
+    return [
+        "",
+        "## With pictures",
+        "",
+        f"`python tests/bench/pickapic_scale.py --pictures {rows[-1]['rows']}`: JPEG of 512 pixels, the command whole.",
+        "",
+        "| rows | pictures | source, MB | seconds | CPU s | pictures/s | peak memory, MB |",
+        "|---|---|---|---|---|---|---|",
+        *(f"| {' | '.join(f'{row[name]:,}' for name in names)} |" for row in rows),
+        "",
+        _where(rows[-1]),
+    ]
+
+
+def _rows(row: dict) -> list[str]:
     bars = [
         ("seconds", f"{row['seconds']}", f"at most {BARS['seconds']}", row["seconds"] <= BARS["seconds"]),
         (
@@ -115,9 +179,10 @@ def page(row: dict) -> str:
         ),
     ]
     lines = [
-        "# What cleaning Pick-a-Pic costs",
         "",
-        "Written by `python tests/bench/pickapic_scale.py`, from `performance-pickapic.json`.",
+        "## Without pictures",
+        "",
+        "`python tests/bench/pickapic_scale.py`",
         "",
         f"Rows without pictures, {row['rows']:,} of them in the published schema ({row['source_mb']} MB), with planted "
         f"faults: {row['users']:,} users, {row['pictures']:,} pictures and {row['pairs']:,} held-out pairs come out "
@@ -142,14 +207,13 @@ def page(row: dict) -> str:
         "and count of the command and of pandas is asserted to be the same. "
         f"`python -m training.data check DIR` takes {row['check_seconds']} s.",
         "",
-        f"{row['machine']}; load average before the start {row['load_before']}, niceness {row['nice']}. Peak memory is "
-        "the sum over all processes, shared pages counted once.",
+        _where(row) + " Peak memory is the sum over all processes, shared pages counted once.",
         "",
         "| rule | dropped |",
         "|---|---|",
         *(f"| {name} | {count:,} |" for name, count in row["rules"].items()),
     ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def compare(ours: Path, theirs: Path) -> None:

@@ -53,6 +53,7 @@ SHARES = dict(zip(SINGLE, (0.002, 0.03, 0.08, 0.003, 0.005, 0.005), strict=True)
 SHARES |= {"repeated": 0.005, "A over B and B over A": 0.006, "cycle": 0.006}
 IMAGE_SHARES = {"broken": 0.016, "tiny": 0.008, "near-black": 0.008, "near-uniform": 0.008, "near-duplicate": 0.016}
 BROKEN_WAYS, DUPLICATE_WAYS = 5, 3
+SIDE = 96  # pixels; published pictures have 512 to 1024
 
 
 @dataclass
@@ -217,9 +218,11 @@ def rows_table(tables: Tables, start: int, stop: int, picture: Callable[[int], b
     return pa.table({name: columns[name] for name in schema.names}, schema)
 
 
-def write(tables: Tables, folder: Path, images: bool = False, files: int = 2, row_group: int = 32_768) -> Path:
-    """The published layout: data/train-00000-of-00002.parquet and so on. Returns the folder."""
-    picture = lru_cache(4096)(lambda number: encoded(tables, number)) if images else None
+def write(
+    tables: Tables, folder: Path, images: bool = False, files: int = 2, row_group: int = 32_768, side: int = SIDE
+) -> Path:
+    """The published layout: data/train-00000-of-00002.parquet and so on. Returns the folder. side: pixels."""
+    picture = lru_cache(256)(lambda number: encoded(tables, number, side)) if images else None
     (folder / "data").mkdir(parents=True)
     bounds = np.linspace(0, len(tables.user), files + 1).astype(int)
     for number, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
@@ -231,28 +234,28 @@ def write(tables: Tables, folder: Path, images: bool = False, files: int = 2, ro
     return folder
 
 
-def encoded(tables: Tables, number: int) -> bytes | None:
+def encoded(tables: Tables, number: int, side: int = SIDE) -> bytes | None:
     """A picture's bytes: soft shapes, or what its fault asks for."""
     fault = tables.fault.get(number)
     if fault == "broken":
-        return broken(number % BROKEN_WAYS, jpeg(shapes(number)))
+        return broken(number % BROKEN_WAYS, jpeg(shapes(number, side)))
     if fault == "tiny":
         return jpeg(shapes(number, 40))
     if fault == "near-black":
-        return jpeg(shapes(number).point(lambda v: v // 32))
+        return jpeg(shapes(number, side).point(lambda v: v // 32))
     if fault == "near-uniform":
-        return jpeg(Image.new("RGB", (96, 96), tuple(shapes(number).getpixel((5, 5)))))
+        return jpeg(Image.new("RGB", (side, side), tuple(shapes(number).getpixel((5, 5)))))
     if number in tables.copies:
-        original = shapes(tables.copies[number])
+        original = shapes(tables.copies[number], side)
         if number % DUPLICATE_WAYS == 0:
             return jpeg(original, 60)
         if number % DUPLICATE_WAYS == 1:
-            return jpeg(original.resize((80, 80)), 85)
+            return jpeg(original.resize((side * 5 // 6, side * 5 // 6)), 85)
         return jpeg(original.point(lambda v: min(255, v + 6)), 90)
-    return jpeg(shapes(number))
+    return jpeg(shapes(number, side))
 
 
-def shapes(number: int, side: int = 96) -> Image.Image:
+def shapes(number: int, side: int = SIDE) -> Image.Image:
     coarse = np.random.default_rng(number).integers(30, 226, (9, 9, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
 
