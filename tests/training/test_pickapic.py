@@ -4,12 +4,15 @@ import hashlib
 import json
 import os
 import random
+import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -233,12 +236,12 @@ def test_workers_and_another_file_system_make_the_same_bytes(pictured, tmp_path)
     assert content(tmp_path / "two") == content(tmp_path / "memory") == content(pictured.folder)
 
 
-def run(*words):
+def run(*words, **options):
     """Start the real command in a process group of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-m", "training.pickapic", *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(line, cwd=ROOT, env=environment, start_new_session=True, **pipes)
+    return subprocess.Popen(line, cwd=ROOT, env=environment, start_new_session=True, **pipes, **options)
 
 
 def test_killed_at_any_moment_and_started_again_it_makes_the_same_bytes(pictured, tmp_path):
@@ -260,6 +263,36 @@ def test_killed_at_any_moment_and_started_again_it_makes_the_same_bytes(pictured
     assert process.wait(60) == 0, process.communicate()[1]
     assert content(folder) == content(pictured.folder)
     assert done and all(p.stat().st_mtime_ns == t for p, t in done.items() if p.exists()), "finished work is kept"
+
+
+def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(pictured, tmp_path):
+    options = "--min-liked 3 --min-disliked 3 --heldout 2 --unit-mb 1 --processes 1".split()
+    words = tmp_path / "words.txt"
+    words.write_text(planted.WORD)
+    for size in (100_000, 700_000):  # the database's turn, then a shard's; EFBIG stands in for ENOSPC
+        small_files = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
+        process = run(pictured.source, tmp_path / "set", *options, "--nsfw-words", words, preexec_fn=small_files)
+        message = process.communicate(timeout=60)[1].splitlines()[-1]
+        assert process.returncode == 1
+        assert re.match("Can't (write|work in) .*: (the disk is full|make room)", message), message
+        assert not (tmp_path / "set/manifest.json").exists() and not list(tmp_path.rglob("*.tmp"))
+    process = run(pictured.source, tmp_path / "set", *options, "--nsfw-words", words)
+    assert process.wait(60) == 0
+    assert content(tmp_path / "set") == content(pictured.folder)
+
+
+def test_one_file_alone_and_a_folder_with_brackets_are_sources(plain, tmp_path):
+    folder = tmp_path / "[v2] data"
+    folder.mkdir()
+    shutil.copy(first_file(plain.source), folder / "part.parquet")
+    make_set(folder, tmp_path / "a")
+    make_set(folder / "part.parquet", tmp_path / "b")
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_a_source_without_users_who_stay_is_one_sentence(plain, tmp_path):
+    with pytest.raises(DataError, match="No user of .* has 9999 liked and 4 disliked pictures: lower --min-liked"):
+        make_set(plain.source, tmp_path / "set", limits=rules.Limits(min_liked=9999))
 
 
 def first_file(source):

@@ -70,6 +70,11 @@ def make(
             if source.images:
                 rules.judge(db, _look(store, source, db, processes))
             rules.decide(db, limits)
+            if not db.execute("SELECT count(*) FROM chosen").fetchall()[0][0]:
+                raise DataError(
+                    f"No user of {source.url} has {limits.min_liked} liked and {limits.min_disliked} disliked "
+                    f"pictures: lower --min-liked and --min-disliked or take more files, and delete {store.work}."
+                )
             if source.images:
                 _copy(store, source, db, processes)
             else:
@@ -84,7 +89,12 @@ def make(
 def _explained(store: Store) -> Iterator[None]:
     try:
         yield
-    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+    except (
+        duckdb.IOException,
+        duckdb.OutOfMemoryException,
+        duckdb.TransactionException,
+        duckdb.FatalException,
+    ) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise DataError(
             f"Can't work in {store.work} ({reason}): make room or raise --memory, and run it again."

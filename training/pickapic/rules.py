@@ -14,6 +14,7 @@ Every query whose order reaches a file names that order, so the bytes don't depe
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -70,7 +71,9 @@ class Limits:
     nsfw_words: tuple[str, ...] = ()
 
     def config(self) -> dict:
-        return asdict(self)
+        """For the set's configuration; of the words only a digest, since a card that lists them would offend itself."""
+        words = "\n".join(self.nsfw_words).encode()
+        return asdict(self) | {"nsfw_words": hashlib.sha256(words).hexdigest() if words else None}
 
 
 def connect(file: Path, memory: str, threads: int) -> duckdb.DuckDBPyConnection:

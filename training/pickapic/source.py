@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -110,7 +111,7 @@ def find(url: str, pattern: str, unit_bytes: int) -> Source:
             url, found = str(PurePosixPath(url).parent) if "://" not in url else url.rpartition("/")[0], [folder]
             folder = folder.rpartition("/")[0]
         else:
-            found = sorted(system.glob(f"{folder.rstrip('/')}/{pattern}"))
+            found = sorted(system.glob(f"{escape(folder.rstrip('/'))}/{pattern}"))
     except (ValueError, ImportError, OSError) as error:
         raise DataError(f"Can't read {url}: {error}.") from error
     if not found:
