@@ -70,6 +70,7 @@ class Tables:
     uids: np.ndarray
     fault: dict[int, str] = field(default_factory=dict)  # of a picture
     copies: dict[int, int] = field(default_factory=dict)  # near-duplicate: its original
+    twins: dict[int, int] = field(default_factory=dict)  # loser of "the same picture": the winner with the same bytes
 
     def rows_of(self, kind: str) -> set[int]:
         return set(np.flatnonzero(self.kind == kind).tolist())
@@ -88,6 +89,7 @@ def generate(rows: int, seed: int = 0, images: bool = False) -> Tables:
     fresh = 0
     fault: dict[int, str] = {}
     copies: dict[int, int] = {}
+    twins: dict[int, int] = {}
 
     def who(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Users, prompts and starting times of n sessions."""
@@ -107,7 +109,10 @@ def generate(rows: int, seed: int = 0, images: bool = False) -> Tables:
 
     for kind in SINGLE:
         user, prompt, time = who(counts[kind])
-        add(user, prompt, take(len(user)), take(len(user)), kind, time)
+        a, b = take(len(user)), take(len(user))
+        add(user, prompt, a, b, kind, time)
+        if images and kind == "the same picture":
+            twins = dict(zip(b[::3].tolist(), a[::3].tolist(), strict=True))
     user, prompt, time = who(counts["A over B and B over A"] // 2)
     a, b = take(len(user)), take(len(user))
     add(user, prompt, a, b, "A over B and B over A", time)
@@ -164,7 +169,7 @@ def generate(rows: int, seed: int = 0, images: bool = False) -> Tables:
     raw = rng.bytes(16 * fresh).hex()
     uids = [raw[i : i + 32] for i in range(0, len(raw), 32)]
     uids = np.array([f"{u[:8]}-{u[8:12]}-{u[12:16]}-{u[16:20]}-{u[20:]}" for u in uids], object)
-    return Tables(*columns, rng.random(rows) < 0.5, uids, fault, copies)
+    return Tables(*columns, rng.random(rows) < 0.5, uids, fault, copies, twins)
 
 
 def caption(prompt: int, row: int, kind: str) -> str:
@@ -183,8 +188,8 @@ def rows_table(tables: Tables, start: int, stop: int, picture: Callable[[int], b
     pictures = [np.where(first, tables.winner[part], tables.loser[part])]
     pictures.append(np.where(first, tables.loser[part], tables.winner[part]))
     uid = [np.where(first, *ends), np.where(first, *ends[::-1])]
-    same = (kind == "the same picture") & (numbers % 2 == 0)
-    uid[1] = np.where(same, uid[0], uid[1])
+    same = (kind == "the same picture") & ~np.isin(tables.loser[part], list(tables.twins))
+    uid[1] = np.where(same & (numbers % 2 == 0), uid[0], uid[1])
     label = [np.where(first, 1.0, 0.0), np.where(first, 0.0, 1.0)]
     tied, unlabelled, holed = (kind == name for name in ("tied", "unlabelled", "incomplete"))
     for values in label:
@@ -197,7 +202,7 @@ def rows_table(tables: Tables, start: int, stop: int, picture: Callable[[int], b
     captions[holed & (numbers % 3 == 1)] = None
     model = np.array(["stabilityai/stable-diffusion-2-1", "dreamlike-art/dreamlike-photoreal-2.0"], object)
     columns = {
-        "are_different": (kind != "the same picture") | (numbers % 2 == 0),
+        "are_different": ~same | (numbers % 2 == 0),
         "best_image_uid": best,
         "caption": captions,
         "created_at": pa.array(tables.time[part] * 1_000_000_000, pa.timestamp("ns")),
@@ -236,6 +241,7 @@ def write(
 
 def encoded(tables: Tables, number: int, side: int = SIDE) -> bytes | None:
     """A picture's bytes: soft shapes, or what its fault asks for."""
+    number = tables.twins.get(number, number)
     fault = tables.fault.get(number)
     if fault == "broken":
         return broken(number % BROKEN_WAYS, jpeg(shapes(number, side)))

@@ -121,10 +121,11 @@ def test_banding_misses_no_pair_that_all_pairs_would_find(tmp_path):
     table = {"id": np.arange(400), "fault": pa.nulls(400, pa.string()), "hash": hashes}
     table["digest"] = [bytes([i % 256, i // 256]) for i in range(400)]
     pq.write_table(pa.table(table), tmp_path / "looks.parquet")
+    columns = ("number", "user", "created", "prompt", "winner", "loser"), ("rule", "unit", "number", "picture", "user")
     with rules.connect(tmp_path / "db.duckdb", "200MB", 1) as db:
-        db.execute("CREATE TABLE choices (number BIGINT, user BIGINT, created BIGINT, prompt BIGINT, winner BIGINT, "
-                   "loser BIGINT); CREATE TABLE dropped (rule VARCHAR, unit VARCHAR, number BIGINT, picture BIGINT, "
-                   "user BIGINT)")  # fmt: skip
+        db.execute(f"CREATE TABLE choices ({' BIGINT, '.join(columns[0])} BIGINT)")
+        db.execute(f"CREATE TABLE dropped (rule VARCHAR, unit VARCHAR, {' BIGINT, '.join(columns[1][2:])} BIGINT)")
+        db.execute("INSERT INTO choices SELECT range, 1, 0, 0, 2 * range, 2 * range + 1 FROM range(200)")
         rules.start(db)
         rules.judge(db, [str(tmp_path / "looks.parquet")])
         found = {p for (p,) in db.execute("SELECT picture FROM gone WHERE rule = ?", [rules.NEAR]).fetchall()}
@@ -269,7 +270,7 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(pictured, tmp_
     options = "--min-liked 3 --min-disliked 3 --heldout 2 --unit-mb 1 --processes 1".split()
     words = tmp_path / "words.txt"
     words.write_text(planted.WORD)
-    for size in (100_000, 700_000):  # the database's turn, then a shard's; EFBIG stands in for ENOSPC
+    for size in (100_000, 700_000):  # the database's log, then the database; EFBIG stands in for ENOSPC
         small_files = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
         process = run(pictured.source, tmp_path / "set", *options, "--nsfw-words", words, preexec_fn=small_files)
         message = process.communicate(timeout=60)[1].splitlines()[-1]

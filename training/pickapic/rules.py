@@ -84,7 +84,7 @@ def connect(file: Path, memory: str, threads: int) -> duckdb.DuckDBPyConnection:
 
 
 def read(db: duckdb.DuckDBPyConnection, source: Source, limits: Limits) -> None:
-    """Rules that need nothing but the row itself: fills choices, names, captions, prompts, users and dropped."""
+    """Rules that need nothing but the row itself: fills choices, pictures, captions, prompts, users, dropped."""
     judged = f"""SELECT number, user_id AS user, coalesce(created_at, 0) AS created, caption, image_0_uid, image_1_uid,
         label_0 > label_1 AS first, CASE
             WHEN user_id IS NULL OR coalesce(trim(caption), '') = '' OR coalesce(image_0_uid, '') = ''
@@ -182,9 +182,11 @@ def judge(db: duckdb.DuckDBPyConnection, looked: list[str]) -> None:
     _drop(db, FAULTY, f"{both} w.fault IS NOT NULL OR l.fault IS NOT NULL")
     _drop(db, SAME, f"{both} w.digest = l.digest")
     db.execute(
-        """CREATE TEMP TABLE hashes AS SELECT hash, min(id) AS id FROM looks WHERE fault IS NULL GROUP BY hash;
-        CREATE TEMP TABLE near AS SELECT hashes.id AS a, looks.id AS b FROM looks JOIN hashes USING (hash)
-            WHERE fault IS NULL AND looks.id != hashes.id"""
+        """CREATE TEMP TABLE standing AS
+            SELECT id, hash FROM looks WHERE id IN (SELECT winner FROM live UNION ALL SELECT loser FROM live);
+        CREATE TEMP TABLE hashes AS SELECT hash, min(id) AS id FROM standing GROUP BY hash;
+        CREATE TEMP TABLE near AS SELECT hashes.id AS a, standing.id AS b FROM standing JOIN hashes USING (hash)
+            WHERE standing.id != hashes.id"""
     )
     for shift in range(0, looks.HASH_BITS, looks.BAND_BITS):
         banded = f"SELECT *, (hash >> {shift}) & {(1 << looks.BAND_BITS) - 1} AS band FROM hashes"
