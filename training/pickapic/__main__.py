@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -53,6 +54,13 @@ def ratio(text: str) -> float:
     return value
 
 
+def memory(text: str) -> str:
+    """ "700MB" or "1.5GB", as DuckDB reads it."""
+    if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]i?B", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: write a size such as 700MB or 2GB")
+    return text
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m training.pickapic", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -66,7 +74,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ratio", type=ratio, default=1.8, help="larger to smaller side of a history; 0 for any")
     parser.add_argument("--nsfw-words", type=Path, metavar="FILE", help="drop prompts with a word of this list")
     parser.add_argument("--unit-mb", type=positive, default=512, help="of the source that become one shard")
-    parser.add_argument("--memory", default="700MB", help="DuckDB's share; more spills to the set's work folder")
+    parser.add_argument("--memory", type=memory, default="700MB", help="DuckDB's share; more spills to disk")
     parser.add_argument("--processes", type=natural, default=0, help="0 for all cores")
     return parser.parse_args()
 
