@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from .source import find
 
 def main() -> None:
     args = arguments()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
     try:
         limits = Limits(args.min_liked, args.min_disliked, args.heldout, args.ratio, words(args.nsfw_words))
         source = find(args.source, args.files, args.unit_mb << 20)
