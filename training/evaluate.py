@@ -54,10 +54,7 @@ class Row:
     """
 
     label: str
-    history: Callable[[Pictures, Pictures], tuple[Pictures, Pictures]] | None = lambda liked, disliked: (
-        liked,
-        disliked,
-    )
+    history: Callable[[Pictures, Pictures], tuple[Pictures, Pictures]] | None = lambda *sides: sides
     size: int = 8
     parts: tuple[float, float, float] = (1.0, 1.0, 1.0)
     of_other: bool = False
@@ -359,7 +356,9 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     people, weights = users_of("test", args.users), checksums()
     asked = requests(people, args.prompts)
-    key = hashlib.sha256(json.dumps([weights, args.users, args.prompts]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        json.dumps([weights, args.users, args.prompts, GUIDANCE, STEPS, HISTORY_SEED]).encode()
+    ).hexdigest()[:16]
     kept, readings, painter = args.runs / key, {}, None
     with tqdm(total=len(ROWS) * len(asked), unit="picture") as bar:
         for name, row in ROWS.items():

@@ -33,15 +33,13 @@ def adapters() -> dict[str, Path]:
     """Combo entry -> adapter file: the embedded one, every .safetensors below the prefgen model folders, then those
     below the ipadapter folders as `ipadapter/<name>`."""
     found = {EMBEDDED: WEIGHTS / "adapter.safetensors"}
-    for root in map(Path, folder_paths.get_folder_paths("prefgen")):
-        for path in sorted(root.rglob("*.safetensors")) if root.is_dir() else ():
-            name = path.relative_to(root).as_posix()
-            # An MLLM below the same root is a folder of its own, not a shelf of adapters.
-            if not name.startswith("mllm/"):
-                found.setdefault(name, path)
-    for root in map(Path, folder_paths.get_folder_paths("ipadapter")):
-        for path in sorted(root.rglob("*.safetensors")) if root.is_dir() else ():
-            found.setdefault(f"ipadapter/{path.relative_to(root).as_posix()}", path)
+    for kind, prefix in (("prefgen", ""), ("ipadapter", "ipadapter/")):
+        for root in map(Path, folder_paths.get_folder_paths(kind)):
+            for path in sorted(root.rglob("*.safetensors")) if root.is_dir() else ():
+                name = prefix + path.relative_to(root).as_posix()
+                # An MLLM below models/prefgen is a folder of its own, not a shelf of adapters.
+                if not name.startswith("mllm/"):
+                    found.setdefault(name, path)
     return found
 
 

@@ -24,11 +24,11 @@ from ..adapter import AdapterError, check_compatible
 from ..blocks import Block, block_weights, schedule, scheduled
 from ..branch import mask_to_tokens, user_residual
 from ..encoded import FusedUser
+from ..header import FAMILY_NAMES, FAMILY_OF_WIDTH
 
 KEY = "prefgen"
 APPLY_TO = ("positive", "both")
 
-FAMILIES = {768: "SD1.5", 1024: "SD2", 1280: "SDXL refiner", 2048: "SDXL"}
 SHARES = 200  # steps in which a run's sigmas are tabulated for a schedule
 
 
@@ -268,7 +268,8 @@ def family_name(model: ModelPatcher, cross_dim: int) -> str:
     """What people call the connected model, for messages."""
     if type(model.model.model_config).__name__ == "AtelierModel":
         return "atelier"
-    return FAMILIES.get(cross_dim, f"a UNet with text width {cross_dim}")
+    family = FAMILY_OF_WIDTH.get(cross_dim)
+    return FAMILY_NAMES[family] if family else f"a UNet with text width {cross_dim}"
 
 
 def _share_of(model_sampling) -> Callable[[float], float]:

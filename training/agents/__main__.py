@@ -11,13 +11,11 @@ user can be made again alone (--user).
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import sys
 from functools import partial
 from pathlib import Path
 
 from ..data import engine, ray_engine
+from ..data.cli import natural, one_sentence, positive
 from ..data.errors import DataError
 from . import renderers, vocabulary
 from .make import Run, World, make, make_one
@@ -25,18 +23,12 @@ from .make import Run, World, make, make_one
 
 def main() -> None:
     args = arguments()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
-    try:
+    with one_sentence():
         world = world_of(args)
         if args.user is None:
             make(world, args.folder, args.processes, args.part, engine_of(args))
         else:
             make_one(world, args.folder, args.user)
-    except DataError as error:
-        raise SystemExit(str(error)) from error
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
-        os._exit(130)  # at once: workers end with this process, and no file of theirs is half there
 
 
 def engine_of(args: argparse.Namespace) -> Run:
@@ -65,20 +57,6 @@ def world_of(args: argparse.Namespace) -> World:
     if args.renderer == "atelier":
         renderers.check_atelier(world.vocabulary)
     return world
-
-
-def natural(text: str) -> int:
-    """ "12" -> 12, from 0 on."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """ "12" -> 12, from 1 on."""
-    if not natural(text):
-        raise argparse.ArgumentTypeError("it must be at least 1")
-    return int(text)
 
 
 def part(text: str) -> tuple[int, int]:

@@ -10,13 +10,10 @@ The same command goes on where it was stopped. `docs/pickapic.md` describes the 
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import signal
-import sys
 from pathlib import Path
 
-from ..agents.__main__ import natural, positive
+from ..data.cli import natural, one_sentence, positive
 from ..data.errors import DataError
 from .make import make
 from .rules import Limits
@@ -25,16 +22,10 @@ from .source import find
 
 def main() -> None:
     args = arguments()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
-    try:
+    with one_sentence():
         limits = Limits(args.min_liked, args.min_disliked, args.heldout, args.ratio, words(args.nsfw_words))
         source = find(args.source, args.files, args.unit_mb << 20)
         make(source, args.folder, limits, args.unit_mb, args.processes, args.memory)
-    except DataError as error:
-        raise SystemExit(str(error)) from error
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
-        os._exit(130)  # at once: workers end with this process, and no file of theirs is half there
 
 
 def words(file: Path | None) -> tuple[str, ...]:

@@ -1,0 +1,39 @@
+"""What the command lines of the data sets share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .errors import DataError
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Ends the process with a DataError's sentence, or with one that says how to go on after Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
+    try:
+        yield
+    except DataError as error:
+        raise SystemExit(str(error)) from error
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        os._exit(130)  # at once: workers end with this process, and no file of theirs is half there
+
+
+def natural(text: str) -> int:
+    """ "12" -> 12, from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """ "12" -> 12, from 1 on."""
+    if not natural(text):
+        raise argparse.ArgumentTypeError("it must be at least 1")
+    return int(text)
