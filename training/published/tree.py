@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
 from itertools import islice
 
 import numpy as np
 
-from .unpickler import HINT, Inert, Refused
+from .unpickler import DAMAGE, HINT, Inert, Refused
 
 Column = list | np.ndarray  # [rows]
 UNITS = ("Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as")
@@ -31,6 +32,19 @@ def _is(node: object, *meanings: str) -> bool:
 def _need(fits: bool, what: str) -> None:
     if not fits:
         raise Refused(f"has {what}")
+
+
+def _checked(function: Callable) -> Callable:
+    """What Python raises on a node of an unexpected shape becomes Refused."""
+
+    @wraps(function)
+    def checked(*args):
+        try:
+            return function(*args)
+        except DAMAGE as error:
+            raise Refused(f"has a part that is put together in an unknown way ({error})") from error
+
+    return checked
 
 
 def dtype(node: object) -> np.dtype:
@@ -55,6 +69,7 @@ def dtype(node: object) -> np.dtype:
     return found
 
 
+@_checked
 def array(node: object) -> np.ndarray | list:
     """An array; one of objects as a list, nested as deep as it has axes."""
     if _is(node, "buffer"):  # protocol 5
@@ -78,6 +93,7 @@ def array(node: object) -> np.ndarray | list:
     return np.frombuffer(content, found).reshape(shape, order=order)
 
 
+@_checked
 def value(node: object) -> object:
     """A cell: None, bool, int, float, str or bytes; numpy's scalars and NaN become Python's. Others stay as they are."""
     if _is(node, "scalar"):
@@ -85,6 +101,9 @@ def value(node: object) -> object:
         found = dtype(node.args[0])
         _need(not found.hasobject and len(node.args[1]) == found.itemsize, "a number of another size than its type")
         return np.frombuffer(node.args[1], found)[0].item()
+    if isinstance(node, str) and not node.isascii():
+        _need(node.encode("utf-8", "replace").decode() == node, "text that is no Unicode")  # half a surrogate pair
+    _need(not isinstance(node, int) or node.bit_length() < 128, "a number of more than 128 bits")
     return node
 
 
@@ -104,6 +123,7 @@ def pairs(node: object) -> Iterable[tuple[object, object]] | None:
     return node.items if _is(node, "mapping") else None
 
 
+@_checked
 def plain(node: object, depth: int = 0, left: list[int] | None = None) -> object:
     """Anything as JSON values. Refused when it is nested too deep or unfolds to too much."""
     left = [METADATA_NODES] if left is None else left
@@ -131,6 +151,7 @@ def plain(node: object, depth: int = 0, left: list[int] | None = None) -> object
     return [plain(item, depth + 1, left) for item in items]
 
 
+@_checked
 def frame(node: object) -> dict[str, Column]:
     """A DataFrame's columns by name, in their order. The names of its rows are left out."""
     state = node.state if _is(node, "frame") else None
