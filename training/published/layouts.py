@@ -1,7 +1,8 @@
 """The two published layouts, told apart by what is in them, as rows: who judged which picture how.
 
-agents: user -> list of [negative file, positive file, prompt], its last element the user's metadata (PrefGen's simulated
-users as Premier reads them); or a list of users whose items are [picture, prompt], all liked (Premier's README).
+agents: user -> list of [negative file, positive file, prompt], its last element the user's metadata (PrefGen's
+simulated users as Premier reads them); or a list of users whose items are [picture, prompt], all liked (Premier's
+README).
 frames: a DataFrame whose columns hold raw image bytes (learn-user-pref).
 """
 

@@ -1,7 +1,7 @@
 """A whole set out of published pickles: rows, rules, shards, tables, card and manifest.
 
-One pickle at a time is unfolded in memory and leaves Parquet in the set's work folder: its rows, and each of its pictures
-once, in stretches. All else reads those, so memory does not grow with the number of files.
+One pickle at a time is unfolded in memory and leaves Parquet in the set's work folder: its rows, and each of its
+pictures once, in stretches. All else reads those, so memory does not grow with the number of files.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from prefgen.files import write_atomic
-
 from ..data import card, engine
 from ..data.errors import DataError
 from ..data.schema import PAIRS, PICTURES, USERS
@@ -36,6 +34,7 @@ SUFFIXES = (".pkl", ".pickle")
 BATCH = 16_384  # rows of a table
 SHIFT = 40  # a row's number is its file's << SHIFT plus its place in there
 NAMED = pa.schema([("name", pa.string()), ("metadata", pa.string())])
+NOTE = pa.schema([("layout", pa.string()), ("dropped", pa.string())])
 IMAGES = pa.schema([("image", pa.binary())])
 LISTED = pa.schema(
     [("place", pa.int64()), ("file", pa.string()), *(field for field in PICTURES if field.name != "image")]
@@ -45,7 +44,7 @@ SOURCE_USERS = pa.schema([("user", pa.int64()), ("name", pa.string()), ("metadat
 
 @dataclass(frozen=True)
 class Stretch:
-    """Consecutive pictures of one file, for a worker: which are chosen, where their bytes are, which shard they become."""
+    """Consecutive pictures of one file, for a worker: the chosen ones, where their bytes are, the shard they become."""
 
     listed: Path  # Parquet of LISTED, sorted by place
     images: Path  # Parquet of IMAGES, or the folder of the pictures' files
@@ -105,7 +104,7 @@ def _part(store: Store, kind: str, number: int) -> Path:
 
 def _read(store: Store, number: int, path: Path, options: Options, unit_bytes: int) -> dict:
     """Leave one pickle's rows, users, pictures and their places in the work folder. Returns what is noted of it."""
-    note = store.work / "read" / f"{number:05d}.json"
+    note = _part(store, "read", number)
     if not note.exists():
         content = load(path)
         layout = detect(path, content)
@@ -125,8 +124,9 @@ def _read(store: Store, number: int, path: Path, options: Options, unit_bytes: i
             for unit, some in groupby(pictures, key=lambda picture: picture[0]):
                 some = ((data,) for _, data in some)
                 write_parquet(_images(store, number, unit), IMAGES, _chunks(some, IMAGES, ROW_GROUP))
-        write_atomic(note, json.dumps({"layout": layout, "dropped": source.dropped}).encode())
-    return json.loads(note.read_text())
+        write_parquet(note, NOTE, _chunks([(layout, json.dumps(source.dropped))], NOTE))
+    layout, dropped = pq.read_table(note).to_pylist()[0].values()
+    return {"layout": layout, "dropped": json.loads(dropped)}
 
 
 def _images(store: Store, number: int, unit: int) -> Path:
@@ -214,20 +214,16 @@ def copy_stretch(store: Store, stretch: Stretch) -> None:
 
 
 def _with_images(stretch: Stretch) -> Iterator[pa.Table]:
-    with pq.ParquetFile(stretch.listed) as listed:
-        places = [
-            (row["place"], row["file"]) for b in listed.iter_batches(columns=["place", "file"]) for row in b.to_pylist()
-        ]
-        contents = _contents(stretch, places)
-        for start in range(0, len(places), ROW_GROUP):
-            images = pa.array(list(islice(contents, ROW_GROUP)), pa.binary())
-            if not start:
-                rows = listed.read(PICTURES.names[1:])
-            some = rows.slice(start, ROW_GROUP)
-            yield pa.table([images, *(some[name] for name in PICTURES.names[1:])], PICTURES)
+    rows = pq.read_table(stretch.listed)
+    places = zip(rows["place"].to_pylist(), rows["file"].to_pylist(), strict=True)
+    contents = _contents(stretch, places)
+    for start in range(0, len(rows), ROW_GROUP):
+        some = rows.slice(start, ROW_GROUP)
+        images = pa.array(list(islice(contents, ROW_GROUP)), pa.binary())
+        yield pa.table([images, *(some[name] for name in PICTURES.names[1:])], PICTURES)
 
 
-def _contents(stretch: Stretch, places: list[tuple[int, str | None]]) -> Iterator[bytes]:
+def _contents(stretch: Stretch, places: Iterable[tuple[int, str | None]]) -> Iterator[bytes]:
     """The bytes of each place, read once however often it comes in a row."""
     stream = enumerate(_streamed(stretch.images)) if stretch.images.is_file() else None
     at, data = -1, b""
@@ -251,8 +247,8 @@ def _picture(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"{path} was there when the pictures were counted and can't be read now ({error.strerror}): put it back and "
-            "run the same command again."
+            f"{path} was there when the pictures were counted and can't be read now ({error.strerror}): put it back "
+            "and run the same command again."
         ) from error
 
 
@@ -263,7 +259,8 @@ def _write_tables(
         count(*) FILTER (verdict = 'liked' AND NOT heldout) AS liked,
         count(*) FILTER (verdict = 'disliked' AND NOT heldout) AS disliked, any_value(coalesce(pairs, 0)) AS pairs
         FROM chosen JOIN (SELECT number AS user, split FROM people) people USING (user)
-        LEFT JOIN (SELECT number AS user, count(*) AS pairs FROM held JOIN people USING (user) GROUP BY number) USING (user)
+        LEFT JOIN (SELECT number AS user, count(*) AS pairs FROM held JOIN people USING (user) GROUP BY number)
+        USING (user)
         GROUP BY user ORDER BY user"""
     store.write("users.parquet", USERS, _tables(db, query, USERS))
     query = """SELECT chosen.user, pair, held.prompt, liked, disliked, chosen.split FROM held

@@ -110,7 +110,8 @@ def _splits(db: duckdb.DuckDBPyConnection, users: list[str]) -> None:
         """CREATE TEMP TABLE people AS FROM people_;
         CREATE TEMP TABLE prompts AS FROM known_;
         CREATE TEMP TABLE looked AS
-            SELECT picture, prompt, split FROM (SELECT picture, arg_min(prompt, n) AS prompt FROM judged GROUP BY picture)
+            SELECT picture, prompt, split
+            FROM (SELECT picture, arg_min(prompt, n) AS prompt FROM judged GROUP BY picture)
             JOIN prompts USING (prompt)"""
     )
     db.unregister("people_")

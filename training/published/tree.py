@@ -95,7 +95,7 @@ def array(node: object) -> np.ndarray | list:
 
 @_checked
 def value(node: object) -> object:
-    """A cell: None, bool, int, float, str or bytes; numpy's scalars and NaN become Python's. Others stay as they are."""
+    """A cell: None, bool, int, float, str or bytes; numpy's scalars become Python's. Others stay as they are."""
     if _is(node, "scalar"):
         _need(len(node.args) == 2 and isinstance(node.args[1], bytes), "a number without content")
         found = dtype(node.args[0])

@@ -1,9 +1,9 @@
 """Pickles of others, read without running anything in them.
 
-Allowed are plain containers, numbers, strings, bytes, and numpy arrays and pandas frames of them. A pickle is a program:
-here it may only build containers and call stand-ins, classes made afresh for each load that keep their arguments and do
-nothing. What they kept is checked and turned into lists, dicts and arrays by `tree`; neither pandas nor a class that the
-pickle names is ever imported.
+Allowed are plain containers, numbers, strings, bytes, and numpy arrays and pandas frames of them. A pickle is a
+program: here it may only build containers and call stand-ins, classes made afresh for each load that keep their
+arguments and do nothing. What they kept is checked and turned into lists, dicts and arrays by `tree`; neither pandas
+nor a class that the pickle names is ever imported.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class _Dispatch(dict):
 
 
 class Unpickler(pickle._Unpickler):
-    """The Python one, not the C one: its memo is a dict (a number in a pickle can't claim memory), its steps are a table
-    that can be cut down, and nested tuples can't overflow the stack as keys."""
+    """The Python one, not the C one: its memo is a dict (a number in a pickle can't claim memory) and its steps are a
+    table that can be cut down."""
 
     dispatch = _Dispatch(
         {code: pickle._Unpickler.dispatch[code] for code, name in NAMES.items() if name in OPCODES},
@@ -215,7 +215,7 @@ DAMAGE = (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, 
 
 
 def load(path: Path) -> object:
-    """The inert tree of a pickle: containers, numbers, strings, bytes and stand-ins. DataError names file and reason."""
+    """The inert tree of a pickle: containers, numbers, strings, bytes, stand-ins. DataError names file and reason."""
     copyreg.clear_extension_cache()
     try:
         with open(path, "rb") as file:
