@@ -47,7 +47,11 @@ RULES = {  # in the order in which they are applied: (layouts, unit, what it dro
     AGAIN: ((AGENTS, FRAMES), REFERENCE, "merged: the user has this picture with this verdict already"),
     BOTH: ((AGENTS, FRAMES), MERGED, "in a history as liked and as disliked"),
     ASKED: ((AGENTS, FRAMES), MERGED, "taken out of a history because the user is asked about it"),
-    ONE_SIDED: ((AGENTS, FRAMES), USER, "no liked or no disliked picture left; off where a set has no disliked ones"),
+    ONE_SIDED: (
+        (AGENTS, FRAMES),
+        USER,
+        "no liked or no disliked picture left; off where no history of the set has disliked ones",
+    ),
 }
 ROWS = pa.schema(
     [
@@ -182,7 +186,7 @@ def _histories(db: duckdb.DuckDBPyConnection, dropped: Counter) -> None:
     dropped[AGAIN] = count(db, "judged WHERE NOT asked") - count(db, "verdicts")
     dropped[BOTH] = count(db, "(SELECT DISTINCT user, picture FROM verdicts)") - count(db, "clear")
     dropped[ASKED] = count(db, "clear") - count(db, "history")
-    if count(db, f"judged WHERE verdict = '{DISLIKED}'"):
+    if count(db, f"judged WHERE NOT asked AND verdict = '{DISLIKED}'"):
         db.execute(
             f"""CREATE TEMP TABLE lone AS
                 SELECT user FROM (SELECT user, verdict FROM history UNION ALL SELECT user, NULL FROM held)

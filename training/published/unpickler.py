@@ -207,6 +207,8 @@ class _Whole(io.RawIOBase):
     def readline(self, size: int = -1) -> bytes:
         line = self.file.readline(1024)
         self.left -= len(line)
+        if not line.endswith(b"\n"):
+            raise Refused("ends early")
         return line
 
 
