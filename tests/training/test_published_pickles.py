@@ -61,13 +61,17 @@ def test_frames_without_pandas(read):
     assert listed(tree.frame(read(dump(made.old_frame(COLUMNS))))) == COLUMNS
 
 
-def test_arrow_strings_without_pandas(read):
+def test_columns_of_strings_without_pandas(read):
     parts = [b"\x05", struct.pack("<4q", 0, 1, 1, 3), b"abc"]  # "a", null, "bc"
     buffers = [Call(Global("pyarrow.lib", "py_buffer"), (part,)) for part in parts]
     kind = Call(Global("pyarrow.lib", "type_for_alias"), ("large_string",))
     data = Call(Global("pyarrow.lib", "_restore_array"), ((kind, 3, 1, 0, buffers, [], None),))
     column = Call(Global("pandas.arrays", "ArrowStringArray"), (), {"_pa_array": data}, b"\x81")
     assert tree._block(read(dump(column))) == [["a", None, "bc"]]
+    state = (Call(Global("pandas", "StringDtype"), ("python",)), made.array(["a", None], (2,)))
+    backed = Global("pandas._libs.arrays", "__pyx_unpickle_NDArrayBacked")
+    column = Call(backed, (Global("pandas.arrays", "StringArray"), 0, None), state)
+    assert tree._block(read(dump(column))) == [["a", None]]
 
 
 @pytest.mark.parametrize("protocol", range(2, 6))

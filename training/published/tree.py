@@ -185,7 +185,7 @@ def _names(index: object) -> list[str]:
     kind, content = index.args
     _need(getattr(kind, "__name__", "") == "index" and isinstance(content, dict), f"columns without names: {HINT}")
     data = content.get("data")
-    names = _strings(data) if _is(data, "strings", "arrow strings") else sequence(data)
+    names = _strings(data) if _holds_strings(data) else sequence(data)
     fits = names is not None and all(isinstance(n, str) for n in names) and len(set(names)) == len(names)
     _need(fits, "column names that are no strings or come twice")
     return list(names)
@@ -202,9 +202,7 @@ def _places(node: object, columns: int) -> list[int]:
 
 def _block(node: object) -> list[Column]:
     """The columns of one block."""
-    if _is(node, "strings", "arrow strings"):
-        return [_strings(node)]
-    if _is(node, "backed") and node.args and getattr(node.args[0], "__name__", "") == "strings":
+    if _holds_strings(node):
         return [_strings(node)]
     if _is(node, "backed"):
         kind = getattr(node.args[0], "__name__", "") if node.args else ""
@@ -214,6 +212,11 @@ def _block(node: object) -> list[Column]:
     _need(isinstance(found, list) or found.ndim == 2, "a block that is no table")
     _need(isinstance(found, np.ndarray) or all(isinstance(c, list) for c in found), "a block that is no table")
     return list(found)
+
+
+def _holds_strings(node: object) -> bool:
+    backed = _is(node, "backed") and node.args and getattr(node.args[0], "__name__", "") == "strings"
+    return bool(backed) or _is(node, "strings", "arrow strings")
 
 
 def _strings(node: Inert) -> list[str | None]:
