@@ -77,7 +77,8 @@ def make(source: Path, folder: Path, options: Options, unit_mb: int, processes: 
     with store.lock(), _explained(store):
         if store.done:
             return
-        read = [_read(store, number, path, options, unit_mb << 20) for number, path in _progress(files)]
+        with tqdm(files, unit="file", desc="read", mininterval=1) as bar:
+            read = [_read(store, number, path, options, unit_mb << 20) for number, path in enumerate(bar)]
         layout = _one_layout(files, read)
         users = _users(store, len(files))
         with closing(rules.connect(store.work / "spill", memory, processes or engine.cores())) as db:
@@ -92,10 +93,6 @@ def make(source: Path, folder: Path, options: Options, unit_mb: int, processes: 
         store.write_index()
         card.write(store)
         store.seal(card.versions())
-
-
-def _progress(files: list[Path]) -> Iterator[tuple[int, Path]]:
-    yield from enumerate(tqdm(files, unit="file", desc="read", mininterval=1))
 
 
 def _part(store: Store, kind: str, number: int) -> Path:
