@@ -97,6 +97,7 @@ HOSTILE = {
     "eval": (lambda canary: reduced("builtins", "eval", f"open({str(canary)!r}, 'w')"), "wants builtins.eval"),
     "getattr": (lambda _: reduced("builtins", "getattr", "a", "b"), "wants builtins.getattr"),
     "dotted": (lambda _: b"\x80\x04\x8c\x05numpy\x8c\x0dndarray.dumps\x93.", "wants numpy.ndarray.dumps"),
+    "line break": (lambda _: b"\x80\x04\x8c\x02a\n\x8c\x01b\x93.", r"wants 'a\\n.b', which"),
     "partial": (lambda _: reduced("functools", "partial", 1), "wants functools.partial"),
     "torch": (lambda _: reduced("torch._utils", "_rebuild_tensor_v2"), "wants torch._utils._rebuild_tensor_v2"),
     "pandas": (lambda _: reduced("pandas.io.pickle", "read_pickle", "x"), "wants pandas.io.pickle.read_pickle"),

@@ -120,7 +120,9 @@ class Unpickler(pickle._Unpickler):
         meaning = GLOBALS.get((module, name)) if isinstance(module, str) and isinstance(name, str) else None
         if meaning is None:
             hint = f": {HINT}" if str(module).split(".")[0] in ("pandas", "pyarrow") else ""
-            raise Refused(f"wants {module}.{name}, which is not allowed{hint}")
+            wanted = f"{module}.{name}"
+            wanted = wanted[:200] if wanted.isprintable() else repr(wanted)[:200]
+            raise Refused(f"wants {wanted}, which is not allowed{hint}")
         return self.classes[meaning]
 
     def persistent_load(self, pid: object):
