@@ -48,7 +48,7 @@ def by_turns(lists: list[list]) -> list:
 
 
 def choose(pictures: Pictures, plan: Plan) -> tuple[list[Trial], int]:
-    """(trials, how many were possible): pairs by turns, and within a pair users by turns. DataError if there are none."""
+    """(trials, how many were possible): pairs by turns, within a pair users by turns. DataError if there are none."""
     known = pictures.methods
     if len(known) < 2:
         raise DataError(f"There is only the method {known[0]!r}: a comparison needs two.")
@@ -185,8 +185,8 @@ def make(pictures: Pictures, folder: Path, plan: Plan) -> str:
     finally:
         if partial:
             shutil.rmtree(partial, ignore_errors=True)
-    repeats = len(page["trials"]) - len(trials)
+    repeats, histories = len(page["trials"]) - len(trials), page["users"]
     return (
-        f"{len(trials)} of {possible} possible comparisons and {repeats} mirrored repeats, of {len(page['users'])} users.\n"
+        f"{len(trials)} of {possible} possible comparisons, {repeats} mirrored repeats, {len(histories)} users.\n"
         f"Give judges the folder {folder / 'page'} (they open index.html); keep {folder / 'key.json'} to yourself."
     )

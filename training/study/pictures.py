@@ -43,7 +43,9 @@ def read(source: Path, scratch: Path) -> Pictures:
         raise DataError(f"{source} has no row with a prompt and a method: there is nothing to compare.")
     for user, _ in pictures.painted:
         if not pictures.histories.get(user, {}).get("liked"):
-            raise DataError(f"{source}: user {user!r} has no liked picture, so judges can't know their taste: add rows.")
+            raise DataError(
+                f"{source}: user {user!r} has no liked picture, so nobody can know their taste: add rows."
+            )
     return pictures
 
 
@@ -109,9 +111,7 @@ def read_demo(folder: Path, scratch: Path) -> Pictures:
             verdict: sorted((scratch / demo.history_name(user) / verdict).iterdir()) for verdict in VERDICTS
         }
         for prompt, words in enumerate(prompts):
-            files = {
-                c: folder / "pictures" / f"{demo.Job(user, prompt, c, 0, {}).prefix}.png" for c in demo.CONDITIONS
-            }
+            files = {c: folder / "pictures" / f"{demo.Job(user, prompt, c, 0, {}).prefix}.png" for c in demo.CONDITIONS}
             for file in files.values():
                 if not file.is_file():
                     raise DataError(f"There is no picture {file}: run make demo again.")
