@@ -43,9 +43,7 @@ def read(source: Path, scratch: Path) -> Pictures:
         raise DataError(f"{source} has no row with a prompt and a method: there is nothing to compare.")
     for user, _ in pictures.painted:
         if not pictures.histories.get(user, {}).get("liked"):
-            raise DataError(
-                f"{source}: user {user!r} has no liked picture, so nobody can know their taste: add rows."
-            )
+            raise DataError(f"{source}: user {user!r} has no liked picture, so nobody can know their taste: add rows.")
     return pictures
 
 
