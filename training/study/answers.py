@@ -59,7 +59,7 @@ def read_key(folder: Path) -> dict:
 
 
 def read_answers(files: list[Path], key: dict) -> Answers:
-    """Every answer in `files`; of several to one trial by one judge the latest counts. DataError names file and line."""
+    """Every answer in `files`; of a judge's several to one trial the latest counts. DataError names the line."""
     latest: dict[tuple[str, str], Answer] = {}
     duplicates = conflicts = 0
     for file in files:

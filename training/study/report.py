@@ -34,13 +34,9 @@ def page(result: dict) -> str:
     if min(len(judges) - len(left_out), result["users"]) < 5:
         rough = "\nWith fewer than five judges or users an interval is rough, and with one it leaves that side out.\n"
     wins = table(
-        "methods | preferred | win rate (95 %) | wins | losses | no difference | answers | users | judges",
+        "methods | win rate of the first (95 %) | wins | losses | no difference | answers | users | judges",
         [
-            [f"{cell(e['a'])} over {cell(e['b'])}", cell(e["a"] if e["win_rate"] > 0.5 else e["b"])]
-            + [percent(e["win_rate"], e["ci95"]), e["wins"], e["losses"]]
-            + [f"{e['no_difference']} ({percent(e['no_difference_rate'])})", e["answers"], e["users"], e["judges"]]
-            if e["win_rate"] != 0.5
-            else [f"{cell(e['a'])} over {cell(e['b'])}", "neither", percent(0.5, e["ci95"]), e["wins"], e["losses"]]
+            [f"{cell(e['a'])} over {cell(e['b'])}", percent(e["win_rate"], e["ci95"]), e["wins"], e["losses"]]
             + [f"{e['no_difference']} ({percent(e['no_difference_rate'])})", e["answers"], e["users"], e["judges"]]
             for e in pairs
         ],
