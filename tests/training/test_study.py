@@ -1,4 +1,4 @@
-"""The study with human judges: nothing tells the methods apart, the real page works by keys alone, figures are right."""
+"""The study with human judges: nothing tells the methods apart, the page works by keys alone, figures are right."""
 
 import base64
 import csv

@@ -58,7 +58,7 @@ function say(text) {
   $("message").hidden = !text;
 }
 
-const place = () => `prefgen-study/${STUDY.study}/${judge}`;
+const place = () => `picture-study/${STUDY.study}/${judge}`;
 
 function keep() {
   try {
