@@ -223,7 +223,8 @@ def test_a_wrong_command_line_ends_in_a_sentence(tmp_path, monkeypatch, capsys, 
         ("Z", "", "milliseconds or timestamp"),
         ('"Ann"', '" "', "has no judge"),
         (",", ";", "has not the columns"),
-        ('","', '"," ,"', "has not 8 cells"),
+        ('Z"', 'Z","more"', "has not 8 cells"),
+        (":00.000Z", "", "milliseconds or timestamp"),
     ],
 )
 def test_a_file_the_page_did_not_write_is_refused(small, tmp_path, old, new, sentence):

@@ -78,7 +78,7 @@ def read_file(file: Path) -> list[tuple[int, dict]]:
     """[(line, row)] of a CSV file as the page saves it."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
+            reader = csv.DictReader(stream)
             if reader.fieldnames != COLUMNS:
                 raise DataError(f"{file} has not the columns {', '.join(COLUMNS)}: give it as the page saved it.")
             rows = [(reader.line_num, row) for row in reader]

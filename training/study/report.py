@@ -63,6 +63,7 @@ def page(result: dict) -> str:
             for judge, e in judges.items()
         ],
     )
+    sides = percent(result["left"]["left"], result["left"]["ci95"])
     return f"""# Study {result["study"]}
 
 {result["trials"]} comparisons and {result["repeats"]} mirrored repeats of {result["users"]} users, {
@@ -103,9 +104,8 @@ share beside it. Intervals: bootstrap over users.
 
 ## Judges
 
-Sides are random, so that half of the choices should be left: all judges counted, {
-        percent(result["left"]["left"], result["left"]["ci95"])
-    }. Intervals of sides: Wilson, each choice for itself.
+Sides are random, so that half of the choices should be left; all judges that count: {sides}.
+Intervals of sides: Wilson, each choice for itself.
 
 {people}
 """
