@@ -34,13 +34,13 @@ from prefgen.history import PreferenceHistory
 from prefgen.mllm.model import PreferenceMLLM
 
 from .atelier.clip import image_features, text_features, tokenize
+from .bootstrap import bootstrap, ci95, resampled
 from .sampling import decode, sample
 from .train_user_attention import install
 from .users_pool import users_of
 
 GUIDANCE, STEPS, BATCH, HISTORY_SEED = 3.0, 20, 48, 1
 SIZES = (1, 2, 4, 8, 16)
-DRAWS = 10_000
 
 Pictures = list[torch.Tensor]  # each [H, W, 3] in 0..1
 
@@ -188,21 +188,10 @@ def alignment(readings: list[dict], people: list[users.User | None], asked: list
     return np.array([np.mean(v) if v else np.nan for v in values])
 
 
-def resampled(by_user: np.ndarray) -> np.ndarray:
-    """Means of `by_user` [..., users] over DRAWS resamplings of whole users, the same every time: [..., DRAWS]."""
-    chosen = np.random.default_rng(0).integers(by_user.shape[-1], size=(DRAWS, by_user.shape[-1]))
-    return by_user[..., chosen].mean(-1)
-
-
 def interval(by_user: np.ndarray) -> dict:
     """{"mean", "ci95", "users"} of `by_user` [users], NaNs left out."""
     known = by_user[~np.isnan(by_user)]
-    low, high = np.percentile(resampled(known), [2.5, 97.5])
-    return {
-        "mean": round(float(known.mean()), 4),
-        "ci95": [round(float(low), 4), round(float(high), 4)],
-        "users": len(known),
-    }
+    return {"mean": round(float(known.mean()), 4), "ci95": bootstrap(known), "users": len(known)}
 
 
 def gain_share(row: np.ndarray, none: np.ndarray, oracle: np.ndarray) -> dict:
@@ -211,10 +200,9 @@ def gain_share(row: np.ndarray, none: np.ndarray, oracle: np.ndarray) -> dict:
     {"mean", "ci95"}; None where the oracle gains nothing, in the mean or in any draw: there is no share of that.
     """
     a, b, c = resampled(np.stack([row, none, oracle]))
-    ceiling, ci95 = oracle.mean() - none.mean(), None
-    if (c > b).all():
-        ci95 = [round(float(bound), 4) for bound in np.percentile((a - b) / (c - b), [2.5, 97.5])]
-    return {"mean": round(float((row.mean() - none.mean()) / ceiling), 4) if ceiling > 0 else None, "ci95": ci95}
+    ceiling = oracle.mean() - none.mean()
+    share = round(float((row.mean() - none.mean()) / ceiling), 4) if ceiling > 0 else None
+    return {"mean": share, "ci95": ci95((a - b) / (c - b)) if (c > b).all() else None}
 
 
 def measure(readings: dict[str, list[dict]], people: list[users.User], asked: list) -> dict:
