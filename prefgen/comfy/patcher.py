@@ -86,6 +86,7 @@ class Run:
         with torch.no_grad():
             self.projected = [a.user.keys_values() for a in applications]
         self._keys_values: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._weighted: dict[tuple, tuple[float, torch.Tensor]] = {}
         self._masks: dict[tuple, torch.Tensor] = {}
         self._calls: dict[tuple, Call] = {}
         self._patches: dict[Block, tuple[Callable | None, Callable]] = {}
@@ -128,15 +129,19 @@ class Run:
             self._patches[block] = cached
         return cached[1]
 
-    def keys_values(self, application: int, block: int, rows: tuple[int, ...], like: torch.Tensor):
-        """K and V for a batch of len(rows) equal chunks beside queries `like` [B, T, width]: [1 or B, N, width]."""
+    def keys_values(self, application: int, block: int, rows: tuple[int, ...], like: torch.Tensor, weight: float):
+        """K, and V times the weight, for len(rows) equal chunks beside queries `like` [B, T, width]: [1 or B, N, width]."""
         same = len(set(rows)) == 1
         key = (application, block, rows[0] if same else (rows, like.shape[0]), like.device, like.dtype)
         if key not in self._keys_values:
             k, v = self.projected[application][block]
             index = [rows[0]] if same else [row for row in rows for _ in range(like.shape[0] // len(rows))]
             self._keys_values[key] = tuple(x[index].to(device=like.device, dtype=like.dtype) for x in (k, v))
-        return self._keys_values[key]
+        k, v = self._keys_values[key]
+        # A schedule changes the weight from step to step: the last one is kept.
+        if key not in self._weighted or self._weighted[key][0] != weight:
+            self._weighted[key] = weight, v * weight
+        return k, self._weighted[key][1]
 
     def mask(self, application: int, shape: list[int], chunks: int, like: torch.Tensor) -> torch.Tensor | None:
         """The mask for queries `like` [chunks * b, T, width] of a latent `shape` [B, C, H, W]: [1 or B, T, 1]."""
@@ -302,25 +307,24 @@ def _attention(run: Run, block: int, prior: Callable | None, q, k, v, extra: dic
     attention = partial(optimized_attention, attn_precision=extra.get("attn_precision"), transformer_options=extra)
     heads = extra["n_heads"]
     out = attention(q, k, v, heads) if prior is None else prior(q, k, v, extra)
-    call = extra["prefgen_call"]
+    call, metadata = extra["prefgen_call"], {"heads": heads, "attention": attention}
+    # What the plain attention has just made is ours to add to; another's result, or what a gradient needs, is not.
+    if prior is not None or out.requires_grad:
+        out = out.clone()
     for application, weight, rows in zip(call.active, call.weights, call.rows, strict=True):
         factor = run.applications[application].blocks[block]
         if not factor:
             continue
-        metadata = {"heads": heads, "weight": weight * factor, "attention": attention}
         chosen = [chunk for chunk, row in enumerate(rows) if row is not None]
         everywhere = len(chosen) == len(rows)
         base, query = (out, q) if everywhere else (_pick(out, chosen, len(rows)), _pick(q, chosen, len(rows)))
-        user_k, user_v = run.keys_values(application, block, tuple(rows[chunk] for chunk in chosen), query)
+        chosen_rows = tuple(rows[chunk] for chunk in chosen)
+        user_k, user_v = run.keys_values(application, block, chosen_rows, query, weight * factor)
         mask = run.mask(application, extra["original_shape"], len(chosen), query)
         residual = user_residual(base, query, metadata, user_k, user_v, mask)
-        if everywhere:
-            out = out + residual
-        else:
-            parts = list(out.chunk(len(rows)))
-            for chunk, part in zip(chosen, residual.chunk(len(chosen)), strict=True):
-                parts[chunk] = parts[chunk] + part
-            out = torch.cat(parts)
+        parts = out.chunk(len(rows))
+        for chunk, part in zip(chosen, residual.chunk(len(chosen)), strict=True):
+            parts[chunk].add_(part)
     return out
 
 
