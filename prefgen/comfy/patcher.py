@@ -88,8 +88,8 @@ def apply_user(
     found = list(cross_attention_blocks(model))
     if not found:
         raise AdapterError(
-            f"Apply User Cross-Attention needs a UNet with cross-attention (SD1.5, SD2, SDXL or the atelier); "
-            f"{type(model.model).__name__} has none."
+            "Apply User Cross-Attention needs a UNet with cross-attention (SD1.5, SD2, SDXL or the atelier); "
+            f"{type(model.model).__name__} has none: put the taste into its prompt with Describe Preference."
         )
     widths = [attention.heads * attention.dim_head for _, attention in found]
     cross_dim = found[0][1].to_k.in_features
