@@ -75,8 +75,8 @@ def deltas(model: nn.Module, tensors: dict[str, torch.Tensor], config: dict, nam
         match = KEY.fullmatch(key)
         if match is None:
             raise MLLMError(
-                f"The LoRA {name} holds {key}, which is no LoRA of a linear layer: merge it into its MLLM with peft and "
-                "load the result, or choose none."
+                f"The LoRA {name} holds {key}, which is no LoRA of a linear layer: merge it into its MLLM with peft "
+                "and load the result, or choose none."
             )
         layers.setdefault(match["module"], {})[match["side"]] = tensor.float()
     if not layers:
