@@ -8,7 +8,7 @@ from prefgen.history import PreferenceHistory
 from prefgen.mllm.model import MLLMError, PreferenceMLLM
 from prefgen.mllm.prompt import CLOSING_QUESTION
 
-from .tiny_mllms import FAMILIES, LAYERS, SPECIALS, WIDTH, config_of, write_folder, write_tokenizer
+from tests.engine.tiny_mllms import FAMILIES, LAYERS, SPECIALS, WIDTH, config_of, write_folder, write_tokenizer
 
 LIKED, DISLIKED = (1, 2, 3), (4, 5)
 
