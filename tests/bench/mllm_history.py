@@ -3,7 +3,7 @@
     python tests/bench/mllm_history.py              every family, random weights, vision-tower-dominated sizes
     python tests/bench/mllm_history.py --family NAME
 
-Both times are taken in one process, so their ratio holds whatever the machine. Writes docs/performance-mllm.json and,
+Times are CPU seconds of one process with one thread, so what else runs doesn't disturb them. Writes docs/performance-mllm.json and,
 from it, docs/performance-mllm.md.
 """
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 RECORD = ROOT / "docs/performance-mllm.json"
 PICTURES, REPEATS = 21, 3
-# A decoder a few layers deep below a vision tower that does nearly all the work, as on a card: 1024 patches a picture.
+# A decoder a few layers deep below a vision tower that does nearly all the work, as in the released models: 256 patches a picture.
 TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 8, "head_dim": 8}
 VISION = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 8}
 VISION |= {"image_size": 224, "patch_size": 14}
@@ -58,13 +58,14 @@ def build(folder: Path, family: str) -> Path:
 
 
 def measure(family: str) -> dict:
-    """Seconds of encoding 21 pictures from nothing, of the 21st, and of the same history again; best of REPEATS."""
+    """CPU seconds of encoding 21 pictures from nothing, of the 21st, and of the same history again; best of REPEATS."""
     import torch
     import transformers
 
     from prefgen.history import PreferenceHistory
     from prefgen.mllm.model import PreferenceMLLM
 
+    torch.set_num_threads(1)
     draw = torch.rand(PICTURES, 224, 224, 3, generator=torch.Generator().manual_seed(0))
     histories = {n: PreferenceHistory.from_images(list(draw[: n // 2]), list(draw[n // 2 : n])) for n in (20, 21)}
     histories[20].digest, histories[21].digest  # noqa: B018 the hashes of pictures that came before are kept by nodes
@@ -73,19 +74,19 @@ def measure(family: str) -> dict:
     times: dict[str, list[float]] = {"whole": [], "added": [], "again": [], "vision": []}
     for _ in range(REPEATS):
         mllm = fresh(loaded)
-        clock = time.perf_counter()
+        clock = time.process_time()
         mllm.image_features(histories[21].items)
-        times["vision"].append(time.perf_counter() - clock)
+        times["vision"].append(time.process_time() - clock)
         for name, steps in (("whole", [21]), ("added", [20, 21])):
             mllm = fresh(loaded)
             for n in steps:
-                clock = time.perf_counter()
+                clock = time.process_time()
                 mllm.encode(histories[n])
-                seconds = time.perf_counter() - clock
+                seconds = time.process_time() - clock
             times[name].append(seconds)
-        clock = time.perf_counter()
+        clock = time.process_time()
         mllm.encode(histories[21])
-        times["again"].append(time.perf_counter() - clock)
+        times["again"].append(time.process_time() - clock)
     best = {name: min(values) for name, values in times.items()}
     return {
         "family": family,
@@ -96,8 +97,7 @@ def measure(family: str) -> dict:
         "added_share": round(best["added"] / best["whole"], 4),
         "again_milliseconds": round(best["again"] * 1000, 3),
         "transformers": transformers.__version__,
-        "threads": torch.get_num_threads(),
-        "load_before": round(os.getloadavg()[0], 2),
+        "load": round(os.getloadavg()[0], 2),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}; Python {platform.python_version()}",
     }
 
@@ -123,8 +123,7 @@ def page(rows: list[dict]) -> str:
         "# What one more picture costs a preference MLLM",
         "",
         "Written by `python tests/bench/mllm_history.py`, from `performance-mllm.json`. Random models of each family's",
-        "real classes at sizes where the vision tower does most of the work, on the CPU, best of three. All times of a",
-        "row are from one process, so the shares hold where the seconds don't.",
+        "real classes at sizes where the vision tower does most of the work. CPU time of one thread, best of three.",
         "",
         "| family | tokens a picture | 21 from nothing, s | of it vision | the 21st, s | share | again, ms |",
         "|---|---|---|---|---|---|---|",
@@ -137,8 +136,8 @@ def page(rows: list[dict]) -> str:
     lines += ["", "How each was run:", ""]
     for r in rows:
         lines.append(
-            f"- {r['family']}: transformers {r['transformers']}, {r['threads']} threads, {r['machine']}; load average "
-            f"before the end {r['load_before']}."
+            f"- {r['family']}: transformers {r['transformers']}, {r['machine']}; load average at the end "
+            f"{r['load']}."
         )
     return "\n".join(lines) + "\n"
 
