@@ -82,9 +82,7 @@ def missing_shards(folder: Path) -> list[str]:
         try:
             wanted = {str(name) for name in content["weight_map"].values()}
         except (KeyError, AttributeError) as error:
-            raise MLLMError(
-                f"{index.name} of the MLLM folder {folder.name} is damaged: download it again."
-            ) from error
+            raise MLLMError(f"{index.name} of the MLLM folder {folder.name} is damaged: download it again.") from error
     for name in present:
         shard = SHARD.search(name)
         if shard:

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from prefgen.compat import decoder_of, transformers_knows
+from prefgen.compat import decoder_of, hidden_states_of, transformers_knows
 from prefgen.history import PreferenceHistory
 from prefgen.mllm.model import MLLMError, PreferenceMLLM
 from prefgen.mllm.prompt import CLOSING_QUESTION
-
 from tests.engine.tiny_mllms import FAMILIES, LAYERS, SPECIALS, WIDTH, config_of, write_folder, write_tokenizer
 
 LIKED, DISLIKED = (1, 2, 3), (4, 5)
@@ -101,7 +100,7 @@ class Theirs:
         text = decoder_of(self.model)
         taps = [*text.layers[:-1], text.norm]
         hooks = [
-            tap.register_forward_hook(lambda _m, _i, out, n=n: kept.update({n: out[0] if isinstance(out, tuple) else out}))
+            tap.register_forward_hook(lambda _m, _i, out, n=n: kept.update({n: hidden_states_of(out)}))
             for n, tap in enumerate(taps)
         ]
         with torch.inference_mode():
@@ -198,7 +197,8 @@ def test_a_template_beside_the_tokenizer_is_found(folder, tmp_path):
     import shutil
 
     template = FAMILIES[folder.name][2]
-    for name, content in (("chat_template.jinja", template), ("chat_template.json", json.dumps({"chat_template": template}))):
+    wrapped = json.dumps({"chat_template": template})
+    for name, content in (("chat_template.jinja", template), ("chat_template.json", wrapped)):
         copy = tmp_path / name
         shutil.copytree(folder, copy)
         for file in copy.glob("chat_template*"):

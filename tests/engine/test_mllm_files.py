@@ -90,7 +90,8 @@ def test_a_header_that_claims_to_be_endless_is_not_read(sharded, refused):
 
 def test_a_tokenizer_that_asks_for_code(sharded, refused):
     file = sharded / "tokenizer_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}))
+    code = {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | code))
     (sharded / "evil.py").write_text("raise SystemExit('code was run')")
     refused(sharded, "code of its own")
 

@@ -89,7 +89,10 @@ def test_the_encoding_and_the_fingerprint_tell_of_the_lora(folder, model, tmp_pa
 def test_it_is_what_peft_itself_merges(folder, model, tmp_path, options):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(
-        r=RANK, lora_alpha=ALPHA, target_modules=r".*text_model\.layers\.\d+\.(self_attn\.[qv]|mlp\.down)_proj", **options
+        r=RANK,
+        lora_alpha=ALPHA,
+        target_modules=r".*text_model\.layers\.\d+\.(self_attn\.[qv]|mlp\.down)_proj",
+        **options,
     )
     wrapped = peft.get_peft_model(PreferenceMLLM.load(folder).model, config)
     for name, parameter in wrapped.named_parameters():
