@@ -20,15 +20,17 @@ class LoadPreferenceMLLM(io.ComfyNode):
                 io.Combo.Input(
                     "mllm",
                     options=list(folders.mllms()),
-                    tooltip="'atelier' is embedded. Others: folders of Idefics3 or SmolVLM models (safetensors) in "
-                    "models/prefgen/mllm or models/LLM. It must be the one the adapter was trained with.",
+                    tooltip="'atelier' is embedded. Others: folders of SmolVLM2, Idefics2, Idefics3, Qwen2.5-VL, "
+                    "Qwen3-VL or LLaVA-OneVision models (safetensors) in models/prefgen/mllm or models/LLM. It must be "
+                    "the one the adapter was trained with.",
                 ),
                 io.Combo.Input(
                     "precision",
-                    options=["auto", *memory.DTYPES],
+                    options=memory.precisions(),
                     default="auto",
-                    tooltip="auto: what the device is good at; small models and the CPU use fp32. Use the precision "
-                    "that the adapter was trained with when it matters.",
+                    tooltip="auto: what the device is good at; small models and the CPU use fp32. nf4 (4 bits) is "
+                    "offered where bitsandbytes is installed. Use the precision that the adapter was trained with when "
+                    "it matters.",
                 ),
                 io.Combo.Input(
                     "device",
@@ -36,14 +38,30 @@ class LoadPreferenceMLLM(io.ComfyNode):
                     default="auto",
                     tooltip="auto: where ComfyUI puts text encoders. cpu: slower, needs no graphics memory.",
                 ),
+                io.Combo.Input(
+                    "lora",
+                    options=list(folders.mllm_loras()),
+                    default=folders.NO_LORA,
+                    optional=True,
+                    tooltip="A LoRA for this MLLM, as peft saves it (adapter_config.json and "
+                    "adapter_model.safetensors), in models/prefgen/mllm_lora/<name>.",
+                ),
             ],
             outputs=[MLLM.Output(display_name="PREFGEN_MLLM", tooltip="For Encode Preference History.")],
         )
 
     @classmethod
-    def validate_inputs(cls, mllm):
-        return checked(folders.mllm_path, mllm)
+    def validate_inputs(cls, mllm, precision="auto", lora=folders.NO_LORA):
+        for check, value in (
+            (folders.mllm_path, mllm),
+            (memory.check_precision, precision),
+            (folders.mllm_lora_path, lora),
+        ):
+            if (answer := checked(check, value)) is not True:
+                return answer
+        return True
 
     @classmethod
-    def execute(cls, mllm, precision="auto", device="auto") -> io.NodeOutput:
-        return io.NodeOutput(memory.load_mllm(folders.mllm_path(mllm), precision, device))
+    def execute(cls, mllm, precision="auto", device="auto", lora=folders.NO_LORA) -> io.NodeOutput:
+        folder, adapter = folders.mllm_path(mllm), folders.mllm_lora_path(lora)
+        return io.NodeOutput(memory.load_mllm(folder, precision, device, adapter))

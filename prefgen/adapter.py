@@ -227,7 +227,7 @@ def check_encoded(header: AdapterHeader, encoded: EncodedPreference) -> None:
             "History."
         )
     if made and encoded.hidden is not None:
-        for key in ("num_layers", "hidden_size", "revision", "prompt_version"):
+        for key in ("num_layers", "hidden_size", "revision", "lora", "prompt_version"):
             if key in made and made[key] != used.get(key):
                 raise AdapterError(
                     f"This adapter was trained with the MLLM {_described(made)}; the history was read by "
@@ -265,6 +265,6 @@ def _check_pictures(header: AdapterHeader, encoded: EncodedPreference) -> None:
 
 def _described(mllm: dict) -> str:
     revision = str(mllm.get("revision", ""))[:8]
-    return (
-        f"{mllm.get('name', '?')} ({mllm.get('num_layers', '?')} layers of {mllm.get('hidden_size', '?')}, {revision})"
-    )
+    lora = f", LoRA {mllm['lora'][:8]}" if mllm.get("lora") else ""
+    layers = f"{mllm.get('num_layers', '?')} layers of {mllm.get('hidden_size', '?')}"
+    return f"{mllm.get('name', '?')} ({layers}, {revision}{lora})"

@@ -2,35 +2,86 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 
-def load_image_text_to_text(folder: Path, dtype: torch.dtype):
+def load_image_text_to_text(folder: Path, dtype: torch.dtype, nf4: bool = False):
     """AutoModelForImageTextToText from a local folder: safetensors only, no remote code, eval mode.
 
-    Raises ValueError for a checkpoint that lacks weights: transformers would go on with random ones.
+    nf4: linear layers of the decoder in 4 bits, computed in `dtype`. Raises ValueError for a checkpoint that lacks
+    weights: transformers would go on with random ones.
     """
     import transformers
     from transformers import AutoModelForImageTextToText
 
     # The keyword moved in 4.56; the old one warns from then on.
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    dtype_name = "dtype" if version >= (4, 56) else "torch_dtype"
+    options = {"dtype" if version >= (4, 56) else "torch_dtype": dtype}
+    if nf4:
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
     model, loading = AutoModelForImageTextToText.from_pretrained(
         str(folder),
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
         output_loading_info=True,
-        **{dtype_name: dtype},
+        **options,
     )
     # Histories are read without the language head.
     missing = sorted(key for key in loading["missing_keys"] if not key.startswith("lm_head."))
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
     return model.eval()
+
+
+def transformers_knows(model_type: str) -> bool:
+    """Whether the installed transformers has the classes of a config's model_type."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return model_type in CONFIG_MAPPING_NAMES
+
+
+def transformers_version() -> str:
+    import transformers
+
+    return transformers.__version__
+
+
+def has_nf4() -> bool:
+    """Whether bitsandbytes is installed, which 4-bit weights need."""
+    return find_spec("bitsandbytes") is not None
+
+
+def module_of(model, name: str):
+    """A part of a model: below `.model` from 4.52 on, before that partly on the model itself."""
+    inner = getattr(model, "model", model)
+    return getattr(inner if hasattr(inner, name) else model, name)
+
+
+def decoder_of(model) -> torch.nn.Module:
+    """The text decoder without its head. Before 4.52 Qwen2.5-VL's was `.model`, LLaVA's below a causal LM."""
+    inner = getattr(model, "model", model)
+    text = getattr(inner, "text_model", None) or getattr(inner, "language_model", None) or inner
+    return text if hasattr(text, "layers") else text.model
+
+
+def image_token_of(config) -> int:
+    """LLaVA's config called it an index before 4.51."""
+    return config.image_token_id if hasattr(config, "image_token_id") else config.image_token_index
+
+
+def merged_tokens(output) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """What Qwen's vision towers give: image tokens, and those of the deeper layers. A tensor or a pair in 4.x."""
+    if isinstance(output, torch.Tensor):
+        return output, []
+    if isinstance(output, tuple):
+        return output
+    return output.pooler_output, getattr(output, "deepstack_features", None) or []
 
 
 def hidden_states_of(output) -> torch.Tensor:

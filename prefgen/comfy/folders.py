@@ -17,6 +17,7 @@ from ..history import picture_files
 
 EMBEDDED = "atelier"
 EXAMPLE = "example: "
+NO_LORA = "none"
 HISTORY_FOLDER = "prefgen"  # below ComfyUI's input folder
 
 _MODELS = Path(folder_paths.models_dir)
@@ -37,8 +38,8 @@ def adapters() -> dict[str, Path]:
         for root in map(Path, folder_paths.get_folder_paths(kind)):
             for path in sorted(root.rglob("*.safetensors")) if root.is_dir() else ():
                 name = prefix + path.relative_to(root).as_posix()
-                # An MLLM below models/prefgen is a folder of its own, not a shelf of adapters.
-                if not name.startswith("mllm/"):
+                # MLLMs and their LoRAs below models/prefgen are folders of their own, not shelves of adapters.
+                if not name.startswith(("mllm/", "mllm_lora/")):
                     found.setdefault(name, path)
     return found
 
@@ -51,6 +52,16 @@ def mllms() -> dict[str, Path]:
     for root in roots:
         for path in sorted(root.iterdir()) if root.is_dir() else ():
             if (path / "config.json").is_file():
+                found.setdefault(path.name, path)
+    return found
+
+
+def mllm_loras() -> dict[str, Path | None]:
+    """Combo entry -> folder that peft has saved: none, then models/prefgen/mllm_lora/*."""
+    found: dict[str, Path | None] = {NO_LORA: None}
+    for root in (Path(root) / "mllm_lora" for root in folder_paths.get_folder_paths("prefgen")):
+        for path in sorted(root.iterdir()) if root.is_dir() else ():
+            if (path / "adapter_config.json").is_file():
                 found.setdefault(path.name, path)
     return found
 
@@ -78,6 +89,10 @@ def adapter_path(name: str) -> Path:
 
 def mllm_path(name: str) -> Path:
     return resolve(mllms(), name, "preference MLLM", "models/prefgen/mllm or models/LLM")
+
+
+def mllm_lora_path(name: str) -> Path | None:
+    return resolve(mllm_loras(), name, "MLLM LoRA", "models/prefgen/mllm_lora")
 
 
 def history_of(name: str) -> Path | int:

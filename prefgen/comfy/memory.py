@@ -10,9 +10,13 @@ import comfy.model_management as management
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ..compat import has_nf4
+from ..mllm.files import MLLMError, check_folder, weight_bytes
 from ..mllm.model import PreferenceMLLM
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NF4 = "nf4"
+GIB = 2**30
 
 
 class _Held(torch.nn.Module):
@@ -34,10 +38,16 @@ class ManagedMLLM:
 
     @contextmanager
     def on_device(self) -> Iterator:
-        """The PreferenceMLLM, loaded on its device for the length of the block and taken off it afterwards."""
-        management.load_models_gpu([self.patcher])
+        """The PreferenceMLLM, loaded on its device for the length of the block and taken off it afterwards. Raises
+        MLLMError with one sentence if the device's memory runs out."""
         try:
+            management.load_models_gpu([self.patcher])
             yield self.mllm
+        except torch.cuda.OutOfMemoryError as error:
+            raise MLLMError(
+                f"The graphics card ran out of memory while {self.mllm.name} was reading: choose device cpu or a "
+                "smaller MLLM in Load Preference MLLM."
+            ) from error
         finally:
             others = [loaded for loaded in management.current_loaded_models if loaded.model is not self.patcher]
             management.free_memory(1e30, self.patcher.load_device, keep_loaded=others)
@@ -48,13 +58,27 @@ def pick_device(choice: str) -> torch.device:
     return torch.device("cpu") if choice == "cpu" else management.text_encoder_device()
 
 
+def precisions() -> list[str]:
+    """The entries of a loader's combo; nf4 where bitsandbytes is installed."""
+    return ["auto", *DTYPES, *([NF4] if has_nf4() else [])]
+
+
+def check_precision(choice: str) -> None:
+    """Raise ValueError with one sentence for a precision that isn't offered here."""
+    if choice == NF4 and not has_nf4():
+        raise ValueError("The precision nf4 needs bitsandbytes: install it (pip install bitsandbytes), or choose bf16.")
+    if choice not in precisions():
+        raise ValueError(f"There is no precision {choice!r}: choose {', '.join(precisions())}.")
+
+
 def pick_dtype(choice: str, device: torch.device, tiny: bool) -> torch.dtype:
-    """The dtype of a loader's combo: "auto", "fp32", "bf16" or "fp16". Auto is fp32 for `tiny` models and on the CPU,
-    else what the device is good at."""
+    """The dtype of a loader's combo. Auto is fp32 for `tiny` models and on the CPU, else what the device is good at;
+    that is also what nf4 computes in."""
+    check_precision(choice)
     if choice in DTYPES:
         return DTYPES[choice]
-    if choice != "auto":
-        raise ValueError(f"There is no precision {choice!r}: choose auto, {', '.join(DTYPES)}.")
+    if choice == NF4 and management.is_device_cpu(device):
+        raise ValueError("The precision nf4 needs a graphics card: choose device auto, or bf16 on the CPU.")
     if tiny or management.is_device_cpu(device):
         return torch.float32
     if management.should_use_bf16(device):
@@ -62,11 +86,43 @@ def pick_dtype(choice: str, device: torch.device, tiny: bool) -> torch.dtype:
     return torch.float16 if management.should_use_fp16(device) else torch.float32
 
 
-TINY = 64 * 2**20  # bytes of fp32 weights below which half precision saves nothing worth having
+TINY = 64 * 2**20  # bytes of weights below which half precision saves nothing worth having
 
 
-def load_mllm(folder: Path, precision: str, device: str) -> ManagedMLLM:
-    """A preference MLLM from a local folder, on its offload device until somebody reads with it."""
+def load_mllm(folder: Path, precision: str, device: str, lora: Path | None = None) -> ManagedMLLM:
+    """A preference MLLM from a local folder, on its offload device until somebody reads with it. Raises ValueError with
+    one sentence for a folder, LoRA, precision or device that won't do; too little memory is told before loading."""
+    check_folder(folder)
     chosen = pick_device(device)
     tiny = sum(file.stat().st_size for file in folder.glob("*.safetensors")) < TINY
-    return ManagedMLLM(PreferenceMLLM.load(folder, pick_dtype(precision, chosen, tiny)), chosen)
+    dtype, nf4 = pick_dtype(precision, chosen, tiny), precision == NF4
+    if not tiny:
+        check_memory(folder, chosen, dtype, nf4)
+    return ManagedMLLM(PreferenceMLLM.load(folder, dtype, str(chosen) if nf4 else "cpu", lora, nf4), chosen)
+
+
+def check_memory(folder: Path, device: torch.device, dtype: torch.dtype, nf4: bool) -> None:
+    """Raise MLLMError with one sentence that says what to choose instead if a model fits neither into what is free nor
+    into what ComfyUI can free: while it loads in main memory, while it reads on its device."""
+    needed = weight_bytes(folder, dtype.itemsize, nf4)
+    for place in dict.fromkeys((device,) if nf4 else (torch.device("cpu"), device)):
+        on_cpu = management.is_device_cpu(place)
+        available = management.get_free_memory(place)
+        if not on_cpu:
+            available += sum(m.model_loaded_memory() for m in management.current_loaded_models if m.device == place)
+            available -= management.minimum_inference_memory()
+        if needed <= available:
+            continue
+        instead = "" if dtype.itemsize == 2 or nf4 else "precision bf16, "
+        if not on_cpu:
+            instead += "device cpu, " + ("precision nf4, " if has_nf4() and not nf4 else "")
+        raise MLLMError(
+            f"{folder.name} needs {needed / GIB:.1f} GiB in {precision_name(dtype, nf4)} and "
+            f"{'main memory' if on_cpu else 'the graphics card'} has {max(available, 0) / GIB:.1f} GiB for it: choose "
+            f"{instead}{'or ' if instead else ''}a smaller MLLM."
+        )
+
+
+def precision_name(dtype: torch.dtype, nf4: bool) -> str:
+    """As the combo calls it."""
+    return NF4 if nf4 else next(name for name, value in DTYPES.items() if value == dtype)

@@ -1,43 +1,217 @@
-"""What differs between MLLM families: where the parts are, and how a picture stands in the text.
+"""What differs between MLLM families: where the parts are, how a picture is cut, and how it stands in the text.
 
-One small class a family; everything else in the package is the same for all.
+One small class a family; everything else in the package is the same for all. Every picture becomes a square of one
+fixed size, so its image tokens depend on nothing but itself and can be kept.
 """
 
 from __future__ import annotations
 
 import torch
 
+from ..compat import decoder_of, image_token_of, merged_tokens, module_of
 
-class Idefics3Family:
-    """Idefics3 and SmolVLM: vision tower, pixel-shuffle connector, Llama decoder."""
+HALF = (0.5, 0.5, 0.5)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SIDE = 448  # pixels, for families that read pictures of any size
+
+
+class Family:
+    """What every family has. preprocessor: the folder's preprocessor_config.json, empty if it has none."""
+
+    mean, std = HALF, HALF
+    inline = False  # whether the chat template would tear pictures and verdicts apart, so that both go in as text
+
+    def __init__(self, model, preprocessor: dict | None = None):
+        preprocessor = preprocessor or {}
+        self.text = decoder_of(model)
+        self.image_token_id = image_token_of(model.config)
+        self.mean = tuple(preprocessor.get("image_mean") or self.mean)
+        self.std = tuple(preprocessor.get("image_std") or self.std)
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalised pictures [B, 3, S, S] -> image tokens [B, n, D]."""
+        raise NotImplementedError
+
+    def image_text(self, image_token: str) -> str:
+        """What stands in the text where a chat template writes one image token."""
+        return image_token * self.tokens_per_image
+
+    def text_inputs(self, embeds: torch.Tensor, places: torch.Tensor, pictures: torch.Tensor) -> dict:
+        """The decoder's arguments. embeds [1, T, D] of the tokens, places [1, T]: image tokens, pictures [n, D]."""
+        return {"inputs_embeds": embeds.masked_scatter(places[..., None], pictures)}
+
+    def next_inputs(self, inputs: dict, embeds: torch.Tensor) -> dict:
+        """The decoder's arguments for one more token [1, 1, D] after `inputs`, with a cache."""
+        return {"inputs_embeds": embeds}
+
+
+class Idefics3Family(Family):
+    """Idefics3 and SmolVLM: vision tower, pixel-shuffle connector, Llama decoder. Pictures are never split."""
 
     model_types = ("idefics3", "smolvlm")
 
-    def __init__(self, model):
-        self.vision = model.model.vision_model
-        self.connector = model.model.connector
-        self.text = model.model.text_model
-        config = model.config
-        self.image_size = config.vision_config.image_size
-        self.patch_size = config.vision_config.patch_size
-        self.tokens_per_image = (self.image_size // self.patch_size // config.scale_factor) ** 2
-        self.image_token_id = config.image_token_id
+    def __init__(self, model, preprocessor: dict | None = None):
+        super().__init__(model, preprocessor)
+        self.vision, self.connector = module_of(model, "vision_model"), module_of(model, "connector")
+        vision = model.config.vision_config
+        self.image_size, self.patch_size = vision.image_size, vision.patch_size
+        self.tokens_per_image = (self.image_size // self.patch_size // model.config.scale_factor) ** 2
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pictures [B, 3, S, S] in -1..1 -> image tokens [B, n, D]."""
-        side = self.image_size // self.patch_size
-        mask = torch.ones(len(pixels), side, side, dtype=torch.bool, device=pixels.device)
-        states = self.vision(pixel_values=pixels, patch_attention_mask=mask).last_hidden_state
-        return self.connector(states)
+        return self.connector(self.vision(**whole(pixels, self.patch_size)).last_hidden_state)
 
     def image_text(self, image_token: str) -> str:
-        """How one unsplit picture is written in a chat template's text."""
         return f"<fake_token_around_image><global-img>{image_token * self.tokens_per_image}<fake_token_around_image>"
 
 
-FAMILIES = (Idefics3Family,)
+class Idefics2Family(Family):
+    """Idefics2: vision tower for any size, perceiver resampler to a fixed number of tokens, Mistral decoder. Pictures
+    are never split."""
+
+    model_types = ("idefics2",)
+
+    def __init__(self, model, preprocessor: dict | None = None):
+        super().__init__(model, preprocessor)
+        self.vision, self.connector = module_of(model, "vision_model"), module_of(model, "connector")
+        vision, size = model.config.vision_config, (preprocessor or {}).get("size") or {}
+        self.patch_size = vision.patch_size
+        longest = min(size.get("longest_edge", vision.image_size), vision.image_size)
+        self.image_size = fitting_side(self.patch_size, size.get("shortest_edge", 1), longest)
+        self.tokens_per_image = model.config.perceiver_config.resampler_n_latents
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        inputs = whole(pixels, self.patch_size)
+        states = self.vision(**inputs).last_hidden_state
+        return self.connector(states, attention_mask=inputs["patch_attention_mask"].flatten(1))
+
+    def image_text(self, image_token: str) -> str:
+        return f"<fake_token_around_image>{image_token * self.tokens_per_image}<fake_token_around_image>"
 
 
-def family_of(model_type: str) -> type | None:
+class LlavaOnevisionFamily(Family):
+    """LLaVA-OneVision: SigLIP, projector, Qwen2 decoder. A picture is read as one tile and a newline, as the family
+    itself reads several pictures; anyres tiles are left out, so every picture has the same number of tokens."""
+
+    model_types = ("llava_onevision",)
+    inline = True
+
+    def __init__(self, model, preprocessor: dict | None = None):
+        super().__init__(model, preprocessor)
+        self.vision, self.projector = module_of(model, "vision_tower"), module_of(model, "multi_modal_projector")
+        self.newline = module_of(model, "image_newline")
+        config = model.config
+        self.layers, self.drop_class = config.vision_feature_layer, config.vision_feature_select_strategy == "default"
+        self.image_size = config.vision_config.image_size
+        self.tokens_per_image = (self.image_size // config.vision_config.patch_size) ** 2 + 1
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        states = self.vision(pixel_values=pixels, output_hidden_states=True).hidden_states
+        layers = [self.layers] if isinstance(self.layers, int) else self.layers
+        chosen = torch.cat([states[layer] for layer in layers], -1)[:, 1 if self.drop_class else 0 :]
+        tokens = self.projector(chosen)
+        return torch.cat([tokens, self.newline.to(tokens).expand(len(tokens), 1, -1)], 1)
+
+
+class Qwen25VLFamily(Family):
+    """Qwen2.5-VL: native-resolution vision tower with a patch merger, decoder with positions in three dimensions."""
+
+    model_types = ("qwen2_5_vl",)
+    mean, std = CLIP_MEAN, CLIP_STD
+
+    def __init__(self, model, preprocessor: dict | None = None):
+        super().__init__(model, preprocessor)
+        self.vision, config = module_of(model, "visual"), model.config.vision_config
+        self.patch_size, self.merge, self.frames = (
+            config.patch_size,
+            config.spatial_merge_size,
+            config.temporal_patch_size,
+        )
+        self.image_size = fitting_side(self.patch_size * self.merge, *pixel_limits(preprocessor or {}))
+        self.side = self.image_size // self.patch_size // self.merge  # of a picture, in tokens
+        self.tokens_per_image = self.side**2
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.merged(pixels)[0].unflatten(0, (len(pixels), -1))
+
+    def merged(self, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Image tokens of all pictures in a row [B * n, D], and those of the deeper layers if the tower has them."""
+        grid = self.image_size // self.patch_size
+        sizes = torch.tensor([[1, grid, grid]] * len(pixels), device=pixels.device)
+        return merged_tokens(self.vision(self.patches(pixels), grid_thw=sizes))
+
+    def patches(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[B, 3, S, S] -> [B * patches, 3 * frames * patch²], the patches that are merged into a token side by side.
+        A still picture fills all frames."""
+        cut = pixels.reshape(
+            len(pixels), 3, self.side, self.merge, self.patch_size, self.side, self.merge, self.patch_size
+        )
+        cut = cut.permute(0, 2, 5, 3, 6, 1, 4, 7)[..., None, :, :].expand(*[-1] * 6, self.frames, -1, -1)
+        return cut.flatten(5).flatten(0, 4)
+
+    def text_inputs(self, embeds: torch.Tensor, places: torch.Tensor, pictures: torch.Tensor) -> dict:
+        return super().text_inputs(embeds, places, pictures) | {"position_ids": self.positions(places)}
+
+    def next_inputs(self, inputs: dict, embeds: torch.Tensor) -> dict:
+        after = inputs["position_ids"].amax().add(1).expand(3, 1, 1)
+        return {"inputs_embeds": embeds, "position_ids": after}
+
+    def positions(self, places: torch.Tensor) -> torch.Tensor:
+        """[3, 1, T] (time, height, width): text counts on in all three; a picture stands still in time, spreads over
+        rows and columns and takes as many steps as it has rows."""
+        token = torch.arange(self.tokens_per_image)
+        spread = torch.stack([torch.zeros_like(token), token // self.side, token % self.side])
+        flags, found, start, at = places[0].tolist(), [], 0, 0
+        while at < len(flags):
+            if flags[at]:
+                found.append(spread + start)
+                at, start = at + self.tokens_per_image, start + self.side
+            else:
+                found.append(torch.full((3, 1), start))
+                at, start = at + 1, start + 1
+        return torch.cat(found, 1)[:, None].to(places.device)
+
+
+class Qwen3VLFamily(Qwen25VLFamily):
+    """Qwen3-VL: as Qwen2.5-VL, and the tower's deeper layers are added to the first decoder layers (DeepStack). A
+    picture's tokens carry them behind their own channels, [n, (1 + deeper layers) * D]."""
+
+    model_types = ("qwen3_vl",)
+    mean, std = HALF, HALF
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        tokens, deeper = self.merged(pixels)
+        return torch.cat([tokens, *deeper], -1).unflatten(0, (len(pixels), -1))
+
+    def text_inputs(self, embeds: torch.Tensor, places: torch.Tensor, pictures: torch.Tensor) -> dict:
+        own, *deeper = pictures.split(embeds.shape[-1], -1)
+        deep = {"visual_pos_masks": places, "deepstack_visual_embeds": deeper}
+        return super().text_inputs(embeds, places, own) | deep
+
+
+FAMILIES = (Idefics3Family, Idefics2Family, Qwen25VLFamily, Qwen3VLFamily, LlavaOnevisionFamily)
+FAMILY_NAMES = "SmolVLM2, Idefics2, Idefics3, Qwen2.5-VL, Qwen3-VL or LLaVA-OneVision"
+
+
+def family_of(model_type: str) -> type[Family] | None:
     """The class for a config's model_type, or None for a family that PrefGen doesn't know."""
     return next((family for family in FAMILIES if model_type in family.model_types), None)
+
+
+def whole(pixels: torch.Tensor, patch_size: int) -> dict:
+    """Arguments of the Idefics vision towers for pictures without padding."""
+    side = pixels.shape[-1] // patch_size
+    mask = torch.ones(len(pixels), side, side, dtype=torch.bool, device=pixels.device)
+    return {"pixel_values": pixels, "patch_attention_mask": mask}
+
+
+def fitting_side(unit: int, shortest: float, longest: float) -> int:
+    """The multiple of `unit` next below SIDE that keeps to the limits, in pixels; at least one unit."""
+    return max(unit, int(min(max(SIDE, shortest), longest)) // unit * unit)
+
+
+def pixel_limits(preprocessor: dict) -> tuple[float, float]:
+    """The least and largest side of a square picture. Qwen's processors count pixels, under two names."""
+    size = preprocessor.get("size") or {}
+    least = preprocessor.get("min_pixels") or size.get("shortest_edge") or 1
+    most = preprocessor.get("max_pixels") or size.get("longest_edge") or SIDE**2
+    return least**0.5, most**0.5

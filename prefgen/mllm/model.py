@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,29 +11,29 @@ from ..compat import hidden_states_of, load_image_text_to_text
 from ..history import HistoryItem, PreferenceHistory, resize
 from .cache import LeastRecentlyUsed
 from .families import family_of
+from .files import MLLMError, chat_template_of, check_folder, preprocessor_of, weights_digest
+from .lora import check_lora, merge_lora
 from .prompt import CLOSING_QUESTION, PROMPT_VERSION, build_messages, render_prompt
 
 BATCH = 8
 CACHED_PICTURES, CACHED_HISTORIES = 512, 256
+CACHED_BYTES = 2**30  # of image tokens; large models give several MB a picture
 ANSWER_TOKENS = 128
-
-
-class MLLMError(ValueError):
-    """A folder that can't be used as a preference MLLM, in one sentence for the artist."""
 
 
 class PreferenceMLLM:
     """A transformers image-text-to-text model that reads preference histories.
 
-    Pictures are resized to the vision tower's square (bicubic, antialiased, mean and std 0.5) and never split. Image
-    tokens are cached by the picture's content, whole encodings by the history's; `stats` counts what really ran.
+    Pictures are resized to the family's square (bicubic, antialiased) and never split. Image tokens are cached by the
+    picture's content, whole encodings by the history's; `stats` counts what really ran. Histories are read one at a
+    time, so nothing is ever padded.
     """
 
-    def __init__(self, model, tokenizer, name: str, revision: str):
+    def __init__(self, model, tokenizer, name: str, revision: str, preprocessor: dict | None = None):
         self.model, self.tokenizer, self.name = model, tokenizer, name
-        self.family = family_of(model.config.model_type)(model)
-        self.dtype = next(model.parameters()).dtype
-        text = model.config.text_config
+        self.family = family_of(model.config.model_type)(model, preprocessor)
+        self.dtype = model.dtype
+        text = model.config.get_text_config()
         self.fingerprint = {
             "name": name,
             "revision": revision,
@@ -46,20 +44,34 @@ class PreferenceMLLM:
             "hidden_size": text.hidden_size,
         }
         self.stats = {"vision_runs": 0, "prefill_runs": 0, "history_hits": 0, "feature_hits": 0}
-        self._features = LeastRecentlyUsed(CACHED_PICTURES)
+        self._features: LeastRecentlyUsed = LeastRecentlyUsed(CACHED_PICTURES)
         self._histories = LeastRecentlyUsed(CACHED_HISTORIES)
 
     @classmethod
-    def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> PreferenceMLLM:
-        """Load a local folder. Raises MLLMError with one sentence for a folder that can't or must not be loaded."""
+    def load(
+        cls,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        lora: str | Path | None = None,
+        nf4: bool = False,
+    ) -> PreferenceMLLM:
+        """Load a local folder, with a peft LoRA folder merged into it. nf4: 4-bit weights, computed in `dtype`.
+
+        Raises MLLMError with one sentence for a folder that can't or must not be loaded.
+        """
         from transformers import AutoTokenizer
 
         folder = Path(folder)
         check_folder(folder)
+        if lora is not None:
+            check_lora(Path(lora))
+            if nf4:
+                raise MLLMError(f"The LoRA {Path(lora).name} can't be merged into nf4: choose bf16, fp16 or fp32.")
         try:
-            model = load_image_text_to_text(folder, dtype)
+            model = load_image_text_to_text(folder, dtype, nf4)
         except Exception as error:  # transformers and safetensors raise many kinds for a broken folder
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             raise MLLMError(f"The MLLM folder {folder.name} can't be loaded ({reason}): download it again.") from error
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
@@ -67,7 +79,13 @@ class PreferenceMLLM:
             raise MLLMError(
                 f"The tokenizer files of the MLLM folder {folder.name} are missing or damaged: download them again."
             ) from error
-        return cls(model.to(device), tokenizer, folder.name, weights_digest(folder))
+        tokenizer.chat_template = getattr(tokenizer, "chat_template", None) or chat_template_of(folder)
+        merged = None if lora is None else merge_lora(model, Path(lora))
+        # 4-bit weights are packed where they are to be used.
+        model = model if nf4 else model.to(device)
+        mllm = cls(model, tokenizer, folder.name, weights_digest(folder), preprocessor_of(folder))
+        mllm.fingerprint |= {"lora": merged} | ({"precision": "nf4"} if nf4 else {})
+        return mllm
 
     @property
     def device(self) -> torch.device:
@@ -101,7 +119,7 @@ class PreferenceMLLM:
         features = self.image_features(history.items, lambda n: progress and progress(n, total), interrupt)
         if interrupt:
             interrupt()
-        states = self._read(history, features)
+        states = self._read(history, features, interrupt)
         self._histories[key] = states
         if progress:
             progress(total, total)
@@ -123,16 +141,17 @@ class PreferenceMLLM:
         total = len(history) + 1
         features = self.image_features(history.items, lambda n: progress and progress(n, total), interrupt)
         words: list[int] = []
-        embeds, past = self._embeds(history, features, question), None
+        inputs, past = self._inputs(history, features, question), None
         while len(words) < limit:
             if interrupt:
                 interrupt()
-            output = self.family.text(inputs_embeds=embeds, past_key_values=past, use_cache=True)
-            word = self.model.lm_head(output.last_hidden_state[:, -1]).argmax(-1)
+            output = self.family.text(**inputs, past_key_values=past, use_cache=True)
+            word = self.model.get_output_embeddings()(output.last_hidden_state[:, -1]).argmax(-1)
             if int(word) in self._ends:
                 break
             words.append(int(word))
-            embeds, past = self.model.get_input_embeddings()(word)[None], output.past_key_values
+            inputs = self.family.next_inputs(inputs, self.model.get_input_embeddings()(word)[None])
+            past = output.past_key_values
         if progress:
             progress(total, total)
         return self.tokenizer.decode(words, skip_special_tokens=True).strip()
@@ -161,20 +180,27 @@ class PreferenceMLLM:
             batch = waiting[start : start + BATCH]
             pixels = torch.stack([self._preprocess(item.image) for item in batch])
             for item, tokens in zip(batch, self.family.features(pixels), strict=True):
-                found[item.digest] = self._features[item.digest] = tokens.cpu()
+                found[item.digest] = self._keep(item.digest, tokens.cpu())
             self.stats["vision_runs"] += len(batch)
             if progress:
                 progress(len(items) - len(waiting) + start + len(batch))
         return [found[item.digest] for item in items]
 
-    def _preprocess(self, image: torch.Tensor) -> torch.Tensor:
-        """[H, W, 3] in 0..1 -> [3, S, S] in -1..1 on the model's device."""
-        size = self.family.image_size
-        pixels = (resize(image, size, size) * 255).round() / 255
-        return ((pixels - 0.5) / 0.5).movedim(-1, 0).to(self.device, self.dtype)
+    def _keep(self, digest: str, tokens: torch.Tensor) -> torch.Tensor:
+        """Cache a picture's tokens, within the bounds of count and of memory."""
+        tokens = tokens.contiguous().clone()
+        self._features.size = min(CACHED_PICTURES, max(1, CACHED_BYTES // tokens.nbytes))
+        self._features[digest] = tokens
+        return tokens
 
-    def _embeds(self, history: PreferenceHistory, features: list[torch.Tensor], question: str) -> torch.Tensor:
-        """The conversation as the decoder reads it, [1, tokens, D]."""
+    def _preprocess(self, image: torch.Tensor) -> torch.Tensor:
+        """[H, W, 3] in 0..1 -> [3, S, S] as the vision tower wants it, on the model's device."""
+        size, mean, std = self.family.image_size, torch.tensor(self.family.mean), torch.tensor(self.family.std)
+        pixels = (resize(image, size, size) * 255).round() / 255
+        return ((pixels - mean) / std).movedim(-1, 0).to(self.device, self.dtype)
+
+    def _inputs(self, history: PreferenceHistory, features: list[torch.Tensor], question: str) -> dict:
+        """The conversation as the decoder's arguments."""
         ids = torch.tensor([self._token_ids(history, question)], device=self.device)
         embeds = self.model.get_input_embeddings()(ids)
         places = ids == self.family.image_token_id
@@ -184,16 +210,20 @@ class PreferenceMLLM:
                 f"{self.name}'s tokenizer wrote {int(places.sum())} image tokens for {len(pictures)}: its files "
                 "don't belong together."
             )
-        return embeds.masked_scatter(places[..., None], pictures)
+        return self.family.text_inputs(embeds, places, pictures)
 
-    def _read(self, history: PreferenceHistory, features: list[torch.Tensor]) -> torch.Tensor:
-        """One prefill with hooks on every decoder layer that keep the last token only."""
-        embeds = self._embeds(history, features, CLOSING_QUESTION)
+    def _read(
+        self, history: PreferenceHistory, features: list[torch.Tensor], interrupt: Callable[[], None] | None
+    ) -> torch.Tensor:
+        """One prefill with hooks on every decoder layer that keep the last token only, and that may interrupt."""
+        inputs = self._inputs(history, features, CLOSING_QUESTION)
         layers, norm = self.family.text.layers, self.family.text.norm
         kept: list[torch.Tensor | None] = [None] * len(layers)
 
         def keep(index: int):
             def hook(_module, _inputs, output):
+                if interrupt:
+                    interrupt()
                 kept[index] = hidden_states_of(output)[0, -1].float().cpu()
 
             return hook
@@ -201,7 +231,7 @@ class PreferenceMLLM:
         taps = [*layers[:-1], norm]
         hooks = [module.register_forward_hook(keep(i)) for i, module in enumerate(taps)]
         try:
-            self.family.text(inputs_embeds=embeds, use_cache=False)
+            self.family.text(**inputs, use_cache=False)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -218,7 +248,7 @@ class PreferenceMLLM:
         verdicts, prompts = [i.liked for i in history.items], [self._plain(i.prompt) for i in history.items]
         image_token = self.tokenizer.convert_ids_to_tokens(self.family.image_token_id)
         if getattr(self.tokenizer, "chat_template", None):
-            messages = build_messages(verdicts, prompts, question)
+            messages = build_messages(verdicts, prompts, question, image_token if self.family.inline else None)
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             text = text.replace(image_token, self.family.image_text(image_token))
         else:
@@ -230,46 +260,3 @@ class PreferenceMLLM:
         for sign in self.tokenizer.get_added_vocab():
             prompt = prompt.replace(sign, " ")
         return " ".join(prompt.split())
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse a folder before anything of it is loaded. Raises MLLMError with one sentence."""
-    if not (folder / "config.json").is_file():
-        raise MLLMError(f"The MLLM folder {folder.name} has no config.json: choose a folder of a transformers model.")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("no object")
-    except ValueError as error:
-        raise MLLMError(f"The config.json of the MLLM folder {folder.name} is damaged: download it again.") from error
-    if "auto_map" in config:
-        raise MLLMError(
-            f"The MLLM folder {folder.name} asks to run code of its own, which PrefGen never does: choose a model "
-            "that transformers knows."
-        )
-    if family_of(config.get("model_type", "")) is None:
-        raise MLLMError(
-            f"The MLLM folder {folder.name} holds a {config.get('model_type', 'model')}, which PrefGen can't read "
-            "histories with: choose an Idefics3 or SmolVLM model."
-        )
-    if not list(folder.glob("*.safetensors")):
-        pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
-        what = "only pickled weights, which PrefGen never opens" if pickles else "no weights"
-        raise MLLMError(f"The MLLM folder {folder.name} has {what}: put its .safetensors files there.")
-
-
-def weights_digest(folder: Path, pieces: int = 64, size: int = 1 << 16) -> str:
-    """sha256 over names, sizes and evenly spaced pieces of the weight files (small files whole): tells revisions apart
-    without reading gigabytes."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        length = file.stat().st_size
-        digest.update(f"{file.name} {length}".encode())
-        with file.open("rb") as stream:
-            if length <= pieces * size * 4:
-                digest.update(stream.read())
-                continue
-            for i in range(pieces):
-                stream.seek(i * (length - size) // (pieces - 1))
-                digest.update(stream.read(size))
-    return digest.hexdigest()

@@ -18,11 +18,20 @@ def verdict_words(liked: bool, prompt: str = "") -> str:
     return f"{verdict} ({prompt})" if prompt else verdict
 
 
-def build_messages(verdicts: Sequence[bool], prompts: Sequence[str], question: str = CLOSING_QUESTION) -> list[dict]:
-    """One user turn in transformers' chat format: picture, verdict, picture, verdict, ..., question."""
+def build_messages(
+    verdicts: Sequence[bool],
+    prompts: Sequence[str],
+    question: str = CLOSING_QUESTION,
+    image_token: str | None = None,
+) -> list[dict]:
+    """One user turn in transformers' chat format: picture, verdict, picture, verdict, ..., question.
+
+    image_token: written as text in place of a picture, for templates that would put all pictures first.
+    """
+    picture = {"type": "image"} if image_token is None else {"type": "text", "text": image_token}
     content: list[dict] = []
     for liked, prompt in zip(verdicts, prompts, strict=True):
-        content += [{"type": "image"}, {"type": "text", "text": verdict_words(liked, prompt)}]
+        content += [picture, {"type": "text", "text": verdict_words(liked, prompt)}]
     content.append({"type": "text", "text": question})
     return [{"role": "user", "content": content}]
 

@@ -1,0 +1,166 @@
+"""Load Preference MLLM inside ComfyUI: folders, precision, memory, and what leaves the device."""
+
+import inspect
+import json
+import os
+
+import pytest
+import torch
+
+from tests.engine.tiny_mllms import write_folder
+
+
+@pytest.fixture(scope="module")
+def folders(pack):
+    return pack("prefgen.comfy.folders")
+
+
+@pytest.fixture(scope="module")
+def memory(pack):
+    return pack("prefgen.comfy.memory")
+
+
+@pytest.fixture(scope="module")
+def node(pack):
+    return pack("nodes").LoadPreferenceMLLM
+
+
+@pytest.fixture(scope="module")
+def smol(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("mllm") / "smol", "SmolVLM2")
+
+
+def sentence(raised):
+    text = str(raised.value)
+    assert "\n" not in text and text.endswith(".") and len(text) < 300, text
+    return text
+
+
+def test_folders_of_extra_model_paths_are_listed(folders, tmp_path):
+    """By ComfyUI's own reader of extra_model_paths.yaml."""
+    from utils.extra_config import load_extra_path_config
+
+    for place in ("models/prefgen/mllm/far", "models/words/near"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "config.json").write_text("{}")
+    lora = tmp_path / "models/prefgen/mllm_lora/taste"
+    lora.mkdir(parents=True)
+    (lora / "adapter_config.json").write_text("{}")
+    (lora / "adapter_model.safetensors").write_bytes(b"")
+    config = tmp_path / "extra_model_paths.yaml"
+    config.write_text(f"elsewhere:\n  base_path: {tmp_path}/models\n  prefgen: prefgen\n  LLM: words\n")
+    load_extra_path_config(str(config))
+    assert folders.mllm_path("far") == tmp_path / "models/prefgen/mllm/far"
+    assert folders.mllm_path("near") == tmp_path / "models/words/near"
+    assert folders.mllm_lora_path("taste") == lora
+    assert folders.mllm_lora_path("none") is None
+    assert not any("adapter_model" in name for name in folders.adapters())
+
+
+def test_names_that_were_not_offered_are_refused_before_the_graph_runs(node):
+    assert node.validate_inputs("atelier") is True
+    for wrong in ({"mllm": "../x"}, {"mllm": "atelier", "lora": "../x"}, {"mllm": "atelier", "precision": "int3"}):
+        answer = node.validate_inputs(**wrong)
+        assert isinstance(answer, str) and answer.endswith(".")
+
+
+def test_graphs_saved_before_the_lora_still_load(node):
+    names = list(inspect.signature(node.execute).parameters)
+    assert names == ["mllm", "precision", "device", "lora"]
+    assert node.define_schema().inputs[-1].id == "lora" and node.define_schema().inputs[-1].optional
+    managed = node.execute("atelier").result[0]
+    assert managed.mllm.fingerprint["lora"] is None
+
+
+def test_nf4_is_offered_only_with_bitsandbytes(memory, node):
+    from importlib.util import find_spec
+
+    offered = "nf4" in memory.precisions()
+    assert offered == (find_spec("bitsandbytes") is not None)
+    answer = node.validate_inputs("atelier", precision="nf4")
+    assert answer is True if offered else "bitsandbytes" in answer
+    if offered:
+        with pytest.raises(ValueError, match="graphics card") as raised:
+            memory.pick_dtype("nf4", torch.device("cpu"), False)
+        sentence(raised)
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
+def test_every_precision_holds_its_weights_so(memory, smol, name):
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    managed = memory.load_mllm(smol, name, "cpu")
+    assert managed.mllm.dtype == dtype
+    assert managed.mllm.fingerprint["precision"] == str(dtype).removeprefix("torch.")
+
+
+def sparse(folder, smol, tensors):
+    """A folder whose weights are huge on paper: holes on the disk, never read."""
+    folder.mkdir()
+    (folder / "config.json").write_bytes((smol / "config.json").read_bytes())
+    header, end = {}, 0
+    for name, shape in tensors.items():
+        begin, end = end, end + 2 * torch.Size(shape).numel()
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+    os.truncate(folder / "model.safetensors", 8 + len(text) + end)
+    return folder
+
+
+@pytest.mark.parametrize(("precision", "advice"), [("fp32", "precision bf16"), ("bf16", "a smaller MLLM")])
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_read(memory, smol, tmp_path, precision, advice):
+    """1 TiB of bf16 weights; nothing of ComfyUI or the disk is played."""
+    huge = sparse(tmp_path / "huge", smol, {f"layer.{i}": (2**18, 2**17) for i in range(16)})
+    with pytest.raises(ValueError, match="huge needs") as raised:
+        memory.load_mllm(huge, precision, "cpu")
+    text = sentence(raised)
+    assert advice in text and ("2048.0 GiB in fp32" in text or "1024.0 GiB in bf16" in text)
+    assert ("bf16, or" in text) == (precision == "fp32")
+
+
+def test_the_estimate_is_what_the_weights_take(memory, smol, pack):
+    loaded = memory.load_mllm(smol, "bf16", "cpu").mllm
+    estimate = pack("prefgen.mllm.files").weight_bytes(smol, 2)
+    assert 0.9 * loaded.memory_bytes < estimate < 1.1 * loaded.memory_bytes
+
+
+def test_low_vram_reads_on_the_cpu(memory, monkeypatch):
+    import comfy.model_management as management
+
+    for state in (management.VRAMState.LOW_VRAM, management.VRAMState.NO_VRAM):
+        monkeypatch.setattr(management, "vram_state", state)
+        assert memory.pick_device("auto") == torch.device("cpu")
+
+
+def test_it_is_gone_from_the_device_when_it_has_read_also_after_an_interrupt(memory, smol, pack):
+    import comfy.model_management as management
+
+    managed = memory.load_mllm(smol, "fp32", "cpu")
+    history = pack("prefgen.history").PreferenceHistory.from_images(list(torch.rand(3, 20, 20, 3)), [])
+    encode = pack("prefgen.comfy.encoding").encode_history
+
+    def loaded():
+        return [m for m in management.current_loaded_models if m.model is managed.patcher]
+
+    management.interrupt_current_processing(True)
+    with pytest.raises(management.InterruptProcessingException):
+        encode(history, managed)
+    assert not loaded()
+    during = []
+    managed.mllm.family.text.register_forward_pre_hook(lambda *_: during.append(len(loaded())))
+    assert encode(history, managed).hidden.isfinite().all()
+    assert during == [1] and not loaded()
+
+
+def test_an_interrupt_is_heard_between_decoder_layers(memory, smol, pack):
+    import comfy.model_management as management
+
+    managed = memory.load_mllm(smol, "fp32", "cpu")
+    history = pack("prefgen.history").PreferenceHistory.from_images(list(torch.rand(2, 20, 20, 3)), [])
+    managed.mllm.family.text.layers[0].register_forward_hook(lambda *_: management.interrupt_current_processing(True))
+    reached = []
+    managed.mllm.family.text.layers[3].register_forward_hook(lambda *_: reached.append(True))
+    with pytest.raises(management.InterruptProcessingException):
+        pack("prefgen.comfy.encoding").encode_history(history, managed)
+    assert not reached
