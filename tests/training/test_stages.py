@@ -116,9 +116,9 @@ def test_ablations_change_one_thing_and_share_the_rest(trained, tmp_path, monkey
 
         return load_file(str(folder / name / "weights/adapter.safetensors"))[key]
 
-    shipped = part("", "prefgen.aligner.layers.0.weight", trained)
-    assert part("image_only", "prefgen.aligner.layers.0.weight").equal(shipped), "its alignment is linked"
-    assert not part("pointwise", "prefgen.aligner.layers.0.weight").equal(shipped)
+    shipped = part("", "prefgen.aligner.mlp.0.weight", trained)
+    assert part("image_only", "prefgen.aligner.mlp.0.weight").equal(shipped), "its alignment is linked"
+    assert not part("pointwise", "prefgen.aligner.mlp.0.weight").equal(shipped)
     from prefgen.adapter import load_adapter
     from prefgen.mllm.model import PreferenceMLLM
 
