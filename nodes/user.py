@@ -159,6 +159,16 @@ class ApplyUserCrossAttention(io.ComfyNode):
                         "multiplies the weight; empty is level.",
                     )
                 ),
+                advanced(
+                    io.String.Input(
+                        "item_weights",
+                        default="",
+                        optional=True,
+                        tooltip="The weight over the items of a batch or the frames of an animation, as item=weight, "
+                        "counted from 0: 0=1, 15=0 fades out. Two users with opposite ones share a batch: 1=1, 2=0 and "
+                        "1=0, 2=1. It multiplies the weight; empty is all alike.",
+                    )
+                ),
             ],
             outputs=[io.Model.Output(display_name="MODEL", tooltip="The model with the user, for a sampler.")],
         )
@@ -176,9 +186,11 @@ class ApplyUserCrossAttention(io.ComfyNode):
         blocks="all",
         block_weights="",
         weight_schedule="",
+        item_weights="",
     ) -> io.NodeOutput:
         from ..prefgen.comfy.patcher import apply_user
 
         side = APPLY_TO.get(apply_to, apply_to)  # ComfyUI 0.3.75 lets any combo value through; apply_user names it
         where = {"blocks": blocks, "per_block": block_weights, "over_time": weight_schedule}
+        where["by_item"] = item_weights
         return io.NodeOutput(apply_user(model, user, weight, start_at, end_at, attn_mask, side, **where))

@@ -70,15 +70,25 @@ def schedule(text: str) -> tuple[tuple[float, float], ...]:
     return tuple(sorted(points.items()))
 
 
-def scheduled(points: Sequence[tuple[float, float]], share: float) -> float:
-    """The weight at a share of the sampling: straight lines between the points, level before the first and after the
-    last."""
-    before = [point for point in points if point[0] <= share]
-    after = [point for point in points if point[0] > share]
+def item_weights(text: str) -> tuple[tuple[float, float], ...]:
+    """(number of the item in the batch, weight) points in order, from "0=1, 15=0"; none from an empty text. Raises
+    ValueError with one sentence."""
+    points = {}
+    for entry, item, weight in entries(text, "item_weights", '"0=1, 15=0"'):
+        if not item.isdecimal():
+            raise ValueError(f"item_weights: {entry!r} is no item of a batch; they are counted from 0.")
+        points[float(item)] = weight
+    return tuple(sorted(points.items()))
+
+
+def interpolated(points: Sequence[tuple[float, float]], place: float) -> float:
+    """The weight at a place: straight lines between the points, level before the first and after the last."""
+    before = [point for point in points if point[0] <= place]
+    after = [point for point in points if point[0] > place]
     if not before or not after:
         return (before[-1] if before else after[0])[1]
     (start, low), (end, high) = before[-1], after[0]
-    return low + (high - low) * (share - start) / (end - start)
+    return low + (high - low) * (place - start) / (end - start)
 
 
 def entries(text: str, what: str, example: str):

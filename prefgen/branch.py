@@ -23,14 +23,16 @@ def user_residual(
     """What the user adds to one cross-attention; same shape, dtype and device as `base_output`.
 
     base_output, query: [B, T, heads * dim_head]. k, v: [B or 1, N, heads * dim_head], already projected.
-    metadata: "heads" (int), "weight" (float), "attention": a function (q, k, v, heads) -> [B, T, heads * dim_head] such
-    as ComfyUI's optimized_attention, or None for torch's own.
+    metadata: "heads" (int), "weight" (float, 1 if it is missing), "attention": a function (q, k, v, heads) ->
+    [B, T, heads * dim_head] such as ComfyUI's optimized_attention, or None for torch's own.
     mask: [B or 1, T, 1] in 0..1, or None.
     """
     attention = metadata.get("attention") or scaled_dot_product
     if k.shape[0] != query.shape[0]:
         k, v = (x.expand(query.shape[0], -1, -1) for x in (k, v))
-    residual = attention(query, k, v, metadata["heads"]) * metadata["weight"]
+    weight = metadata.get("weight", 1.0)
+    # The output is linear in V, which is a thousand times smaller.
+    residual = attention(query, k, v if weight == 1 else v * weight, metadata["heads"])
     if mask is not None:
         residual = residual * mask
     return residual.to(base_output.dtype)

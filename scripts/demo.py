@@ -32,6 +32,7 @@ from prefgen.atelier import captions
 from prefgen.atelier import users as world
 from prefgen.atelier.judge import load_judge
 from prefgen.atelier.renderer import render
+from training.bootstrap import bootstrap
 
 from . import demo_sheet
 from . import graph as graphs
@@ -157,13 +158,6 @@ def make_pictures(client: ComfyClient, jobs: list[Job], target: Path) -> dict[tu
             path.write_bytes(data)
             pictures[job.user, job.prompt, job.condition] = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     return pictures
-
-
-def bootstrap(by_user: np.ndarray, draws: int = 10_000, seed: int = 0) -> list[float]:
-    """95 % percentile interval of the mean of `by_user` [users], resampling whole users, since pictures of one user are
-    not independent of each other."""
-    chosen = np.random.default_rng(seed).integers(len(by_user), size=(draws, len(by_user)))
-    return [round(float(value), 4) for value in np.percentile(by_user[chosen].mean(1), [2.5, 97.5])]
 
 
 def summary(values: np.ndarray) -> dict:

@@ -3,155 +3,24 @@
 Other packs fill `patches_replace["attn2"]`, a register with one slot a block. Nothing is written there: while the model
 is called, a copy of the options gets `what sits in the slot, or the plain attention, plus the users' residuals`. So the
 order of nodes doesn't matter, and what an input model can reach never changes.
-
-K and V of the users are projected once a sampling run, on the CPU where the adapter's weights stay, and live in the
-run's own copy of the options until it ends.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
 
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ..adapter import AdapterError, check_compatible
-from ..blocks import Block, block_weights, schedule, scheduled
-from ..branch import mask_to_tokens, user_residual
+from ..blocks import Block, block_weights, item_weights, schedule
 from ..encoded import FusedUser
 from ..header import FAMILY_NAMES, FAMILY_OF_WIDTH
+from .run import Application, Run
 
 KEY = "prefgen"
 APPLY_TO = ("positive", "both")
-
-SHARES = 200  # steps in which a run's sigmas are tabulated for a schedule
-
-
-@dataclass(frozen=True, eq=False)
-class Application:
-    """One user applied to a model. `mask` [b, H, W] in 0..1 or None; `uncond`: the unconditional half gets what
-    training calls no user, or the user's disliked pictures. `blocks`: a factor for every block, file order; `points`:
-    (share of the sampling, factor), none for a level weight."""
-
-    user: FusedUser
-    weight: float
-    start_at: float
-    end_at: float
-    mask: torch.Tensor | None
-    uncond: bool
-    blocks: tuple[float, ...]
-    points: tuple[tuple[float, float], ...] = ()
-
-    @property
-    def always(self) -> bool:
-        return self.start_at <= 0.0 and self.end_at >= 1.0
-
-
-@dataclass(frozen=True)
-class Call:
-    """Who is on in one model call, and with what weight. `rows` has a tuple for each active application: for every
-    chunk of the batch 0 for its user's K and V, 1 for those of no user, None for nothing."""
-
-    active: tuple[int, ...]
-    weights: tuple[float, ...]
-    rows: tuple[tuple[int | None, ...], ...]
-
-
-class Run:
-    """What one sampling run needs: K and V, resized masks, composed attention functions. Dropped when it ends."""
-
-    def __init__(self, applications: tuple[Application, ...], blocks: tuple[Block, ...], model_sampling, conds: dict):
-        self.applications = applications
-        self.numbers = {block: number for number, block in enumerate(blocks)}
-        self.sigmas = [
-            (float(model_sampling.percent_to_sigma(a.start_at)), float(model_sampling.percent_to_sigma(a.end_at)))
-            for a in applications
-        ]
-        self.share = _share_of(model_sampling) if any(a.points for a in applications) else None
-        self.negative = {
-            cond["uuid"]
-            for name, group in conds.items()
-            if "negative" in name
-            for cond in group or ()
-            if "uuid" in cond
-        }
-        self.known = self.negative | {
-            cond["uuid"] for group in conds.values() for cond in group or () if "uuid" in cond
-        }
-        with torch.no_grad():
-            self.projected = [a.user.keys_values() for a in applications]
-        self._keys_values: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._masks: dict[tuple, torch.Tensor] = {}
-        self._calls: dict[tuple, Call] = {}
-        self._patches: dict[Block, tuple[Callable | None, Callable]] = {}
-
-    def call(self, sigma: torch.Tensor, options: dict) -> Call:
-        """Who is on, from sigma [B] and the chunks of the batch. Reads the device once, and only if somebody has a
-        start, an end or a schedule."""
-        weights = {i: a.weight for i, a in enumerate(self.applications)}
-        if not all(a.always and not a.points for a in self.applications):
-            value = float(sigma.flatten()[0])
-            weights = {i: w for i, w in weights.items() if self.sigmas[i][1] <= value <= self.sigmas[i][0]}
-            for i in weights:
-                if self.applications[i].points:
-                    weights[i] *= scheduled(self.applications[i].points, self.share(value))
-        chunks = options.get("cond_or_uncond", [0])
-        uuids = options.get("uuids", [None] * len(chunks))
-        # A guider with more than two conditions numbers them its own way, so the condition itself is asked first.
-        negative = tuple(
-            uuid in self.negative if uuid in self.known else index == 1
-            for index, uuid in zip(chunks, uuids, strict=True)
-        )
-        key = (tuple(weights.items()), negative)
-        if key not in self._calls:
-            rows = {i: tuple(_row(self.applications[i], n) for n in negative) for i in weights}
-            some = [i for i in weights if weights[i] and any(row is not None for row in rows[i])]
-            self._calls[key] = Call(tuple(some), tuple(weights[i] for i in some), tuple(rows[i] for i in some))
-        return self._calls[key]
-
-    def reached(self, call: Call) -> list[Block]:
-        """The blocks in which somebody who is on counts."""
-        reach = [self.applications[i].blocks for i in call.active]
-        return [block for block, number in self.numbers.items() if any(factors[number] for factors in reach)]
-
-    def patch(self, block: Block, prior: Callable | None) -> Callable:
-        """The composed attention of one block; the same object as long as the same prior sits there, so that a
-        compiled model doesn't take every step for a new one."""
-        cached = self._patches.get(block)
-        if cached is None or cached[0] is not prior:
-            cached = prior, partial(_attention, self, self.numbers[block], prior)
-            self._patches[block] = cached
-        return cached[1]
-
-    def keys_values(self, application: int, block: int, rows: tuple[int, ...], like: torch.Tensor):
-        """K and V for a batch of len(rows) equal chunks beside queries `like` [B, T, width]: [1 or B, N, width]."""
-        same = len(set(rows)) == 1
-        key = (application, block, rows[0] if same else (rows, like.shape[0]), like.device, like.dtype)
-        if key not in self._keys_values:
-            k, v = self.projected[application][block]
-            index = [rows[0]] if same else [row for row in rows for _ in range(like.shape[0] // len(rows))]
-            self._keys_values[key] = tuple(x[index].to(device=like.device, dtype=like.dtype) for x in (k, v))
-        return self._keys_values[key]
-
-    def mask(self, application: int, shape: list[int], chunks: int, like: torch.Tensor) -> torch.Tensor | None:
-        """The mask for queries `like` [chunks * b, T, width] of a latent `shape` [B, C, H, W]: [1 or B, T, 1]."""
-        mask = self.applications[application].mask
-        if mask is None:
-            return None
-        key = (application, tuple(shape[-2:]), tuple(like.shape[:2]), chunks, like.device, like.dtype)
-        if key not in self._masks:
-            tokens = mask_to_tokens(mask, like.shape[1], tuple(shape[-2:]))
-            if tokens.shape[0] > 1:
-                each = like.shape[0] // chunks
-                tokens = torch.cat([tokens, tokens[-1:].expand(max(each - tokens.shape[0], 0), -1, -1)])[:each]
-                tokens = tokens.repeat(chunks, 1, 1)
-            self._masks[key] = tokens.to(device=like.device, dtype=like.dtype)
-        return self._masks[key]
 
 
 class UserBranch:
@@ -181,7 +50,7 @@ class UserBranch:
         # Outside a sampling run, or in the run of a guider that samples with another model: a run of our own.
         if run is None or run.applications is not self.applications:
             run = options[KEY] = Run(self.applications, self.blocks, executor.class_obj.model_sampling, {})
-        call = run.call(t, options)
+        call = run.call(t, options, x.shape[0])
         if call.active:
             options["prefgen_call"] = call
             replace = dict(options.get("patches_replace", {}))
@@ -203,31 +72,33 @@ def apply_user(
     blocks: str = "all",
     per_block: str = "",
     over_time: str = "",
+    by_item: str = "",
 ) -> ModelPatcher:
     """A clone of `model` whose cross-attention adds `weight` times the attention to the user's tokens.
 
     `start_at`, `end_at`: share of the sampling, 0..1; `attn_mask` [b, H, W] or [H, W] in 0..1, of any size;
     `apply_to`: "positive", or "both" for the trained no-user tokens on the unconditional half, which a user whose
     disliked pictures are negative gets in any case. `blocks` and `per_block`: see `block_weights`; `over_time`: see
-    `schedule`; both multiply the weight. Weight 0 returns `model` itself. Users already on the model stay. Raises
-    AdapterError with one sentence if the model has no UNet cross-attention or the adapter doesn't fit it, ValueError
-    with one for a typing error.
+    `schedule`; `by_item`: see `item_weights`; all multiply the weight. Weight 0 returns `model` itself. Users already
+    on the model stay. Raises AdapterError with one sentence if the model has no UNet cross-attention or the adapter
+    doesn't fit it, ValueError with one for a typing error.
     """
     if apply_to not in APPLY_TO:
         raise ValueError(f"apply_to must be one of {', '.join(APPLY_TO)}, not {apply_to!r}.")
     found = list(cross_attention_blocks(model))
     if not found:
         raise AdapterError(
-            f"Apply User Cross-Attention needs a UNet with cross-attention (SD1.5, SD2, SDXL or the atelier); "
-            f"{type(model.model).__name__} has none."
+            "Apply User Cross-Attention needs a UNet with cross-attention (SD1.5, SD2, SDXL or the atelier); "
+            f"{type(model.model).__name__} has none: put the taste into its prompt with Describe Preference."
         )
     widths = [attention.heads * attention.dim_head for _, attention in found]
     cross_dim = found[0][1].to_k.in_features
     check_compatible(user.adapter.header, widths, cross_dim, family_name(model, cross_dim))
     addresses = tuple(block for block, _ in found)
     factors, points = block_weights(addresses, widths, blocks, per_block), schedule(over_time)
-    nowhere, never = not any(factors), points and not any(factor for _, factor in points)
-    if weight == 0 or start_at > end_at or nowhere or never:
+    items = item_weights(by_item)
+    nothing = [given for given in (points, items) if given and not any(factor for _, factor in given)]
+    if weight == 0 or start_at > end_at or not any(factors) or nothing:
         return model
     if attn_mask is not None:
         attn_mask = attn_mask.detach().float().cpu().reshape(-1, *attn_mask.shape[-2:]).clone()
@@ -236,7 +107,7 @@ def apply_user(
                 "The attn_mask of Apply User Cross-Attention has values that are not numbers (NaN or inf)."
             )
     uncond = apply_to == "both" or user.negative
-    application = Application(user, float(weight), start_at, end_at, attn_mask, uncond, factors, points)
+    application = Application(user, float(weight), start_at, end_at, attn_mask, uncond, factors, points, items)
 
     clone = model.clone()
     earlier = [branch.applications for branch in clone.get_wrappers(WrappersMP.APPLY_MODEL, KEY)]
@@ -270,60 +141,3 @@ def family_name(model: ModelPatcher, cross_dim: int) -> str:
         return "atelier"
     family = FAMILY_OF_WIDTH.get(cross_dim)
     return FAMILY_NAMES[family] if family else f"a UNet with text width {cross_dim}"
-
-
-def _share_of(model_sampling) -> Callable[[float], float]:
-    """A function from sigma to the share of the sampling, 0..1, for any schedule that knows the way back."""
-    shares = [i / SHARES for i in range(SHARES + 1)]
-    # ComfyUI gives the very start an endless sigma.
-    sigmas = [float(model_sampling.sigma_max), *(float(model_sampling.percent_to_sigma(s)) for s in shares[1:])]
-    rising = sigmas[::-1]
-
-    def share(sigma: float) -> float:
-        if sigma >= rising[-1]:
-            return 0.0
-        i = bisect_left(rising, sigma)
-        if i == 0:
-            return 1.0
-        low, high = rising[i - 1], rising[i]
-        return 1 - (i - 1 + (sigma - low) / (high - low)) / SHARES
-
-    return share
-
-
-def _row(application: Application, negative: bool) -> int | None:
-    if not negative:
-        return 0
-    return 1 if application.uncond else None
-
-
-def _attention(run: Run, block: int, prior: Callable | None, q, k, v, extra: dict) -> torch.Tensor:
-    """What ComfyUI calls in place of one cross-attention: q [B, T, width], k and v [B, text tokens, width]."""
-    attention = partial(optimized_attention, attn_precision=extra.get("attn_precision"), transformer_options=extra)
-    heads = extra["n_heads"]
-    out = attention(q, k, v, heads) if prior is None else prior(q, k, v, extra)
-    call = extra["prefgen_call"]
-    for application, weight, rows in zip(call.active, call.weights, call.rows, strict=True):
-        factor = run.applications[application].blocks[block]
-        if not factor:
-            continue
-        metadata = {"heads": heads, "weight": weight * factor, "attention": attention}
-        chosen = [chunk for chunk, row in enumerate(rows) if row is not None]
-        everywhere = len(chosen) == len(rows)
-        base, query = (out, q) if everywhere else (_pick(out, chosen, len(rows)), _pick(q, chosen, len(rows)))
-        user_k, user_v = run.keys_values(application, block, tuple(rows[chunk] for chunk in chosen), query)
-        mask = run.mask(application, extra["original_shape"], len(chosen), query)
-        residual = user_residual(base, query, metadata, user_k, user_v, mask)
-        if everywhere:
-            out = out + residual
-        else:
-            parts = list(out.chunk(len(rows)))
-            for chunk, part in zip(chosen, residual.chunk(len(chosen)), strict=True):
-                parts[chunk] = parts[chunk] + part
-            out = torch.cat(parts)
-    return out
-
-
-def _pick(batch: torch.Tensor, chosen: list[int], chunks: int) -> torch.Tensor:
-    parts = batch.chunk(chunks)
-    return parts[chosen[0]] if len(chosen) == 1 else torch.cat([parts[chunk] for chunk in chosen])

@@ -24,35 +24,9 @@ def world(pack):
     models, encoded = atelier.models, pack("prefgen.encoded")
     model = atelier.build_unet(models.load_weights("unet"), models.vae_scaling_factor())
     torch.manual_seed(1)
-    shipped = models.WEIGHTS / "adapter.safetensors"
-    adapter = adapters.load_adapter(shipped) if shipped.exists() else random_adapter(pack, model)
+    adapter = adapters.load_adapter(models.WEIGHTS / "adapter.safetensors")
     vectors = torch.nn.functional.normalize(torch.randn(3, adapter.header.user_width), dim=1) * 1.7
     return model, [encoded.FusedUser(v, adapter, str(i)) for i, v in enumerate(vectors)]
-
-
-def random_adapter(pack, model):
-    """An untrained adapter for the model, so that the branch is tested before the training has shipped one."""
-    adapters, aligner, fusion = (pack(f"prefgen.{name}") for name in ("adapter", "aligner", "fusion"))
-    found = [attention for _, attention in pack("prefgen.comfy.patcher").cross_attention_blocks(model)]
-    semantic = core = image = text = found[0].to_k.in_features
-    header = adapters.AdapterHeader(
-        format_version=adapters.FORMAT_VERSION,
-        kind="prefgen",
-        base_family="atelier",
-        semantic_width=semantic,
-        core_width=core,
-        image_width=image,
-        cross_attention_dim=text,
-        tokens=4,
-        block_widths=[attention.heads * attention.dim_head for attention in found],
-        mllm={"name": "tiny", "num_layers": 6, "hidden_size": core, "sem_layers": [2, 3, 4, 5], "core_layer": 3},
-        clip_vision={"name": "tiny", "width": image},
-        training={},
-    )
-    projection = fusion.UserProjection(semantic + core + image, text, 4)
-    norms = aligner.LayerStandardiser(4, core), aligner.LayerStandardiser(1, core)
-    made = adapters.UserAdapter(header, projection, aligner.SemanticAligner(4, core, semantic), *norms, name="tiny")
-    return made.eval().requires_grad_(False)
 
 
 def latents(model, cfg=2.5, batch=1, seed=0, sampler="euler"):
@@ -328,29 +302,9 @@ def test_a_schedule_that_jumps_is_a_start_and_fading_lies_between(patcher, world
     assert not torch.equal(fading, late) and not torch.equal(fading, latents(model))
 
 
-def test_a_schedule_knows_the_share_of_the_sampling_from_sigma(patcher, world):
+def test_a_schedule_knows_the_share_of_the_sampling_from_sigma(pack, world):
     sampling = world[0].model.model_sampling
-    share = patcher._share_of(sampling)
+    share = pack("prefgen.comfy.run").share_of(sampling)
     for at in (0.01, 0.25, 0.5, 0.77, 0.99):
         assert share(float(sampling.percent_to_sigma(at))) == pytest.approx(at, abs=0.01)
     assert share(float(sampling.sigma_max)) == 0.0 and share(0.0) == 1.0
-
-
-def test_one_read_of_sigma_a_model_call_whatever_the_schedule(patcher, world, monkeypatch):
-    model, users = world
-    patched = patcher.apply_user(model, users[0], start_at=0.1, over_time="0=1, 1=0.5")
-    patched = patcher.apply_user(patched, users[1], over_time="0=0.5, 1=1")
-    reads, calls = [], []
-    original, call = torch.Tensor.__float__, patcher.Run.call
-
-    def counting(self, sigma, options):
-        calls.append(1)
-        monkeypatch.setattr(torch.Tensor, "__float__", lambda t: reads.append(1) or original(t))
-        try:
-            return call(self, sigma, options)
-        finally:
-            monkeypatch.setattr(torch.Tensor, "__float__", original)
-
-    monkeypatch.setattr(patcher.Run, "call", counting)
-    latents(patched)
-    assert len(reads) == len(calls) == STEPS

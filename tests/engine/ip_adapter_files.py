@@ -1,7 +1,7 @@
 """Public IP-Adapter files with random weights: the published keys and shapes, the branch narrowed to a tiny UNet.
 
 Keys and shapes of `image_proj`, numbers and order of the branch are those of h94/IP-Adapter; only the width of the
-attentions (320, 640, 1280) is a tenth.
+attentions (320, 640, 1280) is a tenth, unless a benchmark asks for more.
 """
 
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ def image_proj_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def tensors(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
+def tensors(name: str, seed: int = 0, times: int = 1) -> dict[str, torch.Tensor]:
     """A whole file of one layout, weights of a size that lets every part of it count."""
     layout, generator = LAYOUTS[name], torch.Generator().manual_seed(seed)
 
@@ -84,11 +84,12 @@ def tensors(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
     shapes = {f"image_proj.{key}": shape for key, shape in image_proj_shapes(layout).items()}
     for i, width in enumerate(WIDTHS[layout.family]):
         for side in "kv":
-            shapes[f"ip_adapter.{2 * i + 1}.to_{side}_ip.weight"] = (width, TEXT[layout.family])
+            shapes[f"ip_adapter.{2 * i + 1}.to_{side}_ip.weight"] = (times * width, TEXT[layout.family])
     return {key: random(shape) + (len(shape) == 1 and key.endswith("weight")) for key, shape in shapes.items()}
 
 
-def write(folder, name: str, seed: int = 0):
+def write(folder, name: str, seed: int = 0, times: int = 1, dtype: torch.dtype = torch.float32):
+    """times: 10 for the published widths."""
     path = folder / f"{name}.safetensors"
-    save_file(tensors(name, seed), path)
+    save_file({key: value.to(dtype) for key, value in tensors(name, seed, times).items()}, path)
     return path

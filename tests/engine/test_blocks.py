@@ -2,7 +2,7 @@
 
 import pytest
 
-from prefgen.blocks import PRESETS, block_weights, preset_blocks, schedule, scheduled
+from prefgen.blocks import PRESETS, block_weights, interpolated, item_weights, preset_blocks, schedule
 
 
 def unet(depths, kind):
@@ -104,8 +104,8 @@ def test_a_schedule_runs_in_straight_lines_and_is_level_outside_its_points():
     points = schedule("0.5=0.2, 0.25 = 1\n1:0")
     assert points == ((0.25, 1.0), (0.5, 0.2), (1.0, 0.0))
     shares = {0.0: 1.0, 0.25: 1.0, 0.375: 0.6, 0.5: 0.2, 0.75: 0.1, 1.0: 0.0}
-    assert all(scheduled(points, share) == pytest.approx(weight) for share, weight in shares.items())
-    assert scheduled(schedule("0.5=2"), 0.1) == scheduled(schedule("0.5=2"), 0.9) == 2
+    assert all(interpolated(points, share) == pytest.approx(weight) for share, weight in shares.items())
+    assert interpolated(schedule("0.5=2"), 0.1) == interpolated(schedule("0.5=2"), 0.9) == 2
     assert schedule("") == schedule(" \n, ") == ()
 
 
@@ -114,3 +114,18 @@ def test_a_typing_error_in_the_schedule_is_one_sentence(text, one_sentence):
     with pytest.raises(ValueError) as raised:
         schedule(text)
     assert text.removesuffix("=1") in one_sentence(raised) and "weight_schedule" in str(raised.value)
+
+
+def test_item_weights_are_points_over_the_batch():
+    points = item_weights("15=0, 0=1")
+    assert points == ((0.0, 1.0), (15.0, 0.0)) and item_weights("") == ()
+    assert interpolated(points, 3) == pytest.approx(0.8) and interpolated(points, 40) == 0
+    step = item_weights("1=1; 2=0")
+    assert [interpolated(step, i) for i in range(4)] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("text", ["a=1", "-1=1", "0.5=1", "1"])
+def test_item_weights_that_name_no_item_are_one_sentence(text):
+    with pytest.raises(ValueError, match="item_weights: .*") as raised:
+        item_weights(text)
+    assert "\n" not in str(raised.value)

@@ -1,7 +1,5 @@
 """Simulated users: a pure function of seed, user and item; whole after any interruption; drawn by either renderer."""
 
-import contextlib
-import hashlib
 import json
 import os
 import random
@@ -18,6 +16,7 @@ import pytest
 
 from prefgen.atelier import captions
 from prefgen.atelier import users as atelier_users
+from tests.training.commands import content, kill_a_ray_worker, start
 from training.agents import __main__ as command
 from training.agents import people, renderers, vocabulary
 from training.agents.make import World, make, make_one, picture_rows
@@ -41,33 +40,8 @@ def whole(tmp_path_factory):
     return folder
 
 
-def content(folder):
-    """{name: SHA-256} of everything in a folder."""
-    files = (p for p in folder.rglob("*") if p.is_file())
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-
-
 def run(*words, **options):
-    """Start the real command."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, "-m", "training.agents", *map(str, words)]
-    return subprocess.Popen(
-        line, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
-    )
-
-
-def descendants(pid):
-    found = [pid]
-    for parent in found:
-        with contextlib.suppress(OSError):
-            found += map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
-    return found
-
-
-def command_line(pid):
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    return ""
+    return start("agents", *words, **options)
 
 
 def test_the_paper_s_numbers_are_met_exactly():
@@ -174,12 +148,7 @@ def test_the_ray_engine_makes_the_same_bytes_though_a_worker_is_killed(whole, tm
     pytest.importorskip("ray")
     folder = tmp_path / "set"
     process = run(folder, *OPTIONS, "--processes", 2, "--engine", "ray")
-    victim = None
-    while process.poll() is None and victim is None:
-        # Ray names a worker after its task; only those that this command started are looked at.
-        victim = next((pid for pid in descendants(process.pid) if command_line(pid).startswith("ray::Map")), None)
-        time.sleep(0.005)
-    os.kill(victim, signal.SIGKILL)
+    kill_a_ray_worker(process)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert content(folder) == content(whole)
@@ -439,7 +408,7 @@ def test_a_folder_that_is_no_pipeline_is_explained(tmp_path):
 
 
 def test_the_bar_counts_pictures_and_ctrl_c_leaves_a_sentence(tmp_path):
-    process = run(tmp_path / "set", "--users", 400, "--pictures", 8000, "--shard-users", 5, start_new_session=True)
+    process = run(tmp_path / "set", "--users", 400, "--pictures", 8000, "--shard-users", 5)
     deadline = time.monotonic() + 400
     # By the sixth shard both workers have started.
     while len(list((tmp_path / "set").glob("pictures/*.parquet"))) < 6 and time.monotonic() < deadline:

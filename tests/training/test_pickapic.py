@@ -1,6 +1,5 @@
 """Pick-a-Pic: every planted fault is found and nothing sound dropped; whole after any kill; bad input in a sentence."""
 
-import hashlib
 import json
 import os
 import random
@@ -8,12 +7,9 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter, defaultdict
 from functools import partial
-from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -22,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.training import pickapic_tables as planted
+from tests.training.commands import content, kill_a_ray_worker, start
 from training.data.check import check
 from training.data.errors import DataError
 from training.data.schema import normal_prompt, prompt_split, split, user_split
@@ -30,7 +27,6 @@ from training.pickapic.cycles import on_cycles
 from training.pickapic.make import make
 from training.pickapic.source import find
 
-ROOT = Path(__file__).parents[2]
 LIMITS = rules.Limits(min_liked=3, min_disliked=3, heldout=2, nsfw_words=(planted.WORD,))
 PLAIN_ROWS, IMAGE_ROWS = 6000, 1500
 
@@ -69,12 +65,6 @@ def plain(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pictured(tmp_path_factory):
     return Made(tmp_path_factory.mktemp("pictured"), IMAGE_ROWS, images=True)
-
-
-def content(folder):
-    """{name: SHA-256} of everything in a folder."""
-    files = (p for p in folder.rglob("*") if p.is_file())
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 EXACT = [*planted.SINGLE, "repeated", "A over B and B over A", "cycle"]
@@ -238,11 +228,7 @@ def test_workers_and_another_file_system_make_the_same_bytes(pictured, tmp_path)
 
 
 def run(*words, **options):
-    """Start the real command in a process group of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, "-m", "training.pickapic", *map(str, words)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(line, cwd=ROOT, env=environment, start_new_session=True, **pipes, **options)
+    return start("pickapic", *words, **options)
 
 
 def test_killed_at_any_moment_and_started_again_it_makes_the_same_bytes(pictured, tmp_path):
@@ -264,6 +250,17 @@ def test_killed_at_any_moment_and_started_again_it_makes_the_same_bytes(pictured
     assert process.wait(300) == 0, process.communicate()[1]
     assert content(folder) == content(pictured.folder)
     assert done and all(p.stat().st_mtime_ns == t for p, t in done.items() if p.exists()), "finished work is kept"
+
+
+def test_the_ray_engine_makes_the_same_bytes_though_a_worker_is_killed(pictured, tmp_path):
+    pytest.importorskip("ray")
+    words = tmp_path / "words.txt"
+    words.write_text(planted.WORD)
+    options = "--min-liked 3 --min-disliked 3 --heldout 2 --unit-mb 1 --engine ray --processes 2".split()
+    process = run(pictured.source, tmp_path / "set", *options, "--nsfw-words", words)
+    kill_a_ray_worker(process)
+    assert process.wait(300) == 0, process.communicate()[1]
+    assert content(tmp_path / "set") == content(pictured.folder)
 
 
 def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(pictured, tmp_path):

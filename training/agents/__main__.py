@@ -11,14 +11,12 @@ user can be made again alone (--user).
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 
-from ..data import engine, ray_engine
-from ..data.cli import natural, one_sentence, positive
+from ..data.cli import add_engine, engine_of, natural, one_sentence, positive
 from ..data.errors import DataError
 from . import renderers, vocabulary
-from .make import Run, World, make, make_one
+from .make import World, make, make_one
 
 
 def main() -> None:
@@ -29,12 +27,6 @@ def main() -> None:
             make(world, args.folder, args.processes, args.part, engine_of(args))
         else:
             make_one(world, args.folder, args.user)
-
-
-def engine_of(args: argparse.Namespace) -> Run:
-    if args.engine == "local":
-        return engine.run
-    return partial(ray_engine.run, address=args.ray_address)
 
 
 def world_of(args: argparse.Namespace) -> World:
@@ -79,9 +71,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, help="pixels a side; 128 in the atelier, 512 from a pipeline")
     parser.add_argument("--vocabulary", type=Path, help="a vocabulary file; by default the one of the renderer's world")
     parser.add_argument("--shard-users", type=positive, help="users a shard; 256 in the atelier, 64 with diffusers")
-    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="local: this machine's cores")
-    parser.add_argument("--ray-address", help="a running cluster; without one --engine ray starts its own here")
-    parser.add_argument("--processes", type=natural, default=0, help="0 for all cores")
+    add_engine(parser)
     parser.add_argument("--part", type=part, default=(0, 1), metavar="N/COUNT", help="make every COUNT-th shard only")
     parser.add_argument("--user", type=int, help="make this user alone, into a file of its own")
     pipeline = parser.add_argument_group("diffusers")

@@ -16,8 +16,6 @@ from ..data.schema import PAIRS, PICTURES, USERS
 from ..data.store import MANIFEST, ROW_GROUP, WORK, Store, shard_name, write_parquet
 from . import people, renderers, vocabulary
 
-Run = Callable[[Callable[[int], int], Iterable[int], int], Iterator[int]]
-
 
 @dataclass(frozen=True)
 class World:
@@ -53,7 +51,9 @@ class World:
         return sum(self.count(user) for shard in shards for user in self.users_of(shard))
 
 
-def make(world: World, folder: Path, processes: int = 0, part: tuple[int, int] = (0, 1), run: Run = engine.run) -> None:
+def make(
+    world: World, folder: Path, processes: int = 0, part: tuple[int, int] = (0, 1), run: engine.Engine = engine.run
+) -> None:
     """Write the set, or what is missing of it; the last part to end writes the tables, the card and the manifest.
 
     run: an engine's, which calls a function with each of many jobs.

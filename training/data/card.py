@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import platform
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw, ImageOps
 from .schema import DISLIKED, LIKED
 from .store import Store
 
+FORMATS = ("PNG", "JPEG", "WEBP")  # of published bytes no other decoder is tried: Pillow's EPS starts Ghostscript
 SHEET_USERS, SHEET_PICTURES, SHEET_SIDE = 8, 6, 112  # rows, pictures of each verdict, pixels
 
 MADE = {
@@ -26,7 +28,8 @@ MADE = {
     "configuration, the user and the item.",
     "pickapic": "Choices between two pictures, merged for each user: the net score of a picture makes it liked or "
     "disliked.",
-    "import": "Read from a published data set as it is, without cleaning.",
+    "import": "Read from a published data set as it is: no picture, prompt or verdict is judged or changed. Only what "
+    "contradicts itself or has no place in this layout is left out, see the rules.",
 }
 LICENCE = {
     "agents": "The users, prompts and attributes are made by PrefGen's code and are free of rights of real people. "
@@ -195,7 +198,9 @@ def contact_sheet(folder: Path, db, seed: int = 0) -> bytes | None:
                 [user, verdict, SHEET_PICTURES],
             ).fetchall()
             for i, (shard, place) in enumerate(places):
-                image = read_image(shards[shard], place)
+                image = None
+                with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # the check names it
+                    image = read_image(shards[shard], place)
                 if image is not None:
                     any_picture = True
                     x = column * (SHEET_PICTURES * side + gap) + i * side
@@ -214,6 +219,6 @@ def read_image(shard: Path, row: int) -> Image.Image | None:
             rows = file.metadata.row_group(group).num_rows
             if row < rows:
                 data = file.read_row_group(group, columns=["image"])["image"][row].as_py()
-                return None if data is None else Image.open(io.BytesIO(data)).convert("RGB")
+                return None if data is None else Image.open(io.BytesIO(data), formats=FORMATS).convert("RGB")
             row -= rows
     raise IndexError(f"{shard} has no such row")

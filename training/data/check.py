@@ -185,7 +185,7 @@ def _pictures(folder: Path) -> Iterator[str]:
                 for data in batch.column(0):
                     if data.is_valid:
                         try:
-                            Image.open(io.BytesIO(data.as_py())).load()
+                            Image.open(io.BytesIO(data.as_py()), formats=card.FORMATS).load()
                         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                             yield f"{shard.name}: the picture of row {row} can't be decoded ({error})"
                     row += 1

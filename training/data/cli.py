@@ -8,7 +8,9 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
+from . import engine, ray_engine
 from .errors import DataError
 
 
@@ -37,3 +39,15 @@ def positive(text: str) -> int:
     if not natural(text):
         raise argparse.ArgumentTypeError("it must be at least 1")
     return int(text)
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """The options that say what the jobs run on."""
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="local: this machine's cores")
+    parser.add_argument("--ray-address", help="a running cluster; without one --engine ray starts its own here")
+    parser.add_argument("--processes", type=natural, default=0, help="0 for all cores")
+
+
+def engine_of(args: argparse.Namespace) -> engine.Engine:
+    """The engine that these options name."""
+    return engine.run if args.engine == "local" else partial(ray_engine.run, address=args.ray_address)

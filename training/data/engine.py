@@ -14,11 +14,19 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from .errors import DataError
 
 Job, Result = TypeVar("Job"), TypeVar("Result")
+
+
+class Engine(Protocol):
+    """`run` below, or that of `ray_engine`: a function over many jobs."""
+
+    def __call__(
+        self, function: Callable[[Job], Result], jobs: Iterable[Job], processes: int = 0
+    ) -> Iterator[Result]: ...
 
 
 def run(function: Callable[[Job], Result], jobs: Iterable[Job], processes: int = 0) -> Iterator[Result]:

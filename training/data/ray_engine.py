@@ -41,8 +41,8 @@ def run(
     try:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
-        rows = ray.data.from_items([{"job": job} for job in jobs], override_num_blocks=len(jobs))
-        for row in rows.map(_Task(function)).iter_rows():
+        rows = ray.data.from_items([{"job": number} for number in range(len(jobs))], override_num_blocks=len(jobs))
+        for row in rows.map(_Task(function, jobs)).iter_rows():
             if row["error"]:
                 raise DataError(row["error"])
             yield row["result"]
@@ -52,13 +52,13 @@ def run(
 
 
 class _Task:
-    """{job} -> {result, error}: what a person can mend travels as text, all else is Ray's to report."""
+    """{job: its number} -> {result, error}: what a person can mend travels as text, all else is Ray's to report."""
 
-    def __init__(self, function: Callable):
-        self.function = function
+    def __init__(self, function: Callable, jobs: list):
+        self.function, self.jobs = function, jobs
 
     def __call__(self, row: dict) -> dict:
         try:
-            return {"result": self.function(row["job"]), "error": ""}
+            return {"result": self.function(self.jobs[row["job"]]), "error": ""}
         except DataError as error:
             return {"result": None, "error": str(error)}

@@ -13,9 +13,9 @@ from prefgen.atelier.renderer import render
 from prefgen.mmd import mmd2
 
 from ..atelier.clip import text_features, tokenize
+from ..bootstrap import bootstrap, ci95, resampled
 from .painter import Asked, Painter, stacked
 
-DRAWS = 10_000
 LIKED_DRAWN, LIKED_SEED = 32, 2  # of each user, for the distribution that pictures are held against
 CMMD_BANDWIDTH = torch.tensor([100.0])  # squared: sigma 10, as published for CLIP embeddings (arXiv 2401.09603)
 
@@ -104,21 +104,10 @@ def diversity(readings: list[dict], each: int) -> np.ndarray:
     return 1 - (cosine.sum((1, 2)) - np.trace(cosine, axis1=1, axis2=2)) / (each * (each - 1))
 
 
-def resampled(values: np.ndarray) -> np.ndarray:
-    """Means of `values` [..., users] over DRAWS resamplings of whole users, the same every time: [..., DRAWS]."""
-    chosen = np.random.default_rng(0).integers(values.shape[-1], size=(DRAWS, values.shape[-1]))
-    return values[..., chosen].mean(-1)
-
-
 def interval(values: np.ndarray) -> dict:
     """{"mean", "ci95", "users"} of `values` [users], NaNs left out."""
     known = values[~np.isnan(values)]
-    low, high = np.percentile(resampled(known), [2.5, 97.5])
-    return {
-        "mean": round(float(known.mean()), 4),
-        "ci95": [round(float(low), 4), round(float(high), 4)],
-        "users": len(known),
-    }
+    return {"mean": round(float(known.mean()), 4), "ci95": bootstrap(known), "users": len(known)}
 
 
 def gain_share(row: np.ndarray, none: np.ndarray, oracle: np.ndarray) -> dict:
@@ -127,7 +116,6 @@ def gain_share(row: np.ndarray, none: np.ndarray, oracle: np.ndarray) -> dict:
     {"mean", "ci95"}; None where the oracle gains nothing, in the mean or in any draw: there is no share of that.
     """
     a, b, c = resampled(np.stack([row, none, oracle]))
-    ceiling, ci95 = oracle.mean() - none.mean(), None
-    if (c > b).all():
-        ci95 = [round(float(bound), 4) for bound in np.percentile((a - b) / (c - b), [2.5, 97.5])]
-    return {"mean": round(float((row.mean() - none.mean()) / ceiling), 4) if ceiling > 0 else None, "ci95": ci95}
+    ceiling = oracle.mean() - none.mean()
+    share = round(float((row.mean() - none.mean()) / ceiling), 4) if ceiling > 0 else None
+    return {"mean": share, "ci95": ci95((a - b) / (c - b)) if (c > b).all() else None}

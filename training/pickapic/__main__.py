@@ -13,7 +13,7 @@ import argparse
 import re
 from pathlib import Path
 
-from ..data.cli import natural, one_sentence, positive
+from ..data.cli import add_engine, engine_of, natural, one_sentence, positive
 from ..data.errors import DataError
 from .make import make
 from .rules import Limits
@@ -25,7 +25,7 @@ def main() -> None:
     with one_sentence():
         limits = Limits(args.min_liked, args.min_disliked, args.heldout, args.ratio, words(args.nsfw_words))
         source = find(args.source, args.files, args.unit_mb << 20)
-        make(source, args.folder, limits, args.unit_mb, args.processes, args.memory)
+        make(source, args.folder, limits, args.unit_mb, args.processes, args.memory, engine_of(args))
 
 
 def words(file: Path | None) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--nsfw-words", type=Path, metavar="FILE", help="drop prompts with a word of this list")
     parser.add_argument("--unit-mb", type=positive, default=512, help="of the source that become one shard")
     parser.add_argument("--memory", type=memory, default="700MB", help="DuckDB's share; more spills to disk")
-    parser.add_argument("--processes", type=natural, default=0, help="0 for all cores")
+    add_engine(parser)
     return parser.parse_args()
 
 

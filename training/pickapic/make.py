@@ -54,9 +54,18 @@ class Work:
 
 
 def make(
-    source: Source, folder: Path, limits: rules.Limits, unit_mb: int, processes: int = 0, memory: str = "700MB"
+    source: Source,
+    folder: Path,
+    limits: rules.Limits,
+    unit_mb: int,
+    processes: int = 0,
+    memory: str = "700MB",
+    run: engine.Engine = engine.run,
 ) -> None:
-    """Write the set, or what is missing of it. memory: DuckDB's, the only part that could want more."""
+    """Write the set, or what is missing of it. memory: DuckDB's, the only part that could want more.
+
+    run: an engine's, for the jobs that read pictures. Ray's tasks see the source and the folder under the same paths.
+    """
     config = {"kind": "pickapic", "source_sha256": source.digest, "unit_mb": unit_mb} | limits.config()
     store = Store(folder, config)
     if store.done:
@@ -68,7 +77,7 @@ def make(
         with closing(_read(store, source, limits, memory, processes or engine.cores())) as db:
             rules.start(db)
             if source.images:
-                rules.judge(db, _look(store, source, db, processes))
+                rules.judge(db, _look(store, source, db, partial(run, processes=processes)))
             rules.decide(db, limits)
             if not db.execute("SELECT count(*) FROM chosen").fetchall()[0][0]:
                 raise DataError(
@@ -76,7 +85,7 @@ def make(
                     f"pictures: lower --min-liked and --min-disliked or take more files, and delete {store.work}."
                 )
             if source.images:
-                _copy(store, source, db, processes)
+                _copy(store, source, db, partial(run, processes=processes))
             else:
                 _write_shards(store, db)
             _write_tables(store, source, db, limits)
@@ -115,7 +124,7 @@ def _read(store: Store, source: Source, limits: rules.Limits, memory: str, threa
     return rules.connect(whole, memory, threads)
 
 
-def _look(store: Store, source: Source, db: duckdb.DuckDBPyConnection, processes: int) -> list[str]:
+def _look(store: Store, source: Source, db: duckdb.DuckDBPyConnection, run: engine.Engine) -> list[str]:
     """Judge every picture that a choice names, at its first place. Returns the files of LOOKS."""
     jobs = []
     for number, unit in enumerate(source.units):
@@ -125,7 +134,7 @@ def _look(store: Store, source: Source, db: duckdb.DuckDBPyConnection, processes
             write_parquet(listed, IDS, _tables(db, f"SELECT id FROM pictures WHERE {_inside(unit)} ORDER BY id", IDS))
     todo = [job for job in jobs if not Path(job.target).exists()]
     with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="unit", desc="look", mininterval=1) as bar:
-        for _ in engine.run(look_at_unit, todo, processes):
+        for _ in run(look_at_unit, todo):
             bar.update()
     return [job.target for job in jobs]
 
@@ -144,7 +153,7 @@ def look_at_unit(work: Work) -> None:
     write_parquet(Path(work.target), LOOKS, tables())
 
 
-def _copy(store: Store, source: Source, db: duckdb.DuckDBPyConnection, processes: int) -> None:
+def _copy(store: Store, source: Source, db: duckdb.DuckDBPyConnection, run: engine.Engine) -> None:
     """A shard for every unit that has chosen pictures, in the order of the source."""
     fields = pa.schema([("id", pa.int64()), *(field for field in PICTURES if field.name != "image")])
     jobs = []
@@ -158,7 +167,7 @@ def _copy(store: Store, source: Source, db: duckdb.DuckDBPyConnection, processes
                 )
     todo = [job for job in jobs if not store.finished(job.target)]
     with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="shard", desc="copy", mininterval=1) as bar:
-        for _ in engine.run(partial(copy_unit, store), todo, processes):
+        for _ in run(partial(copy_unit, store), todo):
             bar.update()
 
 

@@ -1,0 +1,72 @@
+"""Fetch a set of model files by its name; nothing else in PrefGen ever downloads.
+
+    python -m prefgen.download              the names, with sizes and licences
+    python -m prefgen.download sdxl         one set, into the models folder of the ComfyUI that PrefGen lies in
+
+Every file is pinned to a revision, a size and a SHA-256 (sets.json) and comes to its place only when all of them are
+right. The same command goes on where it was stopped; what is there already is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from .fetch import DownloadError, FileSet, fetch, known_sets
+
+PACK = Path(__file__).resolve().parents[2]
+
+
+def models_folder(given: Path | None) -> Path:
+    """--models, or the folder of the ComfyUI that the pack lies in. DownloadError when there is none."""
+    if given is not None:
+        if not given.is_dir():
+            raise DownloadError(f"--models {given} is no folder.")
+        return given
+    for pack in (Path.cwd(), PACK):
+        folder = pack.parent.parent / "models"
+        if pack.parent.name == "custom_nodes" and folder.is_dir():
+            return folder
+    raise DownloadError("PrefGen doesn't lie in a ComfyUI here: name its models folder with --models.")
+
+
+def size(count: int) -> str:
+    """ "2.57 GB", in powers of ten, as model hubs count."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def listed(sets: dict[str, FileSet]) -> str:
+    return "\n".join(f"{name:<10} {size(s.bytes):>8}  {s.licence:<11} {s.what}" for name, s in sets.items())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m prefgen.download", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", nargs="?", help="a set's name; without one the sets are listed")
+    parser.add_argument("--models", type=Path, help="ComfyUI's models folder")
+    parser.add_argument("--sets", type=Path, help="another list of sets, in the layout of sets.json")
+    args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
+    try:
+        sets = known_sets(args.sets)
+        if args.name is None:
+            print(listed(sets))
+            return
+        if args.name not in sets:
+            raise DownloadError(f"There is no set {args.name!r}: choose {', '.join(sets)}.")
+        folder = models_folder(args.models)
+        print(f"{args.name}: {size(sets[args.name].bytes)}, {sets[args.name].licence}, into {folder}", flush=True)
+        for path in fetch(sets[args.name], folder):
+            print(path, flush=True)
+    except DownloadError as error:
+        raise SystemExit(str(error)) from error
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

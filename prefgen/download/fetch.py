@@ -1,0 +1,158 @@
+"""One set of files: checked against its pins before anything is put in its place."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from tqdm import tqdm
+
+SETS = Path(__file__).with_name("sets.json")
+STAGING = ".prefgen-download"  # in the models folder; gone when a set is there
+SPARE = 256 << 20  # bytes that a disk keeps free
+PIECE, TIMEOUT = 1 << 20, 30  # bytes, seconds
+
+
+class DownloadError(Exception):
+    """What a person can mend, in one sentence."""
+
+
+@dataclass(frozen=True)
+class PinnedFile:
+    """path: in the repository; to: below the models folder."""
+
+    path: str
+    to: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FileSet:
+    what: str
+    licence: str
+    repository: str
+    revision: str
+    files: tuple[PinnedFile, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+
+def known_sets(path: Path | None = None) -> dict[str, FileSet]:
+    """The sets of a list, ours by default. DownloadError for a list that can't be read or leaves the models folder."""
+    path = path or SETS
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {name: _file_set(**entry) for name, entry in content.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DownloadError(f"{path} is no list of sets ({error}).") from error
+
+
+def _file_set(files: list[dict], revision: str, **entry: str) -> FileSet:
+    pinned = tuple(PinnedFile(**file) for file in files)
+    if not re.fullmatch("[0-9a-f]{40}", revision):
+        raise ValueError(f"revision {revision!r} is no commit")
+    for file in pinned:
+        inside = [PurePosixPath(name) for name in (file.path, file.to)]
+        if any(p.is_absolute() or ".." in p.parts or "\\" in str(p) or ":" in str(p) for p in inside):
+            raise ValueError(f"{file.path} would leave the folder")
+        if not file.to.endswith((".safetensors", ".json", ".txt")):
+            raise ValueError(f"{file.to} is neither weights in safetensors nor a text file")
+        if file.bytes <= 0 or not re.fullmatch("[0-9a-f]{64}", file.sha256):
+            raise ValueError(f"{file.path} lacks its size or its SHA-256")
+    return FileSet(files=pinned, revision=revision, **entry)
+
+
+def fetch(wanted: FileSet, models: Path) -> Iterator[Path]:
+    """Yield each file's path as soon as it is there and right. DownloadError names what is wrong and what to do."""
+    missing = []
+    for file in wanted.files:
+        target = models / file.to
+        if not target.exists():
+            missing.append(file)
+        elif target.stat().st_size == file.bytes and sha256(target) == file.sha256:
+            yield target
+        else:
+            raise DownloadError(f"{target} is another file than the pinned one: move it away, then run this again.")
+    staging = models / STAGING
+    have = sum(p.stat().st_size for p in staging.rglob("*") if p.is_file()) if staging.exists() else 0
+    free, needed = shutil.disk_usage(models).free, sum(file.bytes for file in missing) - have + SPARE
+    if missing and free < needed:
+        raise DownloadError(f"{models} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed: make room.")
+    for file in missing:
+        there = _downloaded(wanted, file, staging)
+        if there.stat().st_size != file.bytes or sha256(there) != file.sha256:
+            there.unlink()
+            raise DownloadError(
+                f"What came for {file.path} is not the pinned file: it was thrown away. Run this again, and tell us if "
+                "it happens twice."
+            )
+        target = models / file.to
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(there, target)
+        yield target
+    if missing:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _downloaded(wanted: FileSet, file: PinnedFile, staging: Path) -> Path:
+    """The file in the staging folder, from where an earlier run broke off: the hub's own client begins anew."""
+    from huggingface_hub import hf_hub_url  # ComfyUI brings it; HF_ENDPOINT names another hub
+
+    name = f"{file.path} of {wanted.repository}"
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        raise DownloadError("HF_HUB_OFFLINE is set: unset it to download.")
+    staging.mkdir(exist_ok=True)
+    part = staging / f"{file.sha256}.part"
+    have = part.stat().st_size if part.exists() else 0
+    try:
+        if have < file.bytes:
+            url = hf_hub_url(wanted.repository, file.path, revision=wanted.revision)
+            request = Request(url, headers={"Range": f"bytes={have}-", "User-Agent": "prefgen"})
+            with urlopen(request, timeout=TIMEOUT) as answer:
+                _write(answer, part, have if answer.status == 206 else 0, file)
+    except HTTPError as error:
+        if error.code in (401, 403):
+            raise DownloadError(f"{name} asks for an agreement: accept it in a browser, fetch it by hand.") from error
+        raise DownloadError(f"{name} can't be reached (HTTP {error.code}): is it still there?") from error
+    except URLError as error:
+        raise DownloadError(f"{name} can't be reached ({error.reason}): is there a network?") from error
+    except (OSError, HTTPException) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        reason = f"{staging} is full: make room and" if full else f"the connection broke off ({error}):"
+        raise DownloadError(f"{name} did not come whole, {reason} run the same command again.") from error
+    if part.stat().st_size < file.bytes:
+        raise DownloadError(f"{name} did not come whole, the connection broke off: run the same command again.")
+    return part
+
+
+def _write(answer, part: Path, start: int, file: PinnedFile) -> None:
+    """Append what comes to the first `start` bytes of a part, a little more than pinned at most."""
+    with open(part, "r+b" if start else "wb") as target:
+        target.seek(start)
+        title = PurePosixPath(file.to).name
+        with tqdm(total=file.bytes, initial=start, desc=title, unit="B", unit_scale=True, mininterval=0.5) as bar:
+            while target.tell() <= file.bytes and (piece := answer.read(PIECE)):
+                target.write(piece)
+                bar.update(len(piece))
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

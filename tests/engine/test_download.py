@@ -1,0 +1,239 @@
+"""The one command that downloads, against a server of the hub's kind on this machine."""
+
+import hashlib
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from prefgen.download import fetch
+from prefgen.download.__main__ import listed
+
+ROOT = Path(__file__).resolve().parents[2]
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+BIG = os.urandom(1 << 16) * 160  # 10 MB, in pieces of one
+SMALL = b'{"a": 1}\n'
+FILES = {"weights/model.safetensors": BIG, "config.json": SMALL}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers as the hub does for a file at a revision; may break off, crawl, or lack files."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        name = self.path.removeprefix(f"/our/files/resolve/{REVISION}/")
+        data = self.server.files.get(name)
+        if data is None:
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        start = 0
+        if match := re.match(r"bytes=(\d+)-", self.headers.get("Range", "")):
+            start = int(match[1])
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        self.server.asked.append((name, start))
+        self.send(name, data[start:])
+
+    def send(self, name, data):
+        for place in range(0, len(data), 1 << 18):
+            if self.server.slow and name.endswith(".safetensors"):
+                time.sleep(self.server.slow)
+            try:
+                self.wfile.write(data[place : place + (1 << 18)])
+            except OSError:
+                return
+            self.server.sent += len(data[place : place + (1 << 18)])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.files, server.asked, server.slow, server.sent = dict(FILES), [], 0, 0
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+@pytest.fixture
+def sets(tmp_path):
+    path = tmp_path / "sets.json"
+    path.write_text(json.dumps({"ours": entry()}))
+    return path
+
+
+def entry(**changed):
+    files = [
+        {"path": name, "to": f"LLM/tiny/{Path(name).name}", "bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()}
+        for name, d in FILES.items()
+    ]
+    own = {"what": "two files", "licence": "none", "repository": "our/files", "revision": REVISION, "files": files}
+    return own | changed
+
+
+def start(hub, sets, models, name="ours", offline=False, **options):
+    models.mkdir(exist_ok=True)
+    kept = {k: v for k, v in os.environ.items() if offline or k != "HF_HUB_OFFLINE"}
+    environment = kept | {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", "prefgen.download", name, "--models", str(models), "--sets", str(sets)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(line, cwd=ROOT, env=environment, start_new_session=True, **pipes, **options)
+
+
+def ended(process):
+    out, errors = process.communicate(timeout=120)
+    return process.returncode, out, errors
+
+
+def content(models):
+    return {str(p.relative_to(models)): p.read_bytes() for p in models.rglob("*") if p.is_file()}
+
+
+WHOLE = {"LLM/tiny/model.safetensors": BIG, "LLM/tiny/config.json": SMALL}
+
+
+def test_a_set_comes_whole_and_a_second_time_fetches_nothing(hub, sets, tmp_path):
+    code, out, errors = ended(start(hub, sets, tmp_path / "models"))
+    assert code == 0, errors
+    assert content(tmp_path / "models") == WHOLE and "model.safetensors" in out and "100%" in errors
+    asked = list(hub.asked)
+    assert {name for name, _ in asked} == set(FILES)
+    assert ended(start(hub, sets, tmp_path / "models"))[0] == 0
+    assert hub.asked == asked
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_in_the_middle_it_goes_on_from_there(hub, sets, tmp_path, how):
+    hub.slow = 0.05
+    models = tmp_path / "models"
+    process = start(hub, sets, models)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not any(p.stat().st_size for p in models.rglob("*.part")):
+        time.sleep(0.02)
+    os.killpg(process.pid, how)
+    code, _, errors = ended(process)
+    assert code == (130 if how == signal.SIGINT else -9) and "Traceback" not in errors
+    if how == signal.SIGINT:
+        assert errors.endswith("Stopped. The same command goes on from here.\n")
+    assert not (models / "LLM").exists()
+    hub.slow, hub.sent = 0, 0
+    code, _, errors = ended(start(hub, sets, models))
+    assert code == 0, errors
+    assert content(models) == WHOLE
+    assert max(place for _, place in hub.asked) > 0 and hub.sent < len(BIG)
+
+
+def one_sentence(hub, sets, models, **options):
+    code, _, errors = ended(start(hub, sets, models, **options))
+    assert code == 1 and "Traceback" not in errors, errors
+    return errors.splitlines()[-1]
+
+
+def test_another_content_than_the_pinned_one_is_thrown_away(hub, sets, tmp_path):
+    hub.files["weights/model.safetensors"] = BIG[:-1] + bytes([BIG[-1] ^ 1])
+    assert "not the pinned file: it was thrown away" in one_sentence(hub, sets, tmp_path / "models")
+    assert not (tmp_path / "models/LLM/tiny/model.safetensors").exists()
+    assert not list((tmp_path / "models").rglob("*.safetensors"))
+
+
+def test_a_file_that_is_gone_and_no_network_are_sentences(hub, sets, tmp_path):
+    del hub.files["weights/model.safetensors"]
+    assert "can't be reached (HTTP 404)" in one_sentence(hub, sets, tmp_path / "models")
+    hub.server_port = 1  # nobody listens there
+    assert "can't be reached" in one_sentence(hub, sets, tmp_path / "models")
+
+
+def test_a_connection_that_breaks_off_is_a_sentence_and_the_next_run_goes_on(hub, sets, tmp_path):
+    hub.files["weights/model.safetensors"] = BIG[: len(BIG) // 2]
+    assert "the connection broke off" in one_sentence(hub, sets, tmp_path / "models")
+    hub.files["weights/model.safetensors"] = BIG
+    assert ended(start(hub, sets, tmp_path / "models"))[0] == 0
+    assert hub.asked[1] == ("weights/model.safetensors", len(BIG) // 2) and content(tmp_path / "models") == WHOLE
+
+
+def test_a_disk_that_fills_up_on_the_way_is_a_sentence(hub, sets, tmp_path):
+    small = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (len(BIG) // 2, len(BIG) // 2))  # EFBIG for ENOSPC
+    assert "is full: make room" in one_sentence(hub, sets, tmp_path / "models", preexec_fn=small)
+    assert ended(start(hub, sets, tmp_path / "models"))[0] == 0
+    assert content(tmp_path / "models") == WHOLE
+
+
+def test_offline_is_offline(hub, sets, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert one_sentence(hub, sets, tmp_path / "models", offline=True).startswith("HF_HUB_OFFLINE is set")
+    assert not hub.asked
+
+
+def test_an_unknown_name_and_a_file_of_the_artist_s_own_are_sentences(hub, sets, tmp_path):
+    assert "There is no set 'other': choose ours." == one_sentence(hub, sets, tmp_path / "models", name="other")
+    own = tmp_path / "models/LLM/tiny/model.safetensors"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"mine")
+    assert "is another file than the pinned one: move it away" in one_sentence(hub, sets, tmp_path / "models")
+    assert own.read_bytes() == b"mine" and not hub.asked
+
+
+def test_a_full_disk_is_told_before_anything_is_fetched(tmp_path, monkeypatch):
+    usage = fetch.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(fetch.DownloadError, match="0.0 GB free and .* GB are needed: make room"):
+        list(fetch.fetch(next(iter(fetch.known_sets().values())), tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"to": "../outside.safetensors"},
+        {"to": "/etc/model.safetensors"},
+        {"path": "../other/model.safetensors"},
+        {"to": "LLM/model.bin"},
+        {"sha256": ""},
+        {"bytes": 0},
+    ],
+)
+def test_a_list_that_leaves_the_folder_or_lacks_a_pin_is_refused(tmp_path, change):
+    path, made = tmp_path / "sets.json", entry()
+    made["files"][0] |= change
+    path.write_text(json.dumps({"ours": made}))
+    with pytest.raises(fetch.DownloadError, match="is no list of sets") as raised:
+        fetch.known_sets(path)
+    assert "\n" not in str(raised.value)
+    path.write_text(json.dumps({"ours": entry(revision="main")}))
+    with pytest.raises(fetch.DownloadError, match="revision 'main' is no commit"):
+        fetch.known_sets(path)
+
+
+def test_our_list_holds_together_and_is_shown():
+    sets = fetch.known_sets()
+    assert {"sd15", "sdxl"} <= set(sets)
+    pins = {}
+    for one in sets.values():
+        for file in one.files:
+            assert pins.setdefault(file.to, file) == file, "one place, one file"
+            assert file.to.split("/")[0] in ("clip_vision", "ipadapter", "LLM", "prefgen")
+    assert all(name in listed(sets) for name in sets) and "Apache-2.0" in listed(sets)
+
+
+def test_nothing_else_in_the_pack_downloads():
+    speaks = re.compile(r"^\s*(?:import|from) (?:huggingface_hub|requests|httpx|aiohttp|urllib|http)\b", re.M)
+    for folder in ("nodes", "prefgen"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert path.parent.name == "download" or not speaks.search(path.read_text()), path

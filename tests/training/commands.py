@@ -1,0 +1,51 @@
+"""The data sets' real commands as processes, killed and compared."""
+
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def content(folder):
+    """{name: SHA-256} of everything in a folder."""
+    files = (p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def start(module, *words, **options):
+    """`python -m training.<module>` with its outputs as text, in a process group of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", f"training.{module}", *map(str, words)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(line, cwd=ROOT, env=environment, start_new_session=True, **pipes, **options)
+
+
+def kill_a_ray_worker(process):
+    """Wait for a task of Ray below a process and kill it."""
+    victim = None
+    while process.poll() is None and victim is None:
+        # Ray names a worker after its task; only those that this command started are looked at.
+        victim = next((pid for pid in _descendants(process.pid) if _command_line(pid).startswith("ray::Map")), None)
+        time.sleep(0.005)
+    assert victim, process.communicate()[1]
+    os.kill(victim, signal.SIGKILL)
+
+
+def _descendants(pid):
+    found = [pid]
+    for parent in found:
+        with contextlib.suppress(OSError):
+            found += map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
+    return found
+
+
+def _command_line(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return ""

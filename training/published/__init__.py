@@ -1,0 +1,1 @@
+"""Published preference data in pickles, read without running them, in the layout of every other set."""
