@@ -16,11 +16,11 @@ def sample(
     guidance: float = 3.0,
     steps: int = 20,
     seed: int = 0,
-    **call,
+    first: int = 0,
 ) -> torch.Tensor:
     """Latents [B, channels, h, w] (scaled to unit variance) for text states [B, T, X].
 
-    unconditional: [1, T, X]. `call` holds callables that build extra UNet arguments from the doubled batch size.
+    unconditional: [1 or B, T, X]. The noise of picture i is that of (seed, first + i), whatever it is sampled with.
     """
     scheduler = DDIMScheduler(
         TRAIN_TIMESTEPS,
@@ -36,12 +36,11 @@ def sample(
     scheduler.set_timesteps(steps)
     size = unet.config.sample_size
     shape = (1, unet.config.in_channels, size, size)
-    latents = torch.cat(
-        [torch.randn(shape, generator=torch.Generator().manual_seed(seed * 10_000 + i)) for i in range(len(condition))]
-    )
+    seeds = [seed * 10_000 + first + i for i in range(len(condition))]
+    latents = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
     states = torch.cat([unconditional.expand_as(condition), condition])
     for t in scheduler.timesteps:
-        off, on = unet(torch.cat([latents, latents]), t, states, **call).sample.float().chunk(2)
+        off, on = unet(torch.cat([latents, latents]), t, states).sample.float().chunk(2)
         latents = scheduler.step(off + guidance * (on - off), t, latents).prev_sample
     return latents
 

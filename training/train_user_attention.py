@@ -6,7 +6,8 @@ UNet, VAE and encoders are frozen; K and V of the branch start from the UNet's o
 prompt and the user; two targets share the weight: the noise of a picture that this user likes, and the frozen UNet's
 own prediction for the prompt with the user's taste written into it (the oracle, which is less noisy than any picture
 and shortens training many times). The user vector's parts, the whole user and the text are dropped at times, so that
-the artist's weights and guidance work; a dropped user must predict what the plain UNet predicts.
+the artist's weights and guidance work; a dropped user must predict what the plain UNet predicts. `--parts image` trains
+an image-only adapter: the same branch on the CLIP embedding alone.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from .extract import Extracted
 from .users_pool import Dealer, users_of
 
 TOKENS = 4
+PARTS = ("semantic", "core", "image")
 
 
 class UserAttention(AttnProcessor):
@@ -115,7 +117,7 @@ def new_adapter(args, unet) -> UserAdapter:
         block_widths=[k.shape[0] for k, _ in projections],
         mllm=PreferenceMLLM.load(MLLM_FOLDER).fingerprint | layers,
         clip_vision={"name": "atelier", "width": image_width, "preprocessing": "bicubic 128, mean 0.5, std 0.5"},
-        training={"steps": args.steps, "batch": args.batch, "lr": args.lr, "distil": args.distil, "seed": args.seed},
+        training={k: getattr(args, k) for k in ("steps", "batch", "lr", "distil", "parts", "seed")},
     )
     adapter = UserAdapter(
         header, UserProjection(text_width + width + image_width, x, TOKENS), aligner, sem_norm, core_norm
@@ -149,10 +151,13 @@ def main() -> None:
         drop_part=0.08,
         drop_user=0.08,
         drop_text=0.05,
+        parts=" ".join(PARTS),
         ema=0.995,
         users=48,
         seed=12,
     )
+    if not args.parts.split() or set(args.parts.split()) - set(PARTS):
+        raise SystemExit(f"--parts {args.parts!r}: name some of {', '.join(PARTS)}, with spaces between.")
     run = core.Run(args)
     if run.finished:
         return
@@ -164,7 +169,8 @@ def main() -> None:
     branch = install(unet)
     header = adapter.header
     widths = [header.semantic_width, header.core_width, header.image_width]
-    vectors = user_vectors(adapter, extracted)
+    kept = torch.tensor([float(part in args.parts.split()) for part in PARTS])
+    vectors = user_vectors(adapter, extracted) * kept.repeat_interleave(torch.tensor(widths))
     dealer, people = Dealer(pool.labels[:, 2:]), users_of("train", int(extracted.owners.max()) + 1)
     trained = nn.ModuleList([adapter.projection, adapter.to_k_ip, adapter.to_v_ip])
     optimiser = torch.optim.AdamW(core.parameter_groups(trained, 0.01), betas=(0.9, 0.99))
@@ -219,12 +225,14 @@ def main() -> None:
 def evaluate(run, adapter: UserAdapter, count: int) -> dict[str, float]:
     """Alignment and named subjects on test users and held-out prompts, one picture each; histories drawn by the
     renderer and read by the real encoder."""
-    from .evaluate import METHODS, ROWS, Painter, alignment, paint_row, read, requests
+    from .evaluate.metrics import alignment, read
+    from .evaluate.painter import Painter, paint_row, requests
+    from .evaluate.rows import BASIC, ROWS
 
     painter, people, figures = Painter(adapter), users_of("test", count), {}
     asked = requests(people, 1)
-    for name in METHODS:
-        pictures = torch.cat(list(paint_row(painter, ROWS[name], people, 1)))
+    for name in BASIC:
+        pictures = torch.cat(list(paint_row(painter, ROWS[name], people, asked)))
         core.picture_grid(pictures, run.folder / "samples" / f"{name}.png")
         readings = read(painter, pictures)
         figures[name] = float(alignment(readings, people, asked).mean())

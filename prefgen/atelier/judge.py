@@ -41,13 +41,17 @@ class Judge(nn.Module):
         self.squeeze = nn.Conv2d(features, features // 4, 1)
         self.heads = nn.ModuleDict({name: nn.Linear(features * 2, len(values)) for name, values in HEADS.items()})
 
-    def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+    def features(self, pictures: torch.Tensor) -> torch.Tensor:
+        """What the heads read: pictures [B, 3, 128, 128] in 0..1 -> [B, 256]."""
         x = F.relu(self.stem(pictures * 2 - 1))
         for stage in self.stages:
             x = stage(x)
         mean = F.relu(self.mix(x)).mean((2, 3))
         place = F.relu(self.place(F.adaptive_avg_pool2d(self.squeeze(x), self.grid).flatten(1)))
-        features = torch.cat([mean, place], 1)
+        return torch.cat([mean, place], 1)
+
+    def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        features = self.features(pictures)
         return {name: head(features) for name, head in self.heads.items()}
 
     @torch.inference_mode()

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from prefgen.atelier import users
-from training import evaluate
+from prefgen.atelier import captions, models, users
+from training.evaluate import __main__ as command
+from training.evaluate import metrics, painter, reference, rows
 from training.users_pool import users_of
 
 
 def test_an_interval_is_over_users_and_leaves_the_unknown_out():
-    assert evaluate.interval(np.array([0.4, 0.4, np.nan])) == {"mean": 0.4, "ci95": [0.4, 0.4], "users": 2}
+    assert metrics.interval(np.array([0.4, 0.4, np.nan])) == {"mean": 0.4, "ci95": [0.4, 0.4], "users": 2}
     rng = np.random.default_rng(3)
     by_user = rng.normal(0.2, 1.0, 400)
-    low, high = evaluate.interval(by_user)["ci95"]
+    low, high = metrics.interval(by_user)["ci95"]
     expected = 2 * 1.96 * by_user.std() / 20
     assert high - low == pytest.approx(expected, rel=0.1) and low < by_user.mean() < high
 
@@ -24,13 +25,13 @@ def test_an_interval_is_over_users_and_leaves_the_unknown_out():
 def test_a_gain_share_is_paired_and_there_is_none_of_no_gain():
     rng = np.random.default_rng(4)
     none, gain = rng.normal(0, 1, 30), rng.uniform(0.5, 1, 30)
-    assert evaluate.gain_share(none + gain / 4, none, none + gain) == {"mean": 0.25, "ci95": [0.25, 0.25]}
-    assert evaluate.gain_share(none, none, none) == {"mean": None, "ci95": None}
+    assert metrics.gain_share(none + gain / 4, none, none + gain) == {"mean": 0.25, "ci95": [0.25, 0.25]}
+    assert metrics.gain_share(none, none, none) == {"mean": None, "ci95": None}
 
 
 def test_the_controls_keep_what_they_say_and_nothing_else():
     picture = torch.rand(8, 6, 3, generator=torch.Generator().manual_seed(1))
-    (mixed,), (plain,) = evaluate.colours_only([picture]), evaluate.grey([picture])
+    (mixed,), (plain,) = rows.colours_only([picture]), rows.grey([picture])
     assert sorted(map(tuple, mixed.flatten(0, 1).tolist())) == sorted(map(tuple, picture.flatten(0, 1).tolist()))
     assert not torch.equal(mixed, picture)
     assert torch.allclose(plain.mean(-1), picture.mean(-1)) and (plain - plain[..., :1]).abs().max() == 0
@@ -38,39 +39,98 @@ def test_the_controls_keep_what_they_say_and_nothing_else():
 
 def test_alignment_over_some_families_counts_who_has_opinions_there():
     person = users.User(1, (users.Taste((("palette", "neon"), ("line", "thin"))),), (("palette", "earth"),))
-    narrowed = evaluate.only(person, {"palette"})
+    narrowed = metrics.only(person, {"palette"})
     assert narrowed.tastes[0].liked == (("palette", "neon"),)
-    assert evaluate.only(person, {"line"}) is None, "nothing is disliked there"
+    assert metrics.only(person, {"line"}) is None, "nothing is disliked there"
     readings = [{"attributes": {"palette": "neon", "line": "thick"}}] * 2
-    found = evaluate.alignment(readings, [narrowed, None], [(0, "owl", "moon"), (1, "owl", "moon")])
+    found = metrics.alignment(readings, [narrowed, None], [(0, "owl", "moon"), (1, "owl", "moon")])
     assert found[0] == 1.0 and np.isnan(found[1])
 
 
 def test_every_user_gets_held_out_prompts_and_all_of_them_come_by_turns():
-    asked = evaluate.requests(users_of("test", 10), 4)
+    asked = painter.requests(users_of("test", 10), 4)
     assert [user for user, _, _ in asked[:8]] == [0, 0, 0, 0, 1, 1, 1, 1]
-    assert {(s, p) for _, s, p in asked} == set(evaluate.captions.heldout_prompts())
+    assert {(s, p) for _, s, p in asked} == set(captions.heldout_prompts())
+
+
+def test_distances_to_the_liked_are_unbiased_and_grow_with_the_shift():
+    rng = np.random.default_rng(5)
+    for distance in (metrics.kid, metrics.cmmd):
+        same = [distance(rng.normal(size=(4, 8)), rng.normal(size=(32, 8))) for _ in range(400)]
+        assert abs(np.mean(same)) < 4 * np.std(same) / 20, "unbiased: the mean over many is zero"
+        near, far = (
+            np.mean([distance(rng.normal(shift, 1, (4, 8)), rng.normal(size=(32, 8))) for _ in range(50)])
+            for shift in (0.7, 1.5)
+        )
+        assert 4 * np.std(same) / 20 < near < far
+
+
+def test_diversity_is_0_for_one_picture_again_and_1_for_unrelated_ones():
+    same, apart = [{"clip": [1.0, 0.0, 0.0]}] * 3, [{"clip": row} for row in np.eye(3).tolist()]
+    assert metrics.diversity(same + apart, 3).tolist() == pytest.approx([0.0, 1.0])
+
+
+def test_reference_attention_is_the_plain_one_at_weight_0_and_reads_each_half_its_own():
+    unet = models.load_unet_diffusers(random=True)
+    processors = reference.install(unet)
+    assert len(processors) == sum(name.endswith("attn1.processor") for name in unet.attn_processors)
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(count):
+        return torch.randn(count, 8, 16, 16, generator=generator)
+
+    states, empty, latents = torch.randn(2, 48, 128, generator=generator), torch.zeros(1, 48, 128), noise(1)
+    liked, disliked, alphas, step = noise(2), noise(2), models.alphas_cumprod(), torch.tensor(500)
+    both = torch.cat([latents, latents])
+
+    def painted(disliked, liked, weight):
+        unet_with = reference.Referenced(unet, processors, disliked, liked, empty, alphas, weight)
+        return unet_with(both, step, states).sample
+
+    with torch.inference_mode():
+        plain = unet(both, step, states).sample
+        assert torch.allclose(painted(disliked, liked, 1e-30), plain, atol=1e-5)
+        first, other = painted(disliked, liked, 1.0), painted(disliked, noise(2), 1.0)
+        assert torch.equal(unet(both, step, states).sample, plain), "nothing of it stays"
+    assert (first - plain).abs().max() > 1e-3
+    # Other liked pictures change the half with the prompt alone.
+    assert torch.allclose(first[0], other[0], atol=1e-5) and (first[1] - other[1]).abs().max() > 1e-3
 
 
 @pytest.mark.slow
 def test_a_small_run_measures_every_row_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "STEPS", 3)
-    out, runs = tmp_path / "out", tmp_path / "runs"
-    arguments = ["evaluate", "--users", "2", "--prompts", "1", "--runs", str(runs), "--out", str(out)]
+    monkeypatch.setattr(painter, "STEPS", 3)
+    monkeypatch.setattr(command, "SEEDS", 2)
+    out, runs, ablations = (tmp_path / name for name in ("out", "runs", "ablations"))
+    ablations.joinpath("pointwise").mkdir(parents=True)
+    ablations.joinpath("pointwise/weights").symlink_to(models.WEIGHTS)
+    options = {"users": 2, "prompts": 2, "runs": runs, "out": out, "ablations": ablations}
+    arguments = ["evaluate", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
     monkeypatch.setattr(sys, "argv", arguments)
-    evaluate.main()
+    command.main()
     first = (out / "methods.json").read_bytes()
     page, result = (out / "methods.md").read_text(), json.loads(first)
-    assert set(result["rows"]) == set(evaluate.ROWS) and all(f"| {r.label} |" in page for r in evaluate.ROWS.values())
-    assert (out / "figures" / "history_size.png").read_bytes().startswith(b"\x89PNG")
-    kept = {path.stem: path.read_text() for path in runs.rglob("*.json")}
-    different = [name for name in kept if name != "prefgen" and kept[name] != kept["prefgen"]]
-    assert {"none", "mismatched", "oracle", "swapped"} <= set(different)
+    there = {name for name, row in rows.ROWS.items() if row.ablation in ("", "pointwise")}
+    assert set(result["rows"]) == there and all(f"| {rows.ROWS[name].label} |" in page for name in there)
+    assert "Not in this run: image-only adapter" in page
+    assert result["rows"]["pointwise"]["alignment"] == result["rows"]["prefgen"]["alignment"], "the same weights here"
+    assert (out / "figures/history_size.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "figures/methods.jpg").read_bytes().startswith(b"\xff\xd8")
+    kept = {path.stem: json.loads(path.read_text()) for path in runs.rglob("*.json")}
+    different = [
+        name for name in kept if "readings" in kept[name] and kept[name]["readings"] != kept["prefgen"]["readings"]
+    ]
+    assert {"none", "mismatched", "oracle", "swapped", "described", "reference_1"} <= set(different)
+
+    def without_times(record):
+        assert all(row.pop("cpu_seconds_a_picture") > 0 for row in record["rows"].values())
+        return record
 
     for path in runs.rglob("s*.json"):  # as if it had been stopped before these
         path.unlink()
-    evaluate.main()
-    assert (out / "methods.json").read_bytes() == first
-    monkeypatch.setattr(evaluate, "Painter", None)  # everything is there: no model is needed
-    evaluate.main()
-    assert (out / "methods.json").read_bytes() == first
+    command.main()
+    again = (out / "methods.json").read_bytes()
+    assert without_times(json.loads(again)) == without_times(result)
+    monkeypatch.setattr(command, "Painter", None)  # everything is there: no model is needed
+    command.main()
+    assert (out / "methods.json").read_bytes() == again

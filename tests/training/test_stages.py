@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,43 @@ def test_a_stage_can_start_from_earlier_weights(trained, tmp_path):
     result = stage("atelier.vae", tmp_path, *STAGES["atelier.vae"], "--start-from", str(trained / "weights"))
     assert result.returncode == 0, result.stderr[-2000:]
     assert "starts from" in result.stdout and "(0 tensors are new)" in result.stdout
+
+
+def test_ablations_change_one_thing_and_share_the_rest(trained, tmp_path, monkeypatch):
+    from training import ablations
+
+    weights = trained / "weights"
+    monkeypatch.setattr(ablations, "WEIGHTS", weights)
+    small = {
+        name: replace(a, stages={s: [*STAGES[s], *options] for s, options in a.stages.items()})
+        for name, a in ablations.ABLATIONS.items()
+    }
+    monkeypatch.setattr(ablations, "ABLATIONS", small)
+    words = ["--runs", str(trained / "runs"), "--out", str(tmp_path), "--steps", "2", "--threads", "2"]
+    monkeypatch.setattr(sys, "argv", ["ablations", *words])
+    monkeypatch.chdir(ROOT)
+    before = {path: path.stat().st_mtime_ns for path in (*weights.rglob("*"), *(trained / "runs").rglob("*"))}
+    ablations.main()
+    assert before == {path: path.stat().st_mtime_ns for path in before}, "the shipped ones and their runs stay"
+
+    def part(name, key, folder=tmp_path):
+        from safetensors.torch import load_file
+
+        return load_file(str(folder / name / "weights/adapter.safetensors"))[key]
+
+    shipped = part("", "prefgen.aligner.mlp.0.weight", trained)
+    assert part("image_only", "prefgen.aligner.mlp.0.weight").equal(shipped), "its alignment is linked"
+    assert not part("pointwise", "prefgen.aligner.mlp.0.weight").equal(shipped)
+    from prefgen.adapter import load_adapter
+    from prefgen.mllm.model import PreferenceMLLM
+
+    headers = {name: load_adapter(tmp_path / name / "weights/adapter.safetensors").header for name in small}
+    assert headers["image_only"].training["parts"] == "image"
+    assert (
+        headers["first_layers"].mllm["sem_layers"] == [0, 1, 2, 3] and headers["first_layers"].mllm["core_layer"] == 1
+    )
+    untuned = PreferenceMLLM.load(tmp_path / "untuned/weights/mllm").fingerprint["revision"]
+    assert untuned == headers["untuned"].mllm["revision"] != headers["image_only"].mllm["revision"]
 
 
 def test_a_stage_without_its_pool_says_what_to_run_first(tmp_path):

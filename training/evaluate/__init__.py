@@ -1,0 +1,1 @@
+"""What each part of the method brings: methods, controls and ablations side by side."""
