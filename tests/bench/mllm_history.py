@@ -27,7 +27,7 @@ TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "nu
 VISION = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 8}
 VISION |= {"image_size": 224, "patch_size": 14}
 # LLaVA-OneVision keeps a token for every patch, so its tower must be wider to do nearly all the work.
-WIDE = VISION | {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+WIDE = VISION | {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
 QWEN = {"hidden_size": 256, "intermediate_size": 1024, "depth": 6, "num_heads": 8, "patch_size": 14}
 QWEN |= {"window_size": 112}  # pixels; Qwen3-VL has no windows
 SIDE = {"min_pixels": 224**2, "max_pixels": 224**2, "size": {"shortest_edge": 224, "longest_edge": 224}}

@@ -78,7 +78,8 @@ def test_a_shipped_file_runs_no_strings_no_programs_and_no_pickles(path: Path):
             modules.add((node.module or "").split(".")[0])
         elif isinstance(node, ast.Call):
             calls.add(ast.unparse(node.func))
-    assert not modules & {"pickle", "subprocess", "marshal", "requests", "urllib", "socket"}
+    downloads = {"urllib"} if path.parent.name == "download" else set()  # a command of its own, run by hand
+    assert not modules & {"pickle", "subprocess", "marshal", "requests", "urllib", "socket"} - downloads
     assert not calls & {"eval", "exec", "__import__", "os.system", "torch.load", "importlib.import_module"}
 
 
