@@ -139,8 +139,8 @@ def page(rows: list[dict]) -> str:
         )
     lines += [
         "",
-        "Image tokens are kept, the decoder reads the whole history again. Where the decoder is the larger part, as in a",
-        "7B model with 729 tokens a picture (LLaVA-OneVision), one more picture costs nearly as much as all of them.",
+        "Image tokens are kept, the decoder reads the whole history again. Where the decoder is the larger part, as in",
+        "a 7B model with 729 tokens a picture (LLaVA-OneVision), one more picture costs nearly as much as all of them.",
         "",
         "How each was run:",
         "",
