@@ -80,14 +80,17 @@ def branch_part(rows: list[dict]) -> list[str]:
     lines += [
         "",
         *wrapped(
-            "The share is of the default. More memory: K and V on the device and the largest surplus "
-            "of living storages in one block's attention, counted by a dispatch mode, at fp16. The "
-            "adapter's own weights stay on the CPU in a run: `tests/comfy/test_cost.py` counts that "
-            "nothing touches them once K and V are projected, that a model call reads sigma once at "
+            "The share is of the default. More memory: K and V of the user and of no user, and the "
+            "largest surplus of living storages in one block's attention, counted by a dispatch mode, "
+            "at fp16, with the default. It leaves out the copy of V that is multiplied by the weight, "
+            "and the attention that ComfyUI takes on a CPU makes score matrices that hide the branch's "
+            "own output: with another attention, or on both halves, it can be more. The adapter's own "
+            "weights stay on the CPU in a run: `tests/comfy/test_cost.py` counts that nothing touches them once K and V are projected, that a model call reads sigma once at "
             "most and nothing else, and how often a compiled UNet breaks its graph. At the start of a "
             "run, start and end cost one read of the model's sigmas each, a schedule 200 more."
         ),
         "",
+        *memory_part([row for row in rows if "memory" in row]),
     ]
     for row in rows:
         lines += [
@@ -96,6 +99,27 @@ def branch_part(rows: list[dict]) -> list[str]:
             "",
         ]
     return lines
+
+
+def memory_part(rows: list[dict]) -> list[str]:
+    """The table of what `--memory` counted, by tokens and halves."""
+    if not rows:
+        return []
+    lines = [
+        *wrapped(
+            "The same with torch's attention, which ComfyUI takes on most GPUs, and with all that the run keeps "
+            "(`--memory`): K, V and the weighted V, and the largest surplus in one block's attention."
+        ),
+        "",
+        "| | tokens | serves | kept, MB | surplus for a moment, MB | together, MB | at most 20 MB |",
+        "|---" * 7 + "|",
+    ]
+    for row in rows:
+        for m in row["memory"]:
+            half = {"positive": "the prompt's half", "both": "both halves"}[m["side"]]
+            cells = [NAMES[row["family"]], m["tokens"], half, m["held"], m["moment"], m["sum"]]
+            lines.append(line([*cells, met(m["sum"], MEGABYTES)]))
+    return [*lines, ""]
 
 
 def whole_part(rows: list[dict]) -> list[str]:
@@ -107,8 +131,9 @@ def whole_part(rows: list[dict]) -> list[str]:
         *wrapped(
             "Checkpoints in the published layout with random weights (fp16), loaded by "
             "CheckpointLoaderSimple on the real server; three graphs in a row, of which the first "
-            "loads the checkpoint and the third CLIP vision and the adapter (an IP-Adapter of the "
-            "published size with made-up weights). Seconds are of whole graphs, with loading."
+            "loads the checkpoint and the second CLIP vision and the adapter (an IP-Adapter of the "
+            "published size with made-up weights), which the third still holds. Seconds are of whole "
+            "graphs, with loading, each run once beside other work: no measure of the branch's time."
         ),
         "",
         "| | picture | steps | without, s | weight 0, s | with user, s | peak memory, GB | of it with user, GB "
