@@ -144,18 +144,22 @@ class Run:
         [B, T, width]: [1 or B, N, width]."""
         same = len(set(rows)) == 1
         key = (application, block, rows[0] if same else (rows, like.shape[0]), like.device, like.dtype)
+        given = self.applications[application]
+        level = not given.points and not given.items
         if key not in self._keys_values:
             k, v = self.projected[application][block]
             index = [rows[0]] if same else [row for row in rows for _ in range(like.shape[0] // len(rows))]
+            v = v * weight if level else v
             self._keys_values[key] = tuple(x[index].to(device=like.device, dtype=like.dtype) for x in (k, v))
         k, v = self._keys_values[key]
-        points = self.applications[application].items
-        state = (weight, like.shape[0], items) if points else (weight,)
-        # Schedules and context windows change it from call to call: the last one is kept.
+        if level:
+            return k, v
+        # Schedules and context windows change the weight from call to call: the last one is kept.
+        state = weight, like.shape[0], items
         if key not in self._weighted or self._weighted[key][0] != state:
             factors = weight
-            if points:
-                each = [weight * interpolated(points, item) for _ in rows for item in items]
+            if given.items:
+                each = [weight * interpolated(given.items, item) for _ in rows for item in items]
                 factors = torch.tensor(each).to(v)[:, None, None]
             self._weighted[key] = state, v * factors
         return k, self._weighted[key][1]
@@ -213,10 +217,13 @@ def _row(application: Application, negative: bool) -> int | None:
 
 def attention_with_users(run: Run, block: int, prior: Callable | None, q, k, v, extra: dict) -> torch.Tensor:
     """What ComfyUI calls in place of one cross-attention: q [B, T, width], k and v [B, text tokens, width]."""
-    attention = partial(optimized_attention, attn_precision=extra.get("attn_precision"), transformer_options=extra)
     heads = extra["n_heads"]
-    out = attention(q, k, v, heads) if prior is None else prior(q, k, v, extra)
-    call, metadata = extra["prefgen_call"], {"heads": heads, "attention": attention}
+    if prior is None:
+        out = optimized_attention(q, k, v, heads, attn_precision=extra.get("attn_precision"), transformer_options=extra)
+    else:
+        out = prior(q, k, v, extra)
+    # With so few keys torch's own attention is the quickest, and exact where another one quantises.
+    call, metadata = extra["prefgen_call"], {"heads": heads}
     # What the plain attention has just made is ours to add to; another's result, or what a gradient needs, is not.
     if prior is not None or out.requires_grad:
         out = out.clone()

@@ -185,10 +185,9 @@ def compare(patcher, family: str, layout: str, vision, folder: Path, pack, their
             if turn:
                 for name, total in sums.items():
                     spent[name].append(total)
-        grown = max(extra_memory(runs["positive"], calls["positive"], *block[:4]) for block in blocks)
+        memory_mb = {side: memory_of(pack("prefgen.comfy.run"), run, calls[side], blocks) for side, run in runs.items()}
     plain_ms = np.array(spent.pop("plain"))
     own = {name: np.array(total) - plain_ms for name, total in spent.items()}
-    resident = sum(x.numel() * 2 for pairs in runs["positive"].projected for pair in pairs for x in pair)
     return {
         "layout": layout,
         "blocks": {"ours": len(blocks), "both": len(both)},
@@ -196,9 +195,7 @@ def compare(patcher, family: str, layout: str, vision, folder: Path, pack, their
         **{f"{name}_ms": spread(values) for name, values in own.items()},
         "ours_to_theirs": spread(own["ours"] / own["theirs"], 3),
         "ours_both_to_theirs": spread(own["ours_both"] / own["theirs"], 3),
-        "keys_values_mb_fp16": round(resident / 2**20, 2),
-        "largest_temporary_mb_fp16": round(grown / 2 / 2**20, 2),
-        "extra_memory_mb_fp16": round((resident + grown / 2) / 2**20, 2),
+        "memory_mb": memory_mb,
     }
 
 
@@ -220,20 +217,35 @@ def plain(q, k, v, extra):
     return optimized_attention(q, k, v, extra["n_heads"], transformer_options=extra)
 
 
-def extra_memory(run, call, at, width: int, queries: int, extra: dict) -> int:
-    """Bytes by which the most memory alive in one block's attention is larger with the branch, fp32."""
-    import torch
+def memory_of(module, run, call, blocks: list) -> dict[str, float]:
+    """Megabytes at fp16: what a run keeps on the device, the largest surplus in one block's attention, and both.
 
-    q, k, v = (torch.randn(2, n, width) for n in (queries, TEXT_TOKENS, TEXT_TOKENS))
-    ours = run.patch(at, None)
-    ours(q, k, v, extra | {"prefgen_call": call})  # K and V come to the device
-    peaks = []
-    for attention in (ours, plain):
-        with live_memory() as alive:
-            result = attention(q, k, v, extra | {"prefgen_call": call})
-        del result
-        peaks.append(alive.peak)
-    return max(0, peaks[0] - peaks[1])
+    With torch's attention, which ComfyUI takes on most GPUs: that of the CPU makes large temporaries of its own.
+    """
+    import torch
+    from comfy.ldm.modules.attention import attention_pytorch
+
+    def plain_attention(q, k, v, extra):
+        return attention_pytorch(q, k, v, extra["n_heads"])
+
+    chosen, module.optimized_attention = module.optimized_attention, attention_pytorch
+    try:
+        surplus = 0
+        for at, width, queries, extra, _ in blocks:
+            q, k, v = (torch.randn(2, n, width) for n in (queries, TEXT_TOKENS, TEXT_TOKENS))
+            ours, peaks = run.patch(at, None), []
+            ours(q, k, v, extra | {"prefgen_call": call})  # K and V come to the device
+            for attention in (ours, plain_attention):
+                with live_memory() as alive:
+                    result = attention(q, k, v, extra | {"prefgen_call": call})
+                del result
+                peaks.append(alive.peak)
+            surplus = max(surplus, peaks[0] - peaks[1])
+    finally:
+        module.optimized_attention = chosen
+    held = sum(x.numel() * x.element_size() for pair in run._keys_values.values() for x in pair)
+    megabytes = {"held": held / 2**21, "moment": surplus / 2**21, "all": (held + surplus) / 2**21}  # fp32 to fp16
+    return {name: round(size, 2) for name, size in megabytes.items()}
 
 
 def live_memory():

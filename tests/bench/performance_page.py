@@ -67,30 +67,28 @@ def branch_part(rows: list[dict]) -> list[str]:
             lines.append(line(cells))
     lines += [
         "",
-        "| | tokens | UNet step, s | ours, share of it | at most 3 % | K and V, MB | more memory, MB | at most 20 MB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | tokens | UNet step, s | ours, share of it | at most 3 % | K and V, MB | more memory, MB | at most 20 MB "
+        "| both halves, MB |",
+        "|---" * 9 + "|",
     ]
     for row in rows:
         step = " and ".join(str(s) for s in row.get("step_seconds", [])) or "not measured"
         for tokens, t in row["tokens"].items():
-            share, memory = t.get("share_of_step"), t["extra_memory_mb_fp16"]
+            share, default, both = t.get("share_of_step"), t["memory_mb"]["positive"], t["memory_mb"]["both"]
             shares = ["-", "-"] if share is None else [f"{100 * share:.1f} %", met(share, SHARE)]
-            cells = [NAMES[row["family"]], tokens, step, *shares, t["keys_values_mb_fp16"], memory]
-            lines.append(line([*cells, met(memory, MEGABYTES)]))
+            cells = [NAMES[row["family"]], tokens, step, *shares, default["held"], default["all"]]
+            lines.append(line([*cells, met(default["all"], MEGABYTES), both["all"]]))
     lines += [
         "",
         *wrapped(
-            "The share is of the default. More memory: K and V of the user and of no user, and the "
-            "largest surplus of living storages in one block's attention, counted by a dispatch mode, "
-            "at fp16, with the default. It leaves out the copy of V that is multiplied by the weight, "
-            "and the attention that ComfyUI takes on a CPU makes score matrices that hide the branch's "
-            "own output: with another attention, or on both halves, it can be more. The adapter's own "
-            "weights stay on the CPU in a run: `tests/comfy/test_cost.py` counts that nothing touches them once K and V are projected, that a model call reads sigma once at "
-            "most and nothing else, and how often a compiled UNet breaks its graph. At the start of a "
-            "run, start and end cost one read of the model's sigmas each, a schedule 200 more."
+            "The share is of the default. More memory: K and V that the run keeps on the device, and the largest surplus "
+            "of living storages in one block's attention, counted by a dispatch mode with torch's attention, at fp16. The "
+            "adapter's own weights stay on the CPU in a run: `tests/comfy/test_cost.py` counts that nothing touches them "
+            "once K and V are projected, that a model call reads sigma once at most and nothing else, and how often a "
+            "compiled UNet breaks its graph. At the start of a run, start and end cost one read of the model's sigmas "
+            "each, a schedule 200 more."
         ),
         "",
-        *memory_part([row for row in rows if "memory" in row]),
     ]
     for row in rows:
         lines += [
@@ -99,27 +97,6 @@ def branch_part(rows: list[dict]) -> list[str]:
             "",
         ]
     return lines
-
-
-def memory_part(rows: list[dict]) -> list[str]:
-    """The table of what `--memory` counted, by tokens and halves."""
-    if not rows:
-        return []
-    lines = [
-        *wrapped(
-            "The same with torch's attention, which ComfyUI takes on most GPUs, and with all that the run keeps "
-            "(`--memory`): K, V and the weighted V, and the largest surplus in one block's attention."
-        ),
-        "",
-        "| | tokens | serves | kept, MB | surplus for a moment, MB | together, MB | at most 20 MB |",
-        "|---" * 7 + "|",
-    ]
-    for row in rows:
-        for m in row["memory"]:
-            half = {"positive": "the prompt's half", "both": "both halves"}[m["side"]]
-            cells = [NAMES[row["family"]], m["tokens"], half, m["held"], m["moment"], m["sum"]]
-            lines.append(line([*cells, met(m["sum"], MEGABYTES)]))
-    return [*lines, ""]
 
 
 def whole_part(rows: list[dict]) -> list[str]:
