@@ -51,15 +51,9 @@ class LoadPreferenceMLLM(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, mllm, precision="auto", lora=folders.NO_LORA):
-        for check, value in (
-            (folders.mllm_path, mllm),
-            (memory.check_precision, precision),
-            (folders.mllm_lora_path, lora),
-        ):
-            if (answer := checked(check, value)) is not True:
-                return answer
-        return True
+    def validate_inputs(cls, mllm):
+        # ComfyUI tells the answer once for every input that is named here, and checks the other combos itself.
+        return checked(folders.mllm_path, mllm)
 
     @classmethod
     def execute(cls, mllm, precision="auto", device="auto", lora=folders.NO_LORA) -> io.NodeOutput:

@@ -57,11 +57,13 @@ def test_folders_of_extra_model_paths_are_listed(folders, tmp_path):
     assert not any("adapter_model" in name for name in folders.adapters())
 
 
-def test_names_that_were_not_offered_are_refused_before_the_graph_runs(node):
+def test_names_that_were_not_offered_are_refused_before_anything_is_loaded(node):
     assert node.validate_inputs("atelier") is True
-    for wrong in ({"mllm": "../x"}, {"mllm": "atelier", "lora": "../x"}, {"mllm": "atelier", "precision": "int3"}):
-        answer = node.validate_inputs(**wrong)
-        assert isinstance(answer, str) and answer.endswith(".")
+    assert "There is no preference MLLM named '../x'" in node.validate_inputs("../x")
+    for wrong in ({"lora": "../x"}, {"precision": "int3"}):
+        with pytest.raises(ValueError, match="There is no") as raised:
+            node.execute("atelier", **wrong)
+        sentence(raised)
 
 
 def test_graphs_saved_before_the_lora_still_load(node):
@@ -77,9 +79,10 @@ def test_nf4_is_offered_only_with_bitsandbytes(memory, node):
 
     offered = "nf4" in memory.precisions()
     assert offered == (find_spec("bitsandbytes") is not None)
-    answer = node.validate_inputs("atelier", precision="nf4")
-    assert answer is True if offered else "bitsandbytes" in answer
-    if offered:
+    if not offered:
+        with pytest.raises(ValueError, match="bitsandbytes"):
+            node.execute("atelier", "nf4")
+    else:
         with pytest.raises(ValueError, match="graphics card") as raised:
             memory.pick_dtype("nf4", torch.device("cpu"), False)
         sentence(raised)
