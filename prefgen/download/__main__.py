@@ -10,11 +10,15 @@ right. The same command goes on where it was stopped; what is there already is l
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
 import sys
 from pathlib import Path
 
-from .fetch import DownloadError, FileSet, fetch, known_sets
+if __package__:
+    from .fetch import DownloadError, FileSet, fetch, known_sets
+else:  # run by this folder's path: an embedded Python looks for no module in the current folder
+    from fetch import DownloadError, FileSet, fetch, known_sets
 
 PACK = Path(__file__).resolve().parents[2]
 
@@ -38,7 +42,8 @@ def size(count: int) -> str:
 
 
 def listed(sets: dict[str, FileSet]) -> str:
-    return "\n".join(f"{name:<10} {size(s.bytes):>8}  {s.licence:<11} {s.what}" for name, s in sets.items())
+    width = max(map(len, sets), default=0)
+    return "\n".join(f"{name:<{width}} {size(s.bytes):>8}  {s.licence:<11} {s.what}" for name, s in sets.items())
 
 
 def main() -> None:
@@ -58,11 +63,16 @@ def main() -> None:
         if args.name not in sets:
             raise DownloadError(f"There is no set {args.name!r}: choose {', '.join(sets)}.")
         folder = models_folder(args.models)
-        print(f"{args.name}: {size(sets[args.name].bytes)}, {sets[args.name].licence}, into {folder}", flush=True)
-        for path in fetch(sets[args.name], folder):
+        wanted, free = sets[args.name], size(shutil.disk_usage(folder).free)
+        print(f"{args.name}: {size(wanted.bytes)}, {wanted.licence}, into {folder} ({free} free)", flush=True)
+        for path in fetch(wanted, folder):
             print(path, flush=True)
     except DownloadError as error:
         raise SystemExit(str(error)) from error
+    except OSError as error:
+        raise SystemExit(
+            f"{error.filename} can't be used ({error.strerror}): see what it is and who owns it."
+        ) from error
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         raise SystemExit(130) from None

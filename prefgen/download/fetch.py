@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
@@ -18,7 +19,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 SETS = Path(__file__).with_name("sets.json")
-STAGING = ".prefgen-download"  # in the models folder; gone when a set is there
+STAGING = ".prefgen-download"  # in the models folder; gone when nothing is half there
 SPARE = 256 << 20  # bytes that a disk keeps free
 PIECE, TIMEOUT = 1 << 20, 30  # bytes, seconds
 
@@ -76,7 +77,10 @@ def _file_set(files: list[dict], revision: str, **entry: str) -> FileSet:
 
 
 def fetch(wanted: FileSet, models: Path) -> Iterator[Path]:
-    """Yield each file's path as soon as it is there and right. DownloadError names what is wrong and what to do."""
+    """Yield each file's path as soon as it is there and right. DownloadError names what is wrong and what to do.
+
+    OSError with its file's name where a folder or file can't be used.
+    """
     missing = []
     for file in wanted.files:
         target = models / file.to
@@ -87,7 +91,8 @@ def fetch(wanted: FileSet, models: Path) -> Iterator[Path]:
         else:
             raise DownloadError(f"{target} is another file than the pinned one: move it away, then run this again.")
     staging = models / STAGING
-    have = sum(p.stat().st_size for p in staging.rglob("*") if p.is_file()) if staging.exists() else 0
+    parts = [staging / _part(file) for file in missing]
+    have = sum(part.stat().st_size for part in parts if part.exists())
     free, needed = shutil.disk_usage(models).free, sum(file.bytes for file in missing) - have + SPARE
     if missing and free < needed:
         raise DownloadError(f"{models} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed: make room.")
@@ -103,19 +108,23 @@ def fetch(wanted: FileSet, models: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(there, target)
         yield target
-    if missing:
-        shutil.rmtree(staging, ignore_errors=True)
+    with suppress(OSError):  # it stays while it holds what another set has begun
+        staging.rmdir()
+
+
+def _part(file: PinnedFile) -> str:
+    return f"{file.sha256}.part"
 
 
 def _downloaded(wanted: FileSet, file: PinnedFile, staging: Path) -> Path:
     """The file in the staging folder, from where an earlier run broke off: the hub's own client begins anew."""
-    from huggingface_hub import hf_hub_url  # ComfyUI brings it; HF_ENDPOINT names another hub
+    from huggingface_hub import constants, hf_hub_url  # ComfyUI brings it; HF_ENDPOINT names another hub
 
     name = f"{file.path} of {wanted.repository}"
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
+    if constants.HF_HUB_OFFLINE:
         raise DownloadError("HF_HUB_OFFLINE is set: unset it to download.")
     staging.mkdir(exist_ok=True)
-    part = staging / f"{file.sha256}.part"
+    part = staging / _part(file)
     have = part.stat().st_size if part.exists() else 0
     try:
         if have < file.bytes:
@@ -130,6 +139,8 @@ def _downloaded(wanted: FileSet, file: PinnedFile, staging: Path) -> Path:
     except URLError as error:
         raise DownloadError(f"{name} can't be reached ({error.reason}): is there a network?") from error
     except (OSError, HTTPException) as error:
+        if getattr(error, "filename", None):  # the part itself, not the network
+            raise
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason = f"{staging} is full: make room and" if full else f"the connection broke off ({error}):"
         raise DownloadError(f"{name} did not come whole, {reason} run the same command again.") from error

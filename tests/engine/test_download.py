@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,8 +35,8 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         name = self.path.removeprefix(f"/our/files/resolve/{REVISION}/")
         data = self.server.files.get(name)
-        if data is None:
-            self.send_response(404)
+        if data is None or isinstance(data, int):
+            self.send_response(data or 404)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -161,6 +162,40 @@ def test_a_file_that_is_gone_and_no_network_are_sentences(hub, sets, tmp_path):
     assert "can't be reached" in one_sentence(hub, sets, tmp_path / "models")
 
 
+def test_a_file_that_asks_for_an_agreement_is_a_sentence(hub, sets, tmp_path):
+    hub.files["weights/model.safetensors"] = 403
+    assert "asks for an agreement" in one_sentence(hub, sets, tmp_path / "models")
+
+
+def test_a_folder_that_can_t_be_used_is_a_sentence(hub, sets, tmp_path):
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / fetch.STAGING).write_bytes(b"")
+    assert f"{fetch.STAGING} can't be used (" in one_sentence(hub, sets, models) and not hub.asked
+    (models / fetch.STAGING).unlink()
+    (models / "LLM").write_bytes(b"mine")
+    assert "LLM" in one_sentence(hub, sets, models)
+    (models / "LLM").unlink()
+    asked = len(hub.asked)
+    code, _, errors = ended(start(hub, sets, models))
+    assert code == 0, errors
+    assert content(models) == WHOLE and len(hub.asked) == asked + 1, "what had come was fetched again"
+
+
+def test_what_another_set_has_begun_neither_counts_nor_is_thrown_away(hub, sets, tmp_path, monkeypatch):
+    models = tmp_path / "models"
+    begun = models / fetch.STAGING / f"{'0' * 64}.part"
+    begun.parent.mkdir(parents=True)
+    with open(begun, "wb") as file:
+        file.truncate(1 << 40)  # it takes no room
+    assert ended(start(hub, sets, models))[0] == 0
+    assert begun.stat().st_size == 1 << 40
+    usage = fetch.shutil.disk_usage(models)
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(fetch.DownloadError, match="make room"):
+        list(fetch.fetch(fetch.known_sets()["sd15"], models))
+
+
 def test_a_connection_that_breaks_off_is_a_sentence_and_the_next_run_goes_on(hub, sets, tmp_path):
     hub.files["weights/model.safetensors"] = BIG[: len(BIG) // 2]
     assert "the connection broke off" in one_sentence(hub, sets, tmp_path / "models")
@@ -223,13 +258,30 @@ def test_a_list_that_leaves_the_folder_or_lacks_a_pin_is_refused(tmp_path, chang
 
 def test_our_list_holds_together_and_is_shown():
     sets = fetch.known_sets()
-    assert {"sd15", "sdxl"} <= set(sets)
+    assert {"sd15", "sdxl", "smolvlm-256m", "qwen3-vl-2b"} <= set(sets)
     pins = {}
     for one in sets.values():
         for file in one.files:
             assert pins.setdefault(file.to, file) == file, "one place, one file"
             assert file.to.split("/")[0] in ("clip_vision", "ipadapter", "LLM", "prefgen")
+        # Load Preference MLLM lists a folder from its config.json on, so that one comes when all the rest is there.
+        assert one.files[-1].path == "config.json" or not one.files[0].to.startswith("prefgen/mllm/")
     assert all(name in listed(sets) for name in sets) and "Apache-2.0" in listed(sets)
+
+
+@pytest.mark.parametrize("how", [["-m", "prefgen.download"], ["-I", "prefgen/download"]])
+def test_it_runs_wherever_the_pack_lies_and_in_an_embedded_python(tmp_path, how):
+    pack = tmp_path / "ComfyUI/custom_nodes/any name"
+    shutil.copytree(ROOT / "prefgen/download", pack / "prefgen/download")
+    (pack / "prefgen/__init__.py").touch()
+    (tmp_path / "ComfyUI/models").mkdir()
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    line = [sys.executable, *how]
+    ran = subprocess.run(line, cwd=pack, env=kept, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0 and "sdxl" in ran.stdout, ran.stderr
+    ran = subprocess.run([*line, "sd15"], cwd=pack, env=kept, capture_output=True, text=True, timeout=120)
+    assert ran.stdout.startswith(f"sd15: 2.57 GB, Apache-2.0, into {tmp_path / 'ComfyUI/models'} (")
+    assert ran.stderr.startswith("HF_HUB_OFFLINE is set") and ran.returncode == 1
 
 
 def test_nothing_else_in_the_pack_downloads():
