@@ -20,4 +20,4 @@ class LeastRecentlyUsed(OrderedDict):
         super().__setitem__(key, value)
         self.move_to_end(key)
         while len(self) > self.size:
-            self.popitem(last=False)
+            del self[next(iter(self))]  # Python 3.10's popitem reads the entry, which would make it the newest
