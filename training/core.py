@@ -48,6 +48,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
+        torch.manual_seed(args.seed)  # first weights; torch's own seed differs from process to process
         self.folder = args.runs / args.stage
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "samples").mkdir(exist_ok=True)

@@ -66,6 +66,15 @@ def test_a_changed_configuration_is_refused_and_nothing_is_lost(tmp_path):
     assert (tmp_path / "toy/checkpoint.pt").read_bytes() == before
 
 
+def test_first_weights_come_from_the_stage_s_seed(tmp_path):
+    def weights():
+        torch.seed()  # what another process would start with
+        run_of(tmp_path, steps=1)
+        return torch.nn.Linear(3, 3).weight
+
+    assert torch.equal(weights(), weights())
+
+
 def test_every_sample_comes_once_an_epoch_in_another_order():
     epochs = np.concatenate([core.batch_indices(0, step, 7, 21) for step in range(6)]).reshape(2, 21)
     assert all(sorted(epoch) == list(range(21)) for epoch in epochs.tolist())
