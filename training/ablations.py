@@ -27,20 +27,20 @@ WEIGHT_FILES = ("clip.safetensors", "clip_tokenizer", "judge.safetensors", "unet
 
 @dataclass(frozen=True)
 class Ablation:
-    """What is run anew, each stage with its options, after the stages that stay; the rest is linked."""
+    """What is run anew, each stage with its changes (`key=value` of its section); the rest is linked."""
 
-    stages: dict[str, list[str]]
+    stages: dict[str, tuple[str, ...]]
     layers: dict | None = None  # in place of the probe's choice
 
 
 ABLATIONS = {
-    "image_only": Ablation({"train_user_attention": ["--parts", "image"]}),
-    "pointwise": Ablation({"train_alignment": ["--mmd", "0", "--paired", "1"], "train_user_attention": []}),
+    "image_only": Ablation({"train_user_attention": ("parts=[image]",)}),
+    "pointwise": Ablation({"train_alignment": ("mmd=0", "paired=1"), "train_user_attention": ()}),
     "first_layers": Ablation(
-        {"train_alignment": [], "train_user_attention": []}, layers={"sem_layers": [0, 1, 2, 3], "core_layer": 1}
+        {"train_alignment": (), "train_user_attention": ()}, layers={"sem_layers": [0, 1, 2, 3], "core_layer": 1}
     ),
     "untuned": Ablation(  # trained eyes, and a language model as it was made
-        {"train_mllm": ["--steps", "0"], "extract": [], "train_alignment": [], "train_user_attention": []}
+        {"train_mllm": ("steps=0",), "extract": (), "train_alignment": (), "train_user_attention": ()}
     ),
 }
 
@@ -92,9 +92,10 @@ def main() -> None:
         parser.error(f"there is no ablation {unknown[0]!r}: choose from {', '.join(ABLATIONS)}")
     for name in args.names:
         folder = prepare(name, args.runs, args.out)
-        for stage, options in ABLATIONS[name].stages.items():
+        for stage, changes in ABLATIONS[name].stages.items():
             if stage == "train_user_attention":
-                options = [*options, "--steps", str(args.steps or shipped_steps())]
+                changes = (*changes, f"steps={args.steps or shipped_steps()}")
+            options = [word for change in changes for word in ("--set", f"{stage}.{change}")]
             common = ["--runs", str(folder / "runs"), "--threads", str(args.threads)]
             run([sys.executable, "-m", f"training.{stage}", *common, *options], folder / "weights")
 

@@ -6,7 +6,6 @@ is a pure function of (seed, step), so a checkpoint needs no generator state and
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -15,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -23,36 +23,19 @@ from tqdm import tqdm
 from prefgen.files import write_atomic
 
 
-def arguments(stage: str, description: str, **defaults) -> argparse.Namespace:
-    """Command line of a stage: --run FOLDER, --pool FOLDER, --threads N, and one option for every default."""
-    parser = argparse.ArgumentParser(prog=f"python -m training.{stage}", description=description)
-    parser.add_argument("--runs", type=Path, default=Path("runs/atelier"), help="folder that holds every stage's run")
-    parser.add_argument(
-        "--start-from", type=Path, help="folder with earlier weights (such as the shipped ones) to start from"
-    )
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all")
-    for name, value in defaults.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    args.stage = stage
-    return args
-
-
 class Run:
     """One stage's run folder: `config.json`, `log.jsonl`, `checkpoint.pt`, `samples/`, `done`.
 
-    args: namespace of `arguments`; every option but folders and threads is part of the run's identity.
+    args: what `config.command.arguments` gives; its `identity` says what the run's result depends on.
     """
 
-    def __init__(self, args: argparse.Namespace):
+    def __init__(self, args: SimpleNamespace):
         self.args = args
         torch.manual_seed(args.seed)  # first weights; torch's own seed differs from process to process
         self.folder = args.runs / args.stage
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "samples").mkdir(exist_ok=True)
-        config = {k: v for k, v in vars(args).items() if k not in ("runs", "threads", "start_from")}
+        config = args.identity
         path = self.folder / "config.json"
         if path.exists() and json.loads(path.read_text()) != config:
             raise SystemExit(

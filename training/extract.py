@@ -18,6 +18,7 @@ from prefgen.atelier.models import MLLM_FOLDER, load_clip, mllm_tokenizer
 from . import core
 from .atelier.clip import image_features
 from .atelier.pool import PicturePool
+from .config.command import arguments
 from .train_mllm import ask, collate, image_tokens_per_picture, last_token_states
 from .users_pool import Dealer, interleaved, users_of
 
@@ -42,7 +43,7 @@ def clip_embeddings(args, pool: PicturePool) -> torch.Tensor:
 
 
 def main() -> None:
-    args = core.arguments("extract", __doc__, users=4000, histories=3, batch=64, seed=9)
+    args = arguments("extract", __doc__)
     run = core.Run(args)
     if run.finished:
         return

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from . import core
+from .config.command import arguments
 from .extract import Extracted
 from .users_pool import attribute_vector, users_of
 
@@ -41,7 +42,7 @@ def ridge_precision(states, truth, train, strength: float = 10.0) -> float:
 
 
 def main() -> None:
-    args = core.arguments("probe_layers", __doc__, users=3000, seed=10)
+    args = arguments("probe_layers", __doc__)
     run = core.Run(args)
     if run.finished:
         return

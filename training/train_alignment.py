@@ -5,7 +5,7 @@
 Target bank: CLIP text embeddings of the training users' liked attributes. Loss: unbiased multi-bandwidth MMD between
 a large batch of aligned users and the bank, plus a weak paired cosine term (marginal MMD alone is content with any
 permutation of users). Reports retrieval on held-out users beside the MMD, since neither says enough alone.
-`--mmd 0 --paired 1` leaves the point-wise term alone: the ablation.
+`--set train_alignment.mmd=0 --set train_alignment.paired=1` leaves the point-wise term alone: the ablation.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from prefgen.mmd import median_bandwidths, mmd2
 
 from . import core
 from .atelier.clip import text_features, tokenize
+from .config.command import arguments
 from .extract import Extracted
 from .train_mllm import PHRASES
 from .users_pool import users_of
@@ -48,7 +49,7 @@ def text_bank(people: list[User]) -> torch.Tensor:
 
 
 def main() -> None:
-    args = core.arguments("train_alignment", __doc__, steps=1200, batch=1024, lr=1e-3, mmd=1.0, paired=0.5, seed=11)
+    args = arguments("train_alignment", __doc__)
     run = core.Run(args)
     if run.finished:
         return

@@ -28,6 +28,7 @@ from prefgen.mllm.prompt import CLOSING_QUESTION, render_prompt
 from . import core
 from .atelier.mllm_vision import new_mllm
 from .atelier.pool import PicturePool
+from .config.command import arguments
 from .users_pool import ATTRIBUTE_INDEX, Dealer, attribute_vector, users_of
 
 SEM_LAYERS = (4, 5, 6, 7)
@@ -146,7 +147,7 @@ def identity_loss(states: torch.Tensor, temperature: float = 0.1) -> torch.Tenso
 
 
 def main() -> None:
-    args = core.arguments("train_mllm", __doc__, steps=1600, batch=32, lr=1e-3, users=20000, identity=0.3, seed=8)
+    args = arguments("train_mllm", __doc__)
     run = core.Run(args)
     if run.finished:
         return

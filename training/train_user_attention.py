@@ -6,8 +6,8 @@ UNet, VAE and encoders are frozen; K and V of the branch start from the UNet's o
 prompt and the user; two targets share the weight: the noise of a picture that this user likes, and the frozen UNet's
 own prediction for the prompt with the user's taste written into it (the oracle, which is less noisy than any picture
 and shortens training many times). The user vector's parts, the whole user and the text are dropped at times, so that
-the artist's weights and guidance work; a dropped user must predict what the plain UNet predicts. `--parts image` trains
-an image-only adapter: the same branch on the CLIP embedding alone.
+the artist's weights and guidance work; a dropped user must predict what the plain UNet predicts. With `--set
+train_user_attention.parts=[image]` it is an image-only adapter: the same branch on the CLIP embedding alone.
 """
 
 from __future__ import annotations
@@ -40,11 +40,10 @@ from . import core
 from .atelier.clip import mapping, text_features, tokenize
 from .atelier.pool import PicturePool
 from .atelier.unet import cached_latents, noised
+from .config.command import arguments
+from .config.schema import PARTS
 from .extract import Extracted
 from .users_pool import Dealer, users_of
-
-TOKENS = 4
-PARTS = ("semantic", "core", "image")
 
 
 class UserAttention(AttnProcessor):
@@ -113,14 +112,14 @@ def new_adapter(args, unet) -> UserAdapter:
         core_width=width,
         image_width=image_width,
         cross_attention_dim=x,
-        tokens=TOKENS,
+        tokens=args.tokens,
         block_widths=[k.shape[0] for k, _ in projections],
         mllm=PreferenceMLLM.load(MLLM_FOLDER).fingerprint | layers,
         clip_vision={"name": "atelier", "width": image_width, "preprocessing": "bicubic 128, mean 0.5, std 0.5"},
-        training={k: getattr(args, k) for k in ("steps", "batch", "lr", "distil", "parts", "seed")},
+        training={k: args.identity[k] for k in ("steps", "batch", "lr", "distil", "parts", "seed")},
     )
     adapter = UserAdapter(
-        header, UserProjection(text_width + width + image_width, x, TOKENS), aligner, sem_norm, core_norm
+        header, UserProjection(text_width + width + image_width, x, args.tokens), aligner, sem_norm, core_norm
     )
     for (k, v), to_k, to_v in zip(projections, adapter.to_k_ip, adapter.to_v_ip, strict=True):
         to_k.weight.data.copy_(k)
@@ -141,23 +140,7 @@ def drop_parts(vectors: torch.Tensor, widths: list[int], part: float, user: floa
 
 
 def main() -> None:
-    args = core.arguments(
-        "train_user_attention",
-        __doc__,
-        steps=800,
-        batch=48,
-        lr=1.5e-3,
-        distil=0.8,
-        drop_part=0.08,
-        drop_user=0.08,
-        drop_text=0.05,
-        parts=" ".join(PARTS),
-        ema=0.995,
-        users=48,
-        seed=12,
-    )
-    if not args.parts.split() or set(args.parts.split()) - set(PARTS):
-        raise SystemExit(f"--parts {args.parts!r}: name some of {', '.join(PARTS)}, with spaces between.")
+    args = arguments("train_user_attention", __doc__)
     run = core.Run(args)
     if run.finished:
         return
@@ -169,7 +152,7 @@ def main() -> None:
     branch = install(unet)
     header = adapter.header
     widths = [header.semantic_width, header.core_width, header.image_width]
-    kept = torch.tensor([float(part in args.parts.split()) for part in PARTS])
+    kept = torch.tensor([float(part in args.parts) for part in PARTS])
     vectors = user_vectors(adapter, extracted) * kept.repeat_interleave(torch.tensor(widths))
     dealer, people = Dealer(pool.labels[:, 2:]), users_of("train", int(extracted.owners.max()) + 1)
     trained = nn.ModuleList([adapter.projection, adapter.to_k_ip, adapter.to_v_ip])

@@ -1,7 +1,7 @@
 """The training core: a stopped run goes on exactly, a changed one is refused, every sample comes once an epoch."""
 
-import argparse
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from training import core
 
 
 def run_of(folder, **options):
-    return core.Run(argparse.Namespace(runs=folder, threads=0, stage="toy", seed=3, **options))
+    return core.Run(SimpleNamespace(runs=folder, stage="toy", seed=3, identity=options))
 
 
 def train(folder, stop_after=None, steps=12):

@@ -12,18 +12,23 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # In the pipeline's order; enough steps to run every line, far too few to learn anything.
 STAGES = {
-    "atelier.pool": ["--count", "400", "--processes", "1"],
-    "atelier.vae": ["--steps", "3", "--batch", "4"],
-    "atelier.clip": ["--steps", "2", "--batch", "8"],
-    "atelier.judge": ["--steps", "2", "--batch", "8", "--heldout", "8"],
-    "atelier.unet": ["--steps", "2", "--batch", "4", "--pictures", "2"],
-    "atelier.mllm_vision": ["--steps", "2", "--batch", "8"],
-    "train_mllm": ["--steps", "2", "--batch", "8", "--users", "30"],
-    "extract": ["--users", "60", "--histories", "2"],
-    "probe_layers": ["--users", "60"],
-    "train_alignment": ["--steps", "3", "--batch", "32"],
-    "train_user_attention": ["--steps", "2", "--batch", "4", "--users", "2"],
+    "atelier.pool": ["count=400", "processes=1"],
+    "atelier.vae": ["steps=3", "batch=4"],
+    "atelier.clip": ["steps=2", "batch=8"],
+    "atelier.judge": ["steps=2", "batch=8", "heldout=8"],
+    "atelier.unet": ["steps=2", "batch=4", "pictures=2"],
+    "atelier.mllm_vision": ["steps=2", "batch=8"],
+    "train_mllm": ["steps=2", "batch=8", "users=30"],
+    "extract": ["users=60", "histories=2"],
+    "probe_layers": ["users=60"],
+    "train_alignment": ["steps=3", "batch=32"],
+    "train_user_attention": ["steps=2", "batch=4", "users=2"],
 }
+
+
+def changed(name, changes):
+    """The options that make these changes in a stage's section."""
+    return [word for change in changes for word in ("--set", f"{name}.{change}")]
 
 
 def stage(name, folder, *options, weights=None):
@@ -43,7 +48,7 @@ def stage(name, folder, *options, weights=None):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("from nothing")
     for name, options in {"atelier.tokenizers": [], **STAGES}.items():
-        result = stage(name, folder, *options)
+        result = stage(name, folder, *changed(name, options))
         assert result.returncode == 0, f"{name}: {result.stderr[-2000:]}"
     return folder
 
@@ -52,11 +57,12 @@ pytestmark = pytest.mark.slow
 
 
 def test_every_stage_leaves_figures_a_log_and_its_configuration(trained):
-    for name, options in STAGES.items():
+    for name, changes in STAGES.items():
         folder = trained / "runs" / name
         assert json.loads((folder / "done").read_text()), name
         config = json.loads((folder / "config.json").read_text())
-        assert config[options[0].removeprefix("--")] == int(options[1])
+        for key, value in (change.split("=") for change in changes):
+            assert config[key] == int(value)
     figures = json.loads((trained / "runs/train_user_attention/done").read_text())
     assert {"none", "mismatched", "prefgen", "oracle"} <= set(figures)
 
@@ -80,16 +86,22 @@ def test_the_pipeline_writes_the_weights_that_the_atelier_loads(trained):
 
 def test_a_finished_stage_is_skipped_and_a_changed_one_refused(trained):
     before = (trained / "runs/atelier.vae/checkpoint.pt").stat().st_mtime_ns
-    assert stage("atelier.vae", trained, *STAGES["atelier.vae"]).returncode == 0
+    assert stage("atelier.vae", trained, *changed("atelier.vae", STAGES["atelier.vae"])).returncode == 0
     assert (trained / "runs/atelier.vae/checkpoint.pt").stat().st_mtime_ns == before
-    changed = stage("atelier.vae", trained, "--steps", "9")
-    assert changed.returncode != 0 and "another configuration" in changed.stderr
+    other = stage("atelier.vae", trained, "--set", "atelier.vae.steps=9")
+    assert other.returncode != 0 and "another configuration" in other.stderr
 
 
 def test_a_stage_can_start_from_earlier_weights(trained, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/atelier.pool").symlink_to(trained / "runs/atelier.pool")
-    result = stage("atelier.vae", tmp_path, *STAGES["atelier.vae"], "--start-from", str(trained / "weights"))
+    result = stage(
+        "atelier.vae",
+        tmp_path,
+        *changed("atelier.vae", STAGES["atelier.vae"]),
+        "--start-from",
+        str(trained / "weights"),
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     assert "starts from" in result.stdout and "(0 tensors are new)" in result.stdout
 
@@ -100,7 +112,7 @@ def test_ablations_change_one_thing_and_share_the_rest(trained, tmp_path, monkey
     weights = trained / "weights"
     monkeypatch.setattr(ablations, "WEIGHTS", weights)
     small = {
-        name: replace(a, stages={s: [*STAGES[s], *options] for s, options in a.stages.items()})
+        name: replace(a, stages={s: (*STAGES[s], *changes) for s, changes in a.stages.items()})
         for name, a in ablations.ABLATIONS.items()
     }
     monkeypatch.setattr(ablations, "ABLATIONS", small)
@@ -123,7 +135,7 @@ def test_ablations_change_one_thing_and_share_the_rest(trained, tmp_path, monkey
     from prefgen.mllm.model import PreferenceMLLM
 
     headers = {name: load_adapter(tmp_path / name / "weights/adapter.safetensors").header for name in small}
-    assert headers["image_only"].training["parts"] == "image"
+    assert headers["image_only"].training["parts"] == ["image"]
     assert (
         headers["first_layers"].mllm["sem_layers"] == [0, 1, 2, 3] and headers["first_layers"].mllm["core_layer"] == 1
     )

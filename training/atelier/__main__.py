@@ -36,12 +36,14 @@ def main() -> None:
     parser.add_argument(
         "--start-from", type=Path, help="folder with earlier weights that VAE, CLIP, judge, UNet and MLLM start from"
     )
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one value")
     args = parser.parse_args()
+    common = ["--runs", str(args.runs), *(word for change in args.set for word in ("--set", change))]
+    if args.start_from:
+        common += ["--start-from", str(args.start_from)]
     for stage in STAGES:
         start = time.monotonic()
-        options = [] if stage == "atelier.tokenizers" else ["--runs", str(args.runs)]
-        if options and args.start_from:
-            options += ["--start-from", str(args.start_from)]
+        options = [] if stage == "atelier.tokenizers" else common
         code = subprocess.run([sys.executable, "-m", f"training.{stage}", *options]).returncode
         if code:
             raise SystemExit(f"{stage} stopped (exit status {code}); the same command goes on from there.")

@@ -19,6 +19,7 @@ from prefgen.atelier.attributes import FAMILIES, PROPS, SUBJECTS
 from prefgen.atelier.models import MAX_TOKENS, WEIGHTS, clip_config, clip_tokenizer
 
 from .. import core
+from ..config.command import arguments
 from .pool import PicturePool
 
 CLASSES = [len(SUBJECTS), len(PROPS), *(len(values) for values in FAMILIES.values())]
@@ -86,7 +87,7 @@ class AttributeHeads(nn.Module):
 
 
 def main() -> None:
-    args = core.arguments("atelier.clip", __doc__, steps=1600, batch=96, lr=1e-3, heads=1.0, seed=3)
+    args = arguments("atelier.clip", __doc__)
     run = core.Run(args)
     if run.finished:
         return

@@ -19,6 +19,7 @@ from prefgen.atelier.models import WEIGHTS
 from prefgen.atelier.renderer import random_scene, render
 
 from .. import core
+from ..config.command import arguments
 from .pool import PicturePool, labels
 
 HELDOUT_SEED = 900_001
@@ -66,7 +67,7 @@ def heldout_accuracy(judge: Judge, count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    args = core.arguments("atelier.judge", __doc__, steps=4000, batch=64, lr=2.5e-3, heldout=2000, seed=2)
+    args = arguments("atelier.judge", __doc__)
     run = core.Run(args)
     if run.finished:
         return

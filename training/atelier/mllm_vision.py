@@ -16,6 +16,7 @@ from tqdm import tqdm
 from prefgen.atelier.models import load_clip, mllm_config
 
 from .. import core
+from ..config.command import arguments
 from .clip import AttributeHeads
 from .pool import PicturePool
 
@@ -54,7 +55,7 @@ def image_tokens(model, pictures: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    args = core.arguments("atelier.mllm_vision", __doc__, steps=2000, batch=96, lr=1e-3, seed=7)
+    args = arguments("atelier.mllm_vision", __doc__)
     run = core.Run(args)
     if run.finished:
         return

@@ -23,6 +23,7 @@ from prefgen.atelier.models import IMAGE_SIZE
 from prefgen.atelier.renderer import Scene, attribute_labels, random_scene, render, subject_index
 
 from .. import core
+from ..config.command import arguments
 
 SHARD = 512
 
@@ -69,7 +70,7 @@ class PicturePool:
 
 
 def main() -> None:
-    args = core.arguments("atelier.pool", __doc__, count=40000, seed=0, processes=2)
+    args = arguments("atelier.pool", __doc__)
     run = core.Run(args)
     if run.finished:
         return

@@ -28,6 +28,7 @@ from prefgen.atelier.models import (
 )
 
 from .. import core
+from ..config.command import arguments
 from ..sampling import decode, sample
 from .clip import random_caption, text_features, tokenize
 from .pool import PicturePool
@@ -56,18 +57,7 @@ def noised(latents: torch.Tensor, alphas: torch.Tensor, timesteps: torch.Tensor)
 
 
 def main() -> None:
-    args = core.arguments(
-        "atelier.unet",
-        __doc__,
-        steps=4600,
-        batch=64,
-        lr=1e-3,
-        empty=0.1,
-        neutral=0.15,
-        ema=0.9985,
-        pictures=160,
-        seed=4,
-    )
+    args = arguments("atelier.unet", __doc__)
     run = core.Run(args)
     if run.finished:
         return

@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL
 from prefgen.atelier.models import VAE_CONFIG, WEIGHTS
 
 from .. import core
+from ..config.command import arguments
 from .pool import PicturePool
 
 CROP = 64
@@ -40,7 +41,7 @@ def worst_loss(a: torch.Tensor, b: torch.Tensor, share: float = 0.1) -> torch.Te
 
 
 def main() -> None:
-    args = core.arguments("atelier.vae", __doc__, steps=5500, batch=16, lr=1.5e-3, kl=1e-4, seed=1)
+    args = arguments("atelier.vae", __doc__)
     run = core.Run(args)
     if run.finished:
         return
