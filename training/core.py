@@ -26,7 +26,7 @@ from prefgen.files import write_atomic
 class Run:
     """One stage's run folder: `config.json`, `log.jsonl`, `checkpoint.pt`, `samples/`, `done`.
 
-    args: what `config.command.arguments` gives; its `identity` says what the run's result depends on.
+    args: what `config.command.arguments` gives; its `fingerprint` says what the run's result depends on.
     """
 
     def __init__(self, args: SimpleNamespace):
@@ -35,7 +35,7 @@ class Run:
         self.folder = args.runs / args.stage
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "samples").mkdir(exist_ok=True)
-        config = args.identity
+        config = args.fingerprint
         path = self.folder / "config.json"
         if path.exists() and json.loads(path.read_text()) != config:
             raise SystemExit(

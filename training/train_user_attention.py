@@ -116,7 +116,7 @@ def new_adapter(args, unet) -> UserAdapter:
         block_widths=[k.shape[0] for k, _ in projections],
         mllm=PreferenceMLLM.load(MLLM_FOLDER).fingerprint | layers,
         clip_vision={"name": "atelier", "width": image_width, "preprocessing": "bicubic 128, mean 0.5, std 0.5"},
-        training={k: args.identity[k] for k in ("steps", "batch", "lr", "distil", "parts", "seed")},
+        training={k: args.fingerprint[k] for k in ("steps", "batch", "lr", "distil", "parts", "seed")},
     )
     adapter = UserAdapter(
         header, UserProjection(text_width + width + image_width, x, args.tokens), aligner, sem_norm, core_norm

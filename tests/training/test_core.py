@@ -11,7 +11,7 @@ from training import core
 
 
 def run_of(folder, **options):
-    return core.Run(SimpleNamespace(runs=folder, stage="toy", seed=3, identity=options))
+    return core.Run(SimpleNamespace(runs=folder, stage="toy", seed=3, fingerprint=options))
 
 
 def train(folder, stop_after=None, steps=12):

@@ -109,14 +109,14 @@ def section_of(config: Config, stage: str) -> Section:
     return config
 
 
-def identity(config: Config, stage: str) -> dict:
+def fingerprint(config: Config, stage: str) -> dict:
     """All that a stage's result depends on, as JSON values: a run folder belongs to one of these."""
     parts = {name: getattr(config, name).model_dump(mode="json") for name in READS.get(stage, ())}
     return {"stage": stage, **section_of(config, stage).model_dump(mode="json"), **parts}
 
 
 def arguments(stage: str, description: str) -> SimpleNamespace:
-    """The command line of a stage: its section's values, and config, identity, runs, threads, start_from."""
+    """The command line of a stage: its section's values, and config, fingerprint, runs, threads, start_from."""
     parser = argparse.ArgumentParser(
         prog=f"python -m training.{stage}",
         description=description,
@@ -148,7 +148,7 @@ def arguments(stage: str, description: str) -> SimpleNamespace:
         **values,
         stage=stage,
         config=config,
-        identity=identity(config, stage),
+        fingerprint=fingerprint(config, stage),
         runs=runs,
         start_from=args.start_from,
         threads=args.threads,
