@@ -1,7 +1,5 @@
 """The published judges, on tiny models of their architectures: they score as the originals' own forward does."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -10,10 +8,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.engine import tiny_mllms
+from tests.training import tiny_clip
+from tests.training.tiny_clip import PATCH, SIDE, TOWER
 from training.evaluate.scores import Clip, Csd, ScoreError, ViperProxy, clip_pixels
 
-TOWER = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 1}
-SIDE, PATCH, STYLE = 32, 8, 24
+STYLE = 24
 PROMPTS = ["a boat", "a cat and a boat", "a boat"]
 
 
@@ -24,21 +23,7 @@ def pictures(count, seed=0, size=(48, 40)):
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast
-
-    folder = tmp_path_factory.mktemp("clip")
-    letters = sorted(set("aboctnd"))
-    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder)
-    text = {"vocab_size": len(words), "bos_token_id": 0, "eos_token_id": 1, "max_position_embeddings": 24}
-    torch.manual_seed(0)
-    config = CLIPConfig(
-        text_config=TOWER | text, vision_config=TOWER | {"image_size": SIDE, "patch_size": PATCH}, projection_dim=16
-    )
-    CLIPModel(config).save_pretrained(folder)
-    return folder
+    return tiny_clip.write(tmp_path_factory.mktemp("clip"))
 
 
 def test_clip_scores_are_the_models_own_logits(clip_folder):
