@@ -144,8 +144,9 @@ class TrainAlignment(Training):
 class TrainUserAttention(Training):
     """tokens: of a user. distil: share of the loss against the UNet's own answer to the prompt with the taste in it
     (needs a data set with attributes). drop_*: how often a part, the whole user or the text is left out. min_snr: gamma
-    of the min-SNR weighting, none for plain. pictures_every: steps between two grids of samples, 0 for none. users: how
-    many test users the finished adapter is measured on (atelier)."""
+    of the min-SNR weighting, none for plain. cache_texts: keep every prompt's text states on disk (data sets).
+    pictures_every: steps between two grids of samples, 0 for none. users: how many test users the finished adapter is
+    measured on (atelier)."""
 
     steps: Natural = 800
     batch: Count = 48
@@ -160,6 +161,8 @@ class TrainUserAttention(Training):
     min_snr: Annotated[float, Field(gt=0)] | None = None
     ema: Rate = 0.995
     pictures_every: Natural = 0
+    cache_texts: bool = True
+    gradient_checkpointing: bool = False
     users: Natural = 48
     seed: Natural = 12
 
