@@ -92,7 +92,7 @@ def unet_projections(unet) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def new_adapter(args, unet) -> UserAdapter:
     """An adapter around the trained aligner and normalisers, its K and V copied from the UNet."""
-    state = torch.load(args.runs / "train_alignment" / "checkpoint.pt", map_location="cpu", weights_only=True)
+    state = core.last_state(args.runs / "train_alignment")
     layers = json.loads((args.runs / "probe_layers" / "layers.json").read_text())
     extracted = Extracted(args.runs)
     layer_count, width = state["norm"]["mean"].shape

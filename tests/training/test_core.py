@@ -1,6 +1,8 @@
 """The training core: a stopped run goes on exactly, a changed one is refused, every sample comes once an epoch."""
 
 import json
+import os
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,7 +34,7 @@ def train(folder, stop_after=None, steps=12):
             ema.update(step)
             run.log(every=1, weight=model.weight.sum())
             if step + 1 == stop_after:
-                run._request_stop()
+                os.kill(os.getpid(), signal.SIGTERM)
     except SystemExit:
         pass
     return model.state_dict() | {f"ema.{k}": v for k, v in ema.shadow.items()}, seen
@@ -60,10 +62,10 @@ def test_log_lines_past_the_last_checkpoint_are_done_again_not_doubled(tmp_path)
 
 def test_a_changed_configuration_is_refused_and_nothing_is_lost(tmp_path):
     train(tmp_path, stop_after=4)
-    before = (tmp_path / "toy/checkpoint.pt").read_bytes()
+    before = (tmp_path / "toy/checkpoints/step-00000004.pt").read_bytes()
     with pytest.raises(SystemExit, match="another configuration"):
         run_of(tmp_path, steps=99)
-    assert (tmp_path / "toy/checkpoint.pt").read_bytes() == before
+    assert (tmp_path / "toy/checkpoints/step-00000004.pt").read_bytes() == before
 
 
 def test_first_weights_come_from_the_stage_s_seed(tmp_path):
