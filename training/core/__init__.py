@@ -16,7 +16,7 @@ sample. A stage's loop, whole:
                 loss = module(batch)
             run.backward(loss)
         norm = run.update(optimiser, core.cosine(step, args.steps, args.lr))
-        run.log(loss=loss, grad_norm=norm)
+        run.log(loss=run.loss, grad_norm=norm)
     run.finish(figure=1.0)
 
 `core.optimise(loss, optimiser, lr)` is `backward` and `update` of a batch in one piece.
@@ -25,6 +25,7 @@ run.py          the run: its steps, what it logs and shows
 folder.py       the run's folder: identity, resume, done
 update.py       one optimiser step, guarded, in one process or several
 checkpoints.py  files that are whole or not there
+sharded.py      states of weights that are spread over processes
 journal.py      log.jsonl, TensorBoard, where a step's time goes
 trouble.py      signals, memory, disk: one sentence each
 optim.py        learning rate, weight decay, EMA

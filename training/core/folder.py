@@ -15,6 +15,7 @@ from prefgen.files import write_atomic
 
 from . import checkpoints
 from .journal import Journal
+from .sharded import spread, whole
 from .trouble import no_room
 
 # They say how a result is reached, not which.
@@ -67,26 +68,33 @@ class RunFolder:
 
         state = {key: value.float() for key, value in load_file(str(folder / f"{name}.safetensors")).items()}
         missing = module.load_state_dict(state, strict=False).missing_keys
-        print(f"{self.args.stage} starts from {folder}/{name}.safetensors ({len(missing)} tensors are new)", flush=True)
+        if self.rank == 0:
+            words = f"{self.args.stage} starts from {folder}/{name}.safetensors ({len(missing)} tensors are new)"
+            print(words, flush=True)
 
     def resume(self, **parts) -> None:
         """Name the parts of a checkpoint (modules, optimisers, whatever has a state_dict), and load the last if any."""
         self.parts = parts
         state = checkpoints.read(self.checkpoints, quiet=self.rank > 0)
         if state is not None:
+            if lacking := parts.keys() - state.keys():
+                raise SystemExit(
+                    f"{self._left()} It has no {' and no '.join(sorted(lacking))}: use another --runs folder."
+                )
             for name, part in parts.items():
-                part.load_state_dict(state[name])
+                part.load_state_dict(spread(part, state[name]))
             self.step = self._saved_step = state["step"]
         if self.rank == 0:
             self.journal.begin(self.step)
 
     def save(self) -> None:
-        """Write a checkpoint, if there is none of this step."""
-        if self._saved_step == self.step or self.rank > 0:
+        """Write a checkpoint, if there is none of this step. All processes have to call it, the first writes."""
+        if self._saved_step == self.step:
             return
-        state = {name: part.state_dict() for name, part in self.parts.items()} | {"step": self.step}
-        with self._room("the checkpoint"):
-            checkpoints.write(self.checkpoints, self.step, state, self.keep)
+        state = {name: whole(part.state_dict(), self.rank == 0) for name, part in self.parts.items()}
+        if self.rank == 0:
+            with self._room("the checkpoint"):
+                checkpoints.write(self.checkpoints, self.step, state | {"step": self.step}, self.keep)
         self._saved_step, self._saved_at = self.step, time.monotonic()
 
     def finish(self, **figures) -> None:

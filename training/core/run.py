@@ -33,6 +33,8 @@ class Run(RunFolder):
         Run.current = self
         self.accelerator = new_accelerator(unused=bool(may_rest))
         self.world = self.accelerator.num_processes
+        if getattr(args, "batch", 0) % self.world:
+            raise SystemExit(f"{args.stage}: {self.world} processes can't share a batch of {args.batch} equally.")
         super().__init__(args, self.accelerator.process_index, keep)
         torch.manual_seed(args.seed)  # first weights; torch's own seed differs from process to process
         self.updater = Updater(self.accelerator, getattr(args, "accumulate", 1), may_rest)
@@ -48,7 +50,8 @@ class Run(RunFolder):
     def resume(self, **parts) -> None:
         unwrapped = {k: self.accelerator.unwrap_model(p) for k, p in parts.items() if isinstance(p, nn.Module)}
         self.updater.modules = unwrapped
-        super().resume(**parts | unwrapped)
+        scaler = {"scaler": self.accelerator.scaler} if self.accelerator.scaler else {}
+        super().resume(**parts | unwrapped | scaler)
 
     def steps(self, total: int, save_seconds: float = 120) -> Iterator[int]:
         """Yield the steps still to do, seeding torch for each; checkpoint at intervals, when stopped and at the end.
@@ -63,19 +66,20 @@ class Run(RunFolder):
                 yield self.step
                 self.step += 1
                 self.bar.update()
-                stop = self._agreed(signals.received)
-                if stop or time.monotonic() - self._saved_at > save_seconds:
+                stop, due = self._agreed(signals.received, time.monotonic() - self._saved_at > save_seconds)
+                if stop or due:
                     self.save()
                 if stop:
                     self._end(stop)
         self.save()
         self.accelerator.wait_for_everyone()
 
-    def _agreed(self, received: int) -> int:
-        """The signal that any process has received: all stop after the same step."""
+    def _agreed(self, stop: int, due: bool) -> list[int]:
+        """The signal that any process received, and whether for any a checkpoint is due: all do the same."""
         if self.world == 1:
-            return received
-        return int(self.accelerator.gather(torch.tensor([received], device=self.accelerator.device)).max())
+            return [stop, due]
+        both = torch.tensor([[stop, due]], device=self.accelerator.device)
+        return self.accelerator.gather(both).amax(0).tolist()
 
     def _end(self, number: int) -> None:
         self.accelerator.wait_for_everyone()
@@ -89,6 +93,11 @@ class Run(RunFolder):
         """This process's share of a batch in `args.accumulate` equal pieces: forward and `backward` for each."""
         with self._named():
             yield from self.updater.pieces(chosen)
+
+    @property
+    def loss(self) -> float:
+        """The last step's loss: the mean over pieces and processes."""
+        return self.updater.last_loss
 
     def backward(self, loss: torch.Tensor) -> None:
         """Gradients of one piece's loss, which is a mean over its samples."""

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 def new_accelerator(unused: bool) -> Accelerator:
@@ -22,10 +23,18 @@ def new_accelerator(unused: bool) -> Accelerator:
 
     unused: whether some weights may have no gradient. Pieces of a batch are counted here, not by accelerate.
     """
-    return Accelerator(
+    accelerator = Accelerator(
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
     )
+    kind = accelerator.distributed_type
+    if kind == DistributedType.DEEPSPEED:
+        raise SystemExit(
+            "DeepSpeed takes its own steps, unguarded: launch with DDP, or with FSDP to spread the weights."
+        )
+    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise SystemExit("FSDP 1 can't be resumed exactly: set fsdp_version: 2 in accelerate's configuration.")
+    return accelerator
 
 
 class Trouble(Exception):
@@ -42,6 +51,7 @@ class Updater:
         self.wrapped: list[nn.Module] = []
         self.averaged = self.cut = False
         self.loss: torch.Tensor | float = 0.0
+        self.last_loss = math.nan
         self.norms: dict[str, torch.Tensor] = {}
 
     def prepare(self, module: nn.Module, optimiser: torch.optim.Optimizer):
@@ -49,12 +59,11 @@ class Updater:
 
         A ModuleList or ModuleDict has no forward that could be wrapped: it stays, and `step` averages its gradients.
         """
-        module.to(self.accelerator.device)
         if self.world == 1 and self.accelerator.scaler is None:
-            return module, optimiser
+            return module.to(self.accelerator.device), optimiser
         self.averaged = self.world > 1 and type(module).forward is nn.Module.forward
         if self.averaged:
-            return module, self.accelerator.prepare(optimiser)
+            return module.to(self.accelerator.device), self.accelerator.prepare(optimiser)
         module, optimiser = self.accelerator.prepare(module, optimiser)
         self.wrapped.append(module)
         return module, optimiser
@@ -117,6 +126,7 @@ class Updater:
         loss = torch.as_tensor(self.loss, device=norm.device)
         loss = self.accelerator.reduce(loss, "mean") if self.world > 1 else loss
         loss, total = torch.stack([loss, norm]).tolist()  # one wait for the device
+        self.last_loss = loss
         if not math.isfinite(loss):
             raise Trouble(f"the loss is not finite ({loss})")
         if not math.isfinite(total) and self.accelerator.scaler is None:  # fp16's scaler leaves such a step out
@@ -133,7 +143,10 @@ class Updater:
 def gradient_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
     """L2 norm of the parameters' gradients, zero for none."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=parameters[0].device)
+    if not gradients:
+        return torch.zeros((), device=parameters[0].device)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 @torch.no_grad()
