@@ -21,10 +21,10 @@ PIECE = 64
 
 
 class Cache:
-    """Arrays of one row a key, in a folder. of: what the rows depend on; keys: in the order of the rows."""
+    """Arrays of one row a key, in a folder. of: what the rows depend on; piece: how many rows are made at once."""
 
-    def __init__(self, folder: Path, of: dict, keys: Sequence[str | int]):
-        self.folder, self.keys = folder, list(keys)
+    def __init__(self, folder: Path, of: dict, keys: Sequence, piece: int = PIECE):
+        self.folder, self.keys, self.piece = folder, list(keys), piece
         digest = hashlib.sha256(json.dumps([of, self.keys]).encode()).hexdigest()
         self.index = folder / "index.json"
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,15 +43,15 @@ class Cache:
         arrays: dict[str, np.ndarray] = {}
         done = self.done
         with tqdm(total=len(self.keys), initial=done, desc=self.folder.name, mininterval=2) as bar:
-            for start in range(done, len(self.keys), PIECE):
-                rows = make(self.keys[start : start + PIECE])
+            for start in range(done, len(self.keys), self.piece):
+                rows = make(self.keys[start : start + self.piece])
                 for name, values in rows.items():
                     values = values.cpu().numpy()
                     if name not in arrays:
                         arrays[name] = self._open(name, values)
                     arrays[name][start : start + len(values)] = values
                     arrays[name].flush()
-                done = min(start + PIECE, len(self.keys))
+                done = min(start + self.piece, len(self.keys))
                 note = {"of": self.of, "done": done, "arrays": sorted(rows)}
                 write_atomic(self.index, json.dumps(note).encode())
                 bar.update(done - start)
