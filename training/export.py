@@ -59,6 +59,11 @@ def check_world(runs: Path, histories: Histories) -> None:
         )
 
 
+def first_heldout(users: int) -> int:
+    """Of the extracted users in order, the number of the first that only measures: the last twentieth, two at least."""
+    return max(0, min(users * 95 // 100, users - 2))
+
+
 def new_adapter(args: SimpleNamespace, cross_attention_dim: int, block_widths: list[int]) -> UserAdapter:
     """An adapter around the trained aligner and normalisers of `args.runs`; its branch and projection are random.
 

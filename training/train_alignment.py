@@ -21,7 +21,7 @@ from . import core
 from .bases import Base, BaseError, load_base
 from .config.command import arguments
 from .data.cli import one_sentence
-from .export import check_world, chosen_layers
+from .export import check_world, chosen_layers, first_heldout
 from .extract import Extracted
 from .histories import Histories, histories_of
 
@@ -63,16 +63,16 @@ def main() -> None:
     except BaseError as error:
         raise SystemExit(str(error)) from error
     known = bank.abs().sum(1).cpu() > 0  # [users]
-    first_heldout = min(len(users) * 95 // 100, len(users) - 2)
-    if known[:first_heldout].sum() < 2 or known[first_heldout:].sum() < 2:
+    border = first_heldout(len(users))
+    if known[:border].sum() < 2 or known[border:].sum() < 2:
         raise SystemExit(
             f"train_alignment: of {len(users)} users of {histories.name} only {int(known.sum())} have a taste in "
             "words, which e_sem is aligned with: take a data set with attributes, or more users."
         )
     owners = torch.from_numpy(owners)
-    train = torch.nonzero((owners < first_heldout) & known[owners])[:, 0]
-    heldout = torch.nonzero((owners >= first_heldout) & known[owners])[:, 0]
-    texts = torch.nonzero(known[:first_heldout])[:, 0].to(device)
+    train = torch.nonzero((owners < border) & known[owners])[:, 0]
+    heldout = torch.nonzero((owners >= border) & known[owners])[:, 0]
+    texts = torch.nonzero(known[:border])[:, 0].to(device)
     states = torch.as_tensor(np.asarray(extracted.hidden[:, layers]))  # [n, sem layers, D]
     norm = LayerStandardiser(*states.shape[1:])
     norm.fit(states[train])

@@ -36,7 +36,7 @@ from .cache import cached
 from .config.command import arguments
 from .config.schema import PARTS
 from .data.cli import one_sentence
-from .export import STAGE, check_world, new_adapter, trained_adapter, trained_parts
+from .export import STAGE, check_world, first_heldout, new_adapter, trained_adapter, trained_parts
 from .extract import Extracted
 from .histories import Histories, Wanted, histories_of
 from .sampling import decode
@@ -227,7 +227,7 @@ def main() -> None:
     # A data set keeps the users that the alignment was measured on for the figures at the end.
     heldout = np.zeros(len(vectors), bool)
     if wanted is not None:
-        heldout = extracted.owners >= users[min(len(users) * 95 // 100, len(users) - 1)]
+        heldout = extracted.owners >= users[first_heldout(len(users))]
     rows = np.flatnonzero(~heldout)
     if len(rows) < args.batch:
         raise SystemExit(f"{STAGE}: {len(rows)} histories can't fill a batch of {args.batch}: extract more users.")
@@ -293,7 +293,7 @@ def main() -> None:
             figures = evaluate(run, adapter, args.users)
         else:
             adapter.to(device)
-            chosen = np.flatnonzero(heldout)[: args.users]
+            chosen = np.unique(np.where(heldout, extracted.owners, -1), return_index=True)[1][1:][: args.users]
             figures = heldout_losses(
                 base, branch, adapter, texts, latents, histories, extracted.owners, vectors, chosen
             )
@@ -359,21 +359,20 @@ def paint(base, branch, adapter, texts, histories, extracted, vectors) -> torch.
 @torch.no_grad()
 def heldout_losses(base, branch, adapter, texts, latents, histories, owners, vectors, rows) -> dict[str, float]:
     """Denoising loss on pictures that users outside of training like: with the user, with another one, with none. The
-    noise is the same in all three."""
+    noise is the same in all three. rows: one history of each user."""
     totals = dict.fromkeys(("user", "other_user", "no_user"), 0.0)
-    other = np.roll(rows, 1 + int(np.bincount(np.unique(owners[rows], return_inverse=True)[1]).max()))
-    for i, row in enumerate(rows):
+    for i, (row, other) in enumerate(zip(rows, np.roll(rows, 1), strict=True)):
         asked = histories.wanted(int(owners[row]), np.random.default_rng(int(row)))
         clean, sizes = latents.of([asked.picture] * 4)
         torch.manual_seed(i)
         timesteps = ((torch.arange(4) + torch.rand(4)) * len(base.alphas) / 4).long().to(base.device)
         noisy, target = base.noised(clean.to(base.device), timesteps)
         text = texts([asked.prompt] * 4)
-        for name, vector in zip(totals, (vectors[row], vectors[other[i]], torch.zeros_like(vectors[row])), strict=True):
+        for name, vector in zip(totals, (vectors[row], vectors[other], torch.zeros_like(vectors[row])), strict=True):
             with base.autocast():
                 connect(branch, adapter.keys_values(vector[None].expand(4, -1).to(base.device)))
             totals[name] += squared(base.predict(noisy, timesteps, text, sizes), target).mean().item()
-    return {f"heldout_loss_{name}": total / len(rows) for name, total in totals.items()} | {"histories": len(rows)}
+    return {f"heldout_loss_{name}": total / len(rows) for name, total in totals.items()} | {"users": len(rows)}
 
 
 def evaluate(run, adapter: UserAdapter, count: int) -> dict[str, float]:

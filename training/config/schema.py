@@ -155,7 +155,7 @@ class TrainUserAttention(Training):
     (needs a data set with attributes). drop_*: how often a part, the whole user or the text is left out. min_snr: gamma
     of the min-SNR weighting, none for plain. cache_text: keep the text states of every prompt on the disk (a data
     set's; the atelier's prompts have no end). pictures_every: steps between two grids of samples, 0 for none. users:
-    how many test users (of a data set: held-out histories) the finished adapter is measured on."""
+    how many test users (of a data set: users that training left out) the finished adapter is measured on."""
 
     steps: Natural = 800
     batch: Count = 48
