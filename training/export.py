@@ -1,109 +1,161 @@
-"""Stage 13: the one file that artists load, from what the stages left behind.
+"""The one file that artists load, from the last checkpoint of `train_user_attention`.
 
-    python -m training.export --config sdxl_24gb --out prefgen-sdxl.safetensors
+    python -m training.export --config sdxl_24gb --out taste.safetensors
 
-Aligner and normalisers from `train_alignment`, the projection and the branch from the last checkpoint of
-`train_user_attention` (its moving average), and a header that says which base, MLLM and CLIP vision they belong to. A
-run that isn't finished is refused unless --unfinished is given.
+A checkpoint resumes a run; this file is for use: the branch's averaged weights, the aligner and normalisers, and a
+header that says what they were made for. `--unfinished` takes a run that has steps left.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+from argparse import ArgumentParser
 from pathlib import Path
+from types import SimpleNamespace
 
-from torch import nn
+import numpy as np
+import torch
 
-from prefgen.adapter import AdapterHeader, UserAdapter, load_adapter, save_adapter
+from prefgen.adapter import FORMAT_VERSION, AdapterHeader, UserAdapter, save_adapter
 from prefgen.aligner import LayerStandardiser, SemanticAligner
 from prefgen.fusion import UserProjection
-from prefgen.header import FORMAT_VERSION
 
 from . import core
-from .bases import Base, BaseError, load_base
-from .config.command import ConfigError, fingerprint, load
+from .config.command import arguments
+from .core.folder import RunFolder
 from .extract import Extracted
-from .user_branch import own_projections
+from .histories import Histories
 
-TOLD = ("steps", "batch", "lr", "distil", "parts", "seed")  # of the training, in the header
-
-
-def trained_parts(adapter: UserAdapter) -> nn.ModuleList:
-    """What `train_user_attention` trains."""
-    return nn.ModuleList([adapter.projection, adapter.to_k_ip, adapter.to_v_ip])
+STAGE = "train_user_attention"
+TOLD = ("steps", "batch", "lr", "distil", "parts", "seed")  # of the stage's section, in every file's header
 
 
-def new_adapter(args, base: Base, extracted: Extracted) -> UserAdapter:
-    """An untrained adapter around the trained aligner and the normalisers. args: runs, config, fingerprint, tokens."""
-    state = core.last_state(args.runs / "train_alignment")
-    layers = json.loads((args.runs / "probe_layers" / "layers.json").read_text())
-    layer_count, width = state["norm"]["mean"].shape
+def chosen_layers(runs: Path, count: int) -> dict:
+    """{"sem_layers": [...], "core_layer": n} as `probe_layers` wrote them, for an MLLM of `count` layers."""
+    path = runs / "probe_layers" / "layers.json"
+    if not path.exists():
+        raise SystemExit(f"There is no {path}: run `python -m training.probe_layers` first.")
+    layers = json.loads(path.read_text())
+    if not all(layer in range(count) for layer in (*layers["sem_layers"], layers["core_layer"])):
+        raise SystemExit(
+            f"{path} names layers that an MLLM of {count} layers hasn't: run `training.probe_layers` again."
+        )
+    return {key: layers[key] for key in ("sem_layers", "core_layer")}
+
+
+def read_index(runs: Path) -> dict:
+    """What `extract` says of its arrays: world, mllm, clip_vision. Empty for runs made before it said anything."""
+    path = runs / "extract" / "index.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def check_world(runs: Path, histories: Histories) -> None:
+    """SystemExit if the extracted users live in another world than the configuration's."""
+    world = read_index(runs).get("world", histories.name)
+    if world != histories.name:
+        raise SystemExit(
+            f"{runs / 'extract'} was read from {world}, data.path says {histories.name}: use another --runs folder, or "
+            "run `python -m training.extract` again."
+        )
+
+
+def first_heldout(users: int) -> int:
+    """Of the extracted users in order, the number of the first that only measures: the last twentieth, two at least."""
+    return max(0, min(users * 95 // 100, users - 2))
+
+
+def new_adapter(args: SimpleNamespace, cross_attention_dim: int, block_widths: list[int]) -> UserAdapter:
+    """An adapter around the trained aligner and normalisers of `args.runs`; its branch and projection are random.
+
+    args: what `arguments` gives for the stage. block_widths: of every cross-attention, in file order.
+    """
+    extracted, state = Extracted(args.runs), core.last_state(args.runs / "train_alignment")
+    layers = chosen_layers(args.runs, extracted.hidden.shape[1])
+    (sem_layers, width), image_width = state["norm"]["mean"].shape, extracted.images.shape[1]
     hidden, text_width = state["model"]["mlp.0.weight"].shape[0], state["model"]["mlp.2.weight"].shape[0]
-    aligner = SemanticAligner(layer_count, width, text_width, hidden)
+    aligner = SemanticAligner(sem_layers, width, text_width, hidden)
     aligner.load_state_dict(state["model"])
-    sem_norm, core_norm = LayerStandardiser(layer_count, width), LayerStandardiser(1, width)
+    sem_norm, core_norm = LayerStandardiser(sem_layers, width), LayerStandardiser(1, width)
     sem_norm.load_state_dict(state["norm"])
-    core_norm.fit(extracted.hidden[:, [layers["core_layer"]]])
-    image_width, cross = extracted.images.shape[1], base.cross_attention_dim
+    core_norm.fit(torch.as_tensor(np.asarray(extracted.hidden[:, [layers["core_layer"]]])))
+    mllm, clip_vision = encoders(args, image_width)
     header = AdapterHeader(
         format_version=FORMAT_VERSION,
         kind="prefgen",
-        base_family=base.family,
+        base_family=args.config.base.family,
         semantic_width=text_width,
         core_width=width,
         image_width=image_width,
-        cross_attention_dim=cross,
+        cross_attention_dim=cross_attention_dim,
         tokens=args.tokens,
-        block_widths=[k.shape[0] for k, _ in own_projections(base.unet)],
-        mllm=extracted.index["mllm"] | layers,
-        clip_vision=extracted.index["clip_vision"],
-        training={key: args.fingerprint[key] for key in TOLD},
+        block_widths=block_widths,
+        mllm=mllm | layers,
+        clip_vision=clip_vision,
+        training={key: args.fingerprint[key] for key in TOLD} | provenance(args.config),
     )
-    projection = UserProjection(text_width + width + image_width, cross, args.tokens)
+    projection = UserProjection(text_width + width + image_width, cross_attention_dim, args.tokens)
     return UserAdapter(header, projection, aligner, sem_norm, core_norm)
 
 
-def write(args, path: Path) -> None:
-    """Write the adapter of a run's last checkpoint."""
-    adapter = new_adapter(args, load_base(args.config), Extracted(args.runs))
-    state = core.last_state(args.runs / "train_user_attention")
+def encoders(args: SimpleNamespace, image_width: int) -> tuple[dict, dict]:
+    """(the MLLM's fingerprint, the CLIP vision model) that read the histories."""
+    if args.config.base.family == "atelier":
+        from prefgen.atelier.models import MLLM_FOLDER
+        from prefgen.mllm.model import PreferenceMLLM
+
+        clip_vision = {"name": "atelier", "width": image_width, "preprocessing": "bicubic 128, mean 0.5, std 0.5"}
+        return PreferenceMLLM.load(MLLM_FOLDER).fingerprint, clip_vision
+    index = read_index(args.runs)
+    if not {"mllm", "clip_vision"} <= index.keys():
+        raise SystemExit(f"{args.runs / 'extract/index.json'} doesn't say what read the histories: extract them again.")
+    return index["mllm"], index["clip_vision"]
+
+
+def provenance(config) -> dict:
+    """What a real base's file says of its training besides the stage's own numbers."""
+    base, stage = config.base, config.train_user_attention
+    if base.family == "atelier":
+        return {}
+    told = {"base": base.path.name, "pixels": base.pixels, "min_snr": stage.min_snr, "data": config.data.path.name}
+    return told | ({"ip_adapter": base.ip_adapter.name} if base.ip_adapter else {})
+
+
+def trained_parts(adapter: UserAdapter) -> torch.nn.ModuleDict:
+    """What `train_user_attention` trains of an adapter; the rest was trained before."""
+    names = ("projection", "to_k_ip", "to_v_ip")
+    return torch.nn.ModuleDict({name: getattr(adapter, name) for name in names})
+
+
+def trained_adapter(args: SimpleNamespace, unfinished: bool = False) -> UserAdapter:
+    """The adapter of a run's last checkpoint, with its averaged weights. SystemExit for a run with steps left."""
+    folder = args.runs / STAGE
+    state = core.last_state(folder)
+    if state["step"] < args.steps and not unfinished:
+        raise SystemExit(
+            f"{folder} is at step {state['step']} of {args.steps}: finish it with the same command, or export it as it "
+            "is with --unfinished."
+        )
+    shapes = {k: v.shape for k, v in state["ema"].items() if k.startswith("to_k_ip.")}  # in file order
+    adapter = new_adapter(args, next(iter(shapes.values()))[1], [shape[0] for shape in shapes.values()])
     trained_parts(adapter).load_state_dict(state["ema"])
-    adapter.eval()
-    save_adapter(adapter, path)
-    load_adapter(path)  # as the artist's ComfyUI will
+    adapter.header.training["step"] = state["step"]
+    return adapter.eval().requires_grad_(False)
+
+
+def options(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument("--unfinished", action="store_true", help="export a run that has steps left")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", default="atelier", help="a name in training/configs, or a YAML file")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one value")
-    parser.add_argument("--runs", type=Path, help="folder that holds every stage's run; runs/NAME by default")
-    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
-    parser.add_argument("--unfinished", action="store_true", help="from the last checkpoint of a run that goes on")
-    args = parser.parse_args()
-    if args.out.suffix != ".safetensors":
-        parser.error(f"{args.out} should end in .safetensors: weights are never pickles")
-    try:
-        args.config, name = load(args.config, args.set), args.config
-        args.runs = args.runs or Path("runs") / Path(name).stem
-        run = args.runs / "train_user_attention"
-        if not (run / "config.json").exists():
-            raise SystemExit(f"{run} holds no run: train with `python -m training.train_user_attention` first.")
-        if not (run / "done").exists() and not args.unfinished:
-            raise SystemExit(f"{run} is not finished: let it end, or add --unfinished to export its last checkpoint.")
-        args.fingerprint = fingerprint(args.config, "train_user_attention")
-        if json.loads((run / "config.json").read_text()) != args.fingerprint:
-            raise SystemExit(f"{run} was trained with another configuration: name that one by --config and --set.")
-        args.tokens = args.config.train_user_attention.tokens
-        write(args, args.out)
-    except (BaseError, ConfigError) as error:
-        raise SystemExit(str(error)) from error
-    adapter = load_adapter(args.out)
-    size = sum(p.numel() for p in adapter.parameters()) / 1e6
-    print(f"{args.out}: for {adapter.header.base_family}, {size:.1f} M parameters, {args.out.stat().st_size:,} bytes")
+    args = arguments(STAGE, __doc__, "export", options)
+    if args.options.out.suffix != ".safetensors":
+        raise SystemExit(f"--out {args.options.out}: the file's name has to end in .safetensors.")
+    adapter = trained_adapter(args, args.options.unfinished)
+    RunFolder(args)  # refuses a configuration that isn't the run's
+    save_adapter(adapter, args.options.out)
+    megabytes = args.options.out.stat().st_size / 1e6
+    print(f"{args.options.out}: {megabytes:.1f} MB, step {adapter.header.training['step']} of {args.steps}")
 
 
 if __name__ == "__main__":

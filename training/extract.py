@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from prefgen.mllm.files import MLLMError
 
 from . import core
-from .caches import Cache
+from .cache import cached
 from .config.command import arguments
 from .data.errors import DataError
 from .data.schema import TRAIN
+from .evaluate.scores import ScoreError
 from .histories import Histories, histories_of
 from .readers import Eyes, Reader, eyes_of, reader_of
 
@@ -42,11 +43,11 @@ def history_of(world: Histories, args, user: int, k: int):
     return world.history(user, rng, liked, disliked)
 
 
-def read(world: Histories, reader: Reader, eyes: Eyes, args, jobs: list) -> dict[str, torch.Tensor]:
+def read(world: Histories, reader: Reader, eyes: Eyes, args, jobs: list) -> dict[str, np.ndarray]:
     """{"hidden": [B, layers, D], "images": [B, I]} of some jobs, float16."""
     histories = [history_of(world, args, user, k) for user, k in jobs]
     images = [F.normalize(eyes(h.pictures[h.liked]).mean(0), dim=0) for h in histories]
-    return {"hidden": reader.states(histories).half(), "images": torch.stack(images).half()}
+    return {"hidden": reader.states(histories).half().numpy(), "images": torch.stack(images).half().numpy()}
 
 
 def main() -> None:
@@ -58,26 +59,35 @@ def main() -> None:
         world = histories_of(args.config, args.runs)
         jobs = jobs_of(world, args)
         reader, eyes = reader_of(args, world), eyes_of(args, world)
-        cache = Cache(run.folder / "arrays", {"mllm": reader.fingerprint, "args": args.fingerprint}, jobs, args.batch)
-        with torch.inference_mode():
-            cache.fill(lambda keys: read(world, reader, eyes, args, keys))
-    except (DataError, MLLMError) as error:
+    except (DataError, MLLMError, ScoreError) as error:
         raise SystemExit(str(error)) from error
+    mllm = reader.fingerprint
+    columns = {
+        "hidden": ((mllm["num_layers"], mllm["hidden_size"]), np.float16),
+        "images": ((eyes.about["width"],), np.float16),
+    }
+    key = {"mllm": mllm, "clip_vision": eyes.about, "world": world.name, "jobs": args.fingerprint}
+
+    def fill(start: int, stop: int) -> dict[str, np.ndarray]:
+        return read(world, reader, eyes, args, jobs[start:stop])
+
+    cached(run.folder, "arrays", len(jobs), columns, key, fill, args.batch)
     core.save_array(np.array([user for user, _ in jobs]), run.folder / "owners.npy")
-    index = {"world": world.name, "mllm": reader.fingerprint, "clip_vision": eyes.about}
+    index = {"world": world.name, "mllm": mllm, "clip_vision": eyes.about}
     core.write_atomic(run.folder / "index.json", json.dumps(index, indent=1).encode())
     run.finish(histories=len(jobs), users=len({user for user, _ in jobs}))
 
 
 class Extracted:
-    """Read access: hidden [n, layers, D], images [n, I], owners [n] (user ids), index (which models read them)."""
+    """Read access, memory-mapped: hidden float16 [n, layers, D], images float16 [n, I], owners [n] (user ids), index
+    (which models read them)."""
 
     def __init__(self, runs: Path):
         folder = runs / "extract"
         if not (folder / "done").exists():
             raise SystemExit("No extracted users yet: run `python -m training.extract` first.")
-        self.hidden = torch.from_numpy(np.load(folder / "arrays" / "hidden.npy")).float()
-        self.images = torch.from_numpy(np.load(folder / "arrays" / "images.npy")).float()
+        self.hidden = np.load(folder / "hidden.npy", mmap_mode="r")
+        self.images = np.load(folder / "images.npy", mmap_mode="r")
         self.owners = np.load(folder / "owners.npy")
         self.index = json.loads((folder / "index.json").read_text())
 

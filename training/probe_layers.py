@@ -50,7 +50,7 @@ def main() -> None:
     people, owners = np.unique(users.owners, return_inverse=True)
     people = people[: args.users]
     rows = torch.from_numpy(owners < len(people))
-    owners, hidden = torch.from_numpy(owners)[rows], users.hidden[rows]
+    owners, hidden = torch.from_numpy(owners)[rows], torch.from_numpy(users.hidden[rows.numpy()]).float()
     liked = torch.zeros(len(people), len(world.attributes))
     for i, user in enumerate(people.tolist()):
         liked[i, [a for taste in world.tastes(user) for a in taste]] = 1

@@ -1,4 +1,4 @@
-"""Noise for training, and sampling of latents on the way: diffusers' DDIM on the atelier's schedule."""
+"""Sampling of latents while training, by diffusers' DDIM."""
 
 from __future__ import annotations
 
@@ -8,22 +8,19 @@ from diffusers import DDIMScheduler
 from prefgen.atelier.models import BETA_END, BETA_START, PREDICTION, TRAIN_TIMESTEPS, ZERO_TERMINAL_SNR
 
 
-def noised(
-    latents: torch.Tensor, alphas: torch.Tensor, timesteps: torch.Tensor, prediction: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(noisy latents, what the UNet should predict) at the timesteps; both [B, channels, h, w]. alphas: cumulative."""
-    noise = torch.randn_like(latents)
-    kept = alphas[timesteps].to(latents.device)
-    signal, spread = kept.sqrt().float()[:, None, None, None], (1 - kept).sqrt().float()[:, None, None, None]
-    noisy = signal * latents + spread * noise
-    return noisy, noise if prediction == "epsilon" else signal * noise - spread * latents
-
-
-def min_snr(alphas: torch.Tensor, timesteps: torch.Tensor, prediction: str, gamma: float) -> torch.Tensor:
-    """Weight [B] of each sample's loss (Hang et al., arXiv 2303.09556): min(SNR, gamma) in units of the prediction."""
-    kept = alphas[timesteps]
-    snr = kept / (1 - kept)
-    return (snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)).float()
+def atelier_scheduler() -> DDIMScheduler:
+    """DDIM on the atelier's schedule."""
+    return DDIMScheduler(
+        TRAIN_TIMESTEPS,
+        BETA_START,
+        BETA_END,
+        "scaled_linear",
+        clip_sample=False,
+        prediction_type=PREDICTION,
+        rescale_betas_zero_snr=ZERO_TERMINAL_SNR,
+        timestep_spacing="trailing",
+        set_alpha_to_one=True,
+    )
 
 
 @torch.inference_mode()
@@ -36,21 +33,11 @@ def sample(
     seed: int = 0,
     first: int = 0,
 ) -> torch.Tensor:
-    """Latents [B, channels, h, w] (scaled to unit variance) for text states [B, T, X].
+    """Latents [B, channels, h, w] (scaled to unit variance) of the atelier for text states [B, T, X].
 
     unconditional: [1 or B, T, X]. The noise of picture i is that of (seed, first + i), whatever it is sampled with.
     """
-    scheduler = DDIMScheduler(
-        TRAIN_TIMESTEPS,
-        BETA_START,
-        BETA_END,
-        "scaled_linear",
-        clip_sample=False,
-        prediction_type=PREDICTION,
-        rescale_betas_zero_snr=ZERO_TERMINAL_SNR,
-        timestep_spacing="trailing",
-        set_alpha_to_one=True,
-    )
+    scheduler = atelier_scheduler()
     scheduler.set_timesteps(steps)
     size = unet.config.sample_size
     shape = (1, unet.config.in_channels, size, size)

@@ -1,40 +1,127 @@
 """Stage 12: train the user cross-attention branch and the projection of the user vector.
 
-    python -m training.train_user_attention --config sdxl_24gb
+    python -m training.train_user_attention --runs runs/atelier
+    accelerate launch -m training.train_user_attention --config sdxl_8x80gb
 
-UNet, VAE and encoders are frozen; K and V of the branch start from the UNet's own or from a public IP-Adapter. The
+UNet, VAE and encoders are frozen; K and V of the branch start from the UNet's own, or from a public IP-Adapter's. The
 student sees the neutral prompt and the user; two targets share the weight: the noise of a picture that this user likes,
 and the frozen UNet's own prediction for the prompt with the user's taste written into it (the oracle, which is less
-noisy than any picture and shortens training many times; it needs a data set that knows tastes in words). The user
-vector's parts, the whole user and the text are dropped at times, so that the artist's weights and guidance work; a
-dropped user must predict what the plain UNet predicts. With `--set train_user_attention.parts=[image]` it is an
-image-only adapter: the same branch on the CLIP embedding alone.
+noisy than any picture and shortens training many times). The user vector's parts, the whole user and the text are
+dropped at times, so that the artist's weights and guidance work; a dropped user must predict what the plain UNet
+predicts. With `--set train_user_attention.parts=[image]` it is an image-only adapter: the same branch on the CLIP
+embedding alone.
+
+Latents, and for a data set the text states of every prompt, are computed once and mapped from the run's folder.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
-from prefgen.adapter import UserAdapter, load_adapter
+from prefgen.adapter import AdapterError, UserAdapter, check_compatible, load_adapter, save_adapter
 from prefgen.atelier.models import WEIGHTS
+from prefgen.branch import scaled_dot_product, user_residual
 
 from . import core
 from .bases import Base, BaseError, Text, load_base
-from .caches import latents_of, texts_of
+from .cache import cached
 from .config.command import arguments
 from .config.schema import PARTS
-from .data.errors import DataError
-from .export import new_adapter, trained_parts, write
+from .data.cli import one_sentence
+from .export import STAGE, check_world, first_heldout, new_adapter, trained_adapter, trained_parts
 from .extract import Extracted
-from .histories import DataSetHistories, Histories, Wanted, histories_of
-from .sampling import min_snr, noised
-from .user_branch import install, own_projections, set_users
+from .histories import Histories, Wanted, histories_of
+from .sampling import decode
+from .users_pool import users_of
 
-PREVIEWS, PREVIEW_STEPS, PREVIEW_GUIDANCE = 4, 20, 4.0
+SHOWN, SHOWN_STEPS, GUIDANCE = 4, 20, 5.0  # the grids: users, sampling steps
+TEXTS, PICTURES = 64, 16  # computed at once for the caches
+
+
+def product_attention(q, k, v, heads, **_):
+    """Plain softmax attention [B, T, heads * d]: with few keys it beats a CPU's fused kernel, backward above all."""
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
+class UserAttention:
+    """Text cross-attention plus the user branch, for diffusers blocks. `keys_values` is set before each UNet call.
+
+    attention: a function (q, k, v, heads) -> [B, T, heads * d].
+    """
+
+    def __init__(self, attention: Callable = product_attention):
+        self.attention, self.keys_values = attention, None
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        query, text = attn.to_q(hidden_states), encoder_hidden_states
+        out = self.attention(query, attn.to_k(text), attn.to_v(text), attn.heads)
+        if self.keys_values is not None:
+            k, v = (t.to(out.dtype) for t in self.keys_values)
+            out = out + user_residual(out, query, {"heads": attn.heads, "attention": self.attention}, k, v)
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+def install(unet, fused: bool = False) -> list[UserAttention]:
+    """Put the branch into every cross-attention of a diffusers UNet; returned in file order (down, up, mid). fused:
+    torch's own attention kernels, which tiny UNets on a CPU are slower with."""
+    attention, own = (scaled_dot_product, AttnProcessor2_0) if fused else (product_attention, AttnProcessor)
+    processors = {
+        name: UserAttention(attention) if name.endswith("attn2.processor") else own() for name in unet.attn_processors
+    }
+    unet.set_attn_processor(dict(processors))  # it empties the one it is given
+    return [processors[name] for name in unet.attn_processors if name.endswith("attn2.processor")]
+
+
+def unet_projections(unet) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The UNet's own (to_k, to_v) weights of every cross-attention, in file order."""
+    return [
+        (m.to_k.weight.detach().clone(), m.to_v.weight.detach().clone())
+        for name, m in ((n, unet.get_submodule(n.removesuffix(".processor"))) for n in unet.attn_processors)
+        if name.endswith("attn2.processor")
+    ]
+
+
+def untrained_adapter(args: SimpleNamespace, base: Base) -> UserAdapter:
+    """An adapter for the base whose K and V are the UNet's own, or those of base.ip_adapter."""
+    projections, path = unet_projections(base.unet), args.config.base.ip_adapter
+    widths, text_width = [len(k) for k, _ in projections], projections[0][0].shape[1]
+    if path is not None:
+        try:
+            start = load_adapter(path)
+            check_compatible(start.header, widths, text_width, base.family)
+        except AdapterError as error:
+            raise BaseError(f"base.ip_adapter: {error}") from error
+        # A public file's weights are bare tensors, an export's are layers.
+        pairs = zip(start.to_k_ip, start.to_v_ip, strict=True)
+        projections = [tuple(getattr(side, "weight", side) for side in pair) for pair in pairs]
+    adapter = new_adapter(args, text_width, widths)
+    for (k, v), to_k, to_v in zip(projections, adapter.to_k_ip, adapter.to_v_ip, strict=True):
+        to_k.weight.data.copy_(k)
+        to_v.weight.data.copy_(v)
+    return adapter
+
+
+@torch.no_grad()
+def user_vectors(adapter: UserAdapter, extracted: Extracted, piece: int = 4096) -> torch.Tensor:
+    """e_u of every extracted history, [n, C + D + I], fp32."""
+    rows = []
+    for start in range(0, len(extracted.owners), piece):
+        hidden, images = (
+            torch.as_tensor(np.asarray(array[start : start + piece])).float()
+            for array in (extracted.hidden, extracted.images)
+        )
+        rows.append(torch.cat([adapter.semantic(hidden), adapter.core(hidden), images], 1))
+    return torch.cat(rows)
 
 
 def drop_parts(vectors: torch.Tensor, widths: list[int], part: float, user: float) -> torch.Tensor:
@@ -43,199 +130,249 @@ def drop_parts(vectors: torch.Tensor, widths: list[int], part: float, user: floa
     return vectors * keep.repeat_interleave(torch.tensor(widths), 1)
 
 
-@dataclass
-class Cached:
-    """What the frozen encoders say of pictures and prompts: latents of all pictures that are wanted; texts from the
-    disk, or from the base where there is no end of them."""
+class Latents:
+    """Latents [B, c, h, w] and sizes [B, 4] (see `Base.added_conditions`) of pictures by their numbers in the world."""
 
-    base: Base
-    row: dict[int, int]
-    arrays: dict[str, np.ndarray]
-    text_row: dict[str, int] | None = None
-    text_arrays: dict[str, np.ndarray] | None = None
+    def __init__(self, args: SimpleNamespace, base: Base, histories: Histories, wanted: list[Wanted] | None, writes):
+        if wanted is None:  # the pool of the atelier, whole; another stage may have made them
+            from .atelier.unet import cached_latents
 
-    @classmethod
-    def of(cls, base: Base, world: Histories, users: list[int], args) -> Cached:
-        if not isinstance(world, DataSetHistories):
-            cache, arrays = latents_of(base, world, range(len(world)), args.runs)
-            return cls(base, cache.row, arrays)
-        wanted = [world.as_wanted(user, int(i)) for user in users for i in world.wanted_pictures(user)]
-        cache, arrays = latents_of(base, world, sorted({w.picture for w in wanted}), args.runs)
-        if not args.cache_texts:
-            return cls(base, cache.row, arrays)
-        said = {"", *(w.prompt for w in wanted)} | {w.enriched for w in wanted if w.enriched and args.distil}
-        texts, text_arrays = texts_of(base, sorted(said), args.runs)
-        base.drop_encoders(keep_vae=args.pictures_every > 0)
-        return cls(base, cache.row, arrays, texts.row, text_arrays)
+            self.numbers, self.sizes = np.arange(len(histories)), None
+            self.latents = cached_latents(args, histories.pool)
+            return
+        self.numbers = np.unique([w.picture for w in wanted])
+        config = args.config.base
+        key = {"world": histories.name, "base": str(config.path), "pixels": config.pixels}
+        key |= {"pictures": hashlib.sha256(self.numbers.tobytes()).hexdigest()}
+        side = config.pixels // 2 ** (len(base.vae.config.block_out_channels) - 1)
+        shape = (base.vae.config.latent_channels, side, side)
+        columns = {"latents": (shape, np.float16), "sizes": ((4,), np.int32)}
 
-    def pictures(self, numbers: list[int], device) -> tuple[torch.Tensor, torch.Tensor]:
-        """(latents float32 [B, c, h, w], geometry [B, 4])."""
-        rows = [self.row[n] for n in numbers]
-        return (
-            torch.from_numpy(self.arrays["latents"][rows]).float().to(device),
-            torch.from_numpy(self.arrays["geometry"][rows]),
-        )
+        def fill(start: int, stop: int) -> dict[str, np.ndarray]:
+            latents, sizes = base.latents(histories.pictures(self.numbers[start:stop]))
+            return {"latents": latents.numpy(), "sizes": sizes}
 
-    def text(self, texts: list[str], device) -> Text:
-        if self.text_row is None:
-            text = self.base.text(texts)
-            return Text(text.states.clone(), None if text.pooled is None else text.pooled.clone()).to(device)
-        rows, arrays = [self.text_row[t] for t in texts], self.text_arrays
-        pooled = torch.from_numpy(arrays["pooled"][rows]) if "pooled" in arrays else None
-        return Text(torch.from_numpy(arrays["states"][rows]), pooled).to(device)
+        arrays = cached(args.runs, "latents", len(self.numbers), columns, key, fill, PICTURES, writes)
+        self.latents, self.sizes = arrays["latents"], arrays["sizes"]
+
+    def of(self, pictures: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        rows = np.searchsorted(self.numbers, pictures)
+        latents = torch.as_tensor(np.asarray(self.latents[rows])).float()
+        return latents, None if self.sizes is None else torch.from_numpy(self.sizes[rows])
 
 
-def predict(base: Base, branch, noisy, timesteps, text: Text, geometry, keys_values) -> torch.Tensor:
-    """The UNet's prediction, float32 [B, c, h, w], with these users' K and V or none."""
-    set_users(branch, keys_values)
-    with torch.autocast(noisy.device.type, base.autocast, enabled=base.autocast != torch.float32):
-        states = text.states.to(next(base.unet.parameters()).dtype)
-        return base.unet(
-            noisy.to(states.dtype), timesteps, states, added_cond_kwargs=base.added(text, geometry)
-        ).sample.float()
+class CachedTexts:
+    """Text states of every prompt that training may ask for, mapped from the disk."""
+
+    def __init__(self, args: SimpleNamespace, base: Base, histories: Histories, wanted: list[Wanted], writes: bool):
+        enriched = [w.enriched for w in wanted if w.enriched] if args.distil else []
+        texts = sorted({"", *(w.prompt for w in wanted), *enriched})
+        self.rows = {text: i for i, text in enumerate(texts)}
+        config, first = args.config.base, base.encode_text([""])
+        key = {"world": histories.name, "base": str(config.path), "precision": config.precision}
+        key |= {"texts": hashlib.sha256("\n".join(texts).encode()).hexdigest()}
+        columns = {"text_states": (tuple(first.states.shape[1:]), np.float16)}
+        if first.pooled is not None:
+            columns["text_pooled"] = (tuple(first.pooled.shape[1:]), np.float16)
+
+        def fill(start: int, stop: int) -> dict[str, np.ndarray]:
+            text = base.encode_text(texts[start:stop])
+            found = {"text_states": text.states, "text_pooled": text.pooled}
+            return {name: found[name].cpu().half().numpy() for name in columns}
+
+        self.arrays = cached(args.runs, "texts", len(texts), columns, key, fill, TEXTS, writes)
+        self.device = base.device
+
+    def __call__(self, texts: list[str]) -> Text:
+        rows = [self.rows[text] for text in texts]
+        states, pooled = (self.arrays.get(name) for name in ("text_states", "text_pooled"))
+        read = [None if array is None else torch.from_numpy(array[rows]).float() for array in (states, pooled)]
+        return Text(*(None if array is None else array.to(self.device) for array in read))
 
 
 def main() -> None:
-    args = arguments("train_user_attention", __doc__)
+    args = arguments(STAGE, __doc__)
     run = core.Run(args)
     if run.finished:
         return
+    config, device, first = args.config, run.accelerator.device, run.rank == 0
+    histories, extracted = histories_of(config, args.runs), Extracted(args.runs)
+    check_world(args.runs, histories)
+    if config.base.precision == "fp16" and run.accelerator.scaler is None:
+        raise SystemExit(
+            "base.precision fp16: gradients underflow without a loss scaler; take bf16, or start with `accelerate "
+            "launch --mixed_precision fp16`."
+        )
     try:
-        train(args, run)
-    except (BaseError, DataError) as error:
+        base = load_base(config, device)
+        adapter = untrained_adapter(args, base)
+    except BaseError as error:
         raise SystemExit(str(error)) from error
-
-
-def train(args, run: core.Run) -> None:
-    world, extracted = histories_of(args.config, args.runs), Extracted(args.runs)
-    owners = extracted.owners
-    base = load_base(args.config)
-    adapter = new_adapter(args, base, extracted)
-    header = adapter.header
-    start_projections(adapter, base, args.config.base.ip_adapter)
-    device = run.accelerator.device
-    base.to(device)
-    if args.gradient_checkpointing:
+    branch = install(base.unet, fused=base.family != "atelier")
+    if config.base.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
-    cached = Cached.of(base, world, sorted(set(owners.tolist())), args)
-    branch, alphas = install(base.unet), base.alphas
+    header = adapter.header
     widths = [header.semantic_width, header.core_width, header.image_width]
     kept = torch.tensor([float(part in args.parts) for part in PARTS])
     vectors = user_vectors(adapter, extracted) * kept.repeat_interleave(torch.tensor(widths))
-    trained = trained_parts(adapter).to(device)
+    users = np.unique(extracted.owners)
+    wanted = histories.all_wanted(users.tolist())
+    with run.timer("caches"):
+        latents = Latents(args, base, histories, wanted, first)
+        texts = base.encode_text
+        if wanted is not None and args.cache_text:
+            texts = CachedTexts(args, base, histories, wanted, first)
+            base.free_encoders()
+        base.vae.to("cpu")  # it waits there for the pictures to be shown
+    # A data set keeps the users that the alignment was measured on for the figures at the end.
+    heldout = np.zeros(len(vectors), bool)
+    if wanted is not None:
+        heldout = extracted.owners >= users[first_heldout(len(users))]
+    rows = np.flatnonzero(~heldout)
+    if len(rows) < args.batch:
+        raise SystemExit(f"{STAGE}: {len(rows)} histories can't fill a batch of {args.batch}: extract more users.")
+
+    trained = trained_parts(adapter)
     optimiser = torch.optim.AdamW(core.parameter_groups(trained, 0.01), betas=(0.9, 0.99))
+    trained, optimiser = run.prepare(trained, optimiser)
     ema = core.Ema(trained, args.ema)
     run.resume(model=trained, optimiser=optimiser, ema=ema)
 
     for step in run.steps(args.steps):
-        rng = np.random.default_rng([args.seed, step])
-        rows = rng.choice(len(vectors), args.batch, replace=len(vectors) < args.batch)
-        samples = [wanted(world, int(owners[row]), rng, args.drop_text) for row in rows]
-        vector = drop_parts(vectors[rows], widths, args.drop_part, args.drop_user)
-        dropped = vector.abs().sum(1) == 0
-        # No text means no oracle text either: those rows learn from pictures alone, as do tastes without words.
-        teachable = torch.tensor([bool(s.prompt and s.enriched) for s in samples])
-        timesteps = torch.randint(0, len(alphas), (args.batch,))
-        latents, geometry = cached.pictures([s.picture for s in samples], device)
-        noisy, target = noised(latents, alphas, timesteps, base.prediction)
-        neutral = cached.text([s.prompt for s in samples], device)
-        at = timesteps.to(device)
-        student = predict(base, branch, noisy, at, neutral, geometry, adapter.keys_values(vector.to(device)))
-        weight = torch.ones(args.batch)
-        if args.min_snr is not None:
-            weight = min_snr(alphas, timesteps, base.prediction, args.min_snr)
-        picture_loss = (weight.to(device) * (student - target).square().mean((1, 2, 3))).mean()
-        loss, figures = picture_loss, {"picture": picture_loss}
-        if args.distil and teachable.any():
-            told = [
-                s.prompt if d or not t else s.enriched
-                for s, d, t in zip(samples, dropped.tolist(), teachable.tolist(), strict=True)
-            ]
-            with torch.no_grad():
-                teacher = predict(base, branch, noisy, at, cached.text(told, device), geometry, None)
-            distil = F.mse_loss(student[teachable.to(device)], teacher[teachable.to(device)])
-            loss = (1 - args.distil) * picture_loss + args.distil * distil
-            figures["distil"] = distil
-        norm = core.optimise(loss, optimiser, core.cosine(step, args.steps, args.lr, args.warmup))
+        with run.timer("data"):
+            rng = np.random.default_rng([args.seed, step])
+            chosen = np.split(rng.choice(rows, args.batch, replace=False), run.world)
+            asked = [[asked_of(histories, extracted.owners[row], rng, args) for row in part] for part in chosen]
+            chosen, asked = chosen[run.rank], asked[run.rank]  # this process's share [B]
+            clean, sizes = latents.of([w.picture for w in asked])
+            vector = drop_parts(vectors[chosen], widths, args.drop_part, args.drop_user)
+            dropped = vector.abs().sum(1) == 0
+            # No text means no oracle text either: those rows learn from pictures alone.
+            teachable = torch.tensor([bool(w.prompt and w.enriched) for w in asked])
+            neutral = [w.prompt for w in asked]
+            oracle = [w.prompt if d or not t else w.enriched for w, d, t in zip(asked, dropped, teachable, strict=True)]
+            timesteps = torch.randint(0, len(base.alphas), (len(chosen),)).to(device)
+            noisy, target = base.noised(clean.to(device), timesteps)
+            student_text, teacher_text = texts(neutral), texts(oracle) if args.distil else None
+            weights, vector = base.min_snr_weights(timesteps, args.min_snr), vector.to(device)
+            # The teachable rows of the whole share have the oracle's weight together, however it is cut.
+            taught = (teachable * (len(chosen) / max(1, int(teachable.sum())))).to(device)
+        losses = {"picture": 0.0, "distil": 0.0}
+        for piece in run.pieces(np.arange(len(chosen))):
+            shape = sizes if sizes is None else sizes[piece]
+            inputs = noisy[piece], timesteps[piece]
+            if args.distil:
+                with run.timer("teacher"), torch.no_grad():
+                    connect(branch, None)
+                    teacher = base.predict(*inputs, teacher_text[piece], shape)
+            with run.timer("forward"):
+                with base.autocast():
+                    connect(branch, adapter.keys_values(vector[piece]))
+                student = base.predict(*inputs, student_text[piece], shape)
+                picture = (squared(student, target[piece]) * weights[piece]).mean()
+                loss = picture
+                if args.distil:
+                    distil = (squared(student, teacher) * weights[piece] * taught[piece]).mean()
+                    loss = (1 - args.distil) * picture + args.distil * distil
+                    losses["distil"] += distil.detach() / args.accumulate
+                losses["picture"] += picture.detach() / args.accumulate
+            run.backward(loss)
+        norm = run.update(optimiser, core.cosine(step, args.steps, args.lr, args.warmup))
         ema.update(step)
-        run.log(loss=loss, **figures, grad_norm=norm)
-        if args.pictures_every and (step + 1) % args.pictures_every == 0:
-            preview(run, base, branch, adapter, ema, vectors, cached, world, owners)
+        run.log(loss=run.loss, **losses, grad_norm=norm)
+        if args.pictures_every and (step + 1) % args.pictures_every == 0 and first:
+            with averaged(trained, ema):
+                run.pictures("users", paint(base, branch, adapter, texts, histories, extracted, vectors))
 
-    path = WEIGHTS / "adapter.safetensors" if base.family == "atelier" else run.folder / "adapter.safetensors"
-    write(args, path)
-    run.finish(**(evaluate(run, load_adapter(path), args.users) if base.family == "atelier" else {"file": path.name}))
-
-
-def start_projections(adapter: UserAdapter, base: Base, ip_adapter) -> None:
-    """K and V of the branch: the UNet's own, or those of a public IP-Adapter file for the same base."""
-    pairs = own_projections(base.unet)
-    if ip_adapter is not None:
-        given = load_adapter(ip_adapter)
-        shapes = [tuple(k.shape) for k, _ in pairs]
-        if [tuple(k.weight.shape) for k in given.to_k_ip] != shapes:
-            raise BaseError(f"{ip_adapter} is no IP-Adapter for {base.family}: its blocks have other widths.")
-        pairs = [(k.weight, v.weight) for k, v in zip(given.to_k_ip, given.to_v_ip, strict=True)]
-    for (k, v), to_k, to_v in zip(pairs, adapter.to_k_ip, adapter.to_v_ip, strict=True):
-        to_k.weight.data.copy_(k)
-        to_v.weight.data.copy_(v)
-
-
-def wanted(world: Histories, user: int, rng: np.random.Generator, drop_text: float) -> Wanted:
-    """A picture that the user likes; its prompt is empty at times."""
-    found = world.wanted(user, rng)
-    return Wanted(found.picture, "", None) if rng.random() < drop_text else found
-
-
-@torch.no_grad()
-def user_vectors(adapter: UserAdapter, extracted: Extracted) -> torch.Tensor:
-    """e_u of every extracted history, [n, C + D + I]."""
-    return torch.cat([adapter.semantic(extracted.hidden), adapter.core(extracted.hidden), extracted.images], 1)
-
-
-@torch.no_grad()
-def preview(run, base: Base, branch, adapter, ema, vectors, cached: Cached, world, owners) -> None:
-    """A grid of samples, a row a user: without and with the user; the same noise and prompts every time."""
-    from diffusers import DDIMScheduler
-
-    device = run.accelerator.device
-    chosen = np.unique(owners, return_index=True)[1][:PREVIEWS]
-    prompts = [world.wanted(int(owners[row]), np.random.default_rng(0)).prompt for row in chosen]
-    trained = trained_parts(adapter)
-    current = {name: value.clone() for name, value in trained.state_dict().items()}
     trained.load_state_dict(ema.shadow)
-    scheduler = DDIMScheduler(
-        len(base.alphas),
-        trained_betas=(1 - base.alphas / torch.cat([torch.ones(1), base.alphas[:-1]])).numpy(),
-        clip_sample=False,
-        set_alpha_to_one=True,
-        prediction_type=base.prediction,
-        timestep_spacing="trailing",
-    )
-    scheduler.set_timesteps(PREVIEW_STEPS)
-    count = len(prompts)
-    text, off = cached.text(prompts, device), cached.text([""] * count, device)
-    both = Text(
-        torch.cat([off.states, text.states]), None if off.pooled is None else torch.cat([off.pooled, text.pooled])
-    )
-    geometry = torch.tensor([[base.pixels, base.pixels, 0, 0]] * 2 * count)
-    rows = []
-    for users in (torch.zeros(count, vectors.shape[1]), vectors[chosen]):
-        keys_values = adapter.keys_values(torch.cat([torch.zeros_like(users), users]).to(device))
-        latents = torch.stack(
-            [
-                torch.randn(cached.arrays["latents"].shape[1:], generator=torch.Generator().manual_seed(i))
-                for i in range(count)
-            ]
-        ).to(device)
-        for t in scheduler.timesteps:
-            guided = predict(base, branch, torch.cat([latents] * 2), t.to(device), both, geometry, keys_values)
-            none, some = guided.chunk(2)
-            latents = scheduler.step(none + PREVIEW_GUIDANCE * (some - none), t, latents).prev_sample
-        rows.append(base.decode(latents))
-    trained.load_state_dict(current)
-    pictures = torch.stack(rows, 1).flatten(0, 1)
-    core.picture_grid(pictures, run.folder / "samples" / f"{run.step + 1:06d}.png", columns=2)
+    figures = {}
+    if first:
+        adapter = trained_adapter(args)
+        save_adapter(adapter, WEIGHTS / "adapter.safetensors" if wanted is None else run.folder / "adapter.safetensors")
+        if wanted is None:
+            figures = evaluate(run, adapter, args.users)
+        else:
+            adapter.to(device)
+            chosen = np.unique(np.where(heldout, extracted.owners, -1), return_index=True)[1][1:][: args.users]
+            figures = heldout_losses(
+                base, branch, adapter, texts, latents, histories, extracted.owners, vectors, chosen
+            )
+    run.finish(**figures)
+
+
+def asked_of(histories: Histories, owner: int, rng: np.random.Generator, args: SimpleNamespace) -> Wanted:
+    """One request of a user; at times without its text."""
+    wanted = histories.wanted(int(owner), rng)
+    return Wanted(wanted.picture, "", None) if rng.random() < args.drop_text else wanted
+
+
+def connect(branch: list[UserAttention], keys_values: list | None) -> None:
+    """Set K and V of every block for the next call of the UNet; None is the plain UNet."""
+    for processor, pair in zip(branch, keys_values or [None] * len(branch), strict=True):
+        processor.keys_values = pair
+
+
+def squared(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of every sample, [B]."""
+    return F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)
+
+
+@contextmanager
+def averaged(trained: torch.nn.ModuleDict, ema: core.Ema) -> Iterator[None]:
+    """Inside of it the trained weights are their averages."""
+    own = {key: value.clone() for key, value in trained.state_dict().items()}
+    trained.load_state_dict(ema.shadow)
+    try:
+        yield
+    finally:
+        trained.load_state_dict(own)
+
+
+@torch.no_grad()
+def paint(base, branch, adapter, texts, histories, extracted, vectors) -> torch.Tensor:
+    """Pictures [2 * users, 3, H, W] in -1..1: the first users' first requests without and with them. Users, prompts and
+    noise are the same every time."""
+    _, rows = np.unique(extracted.owners, return_index=True)
+    rows = rows[:SHOWN]
+    asked = [histories.wanted(int(extracted.owners[row]), np.random.default_rng(0)) for row in rows]
+    count, text, off = len(rows), texts([w.prompt for w in asked]), texts([""])
+    states = torch.cat([off.states.expand_as(text.states)] * 2 + [text.states] * 2)  # unconditional half first
+    pooled = None if text.pooled is None else torch.cat([off.pooled.expand_as(text.pooled)] * 2 + [text.pooled] * 2)
+    condition = Text(states, pooled)
+    sizes = torch.tensor([[base.pixels, base.pixels, 0, 0]] * 4 * count)
+    with base.autocast():
+        pairs = adapter.keys_values(vectors[rows].to(base.device))
+    # Values of zero add nothing: only the last quarter, the conditional half with users, has the branch.
+    connect(branch, [(torch.cat([k] * 4), torch.cat([torch.zeros_like(v)] * 3 + [v])) for k, v in pairs])
+    factor = 2 ** (len(base.vae.config.block_out_channels) - 1)
+    shape = (1, base.unet.config.in_channels, base.pixels // factor, base.pixels // factor)
+    noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in range(count)])
+    latents = torch.cat([noise, noise]).to(base.device)
+    base.scheduler.set_timesteps(SHOWN_STEPS)
+    for t in base.scheduler.timesteps:
+        both = base.scheduler.scale_model_input(torch.cat([latents, latents]), t)
+        off, on = base.predict(both, t.to(base.device), condition, sizes).chunk(2)
+        latents = base.scheduler.step(off + GUIDANCE * (on - off), t, latents).prev_sample
+    return decode(base.vae, latents.to(base.vae.device), batch=2)
+
+
+@torch.no_grad()
+def heldout_losses(base, branch, adapter, texts, latents, histories, owners, vectors, rows) -> dict[str, float]:
+    """Denoising loss on pictures that users outside of training like: with the user, with another one, with none. The
+    noise is the same in all three. rows: one history of each user."""
+    totals = dict.fromkeys(("user", "other_user", "no_user"), 0.0)
+    for i, (row, other) in enumerate(zip(rows, np.roll(rows, 1), strict=True)):
+        asked = histories.wanted(int(owners[row]), np.random.default_rng(int(row)))
+        clean, sizes = latents.of([asked.picture] * 4)
+        torch.manual_seed(i)
+        timesteps = ((torch.arange(4) + torch.rand(4)) * len(base.alphas) / 4).long().to(base.device)
+        noisy, target = base.noised(clean.to(base.device), timesteps)
+        text = texts([asked.prompt] * 4)
+        for name, vector in zip(totals, (vectors[row], vectors[other], torch.zeros_like(vectors[row])), strict=True):
+            with base.autocast():
+                connect(branch, adapter.keys_values(vector[None].expand(4, -1).to(base.device)))
+            totals[name] += squared(base.predict(noisy, timesteps, text, sizes), target).mean().item()
+    return {f"heldout_loss_{name}": total / len(rows) for name, total in totals.items()} | {"users": len(rows)}
 
 
 def evaluate(run, adapter: UserAdapter, count: int) -> dict[str, float]:
@@ -244,7 +381,6 @@ def evaluate(run, adapter: UserAdapter, count: int) -> dict[str, float]:
     from .evaluate.metrics import alignment, read
     from .evaluate.painter import Painter, paint_row, requests
     from .evaluate.rows import BASIC, ROWS
-    from .users_pool import users_of
 
     painter, people, figures = Painter(adapter), users_of("test", count), {}
     asked = requests(people, 1)
@@ -260,4 +396,5 @@ def evaluate(run, adapter: UserAdapter, count: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()
