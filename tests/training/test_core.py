@@ -100,6 +100,38 @@ def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(tmp_path, straight):
     assert told == [{k: line[k] for k in ("step", "lr", "loss", "grad_norm", "grad")} for line in straight.log]
 
 
+# A process that is killed at one call of its second checkpoint.
+DYING = """
+import os, signal, sys
+from pathlib import Path
+from tests.training import toy_stage
+from training.core import checkpoints
+owner, name, call = {"write": (checkpoints._Hashed, "write", 20), "fsync": (os, "fsync", 1), "note": (os, "replace", 1),
+                     "rename": (os, "replace", 2), "folder": (checkpoints, "_to_disk", 1)}[sys.argv[2]]
+true, calls = getattr(owner, name), []
+def dying(*arguments):
+    if len(checkpoints.listed(Path(sys.argv[1], "toy/checkpoints"))) == (2 if name == "_to_disk" else 1):
+        calls.append(name)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return true(*arguments)
+setattr(owner, name, dying)
+toy_stage.main(Path(sys.argv[1]), {"save_seconds": 0})
+"""
+
+
+@pytest.mark.parametrize("moment", ["write", "fsync", "note", "rename", "folder"])
+def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_bit_for_bit(tmp_path, straight, moment, capsys):
+    line = [sys.executable, "-c", DYING, str(tmp_path), moment]
+    killed = subprocess.run(line, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    whole = [name for name in names(tmp_path) if name.endswith(".pt")]
+    assert whole == ["step-00000001.pt", "step-00000002.pt"][: 1 + (moment == "folder")]
+    assert same(toy(tmp_path), straight.state)
+    assert "can't be used" not in capsys.readouterr().out, "nothing is taken for damaged"
+    assert not [name for name in names(tmp_path) if name.endswith(".tmp")]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path, straight, number):
     def in_the_background():  # as a shell starts a job with &
