@@ -39,6 +39,14 @@ def start(folder, *launcher, before=None, **options):
     return process
 
 
+def after_a_step(process, folder):
+    """Wait until the process has taken a step."""
+    log = folder / "toy/log.jsonl"
+    size = log.stat().st_size if log.exists() else 0
+    while process.poll() is None and (log.stat().st_size if log.exists() else 0) <= size:
+        time.sleep(0.01)
+
+
 def run_of(folder, may_rest=(), stage="toy", **options):
     return core.Run(SimpleNamespace(runs=folder, stage=stage, seed=3, fingerprint=options, **options), may_rest)
 
@@ -89,11 +97,11 @@ def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(tmp_path, straight):
     rng = random.Random(7)
     for _ in range(3):
         process = start(tmp_path, pause=0.1, save_seconds=0)
-        time.sleep(rng.uniform(0.1, 0.5))
+        after_a_step(process, tmp_path)
+        time.sleep(rng.uniform(0, 0.25))
         process.kill()
         process.communicate()
-    reached = len(lines(tmp_path, "seen-0"))
-    assert 2 < reached, "it had begun"
+    assert len(lines(tmp_path, "seen-0")) >= 3, "each process had begun"
     assert same(toy(tmp_path), straight.state)
     assert dict(lines(tmp_path, "seen-0")) == dict(straight.seen), "each step saw the same samples each time"
     told = [{k: line[k] for k in ("step", "lr", "loss", "grad_norm", "grad")} for line in lines(tmp_path)]
@@ -138,7 +146,7 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path, straig
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     process = start(tmp_path, pause=0.2, before=in_the_background)
-    time.sleep(0.5)
+    after_a_step(process, tmp_path)
     process.send_signal(number)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 128 + number
@@ -315,7 +323,7 @@ def test_two_processes_train_as_one(tmp_path, options):
 
 def test_a_run_spread_over_two_processes_goes_on_in_one(tmp_path):
     process = start(tmp_path / "two", *LAUNCHER, noise=0, shard=True, pause=0.4)
-    time.sleep(1.5)
+    after_a_step(process, tmp_path / "two")
     process.terminate()  # the launcher, which tells both
     _, told = process.communicate(timeout=120)
     step = core.last_state(tmp_path / "two/toy")["step"]
