@@ -21,7 +21,7 @@ from prefgen.atelier.models import WEIGHTS
 from prefgen.files import write_atomic
 
 UPSTREAM = ("atelier.pool", "atelier.mllm_vision", "extract", "probe_layers", "train_alignment")
-CACHES = ("latents.npy", "clip_images.npy")
+CACHES = ("latents", "clip_images.npy")
 WEIGHT_FILES = ("clip.safetensors", "clip_tokenizer", "judge.safetensors", "unet.safetensors", "vae.safetensors")
 
 

@@ -208,17 +208,32 @@ class DataSetHistories(Histories):
     def prompt(self, picture: int) -> str:
         return self.index["prompt"][int(picture)].as_py() or ""
 
+    def heldout_prompts(self) -> list[str]:
+        """Prompts that no stage trains on, each once, in order."""
+        return sorted({self.prompt(i) for i in np.flatnonzero(self.split == TEST)})
+
+    def liked_apart(self, user: int, seen: np.ndarray) -> np.ndarray:
+        """The user's liked pictures that are not among `seen`, the held-out ones too."""
+        rows = self._rows.get(user, np.empty(0, np.int64))
+        return np.setdiff1d(rows[self.is_liked[rows]], seen)
+
     def wanted(self, user: int, rng: np.random.Generator) -> Wanted:
+        return self.as_wanted(user, int(rng.choice(self.wanted_pictures(user))))
+
+    def wanted_pictures(self, user: int) -> np.ndarray:
+        """Every picture that `wanted` may give for a user of the training split."""
         rows = self._of(user, True)
-        # A user of the test split has no picture whose user and prompt are both for training.
-        trainable = rows[self.split[rows] == TRAIN] if self._people[user]["split"] == TRAIN else rows
-        number = int(rng.choice(trainable if len(trainable) else rows))
-        prompt, shown = self.prompt(number), set(self.index["attributes"][number].as_py() or ())
+        trainable = rows[self.split[rows] == TRAIN]  # the others' prompts are held out
+        return trainable if len(trainable) else rows
+
+    def as_wanted(self, user: int, picture: int) -> Wanted:
+        """One of the user's liked pictures. Its taste is always in the same words, so that they can be cached."""
+        prompt, shown = self.prompt(picture), set(self.index["attributes"][picture].as_py() or ())
         # The taste that this picture was made to show, where a user has two.
         fitting = max(self.tastes(user), key=lambda taste: sum(self.attributes[a] in shown for a in taste), default=[])
         phrases = [self.phrase(a) for a in fitting]
-        rng.shuffle(phrases)
-        return Wanted(number, prompt, ", ".join([prompt, *phrases]) if phrases else None)
+        np.random.default_rng(picture).shuffle(phrases)
+        return Wanted(picture, prompt, ", ".join([prompt, *phrases]) if phrases else None)
 
     def tastes(self, user: int) -> list[list[int]]:
         return [[self._number[o["attribute"]] for o in taste] for taste in self._people[user]["tastes"] or ()]

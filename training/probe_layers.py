@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from . import core
 from .config.command import arguments
 from .extract import Extracted
-from .users_pool import attribute_vector, users_of
+from .histories import histories_of
 
 
 def retrieval(states: torch.Tensor, owners: torch.Tensor) -> float:
@@ -46,14 +46,16 @@ def main() -> None:
     run = core.Run(args)
     if run.finished:
         return
-    users = Extracted(args.runs)
-    rows = torch.from_numpy(users.owners < args.users)
-    owners, hidden = torch.from_numpy(users.owners)[rows], users.hidden[rows]
-    people = users_of("train", args.users)
-    liked = torch.from_numpy(
-        np.stack([attribute_vector([p for t in person.tastes for p in t.liked]) for person in people])
-    )[owners]
-    train = owners < args.users * 4 // 5
+    users, world = Extracted(args.runs), histories_of(args.config, args.runs)
+    people, owners = np.unique(users.owners, return_inverse=True)
+    people = people[: args.users]
+    rows = torch.from_numpy(owners < len(people))
+    owners, hidden = torch.from_numpy(owners)[rows], users.hidden[rows]
+    liked = torch.zeros(len(people), len(world.attributes))
+    for i, user in enumerate(people.tolist()):
+        liked[i, [a for taste in world.tastes(user) for a in taste]] = 1
+    liked = liked[owners]
+    train = owners < len(people) * 4 // 5
     shuffle = torch.randperm(len(owners), generator=torch.Generator().manual_seed(args.seed))
     probe = torch.nonzero(~train)[:900, 0]
     table = []

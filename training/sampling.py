@@ -1,4 +1,4 @@
-"""Sampling of latents while training: diffusers' DDIM on the atelier's schedule."""
+"""Noise for training, and sampling of latents on the way: diffusers' DDIM on the atelier's schedule."""
 
 from __future__ import annotations
 
@@ -6,6 +6,24 @@ import torch
 from diffusers import DDIMScheduler
 
 from prefgen.atelier.models import BETA_END, BETA_START, PREDICTION, TRAIN_TIMESTEPS, ZERO_TERMINAL_SNR
+
+
+def noised(
+    latents: torch.Tensor, alphas: torch.Tensor, timesteps: torch.Tensor, prediction: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(noisy latents, what the UNet should predict) at the timesteps; both [B, channels, h, w]. alphas: cumulative."""
+    noise = torch.randn_like(latents)
+    kept = alphas[timesteps].to(latents.device)
+    signal, spread = kept.sqrt().float()[:, None, None, None], (1 - kept).sqrt().float()[:, None, None, None]
+    noisy = signal * latents + spread * noise
+    return noisy, noise if prediction == "epsilon" else signal * noise - spread * latents
+
+
+def min_snr(alphas: torch.Tensor, timesteps: torch.Tensor, prediction: str, gamma: float) -> torch.Tensor:
+    """Weight [B] of each sample's loss (Hang et al., arXiv 2303.09556): min(SNR, gamma) in units of the prediction."""
+    kept = alphas[timesteps]
+    snr = kept / (1 - kept)
+    return (snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)).float()
 
 
 @torch.inference_mode()

@@ -12,39 +12,33 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from prefgen.aligner import LayerStandardiser, SemanticAligner
-from prefgen.atelier.models import clip_tokenizer, load_clip
-from prefgen.atelier.users import User
 from prefgen.mmd import median_bandwidths, mmd2
 
 from . import core
-from .atelier.clip import text_features, tokenize
+from .bases import Base, BaseError, load_base
 from .config.command import arguments
+from .data.errors import DataError
 from .extract import Extracted
-from .train_mllm import PHRASES
-from .users_pool import users_of
+from .histories import Histories, histories_of
 
 
-def taste_text(person: User, taste: int = 0) -> str:
-    """One taste in the words of a prompt: "pastel palette, thick outline, ..."."""
-    return ", ".join(PHRASES[tuple(pair)] for pair in person.tastes[taste].liked)
-
-
-@torch.inference_mode()
-def text_bank(people: list[User]) -> torch.Tensor:
+def text_bank(base: Base, world: Histories, users: list[int]) -> torch.Tensor:
     """Unit CLIP text embeddings [users, C] of each user's tastes (the mean of two for a user with two)."""
-    clip, tokenizer = load_clip(), clip_tokenizer()
-    texts = [taste_text(p, t) for p in people for t in range(len(p.tastes))]
-    rows = torch.cat(
-        [text_features(clip, tokenize(tokenizer, texts[i : i + 256]))[1] for i in range(0, len(texts), 256)]
-    )
-    rows, bank, start = F.normalize(rows, dim=1), [], 0
-    for person in people:
-        bank.append(F.normalize(rows[start : start + len(person.tastes)].mean(0), dim=0))
-        start += len(person.tastes)
+    texts = [world.texts(user) for user in users]
+    if not all(texts):
+        raise DataError(
+            f"{world.name} doesn't say what user {users[[bool(t) for t in texts].index(False)]} likes in words, which "
+            "e_sem is aligned to: take a data set with attributes, or describe the users' tastes first."
+        )
+    rows, bank, start = base.bank([text for tastes in texts for text in tastes]), [], 0
+    for tastes in texts:
+        bank.append(F.normalize(rows[start : start + len(tastes)].mean(0), dim=0))
+        start += len(tastes)
     return torch.stack(bank)
 
 
@@ -53,23 +47,33 @@ def main() -> None:
     run = core.Run(args)
     if run.finished:
         return
-    users = Extracted(args.runs)
+    extracted = Extracted(args.runs)
     layers = json.loads((args.runs / "probe_layers" / "layers.json").read_text())
-    bank = text_bank(users_of("train", int(users.owners.max()) + 1))
-    heldout = torch.from_numpy(users.owners >= len(bank) * 95 // 100)
-    states = users.hidden[:, layers["sem_layers"]]
+    people, owners = np.unique(extracted.owners, return_inverse=True)
+    owners = torch.from_numpy(owners)
+    try:
+        base, world = load_base(args.config), histories_of(args.config, args.runs)
+        bank = text_bank(base, world, people.tolist())
+    except (BaseError, DataError) as error:
+        raise SystemExit(str(error)) from error
+    learnt = len(bank) * 95 // 100  # users; the others are held out
+    if min(learnt, len(bank) - learnt) < 2:
+        raise SystemExit(f"{len(bank)} users are too few to align and to hold some out: extract 40 or more.")
+    heldout = owners >= learnt
+    states = extracted.hidden[:, layers["sem_layers"]]
     norm = LayerStandardiser(*states.shape[1:])
     norm.fit(states[~heldout])
-    states, target = norm(states), bank[users.owners]
+    states, target = norm(states), bank[owners]
     train = torch.nonzero(~heldout)[:, 0]
     aligner = SemanticAligner(states.shape[1], states.shape[2], bank.shape[1])
-    bandwidths = median_bandwidths(bank[:1024], bank[1024:2048])
+    half = min(1024, learnt // 2)
+    bandwidths = median_bandwidths(bank[:half], bank[half : 2 * half])
     optimiser = torch.optim.AdamW(core.parameter_groups(aligner, 0.01))
     run.resume(model=aligner, norm=norm, optimiser=optimiser)
     for step in run.steps(args.steps):
         chosen = train[core.batch_indices(args.seed, step, args.batch, len(train))]
         aligned = F.normalize(aligner(states[chosen]), dim=1)
-        reference = bank[torch.randint(0, len(bank) * 95 // 100, (2048,))]
+        reference = bank[torch.randint(0, learnt, (args.bank,))]
         distance = mmd2(aligned, reference, bandwidths)
         paired = 1 - (aligned * target[chosen]).sum(1).mean()
         loss = args.mmd * distance + args.paired * paired
@@ -79,7 +83,7 @@ def main() -> None:
     aligner.eval()
     with torch.inference_mode():
         aligned = F.normalize(aligner(states[heldout]), dim=1)
-        owners = torch.from_numpy(users.owners)[heldout]
+        owners = owners[heldout]
         candidates = torch.unique(owners)
         ranks = (aligned @ bank[candidates].T).argsort(1, descending=True)
         found = candidates[ranks] == owners[:, None]

@@ -7,7 +7,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from training.train_user_attention import install
+from training.user_branch import install
 
 STEPS = 4
 

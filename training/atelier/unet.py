@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from tqdm import tqdm
 
 from prefgen.atelier import captions
 from prefgen.atelier.attributes import FAMILIES
 from prefgen.atelier.judge import load_judge
 from prefgen.atelier.models import (
+    PREDICTION,
     UNET_CONFIG,
     WEIGHTS,
     alphas_cumprod,
@@ -28,32 +28,12 @@ from prefgen.atelier.models import (
 )
 
 from .. import core
+from ..bases import AtelierVae
+from ..caches import latents_of
 from ..config.command import arguments
-from ..sampling import decode, sample
+from ..histories import AtelierHistories
+from ..sampling import decode, noised, sample
 from .clip import random_caption, text_features, tokenize
-from .pool import PicturePool
-
-
-def cached_latents(args, pool: PicturePool) -> torch.Tensor:
-    """Unit-variance latents of the whole pool, float16 [n, 8, 16, 16], encoded once (stored beside the run)."""
-    path = args.runs / "latents.npy"
-    if not path.exists():
-        vae = load_vae_diffusers()
-        chunks = []
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            for start in tqdm(range(0, len(pool), 64), desc="latents"):
-                mean = vae.encode(pool.batch(slice(start, start + 64))).latent_dist.mean.float()
-                chunks.append((mean * vae.config.scaling_factor).half())
-        core.save_array(torch.cat(chunks).numpy(), path)
-    return torch.from_numpy(np.load(path))
-
-
-def noised(latents: torch.Tensor, alphas: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(noisy latents, v target) at the timesteps; both [B, channels, h, w]."""
-    noise = torch.randn_like(latents)
-    signal = alphas[timesteps].sqrt().float()[:, None, None, None]
-    spread = (1 - alphas[timesteps]).sqrt().float()[:, None, None, None]
-    return signal * latents + spread * noise, signal * noise - spread * latents
 
 
 def main() -> None:
@@ -61,8 +41,9 @@ def main() -> None:
     run = core.Run(args)
     if run.finished:
         return
-    pool = PicturePool(args.runs)
-    latents = cached_latents(args, pool)
+    world, vae = AtelierHistories(args.runs), AtelierVae()
+    pool = world.pool
+    latents = latents_of(vae, world, range(len(world)), args.runs)[1]["latents"]
     clip, tokenizer, alphas = load_clip(), clip_tokenizer(), alphas_cumprod()
     unet = UNet2DConditionModel(**UNET_CONFIG)
     run.start(unet, "unet")
@@ -83,7 +64,7 @@ def main() -> None:
                 states = text_features(clip, tokenize(tokenizer, texts))[0].float()
             # A little more often the noisy half, where subject, palette and layout are decided.
             timesteps = (len(alphas) * torch.rand(args.batch) ** 0.75).long()
-            noisy, target = noised(latents[chosen].float(), alphas, timesteps)
+            noisy, target = noised(torch.from_numpy(latents[chosen]).float(), alphas, timesteps, PREDICTION)
         with run.timer("forward"), torch.autocast("cpu", torch.bfloat16):
             prediction = unet(noisy, timesteps, states.clone()).sample.float()
         loss = F.mse_loss(prediction, target)

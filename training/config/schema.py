@@ -63,8 +63,8 @@ class Lora(Section):
 
 
 class Mllm(Section):
-    """The multimodal language model. path: a transformers folder, none for the atelier's own. lora: none trains the
-    whole language model. nf4: 4-bit weights under the LoRA, needs bitsandbytes."""
+    """The multimodal language model. path: a transformers folder, none for the atelier's own, which is trained whole.
+    lora: what is trained of another; none takes it as it is. nf4: 4-bit weights under the LoRA, needs bitsandbytes."""
 
     path: Path | None = None
     precision: Precision = "bf16"
@@ -99,17 +99,22 @@ class Training(Section):
 
 
 class TrainMllm(Training):
-    """users: how many training users are read (0: all). identity: weight of the InfoNCE between two histories of one
-    user; contrast: of the liked-versus-disliked contrast; reading: of the heads that name the attributes."""
+    """users: how many training users are read (0: all). pictures: the most liked and the most disliked ones in a
+    history. others: share of a batch that asks other questions than the closing one (of a data set: training.vqa's).
+    Weights of the losses: identity, InfoNCE between two histories of one user; contrast, a liked picture against a
+    disliked one; reading, heads that name the attributes."""
 
     steps: Natural = 1600
-    batch: Count = 32
+    batch: Annotated[int, Field(ge=4)] = 32
     lr: Rate = 1e-3
+    warmup: Natural = 200
+    weight_decay: Weight = 0.01
     users: Natural = 20000
-    identity: Weight = 0.3
-    contrast: Weight = 1.0
-    reading: Weight = 4.0
     pictures: Count = 8
+    others: Share = 0.125
+    identity: Weight = 0.3
+    contrast: Weight = 0.0
+    reading: Weight = 4.0
     seed: Natural = 8
 
 
@@ -144,8 +149,9 @@ class TrainAlignment(Training):
 class TrainUserAttention(Training):
     """tokens: of a user. distil: share of the loss against the UNet's own answer to the prompt with the taste in it
     (needs a data set with attributes). drop_*: how often a part, the whole user or the text is left out. min_snr: gamma
-    of the min-SNR weighting, none for plain. pictures_every: steps between two grids of samples, 0 for none. users: how
-    many test users the finished adapter is measured on (atelier)."""
+    of the min-SNR weighting, none for plain. cache_texts: keep every prompt's text states on disk (data sets).
+    pictures_every: steps between two grids of samples, 0 for none. users: how many test users the finished adapter is
+    measured on (atelier)."""
 
     steps: Natural = 800
     batch: Count = 48
@@ -160,6 +166,8 @@ class TrainUserAttention(Training):
     min_snr: Annotated[float, Field(gt=0)] | None = None
     ema: Rate = 0.995
     pictures_every: Natural = 0
+    cache_texts: bool = True
+    gradient_checkpointing: bool = False
     users: Natural = 48
     seed: Natural = 12
 
