@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 
 from prefgen.compat import hidden_states_of
-from prefgen.history import HistoryItem, clean_picture
 from prefgen.mllm.model import PreferenceMLLM
 from prefgen.mllm.prompt import CLOSING_QUESTION
 
@@ -23,6 +22,7 @@ from .bases import DTYPES
 from .histories import AtelierHistories, Histories, History
 
 ENDS = ("<end_of_utterance>", "<|im_end|>")
+TOGETHER = 8  # pictures in the vision tower at once
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,21 @@ class Reader:
     def fingerprint(self) -> dict:
         return self.mllm.fingerprint
 
+    @torch.no_grad()
     def features(self, pictures: Sequence[int]) -> torch.Tensor:
-        """Image tokens of pictures one after the other, [sum of n, D]."""
+        """Image tokens of a conversation's pictures one after the other, [sum of n, D].
+
+        Nothing is kept from one conversation to the next: what else is in the vision tower's batch moves its last bits,
+        and a resumed run has to be the straight one's equal.
+        """
         if self.tokens is not None:
             return torch.from_numpy(self.tokens[np.asarray(pictures)]).float().flatten(0, 1).to(self.mllm.device)
         order = sorted(set(pictures))
         images = dict(zip(order, self.world.pictures(order), strict=True))
-        items = [
-            HistoryItem(clean_picture(torch.from_numpy(images[p]).float() / 255, f"picture {p}"), True, "")
-            for p in pictures
-        ]
-        return torch.cat([tokens.clone() for tokens in self.mllm.image_features(items)]).to(self.mllm.device)
+        pixels = torch.stack(
+            [self.mllm.preprocess(torch.from_numpy(images[number]).float() / 255) for number in pictures]
+        )
+        return torch.cat([self.mllm.family.features(some) for some in pixels.split(TOGETHER)]).flatten(0, 1)
 
     def batch(self, asked: Sequence[Asked]) -> Batch:
         """Conversations, padded on the right; the embeddings carry gradients where they are trained."""

@@ -17,6 +17,8 @@ real one gets a LoRA on its decoder, written to `lora/` in the run's folder.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,7 +35,7 @@ from .data.errors import DataError
 from .data.schema import TEST, TRAIN
 from .histories import Histories, histories_of
 from .preference_questions import NO, YES, Questions, closing, would
-from .readers import Asked, Reader, atelier_tokens, device_of
+from .readers import Asked, Reader, atelier_tokens
 
 
 def core_layer(layers: int) -> int:
@@ -73,12 +75,14 @@ def identity_loss(states: torch.Tensor, temperature: float = 0.1) -> torch.Tenso
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def open_mllm(args, world: Histories) -> tuple[Reader, nn.Module, object]:
+def open_mllm(args, world: Histories, device: torch.device) -> tuple[Reader, nn.Module, object]:
     """(reader, what is trained of the MLLM, peft's model or None)."""
     config = args.config.mllm
     if config.path is None:
-        return (*new_atelier(args, world), None)
-    mllm = PreferenceMLLM.load(config.path, DTYPES[config.precision], device_of(), None, config.nf4)
+        reader, text = new_atelier(args, world)
+        reader.mllm.model.to(device)
+        return reader, text, None
+    mllm = PreferenceMLLM.load(config.path, DTYPES[config.precision], str(device), None, config.nf4)
     mllm.model.requires_grad_(False)
     peft_model = lora.put_on(mllm.model, mllm.family.text, config.lora, args.seed)
     if config.gradient_checkpointing:
@@ -102,28 +106,75 @@ def new_atelier(args, world) -> tuple[Reader, nn.Module]:
     return Reader(mllm, world, atelier_tokens(args.runs)), model.model.text_model
 
 
-def shares(args) -> tuple[int, int]:
-    """How many samples of a batch ask other questions, and how many pairs are for the contrast."""
+@dataclass(frozen=True)
+class Samples:
+    """One step's samples. closing: two histories each of `users` with the closing question; others: other questions;
+    pairs: one history with a liked and with a disliked picture, by turns."""
+
+    users: list[int]
+    closing: list[Asked]
+    others: list[Asked]
+    pairs: list[Asked]
+
+    def share(self, number: int, of: int) -> Samples:
+        """One of `of` shares: of a process, and of a piece of its batch. Histories of a user stay together."""
+        once, again = np.array_split(np.arange(len(self.closing)), 2)
+        mine = [*once[number::of], *again[number::of]]
+        pairs = [pair for start in range(2 * number, len(self.pairs), 2 * of) for pair in self.pairs[start : start + 2]]
+        closing = [self.closing[i] for i in mine]
+        return Samples(self.users[number::of], closing, self.others[number::of], pairs)
+
+
+def samples_of(
+    world: Histories, questions: Questions, users: list[int], args, shares: int, rng: np.random.Generator
+) -> Samples:
+    """The whole batch of a step, the same in every process; it has to be enough for so many shares."""
     others = max(1, int(args.batch * args.others))
-    return others, max(1, others // 2) if args.contrast else 0
-
-
-def samples_of(world: Histories, questions: Questions, users: list[int], args, rng) -> tuple[list[Asked], list[int]]:
-    """(samples, users of the closing ones): two histories each of some users with the closing question, then the
-    others, then pairs of one history with a liked and a disliked picture."""
-    others, pairs = shares(args)
+    pairs = max(1, others // 2) if args.contrast else 0
     count = (args.batch - others - 2 * pairs) // 2
+    if count < shares:
+        raise DataError(
+            f"train_mllm.batch is {args.batch}: {shares} processes and pieces need {2 * shares + others + 2 * pairs} or "
+            "more, so take a larger batch or less of accumulate."
+        )
     chosen = [users[i] for i in rng.choice(len(users), count, replace=len(users) < count)]
     rest = [users[i] for i in rng.choice(len(users), others + pairs, replace=len(users) < others + pairs)]
     # One length a step: padding would be a third of the work. Short histories come less often.
     sizes = [*range(1, args.pictures + 1), args.pictures]
     liked, disliked = int(rng.choice(sizes)), int(rng.choice([0, *sizes[1:]]))
-    samples = [closing(world, user, rng, liked, disliked) for user in (*chosen, *chosen)]
-    samples += [questions.ask(user, rng, liked, disliked) for user in rest[:others]]
+    asked = [closing(world, user, rng, liked, disliked) for user in (*chosen, *chosen)]
+    more = [questions.ask(user, rng, liked, disliked) for user in rest[:others]]
+    contrasts = []
     for user in rest[others:]:
         history = world.history(user, rng, liked, max(1, disliked))
-        samples += [would(world, user, history, rng, verdict) for verdict in (True, False)]
-    return samples, [*chosen, *chosen]
+        contrasts += [would(world, user, history, rng, verdict) for verdict in (True, False)]
+    return Samples(chosen, asked, more, contrasts)
+
+
+def losses_of(model, reader: Reader, heads: TasteHeads | None, world: Histories, samples: Samples, args) -> dict:
+    """{name: loss} of some samples."""
+    device, closing_count = reader.mllm.device, len(samples.closing)
+    batch = reader.batch([*samples.closing, *samples.others, *samples.pairs])
+    states, last = reader.forward(batch)
+    head, answered = model.get_output_embeddings(), batch.labels[:, 1:] != -100
+    losses = {}
+    if answered.any():
+        losses["answer"] = F.cross_entropy(head(last[:, :-1][answered]).float(), batch.labels[:, 1:][answered])
+    if heads is not None and args.reading:
+        # The positives are rare (about 10 of 98): weigh them up, or the heads first learn to say nothing.
+        truth, weight = taste_targets(world, samples.users * 2).to(device), torch.tensor(4.0, device=device)
+        with torch.autocast(device.type, enabled=False):
+            read = heads(states[:closing_count])
+        losses["reading"] = F.binary_cross_entropy_with_logits(read, truth, pos_weight=weight)
+    if args.identity and len(samples.users) > 1:
+        losses["identity"] = identity_loss(states[:closing_count])
+    if samples.pairs:
+        yes, no = (reader.answer_ids(word)[0] for word in (YES, NO))
+        ends = last[torch.arange(len(last), device=device), batch.last][-len(samples.pairs) :]
+        said = head(ends).float()
+        leaning = (said[:, yes] - said[:, no]).unflatten(0, (-1, 2))  # of the liked picture, of the disliked
+        losses["contrast"] = F.softplus(leaning[:, 1] - leaning[:, 0]).mean()
+    return losses
 
 
 def main() -> None:
@@ -144,51 +195,35 @@ def main() -> None:
 def train(args, run: core.Run) -> None:
     world = histories_of(args.config, args.runs)
     users, questions = world.users(TRAIN, args.users), Questions(world, args.config.data.questions)
-    reader, text, peft_model = open_mllm(args, world)
+    reader, text, peft_model = open_mllm(args, world, run.accelerator.device)
     model = reader.mllm.model.train(peft_model is not None)  # LoRA's dropout; the atelier's model has none
     device = reader.mllm.device
-    heads = TasteHeads(reader.fingerprint["hidden_size"], max(1, len(world.attributes))).to(device)
-    reading_weight = args.reading if world.attributes else 0.0
-    trained = nn.ModuleDict({"text": text, "heads": heads} if reading_weight else {"text": text})
+    heads = TasteHeads(reader.fingerprint["hidden_size"], len(world.attributes)) if world.attributes else None
+    trained = nn.ModuleDict({"text": text} | ({"heads": heads} if heads and args.reading else {})).to(device)
     optimiser = torch.optim.AdamW(core.parameter_groups(trained, args.weight_decay), betas=(0.9, 0.98))
+    trained, optimiser = run.prepare(trained, optimiser)
     run.resume(model=trained, optimiser=optimiser)
-    yes, no = (reader.answer_ids(word)[0] for word in (YES, NO))
     precision = torch.bfloat16 if args.config.mllm.path is None else DTYPES[args.config.mllm.precision]
+    shares = run.world * args.accumulate
+    weights = {"answer": 1.0, "reading": args.reading, "identity": args.identity, "contrast": args.contrast}
 
     for step in run.steps(args.steps):
-        rng = np.random.default_rng([args.seed, step])
-        samples, asked = samples_of(world, questions, users, args, rng)
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            batch = reader.batch(samples)
-            states, last = reader.forward(batch)
-            answered = batch.labels[:, 1:] != -100
-            head = model.get_output_embeddings()
-            logits = head(last[:, :-1][answered]).float()
-        losses = {"answer": F.cross_entropy(logits, batch.labels[:, 1:][answered])}
-        loss = losses["answer"]
-        if reading_weight:
-            # The positives are rare (about 10 of 98): weigh them up, or the heads first learn to say nothing.
-            truth, weight = taste_targets(world, asked).to(device), torch.tensor(4.0, device=device)
-            losses["reading"] = F.binary_cross_entropy_with_logits(
-                heads(states[: len(asked)]), truth, pos_weight=weight
-            )
-            loss = loss + reading_weight * losses["reading"]
-        if args.identity:
-            losses["identity"] = identity_loss(states[: len(asked)])
-            loss = loss + args.identity * losses["identity"]
-        if args.contrast:
-            pairs = shares(args)[1]
-            ends = last[torch.arange(len(last), device=device), batch.last][-2 * pairs :]
-            said = head(ends.to(head.weight.dtype)).float()
-            leaning = (said[:, yes] - said[:, no]).unflatten(0, (pairs, 2))  # of the liked picture, of the disliked
-            losses["contrast"] = F.softplus(leaning[:, 1] - leaning[:, 0]).mean()
-            loss = loss + args.contrast * losses["contrast"]
-        norm = core.optimise(loss, optimiser, core.cosine(step, args.steps, args.lr, args.warmup))
+        with run.timer("data"):
+            samples = samples_of(world, questions, users, args, shares, np.random.default_rng([args.seed, step]))
+        for piece in run.pieces(np.arange(args.accumulate)):
+            share = samples.share(run.rank * args.accumulate + int(piece[0]), shares)
+            with run.timer("forward"), torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                losses = losses_of(model, reader, heads, world, share, args)
+            loss = sum(weights[name] * value for name, value in losses.items())
+            run.backward(loss)
+        norm = run.update(optimiser, core.cosine(step, args.steps, args.lr, args.warmup))
         run.log(loss=loss, **losses, grad_norm=norm)
 
     model.eval()
-    figures = evaluate(world, reader, heads if reading_weight else None, args)
-    if peft_model is not None:
+    figures = evaluate(world, reader, heads if args.reading else None, args)
+    if run.rank:
+        pass  # one process writes
+    elif peft_model is not None:
         lora.save(peft_model, run.folder / "lora")
     else:
         export(model)

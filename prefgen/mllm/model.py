@@ -178,7 +178,7 @@ class PreferenceMLLM:
             if interrupt:
                 interrupt()
             batch = waiting[start : start + BATCH]
-            pixels = torch.stack([self._preprocess(item.image) for item in batch])
+            pixels = torch.stack([self.preprocess(item.image) for item in batch])
             for item, tokens in zip(batch, self.family.features(pixels), strict=True):
                 found[item.digest] = self._keep(item.digest, tokens.cpu())
             self.stats["vision_runs"] += len(batch)
@@ -193,7 +193,7 @@ class PreferenceMLLM:
         self._features[digest] = tokens
         return tokens
 
-    def _preprocess(self, image: torch.Tensor) -> torch.Tensor:
+    def preprocess(self, image: torch.Tensor) -> torch.Tensor:
         """[H, W, 3] in 0..1 -> [3, S, S] as the vision tower wants it, on the model's device."""
         size, mean, std = self.family.image_size, torch.tensor(self.family.mean), torch.tensor(self.family.std)
         pixels = (resize(image, size, size) * 255).round() / 255
