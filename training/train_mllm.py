@@ -133,9 +133,10 @@ def samples_of(
     pairs = max(1, others // 2) if args.contrast else 0
     count = (args.batch - others - 2 * pairs) // 2
     if count < shares:
+        least = 2 * shares + others + 2 * pairs
         raise DataError(
-            f"train_mllm.batch is {args.batch}: {shares} processes and pieces need {2 * shares + others + 2 * pairs} or "
-            "more, so take a larger batch or less of accumulate."
+            f"train_mllm.batch is {args.batch}: {shares} processes and pieces need {least} or more, so take a larger "
+            "batch or less of accumulate."
         )
     chosen = [users[i] for i in rng.choice(len(users), count, replace=len(users) < count)]
     rest = [users[i] for i in rng.choice(len(users), others + pairs, replace=len(users) < others + pairs)]
