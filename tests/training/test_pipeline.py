@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,11 +29,15 @@ SECTIONS = {
 pytestmark = pytest.mark.slow
 
 
-def run(module, *words):
-    """A stage's own script, as a lab starts it."""
-    line = [sys.executable, "-m", f"training.{module}", *map(str, words)]
+def started(*words):
+    """Python with these words, as a lab starts a stage. One thread: their number moves the last bits."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    line = [sys.executable, *map(str, words)]
     return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def run(module, *words):
+    return started("-m", f"training.{module}", *words)
 
 
 @pytest.fixture(scope="module")
@@ -143,15 +148,13 @@ def test_stock_diffusers_and_the_engine_give_the_same_residuals(made):
     assert (engine - plain).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("made", ["Idefics2"], indirect=True)
 def test_a_killed_stage_goes_on_to_the_same_bytes(made, shared, tmp_path):
     """The MLLM's stage, whose core test is elsewhere: straight and killed after its first checkpoint."""
     folder, _ = made
     common = ["--config", folder / "run.yaml", "--runs", tmp_path / "runs"]
     straight = load_file(folder / "runs/train_mllm/lora/adapter_model.safetensors")
-    stopped = subprocess.Popen(
-        [sys.executable, "-c", STOP, *map(str, common)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    stopped.communicate(timeout=300)
+    assert started("-c", STOP, *common).returncode == -signal.SIGKILL
     assert not (tmp_path / "runs/train_mllm/done").exists()
     result = run("train_mllm", *common)
     assert result.returncode == 0, result.stderr[-2000:]
