@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -321,14 +322,18 @@ def test_two_processes_train_as_one(tmp_path, options):
     assert [[a[0], a[1] + b[1]] for a, b in shares] == lines(tmp_path / "one", "seen-0")
 
 
-def test_a_run_spread_over_two_processes_goes_on_in_one(tmp_path):
+def test_a_run_spread_over_two_processes_goes_on_in_two_and_in_one(tmp_path):
     process = start(tmp_path / "two", *LAUNCHER, noise=0, shard=True, pause=0.4)
     after_a_step(process, tmp_path / "two")
     process.terminate()  # the launcher, which tells both
     _, told = process.communicate(timeout=120)
     step = core.last_state(tmp_path / "two/toy")["step"]
     assert 0 < step < 12 and f"Stopped after step {step}" in told
-    assert near(toy(tmp_path / "one", noise=0), toy(tmp_path / "two", noise=0))
+    shutil.copytree(tmp_path / "two", tmp_path / "then one")
+    straight = toy(tmp_path / "one", noise=0)
+    start(tmp_path / "two", *LAUNCHER, noise=0, shard=True).communicate(timeout=120)
+    assert near(straight, core.last_state(tmp_path / "two/toy"))
+    assert near(straight, toy(tmp_path / "then one", noise=0))
 
 
 def test_a_batch_in_pieces_trains_as_in_one(tmp_path):
