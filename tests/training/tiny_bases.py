@@ -75,7 +75,7 @@ def write_base(folder, family: str):
 
 
 def write_data(folder):
-    make(World(40, 480, 3, 40, Atelier(96), None), folder, processes=1)
+    make(World(40, 240, 3, 40, Atelier(80), None), folder, processes=1)
     return folder
 
 
@@ -100,7 +100,7 @@ def write_upstream(runs, data, histories: int = 3):
         (folder / "done").write_text("{}")
 
 
-def write_config(path, family: str, base, data, **changes):
+def write_config(path, family: str, base, data, /, **changes):
     """A configuration file; changes: {"base": {...}, "train_user_attention": {...}}."""
     content = {
         "hardware": "a test",
