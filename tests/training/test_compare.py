@@ -11,49 +11,13 @@ import yaml
 from PIL import Image
 
 from tests.engine import tiny_mllms
-from tests.training import tiny_clip
+from tests.training import tiny_bases, tiny_clip
 from training.agents.make import World, make
 from training.agents.renderers import Atelier
 
 ROOT = Path(__file__).parents[2]
-UNET = {
-    "sample_size": 8,
-    "block_out_channels": (16, 32),
-    "layers_per_block": 1,
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "cross_attention_dim": 64,
-    "attention_head_dim": 2,
-    "norm_num_groups": 8,
-}
 PROJECTION = 16
 SETTING = ["--users", "3", "--prompts", "2", "--seeds", "2", "--history", "3", "--steps", "2", "--device", "cpu"]
-
-
-def write_base(folder):
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    torch.manual_seed(0)
-    words = tiny_clip.write_tokenizer(folder / "words")
-    text = CLIPTextConfig(**tiny_clip.TOWER | tiny_clip.TEXT, vocab_size=words)
-    pipeline = StableDiffusionPipeline(
-        AutoencoderKL(
-            block_out_channels=(8, 8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            norm_num_groups=8,
-        ),
-        CLIPTextModel(text),
-        CLIPTokenizer.from_pretrained(folder / "words"),
-        UNet2DConditionModel(**UNET),
-        DDIMScheduler(clip_sample=False, steps_offset=1),
-        None,
-        None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder)
-    return pipeline.unet
 
 
 def write_adapter(path, unet, mllm, seed, family="sd15"):
@@ -64,7 +28,7 @@ def write_adapter(path, unet, mllm, seed, family="sd15"):
     torch.manual_seed(seed)
     names = [n.removesuffix(".processor") for n in unet.attn_processors if n.endswith("attn2.processor")]
     widths = [unet.get_submodule(name).to_k.out_features for name in names]
-    width, cross = tiny_mllms.WIDTH, UNET["cross_attention_dim"]
+    width, cross = tiny_mllms.WIDTH, unet.config.cross_attention_dim
     header = AdapterHeader(
         format_version=FORMAT_VERSION,
         kind="prefgen",
@@ -93,13 +57,15 @@ def write_adapter(path, unet, mllm, seed, family="sd15"):
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory):
     """A folder with a data set, a base, an MLLM, CLIP vision, a CLIP judge, two adapters and the configuration."""
+    from diffusers import UNet2DConditionModel
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     from prefgen.mllm.model import PreferenceMLLM
 
     folder = tmp_path_factory.mktemp("compare")
     make(World(40, 800, 3, 16, Atelier(32), None), folder / "set", processes=1)
-    unet = write_base(folder / "base")
+    tiny_bases.write_base(folder / "base", "sd15")
+    unet = UNet2DConditionModel.from_pretrained(folder / "base", subfolder="unet")
     tiny_mllms.write_folder(folder / "mllm", "SmolVLM2")
     torch.manual_seed(3)
     vision = CLIPVisionConfig(
