@@ -119,11 +119,21 @@ class PreferenceMLLM:
         features = self.image_features(history.items, lambda n: progress and progress(n, total), interrupt)
         if interrupt:
             interrupt()
-        states = self._read(history, features, interrupt)
+        states = self._read(history, features, CLOSING_QUESTION, interrupt)
         self._histories[key] = states
         if progress:
             progress(total, total)
         return states.clone()
+
+    @torch.inference_mode()
+    def states(
+        self, history: PreferenceHistory, question: str = CLOSING_QUESTION, asked: Sequence[HistoryItem] = ()
+    ) -> torch.Tensor:
+        """H as `encode` gives it, of any question and of the pictures that it asks about, which stand before it."""
+        template = getattr(self.tokenizer, "chat_template", None)
+        picture = self._image_token * (1 if template else self.family.tokens_per_image)
+        features = self.image_features([*history.items, *asked])
+        return self._read(history, features, " ".join([picture] * len(asked) + [question]))
 
     @torch.inference_mode()
     def answer(
@@ -213,10 +223,14 @@ class PreferenceMLLM:
         return self.family.text_inputs(embeds, places, pictures)
 
     def _read(
-        self, history: PreferenceHistory, features: list[torch.Tensor], interrupt: Callable[[], None] | None
+        self,
+        history: PreferenceHistory,
+        features: list[torch.Tensor],
+        question: str,
+        interrupt: Callable[[], None] | None = None,
     ) -> torch.Tensor:
         """One prefill with hooks on every decoder layer that keep the last token only, and that may interrupt."""
-        inputs = self._inputs(history, features, CLOSING_QUESTION)
+        inputs = self._inputs(history, features, question)
         layers, norm = self.family.text.layers, self.family.text.norm
         kept: list[torch.Tensor | None] = [None] * len(layers)
 
@@ -244,9 +258,13 @@ class PreferenceMLLM:
             )
         return states
 
+    @property
+    def _image_token(self) -> str:
+        return self.tokenizer.convert_ids_to_tokens(self.family.image_token_id)
+
     def _token_ids(self, history: PreferenceHistory, question: str) -> list[int]:
         verdicts, prompts = [i.liked for i in history.items], [self._plain(i.prompt) for i in history.items]
-        image_token = self.tokenizer.convert_ids_to_tokens(self.family.image_token_id)
+        image_token = self._image_token
         if getattr(self.tokenizer, "chat_template", None):
             messages = build_messages(verdicts, prompts, question, image_token if self.family.inline else None)
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parents[1] / "configs"
 READS = {
     "train_mllm": ("data", "mllm"),
     "extract": ("data", "mllm", "clip_vision"),
-    "probe_layers": ("data",),
+    "probe_layers": ("data", "mllm"),
     "train_alignment": ("data", "base"),
     "train_user_attention": ("data", "base"),
 }

@@ -124,7 +124,12 @@ class Extract(Section):
 
 
 class ProbeLayers(Section):
-    users: Natural = 3000
+    """users: in each of the three groups (probes fitted, layers chosen, figures reported). histories: of each user;
+    pictures: the most liked and the most disliked ones in a history."""
+
+    users: Annotated[int, Field(ge=2)] = 200
+    histories: Annotated[int, Field(ge=2)] = 3
+    pictures: Count = 8
     seed: Natural = 10
 
 
