@@ -13,15 +13,18 @@ Every decoder layer's last token, probed on users held out from the probes:
 Prompts are left out: they would give a real user away.
 
 Controls: shuffled labels; `colour`, the mean colour and the colour histogram of the same pictures, liked and disliked
-apart; `embedding`, the decoder's input: mean image tokens of liked and of disliked pictures (the last token's own
-embedding is one word for all); for `liked_first` also `stranger`, the same pictures after another user's history.
+apart; `embedding`, the decoder's input: mean image tokens of the liked and of the disliked pictures, and for
+`liked_first` the asked picture's (the last token's own embedding is one word for all). A linear probe can't compare a
+picture with a history, so for `liked_first` colour is given the products of both, and the row `compared` gives them to
+the embedding. For `liked_first` also `stranger`, the same pictures after another user's history.
 
-Three groups of users: the probes are fitted on the first (training split), the layers are chosen on the second (training
-split), the figures come from the third (test split). The rule: e_core is the middle-to-upper layer with the best mean of
-`same_user` and `named`; e_sem the uppermost four neighbouring layers whose mean `liked_first` can't be told from that of
-the best four (their difference's 95 % interval, over users, holds zero), so the paper's top four unless the
-probe speaks against them. Writes `layers.json`, `probes.md`, `layers.png`; pieces of what was read are kept, so a
-stopped stage goes on.
+Three groups of users: the probes are fitted on the first (training split), the layers are chosen on the second
+(training split), the figures come from the third (test split). The rule: e_core is the middle-to-upper layer with the
+best mean of `same_user` and `named`; e_sem the uppermost four neighbouring layers whose mean `liked_first` can't be
+told from that of the best four (the 95 % interval of their difference, over users, holds zero), so the paper's top four
+unless the probe speaks against them.
+
+Writes `layers.json`, `probes.md` and `layers.png`. Pieces of what was read are kept: a stopped stage goes on.
 """
 
 from __future__ import annotations
@@ -85,8 +88,8 @@ def deal(world: Histories, user: int, histories: int, pictures: int, seed: int) 
         twin = first if any(not liked for _, liked in first) else None
         second = twin or next((g for g in mine if any(not liked for _, liked in g)), [])
         rest = [picture for group in mine if group is not first and group is not second for picture in group]
-        good, bad = ([n for g in group for n, v in [g] if v == side] for group, side in ((first, True), (second, False)))
-        liked, disliked = ([n for n, v in rest if v == side][:pictures] for side in (True, False))
+        good, bad = [n for n, liked in first if liked], [n for n, liked in second if not liked]
+        liked, disliked = ([n for n, verdict in rest if verdict == side][:pictures] for side in (True, False))
         if not (good and bad and liked and disliked):
             return None
         dealt.append(Dealt(liked, disliked, (good[0], bad[0])))
@@ -121,8 +124,9 @@ def read_user(mllm: PreferenceMLLM, world: Histories, dealt: list[Dealt], others
         history = PreferenceHistory.from_images(*([images[n] for n in side] for side in sides[:2]))
         rows["history"].append(mllm.states(history))
         rows["asked"].append(torch.stack([mllm.states(history, QUESTION, [item]) for item in asked]))
-        rows["colour"].append(torch.stack([torch.stack([probes.colours(pictures[n]) for n in s]).mean(0) for s in sides]))
-        tokens = [mllm.image_features([HistoryItem(images[n], True) for n in s]) for s in sides]
+        colours = [torch.stack([probes.colours(pictures[n]) for n in side]).mean(0) for side in sides]
+        rows["colour"].append(torch.stack(colours))
+        tokens = [mllm.image_features([HistoryItem(images[n], True) for n in side]) for side in sides]
         rows["embedding"].append(torch.stack([torch.stack(t).float().mean((0, 1)) for t in tokens]))
         if others:
             strange = PreferenceHistory.from_images(
@@ -163,10 +167,12 @@ class View:
 
 
 def view_of(name, readings: dict, fitted: dict) -> View:
-    """name: "colour", "embedding", or a tuple of decoder layers. fitted: the readings of the probes' users."""
+    """name: "colour", "embedding", "compared", or a tuple of decoder layers. fitted: readings of the probes' users."""
     if isinstance(name, str):
-        parts = readings[name]
-        return View(parts[:, :, :2].flatten(2), probes.likeness(parts, fitted[name]))
+        source = "colour" if name == "colour" else "embedding"
+        parts = readings[source]
+        history, asked = parts[:, :, :2].flatten(2), parts[:, :, 2] - parts[:, :, 3]
+        return View(history, asked if name == "embedding" else probes.likeness(parts, fitted[source]))
     layers = list(name)
 
     def pair(states):
@@ -238,14 +244,14 @@ def analyse(readings: dict[str, dict], truth: dict[str, torch.Tensor], seed: int
 
     layers = readings["fit"]["history"].shape[2]
     chosen = choose([measured((i,), "choose") for i in range(layers)])
-    rows = {"colour": "colour", "embedding": "embedding"} | {str(i): (i,) for i in range(layers)}
+    rows = {name: name for name in ("colour", "embedding", "compared")} | {str(i): (i,) for i in range(layers)}
     rows |= {"e_sem": tuple(chosen["sem_layers"]), "e_core": (chosen["core_layer"],)}
     by_user = {row: measured(name, "report") for row, name in rows.items()}
     names = [n for n in by_user["colour"] if not n.endswith("_shuffled")]
     less = {
         f"{row} - {other}": summary({n: by_user[row][n] - by_user[other][n] for n in names})
         for row in ("e_sem", "e_core")
-        for other in (str(layers - 1), "embedding", "colour")
+        for other in (str(layers - 1), "embedding", "compared", "colour")
     }
     table = {row: summary(values) for row, values in by_user.items()}
     return chosen | {"table": table, "differences": less}
@@ -256,6 +262,15 @@ MEASURES = {
     "named": "user named by a linear probe",
     "liked_first": "liked above disliked",
     "traits": "liked attributes, precision at k",
+}
+
+
+LABELS = {
+    "colour": "colour alone",
+    "embedding": "embedding (input of the decoder)",
+    "compared": "embedding, asked pictures compared by hand",
+    "e_sem": "**e_sem**, its layers joined",
+    "e_core": "**e_core**",
 }
 
 
@@ -272,8 +287,7 @@ def page(figures: dict) -> str:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     rows = [
-        [f"layer {row}" if row.isdecimal() else row, *(cell(values[n]) for n in names)]
-        for row, values in figures["table"].items()
+        [LABELS.get(row, f"layer {row}"), *(cell(values[n]) for n in names)] for row, values in figures["table"].items()
     ]
     top = figures["table"]["e_core"]
     rows.append(["shuffled labels (e_core's layer)", *(cell(top[f"{n}_shuffled"]) for n in names)])
@@ -281,7 +295,10 @@ def page(figures: dict) -> str:
     rows.append(
         ["another user's history (e_sem)", *(cell(best[f"{n}_stranger"]) if n == "liked_first" else "" for n in names)]
     )
-    differences = [[row, *(cell(values[n], True) for n in names)] for row, values in figures["differences"].items()]
+    differences = [
+        [" less ".join(LABELS.get(r, f"layer {r}") for r in row.split(" - ")), *(cell(values[n], True) for n in names)]
+        for row, values in figures["differences"].items()
+    ]
     head = [MEASURES[n] for n in names]
     return f"""e_sem: layers {figures["sem_layers"]} joined, e_core: layer {figures["core_layer"]} of {
         len([r for r in figures["table"] if r.isdecimal()])
@@ -317,6 +334,9 @@ def draw(figures: dict, path: Path) -> None:
         axis.plot(x, means, "o-", label="last token")
         axis.axhline(table["embedding"][name]["mean"], ls="-.", color="tab:green", label="embedding")
         axis.axhline(table["colour"][name]["mean"], ls="--", color="tab:orange", label="colour alone")
+        if name == "liked_first":
+            compared = table["compared"][name]["mean"]
+            axis.axhline(compared, ls=(0, (1, 4)), color="tab:green", label="embedding, compared")
         axis.plot(x, [table[r][f"{name}_shuffled"]["mean"] for r in layers], ":", color="grey", label="shuffled labels")
         if name == "liked_first":
             strange = [table[r]["liked_first_stranger"]["mean"] for r in layers]

@@ -26,8 +26,8 @@ def ridge(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def same_user(x: torch.Tensor, order: torch.Tensor | None = None) -> np.ndarray:
-    """Of each user's histories x [users, histories, D] the share whose nearest other one (cosine) is the user's, [users]."""
-    users, histories, width = x.shape
+    """Share of each user's histories x [users, histories, D] whose nearest other (cosine) is the user's, [users]."""
+    users, histories, _ = x.shape
     rows = F.normalize(standardised(x, x).flatten(0, 1), dim=1)
     rows = rows if order is None else rows[order]
     similarity = rows @ rows.T
