@@ -62,6 +62,10 @@ class Histories(ABC):
         """A picture that the user likes, of a prompt that training may see."""
 
     @abstractmethod
+    def all_wanted(self, users: list[int]) -> list[Wanted] | None:
+        """All that `wanted` may give for these users, or None where there is no end to it."""
+
+    @abstractmethod
     def tastes(self, user: int) -> list[list[int]]:
         """For each of the user's tastes the numbers of its liked attributes; empty when unknown."""
 
@@ -127,6 +131,9 @@ class AtelierHistories(Histories):
         subject, prop, _ = mapping(self.pool.labels[number])
         enriched = captions.enriched(subject, prop, dict(taste.liked), rng)
         return Wanted(number, captions.neutral(subject, prop), enriched)
+
+    def all_wanted(self, users: list[int]) -> None:
+        return None
 
     def tastes(self, user: int) -> list[list[int]]:
         return [[ATTRIBUTE_INDEX[tuple(pair)] for pair in taste.liked] for taste in self.person(user).tastes]
@@ -209,15 +216,23 @@ class DataSetHistories(Histories):
         return self.index["prompt"][int(picture)].as_py() or ""
 
     def wanted(self, user: int, rng: np.random.Generator) -> Wanted:
+        return self._asked(user, int(rng.choice(self._wantable(user))))
+
+    def all_wanted(self, users: list[int]) -> list[Wanted]:
+        return [self._asked(user, int(number)) for user in users for number in self._wantable(user)]
+
+    def _wantable(self, user: int) -> np.ndarray:
         rows = self._of(user, True)
         # A user of the test split has no picture whose user and prompt are both for training.
         trainable = rows[self.split[rows] == TRAIN] if self._people[user]["split"] == TRAIN else rows
-        number = int(rng.choice(trainable if len(trainable) else rows))
+        return trainable if len(trainable) else rows
+
+    def _asked(self, user: int, number: int) -> Wanted:
         prompt, shown = self.prompt(number), set(self.index["attributes"][number].as_py() or ())
         # The taste that this picture was made to show, where a user has two.
         fitting = max(self.tastes(user), key=lambda taste: sum(self.attributes[a] in shown for a in taste), default=[])
         phrases = [self.phrase(a) for a in fitting]
-        rng.shuffle(phrases)
+        np.random.default_rng(number).shuffle(phrases)  # a picture's own order, so that its text can be kept
         return Wanted(number, prompt, ", ".join([prompt, *phrases]) if phrases else None)
 
     def tastes(self, user: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Sampling of latents while training: diffusers' DDIM on the atelier's schedule."""
+"""Sampling of latents while training, by diffusers' DDIM."""
 
 from __future__ import annotations
 
@@ -6,6 +6,21 @@ import torch
 from diffusers import DDIMScheduler
 
 from prefgen.atelier.models import BETA_END, BETA_START, PREDICTION, TRAIN_TIMESTEPS, ZERO_TERMINAL_SNR
+
+
+def atelier_scheduler() -> DDIMScheduler:
+    """DDIM on the atelier's schedule."""
+    return DDIMScheduler(
+        TRAIN_TIMESTEPS,
+        BETA_START,
+        BETA_END,
+        "scaled_linear",
+        clip_sample=False,
+        prediction_type=PREDICTION,
+        rescale_betas_zero_snr=ZERO_TERMINAL_SNR,
+        timestep_spacing="trailing",
+        set_alpha_to_one=True,
+    )
 
 
 @torch.inference_mode()
@@ -18,21 +33,11 @@ def sample(
     seed: int = 0,
     first: int = 0,
 ) -> torch.Tensor:
-    """Latents [B, channels, h, w] (scaled to unit variance) for text states [B, T, X].
+    """Latents [B, channels, h, w] (scaled to unit variance) of the atelier for text states [B, T, X].
 
     unconditional: [1 or B, T, X]. The noise of picture i is that of (seed, first + i), whatever it is sampled with.
     """
-    scheduler = DDIMScheduler(
-        TRAIN_TIMESTEPS,
-        BETA_START,
-        BETA_END,
-        "scaled_linear",
-        clip_sample=False,
-        prediction_type=PREDICTION,
-        rescale_betas_zero_snr=ZERO_TERMINAL_SNR,
-        timestep_spacing="trailing",
-        set_alpha_to_one=True,
-    )
+    scheduler = atelier_scheduler()
     scheduler.set_timesteps(steps)
     size = unet.config.sample_size
     shape = (1, unet.config.in_channels, size, size)

@@ -2,50 +2,50 @@
 
     python -m training.train_alignment --runs runs/atelier
 
-Target bank: CLIP text embeddings of the training users' liked attributes. Loss: unbiased multi-bandwidth MMD between
-a large batch of aligned users and the bank, plus a weak paired cosine term (marginal MMD alone is content with any
-permutation of users). Reports retrieval on held-out users beside the MMD, since neither says enough alone.
+Target bank: the base's own CLIP text embeddings of the training users' liked attributes. Loss: unbiased multi-bandwidth
+MMD between a large batch of aligned users and the bank, plus a weak paired cosine term (marginal MMD alone is content
+with any permutation of users). Reports retrieval on held-out users beside the MMD, since neither says enough alone.
 `--set train_alignment.mmd=0 --set train_alignment.paired=1` leaves the point-wise term alone: the ablation.
 """
 
 from __future__ import annotations
 
-import json
-
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from prefgen.aligner import LayerStandardiser, SemanticAligner
-from prefgen.atelier.models import clip_tokenizer, load_clip
-from prefgen.atelier.users import User
 from prefgen.mmd import median_bandwidths, mmd2
 
 from . import core
-from .atelier.clip import text_features, tokenize
+from .bases import Base, BaseError, load_base
 from .config.command import arguments
+from .data.cli import one_sentence
+from .export import check_world, chosen_layers, first_heldout
 from .extract import Extracted
-from .train_mllm import PHRASES
-from .users_pool import users_of
+from .histories import Histories, histories_of
 
 
-def taste_text(person: User, taste: int = 0) -> str:
-    """One taste in the words of a prompt: "pastel palette, thick outline, ..."."""
-    return ", ".join(PHRASES[tuple(pair)] for pair in person.tastes[taste].liked)
+def user_bank(base: Base, histories: Histories, users: list[int]) -> torch.Tensor:
+    """Unit text embeddings [users, C] of each user's tastes: the mean of two for a user with two, zeros for a user
+    whose taste nobody knows in words."""
+    texts = [[text for text in histories.texts(user) if text] for user in users]
+    rows = iter(base.text_bank(flat)) if (flat := [text for mine in texts for text in mine]) else iter(())
+    bank = []
+    for mine in texts:
+        embeddings = [next(rows) for _ in mine]
+        bank.append(F.normalize(torch.stack(embeddings).mean(0), dim=0) if mine else None)
+    width = next((len(row) for row in bank if row is not None), 1)
+    return torch.stack([torch.zeros(width) if row is None else row for row in bank])
 
 
-@torch.inference_mode()
-def text_bank(people: list[User]) -> torch.Tensor:
-    """Unit CLIP text embeddings [users, C] of each user's tastes (the mean of two for a user with two)."""
-    clip, tokenizer = load_clip(), clip_tokenizer()
-    texts = [taste_text(p, t) for p in people for t in range(len(p.tastes))]
-    rows = torch.cat(
-        [text_features(clip, tokenize(tokenizer, texts[i : i + 256]))[1] for i in range(0, len(texts), 256)]
-    )
-    rows, bank, start = F.normalize(rows, dim=1), [], 0
-    for person in people:
-        bank.append(F.normalize(rows[start : start + len(person.tastes)].mean(0), dim=0))
-        start += len(person.tastes)
-    return torch.stack(bank)
+def of_all_processes(features: torch.Tensor, world: int) -> torch.Tensor:
+    """[B, C] of one process -> [world * B, C] of all, with gradients: the kernel has to see the whole batch."""
+    if world == 1:
+        return features
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(features))
 
 
 def main() -> None:
@@ -53,39 +53,60 @@ def main() -> None:
     run = core.Run(args)
     if run.finished:
         return
-    users = Extracted(args.runs)
-    layers = json.loads((args.runs / "probe_layers" / "layers.json").read_text())
-    bank = text_bank(users_of("train", int(users.owners.max()) + 1))
-    heldout = torch.from_numpy(users.owners >= len(bank) * 95 // 100)
-    states = users.hidden[:, layers["sem_layers"]]
+    histories, extracted = histories_of(args.config, args.runs), Extracted(args.runs)
+    check_world(args.runs, histories)
+    layers = chosen_layers(args.runs, extracted.hidden.shape[1])["sem_layers"]
+    device = run.accelerator.device
+    users, owners = np.unique(extracted.owners, return_inverse=True)  # owners [n]: rows of users
+    try:
+        bank = user_bank(load_base(args.config, device, text_only=True), histories, users.tolist()).to(device)
+    except BaseError as error:
+        raise SystemExit(str(error)) from error
+    known = bank.abs().sum(1).cpu() > 0  # [users]
+    border = first_heldout(len(users))
+    if known[:border].sum() < 2 or known[border:].sum() < 2:
+        raise SystemExit(
+            f"train_alignment: of {len(users)} users of {histories.name} only {int(known.sum())} have a taste in "
+            "words, which e_sem is aligned with: take a data set with attributes, or more users."
+        )
+    owners = torch.from_numpy(owners)
+    train = torch.nonzero((owners < border) & known[owners])[:, 0]
+    heldout = torch.nonzero((owners >= border) & known[owners])[:, 0]
+    texts = torch.nonzero(known[:border])[:, 0].to(device)
+    states = torch.as_tensor(np.asarray(extracted.hidden[:, layers]))  # [n, sem layers, D]
     norm = LayerStandardiser(*states.shape[1:])
-    norm.fit(states[~heldout])
-    states, target = norm(states), bank[users.owners]
-    train = torch.nonzero(~heldout)[:, 0]
-    aligner = SemanticAligner(states.shape[1], states.shape[2], bank.shape[1])
-    bandwidths = median_bandwidths(bank[:1024], bank[1024:2048])
+    norm.fit(states[train])
+    norm.to(device)
+    aligner = SemanticAligner(states.shape[1], states.shape[2], bank.shape[1], args.hidden)
+    bandwidths = median_bandwidths(bank[texts[:1024]], bank[texts[1024:2048]])
     optimiser = torch.optim.AdamW(core.parameter_groups(aligner, 0.01))
+    aligner, optimiser = run.prepare(aligner, optimiser)
     run.resume(model=aligner, norm=norm, optimiser=optimiser)
     for step in run.steps(args.steps):
-        chosen = train[core.batch_indices(args.seed, step, args.batch, len(train))]
-        aligned = F.normalize(aligner(states[chosen]), dim=1)
-        reference = bank[torch.randint(0, len(bank) * 95 // 100, (2048,))]
-        distance = mmd2(aligned, reference, bandwidths)
-        paired = 1 - (aligned * target[chosen]).sum(1).mean()
-        loss = args.mmd * distance + args.paired * paired
-        norm_of_gradient = core.optimise(loss, optimiser, core.cosine(step, args.steps, args.lr, 50))
-        run.log(loss=loss, mmd=distance, paired=paired, grad_norm=norm_of_gradient)
+        with run.timer("data"):
+            chosen = train[core.batch_indices(args.seed, step, args.batch, len(train), run.rank, run.world)]
+            standard, target = norm(states[chosen].to(device)), bank[owners[chosen].to(device)]
+            # Every process compares with the same texts.
+            shared = torch.Generator().manual_seed(core.step_seed(args.seed, step))
+            reference = bank[texts[torch.randint(0, len(texts), (args.bank,), generator=shared)]]
+        with run.timer("forward"):
+            aligned = F.normalize(aligner(standard), dim=1)  # [B, C]
+            distance = mmd2(of_all_processes(aligned, run.world), reference, bandwidths)
+            paired = 1 - (aligned * target).sum(1).mean()
+            loss = args.mmd * distance + args.paired * paired
+        norm_of_gradient = core.optimise(loss, optimiser, core.cosine(step, args.steps, args.lr, args.warmup))
+        run.log(loss=run.loss, mmd=distance, paired=paired, grad_norm=norm_of_gradient)
 
     aligner.eval()
     with torch.inference_mode():
-        aligned = F.normalize(aligner(states[heldout]), dim=1)
-        owners = torch.from_numpy(users.owners)[heldout]
-        candidates = torch.unique(owners)
+        aligned = F.normalize(aligner(norm(states[heldout].to(device))), dim=1)
+        mine = owners[heldout].to(device)
+        candidates = torch.unique(mine)
         ranks = (aligned @ bank[candidates].T).argsort(1, descending=True)
-        found = candidates[ranks] == owners[:, None]
+        found = candidates[ranks] == mine[:, None]
         figures = {
             "heldout_mmd": mmd2(aligned, bank[candidates], bandwidths).item(),
-            "heldout_cosine": (aligned * bank[owners]).sum(1).mean().item(),
+            "heldout_cosine": (aligned * bank[mine]).sum(1).mean().item(),
             "retrieval_top1": found[:, :1].any(1).float().mean().item(),
             "retrieval_top5": found[:, :5].any(1).float().mean().item(),
             "candidates": len(candidates),
@@ -94,4 +115,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -1,81 +1,82 @@
 """Stage 12: train the user cross-attention branch and the projection of the user vector.
 
     python -m training.train_user_attention --runs runs/atelier
+    accelerate launch -m training.train_user_attention --config sdxl_8x80gb
 
-UNet, VAE and encoders are frozen; K and V of the branch start from the UNet's own. The student sees the neutral
-prompt and the user; two targets share the weight: the noise of a picture that this user likes, and the frozen UNet's
-own prediction for the prompt with the user's taste written into it (the oracle, which is less noisy than any picture
-and shortens training many times). The user vector's parts, the whole user and the text are dropped at times, so that
-the artist's weights and guidance work; a dropped user must predict what the plain UNet predicts. With `--set
-train_user_attention.parts=[image]` it is an image-only adapter: the same branch on the CLIP embedding alone.
+UNet, VAE and encoders are frozen; K and V of the branch start from the UNet's own, or from a public IP-Adapter's. The
+student sees the neutral prompt and the user; two targets share the weight: the noise of a picture that this user likes,
+and the frozen UNet's own prediction for the prompt with the user's taste written into it (the oracle, which is less
+noisy than any picture and shortens training many times). The user vector's parts, the whole user and the text are
+dropped at times, so that the artist's weights and guidance work; a dropped user must predict what the plain UNet
+predicts. With `--set train_user_attention.parts=[image]` it is an image-only adapter: the same branch on the CLIP
+embedding alone.
+
+Latents, and for a data set the text states of every prompt, are computed once and mapped from the run's folder.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import AttnProcessor
-from torch import nn
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
-from prefgen.adapter import FORMAT_VERSION, AdapterHeader, UserAdapter, save_adapter
-from prefgen.aligner import LayerStandardiser, SemanticAligner
-from prefgen.atelier import captions
-from prefgen.atelier.models import (
-    MLLM_FOLDER,
-    UNET_CONFIG,
-    WEIGHTS,
-    alphas_cumprod,
-    clip_tokenizer,
-    load_clip,
-    load_unet_diffusers,
-)
-from prefgen.branch import user_residual
-from prefgen.fusion import UserProjection
-from prefgen.mllm.model import PreferenceMLLM
+from prefgen.adapter import AdapterError, UserAdapter, check_compatible, load_adapter, save_adapter
+from prefgen.atelier.models import WEIGHTS
+from prefgen.branch import scaled_dot_product, user_residual
 
 from . import core
-from .atelier.clip import mapping, text_features, tokenize
-from .atelier.pool import PicturePool
-from .atelier.unet import cached_latents, noised
+from .bases import Base, BaseError, Text, load_base
+from .cache import cached
 from .config.command import arguments
 from .config.schema import PARTS
+from .data.cli import one_sentence
+from .export import STAGE, check_world, first_heldout, new_adapter, trained_adapter, trained_parts
 from .extract import Extracted
-from .users_pool import Dealer, users_of
+from .histories import Histories, Wanted, histories_of
+from .sampling import decode
+from .users_pool import users_of
 
-
-class UserAttention(AttnProcessor):
-    """Text cross-attention plus the user branch, for diffusers blocks. `keys_values` is set before each UNet call."""
-
-    def __init__(self):
-        super().__init__()
-        self.keys_values = None
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
-        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
-        key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
-        value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
-        out = attn.batch_to_head_dim(torch.bmm(attn.get_attention_scores(query, key, attention_mask), value))
-        if self.keys_values is not None:
-            k, v = (t.to(out.dtype) for t in self.keys_values)
-            metadata = {"heads": attn.heads, "weight": 1.0, "attention": product_attention}
-            out = out + user_residual(out, attn.batch_to_head_dim(query), metadata, k, v)
-        return attn.to_out[1](attn.to_out[0](out))
+SHOWN, SHOWN_STEPS, GUIDANCE = 4, 20, 5.0  # the grids: users, sampling steps
+TEXTS, PICTURES = 64, 16  # computed at once for the caches
 
 
 def product_attention(q, k, v, heads, **_):
-    """Plain softmax attention [B, T, heads * d]: with four keys it beats the fused kernel, backward above all."""
+    """Plain softmax attention [B, T, heads * d]: with few keys it beats a CPU's fused kernel, backward above all."""
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+    weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
     return (weights @ v).transpose(1, 2).flatten(2)
 
 
-def install(unet) -> list[UserAttention]:
-    """Put the branch into every cross-attention of a diffusers UNet; returned in file order (down, up, mid)."""
+class UserAttention:
+    """Text cross-attention plus the user branch, for diffusers blocks. `keys_values` is set before each UNet call.
+
+    attention: a function (q, k, v, heads) -> [B, T, heads * d].
+    """
+
+    def __init__(self, attention: Callable = product_attention):
+        self.attention, self.keys_values = attention, None
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        query, text = attn.to_q(hidden_states), encoder_hidden_states
+        out = self.attention(query, attn.to_k(text), attn.to_v(text), attn.heads)
+        if self.keys_values is not None:
+            k, v = (t.to(out.dtype) for t in self.keys_values)
+            out = out + user_residual(out, query, {"heads": attn.heads, "attention": self.attention}, k, v)
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+def install(unet, fused: bool = False) -> list[UserAttention]:
+    """Put the branch into every cross-attention of a diffusers UNet; returned in file order (down, up, mid). fused:
+    torch's own attention kernels, which tiny UNets on a CPU are slower with."""
+    attention, own = (scaled_dot_product, AttnProcessor2_0) if fused else (product_attention, AttnProcessor)
     processors = {
-        name: UserAttention() if name.endswith("attn2.processor") else AttnProcessor() for name in unet.attn_processors
+        name: UserAttention(attention) if name.endswith("attn2.processor") else own() for name in unet.attn_processors
     }
     unet.set_attn_processor(dict(processors))  # it empties the one it is given
     return [processors[name] for name in unet.attn_processors if name.endswith("attn2.processor")]
@@ -90,37 +91,20 @@ def unet_projections(unet) -> list[tuple[torch.Tensor, torch.Tensor]]:
     ]
 
 
-def new_adapter(args, unet) -> UserAdapter:
-    """An adapter around the trained aligner and normalisers, its K and V copied from the UNet."""
-    state = torch.load(args.runs / "train_alignment" / "checkpoint.pt", map_location="cpu", weights_only=True)
-    layers = json.loads((args.runs / "probe_layers" / "layers.json").read_text())
-    extracted = Extracted(args.runs)
-    layer_count, width = state["norm"]["mean"].shape
-    text_width, image_width = 128, extracted.images.shape[1]
-    aligner = SemanticAligner(layer_count, width, text_width)
-    aligner.load_state_dict(state["model"])
-    sem_norm, core_norm = LayerStandardiser(layer_count, width), LayerStandardiser(1, width)
-    sem_norm.load_state_dict(state["norm"])
-    core_norm.fit(extracted.hidden[:, [layers["core_layer"]]])
-    projections = unet_projections(unet)
-    x = UNET_CONFIG["cross_attention_dim"]
-    header = AdapterHeader(
-        format_version=FORMAT_VERSION,
-        kind="prefgen",
-        base_family="atelier",
-        semantic_width=text_width,
-        core_width=width,
-        image_width=image_width,
-        cross_attention_dim=x,
-        tokens=args.tokens,
-        block_widths=[k.shape[0] for k, _ in projections],
-        mllm=PreferenceMLLM.load(MLLM_FOLDER).fingerprint | layers,
-        clip_vision={"name": "atelier", "width": image_width, "preprocessing": "bicubic 128, mean 0.5, std 0.5"},
-        training={k: args.fingerprint[k] for k in ("steps", "batch", "lr", "distil", "parts", "seed")},
-    )
-    adapter = UserAdapter(
-        header, UserProjection(text_width + width + image_width, x, args.tokens), aligner, sem_norm, core_norm
-    )
+def untrained_adapter(args: SimpleNamespace, base: Base) -> UserAdapter:
+    """An adapter for the base whose K and V are the UNet's own, or those of base.ip_adapter."""
+    projections, path = unet_projections(base.unet), args.config.base.ip_adapter
+    widths, text_width = [len(k) for k, _ in projections], projections[0][0].shape[1]
+    if path is not None:
+        try:
+            start = load_adapter(path)
+            check_compatible(start.header, widths, text_width, base.family)
+        except AdapterError as error:
+            raise BaseError(f"base.ip_adapter: {error}") from error
+        # A public file's weights are bare tensors, an export's are layers.
+        pairs = zip(start.to_k_ip, start.to_v_ip, strict=True)
+        projections = [tuple(getattr(side, "weight", side) for side in pair) for pair in pairs]
+    adapter = new_adapter(args, text_width, widths)
     for (k, v), to_k, to_v in zip(projections, adapter.to_k_ip, adapter.to_v_ip, strict=True):
         to_k.weight.data.copy_(k)
         to_v.weight.data.copy_(v)
@@ -128,9 +112,16 @@ def new_adapter(args, unet) -> UserAdapter:
 
 
 @torch.no_grad()
-def user_vectors(adapter: UserAdapter, extracted: Extracted) -> torch.Tensor:
-    """e_u of every extracted history, [n, C + D + I]."""
-    return torch.cat([adapter.semantic(extracted.hidden), adapter.core(extracted.hidden), extracted.images], 1)
+def user_vectors(adapter: UserAdapter, extracted: Extracted, piece: int = 4096) -> torch.Tensor:
+    """e_u of every extracted history, [n, C + D + I], fp32."""
+    rows = []
+    for start in range(0, len(extracted.owners), piece):
+        hidden, images = (
+            torch.as_tensor(np.asarray(array[start : start + piece])).float()
+            for array in (extracted.hidden, extracted.images)
+        )
+        rows.append(torch.cat([adapter.semantic(hidden), adapter.core(hidden), images], 1))
+    return torch.cat(rows)
 
 
 def drop_parts(vectors: torch.Tensor, widths: list[int], part: float, user: float) -> torch.Tensor:
@@ -139,70 +130,249 @@ def drop_parts(vectors: torch.Tensor, widths: list[int], part: float, user: floa
     return vectors * keep.repeat_interleave(torch.tensor(widths), 1)
 
 
+class Latents:
+    """Latents [B, c, h, w] and sizes [B, 4] (see `Base.added_conditions`) of pictures by their numbers in the world."""
+
+    def __init__(self, args: SimpleNamespace, base: Base, histories: Histories, wanted: list[Wanted] | None, writes):
+        if wanted is None:  # the pool of the atelier, whole; another stage may have made them
+            from .atelier.unet import cached_latents
+
+            self.numbers, self.sizes = np.arange(len(histories)), None
+            self.latents = cached_latents(args, histories.pool)
+            return
+        self.numbers = np.unique([w.picture for w in wanted])
+        config = args.config.base
+        key = {"world": histories.name, "base": str(config.path), "pixels": config.pixels}
+        key |= {"pictures": hashlib.sha256(self.numbers.tobytes()).hexdigest()}
+        side = config.pixels // 2 ** (len(base.vae.config.block_out_channels) - 1)
+        shape = (base.vae.config.latent_channels, side, side)
+        columns = {"latents": (shape, np.float16), "sizes": ((4,), np.int32)}
+
+        def fill(start: int, stop: int) -> dict[str, np.ndarray]:
+            latents, sizes = base.latents(histories.pictures(self.numbers[start:stop]))
+            return {"latents": latents.numpy(), "sizes": sizes}
+
+        arrays = cached(args.runs, "latents", len(self.numbers), columns, key, fill, PICTURES, writes)
+        self.latents, self.sizes = arrays["latents"], arrays["sizes"]
+
+    def of(self, pictures: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        rows = np.searchsorted(self.numbers, pictures)
+        latents = torch.as_tensor(np.asarray(self.latents[rows])).float()
+        return latents, None if self.sizes is None else torch.from_numpy(self.sizes[rows])
+
+
+class CachedTexts:
+    """Text states of every prompt that training may ask for, mapped from the disk."""
+
+    def __init__(self, args: SimpleNamespace, base: Base, histories: Histories, wanted: list[Wanted], writes: bool):
+        enriched = [w.enriched for w in wanted if w.enriched] if args.distil else []
+        texts = sorted({"", *(w.prompt for w in wanted), *enriched})
+        self.rows = {text: i for i, text in enumerate(texts)}
+        config, first = args.config.base, base.encode_text([""])
+        key = {"world": histories.name, "base": str(config.path), "precision": config.precision}
+        key |= {"texts": hashlib.sha256("\n".join(texts).encode()).hexdigest()}
+        columns = {"text_states": (tuple(first.states.shape[1:]), np.float16)}
+        if first.pooled is not None:
+            columns["text_pooled"] = (tuple(first.pooled.shape[1:]), np.float16)
+
+        def fill(start: int, stop: int) -> dict[str, np.ndarray]:
+            text = base.encode_text(texts[start:stop])
+            found = {"text_states": text.states, "text_pooled": text.pooled}
+            return {name: found[name].cpu().half().numpy() for name in columns}
+
+        self.arrays = cached(args.runs, "texts", len(texts), columns, key, fill, TEXTS, writes)
+        self.device = base.device
+
+    def __call__(self, texts: list[str]) -> Text:
+        rows = [self.rows[text] for text in texts]
+        states, pooled = (self.arrays.get(name) for name in ("text_states", "text_pooled"))
+        read = [None if array is None else torch.from_numpy(array[rows]).float() for array in (states, pooled)]
+        return Text(*(None if array is None else array.to(self.device) for array in read))
+
+
 def main() -> None:
-    args = arguments("train_user_attention", __doc__)
+    args = arguments(STAGE, __doc__)
     run = core.Run(args)
     if run.finished:
         return
-    pool, extracted = PicturePool(args.runs), Extracted(args.runs)
-    latents, alphas = cached_latents(args, pool), alphas_cumprod()
-    clip, tokenizer, unet = load_clip(), clip_tokenizer(), load_unet_diffusers()
-    unet.requires_grad_(False)
-    adapter = new_adapter(args, unet)
-    branch = install(unet)
+    config, device, first = args.config, run.accelerator.device, run.rank == 0
+    histories, extracted = histories_of(config, args.runs), Extracted(args.runs)
+    check_world(args.runs, histories)
+    if config.base.precision == "fp16" and run.accelerator.scaler is None:
+        raise SystemExit(
+            "base.precision fp16: gradients underflow without a loss scaler; take bf16, or start with `accelerate "
+            "launch --mixed_precision fp16`."
+        )
+    try:
+        base = load_base(config, device)
+        adapter = untrained_adapter(args, base)
+    except BaseError as error:
+        raise SystemExit(str(error)) from error
+    branch = install(base.unet, fused=base.family != "atelier")
+    if config.base.gradient_checkpointing:
+        base.unet.enable_gradient_checkpointing()
     header = adapter.header
     widths = [header.semantic_width, header.core_width, header.image_width]
     kept = torch.tensor([float(part in args.parts) for part in PARTS])
     vectors = user_vectors(adapter, extracted) * kept.repeat_interleave(torch.tensor(widths))
-    dealer, people = Dealer(pool.labels[:, 2:]), users_of("train", int(extracted.owners.max()) + 1)
-    trained = nn.ModuleList([adapter.projection, adapter.to_k_ip, adapter.to_v_ip])
+    users = np.unique(extracted.owners)
+    wanted = histories.all_wanted(users.tolist())
+    with run.timer("caches"):
+        latents = Latents(args, base, histories, wanted, first)
+        texts = base.encode_text
+        if wanted is not None and args.cache_text:
+            texts = CachedTexts(args, base, histories, wanted, first)
+            base.free_encoders()
+        base.vae.to("cpu")  # it waits there for the pictures to be shown
+    # A data set keeps the users that the alignment was measured on for the figures at the end.
+    heldout = np.zeros(len(vectors), bool)
+    if wanted is not None:
+        heldout = extracted.owners >= users[first_heldout(len(users))]
+    rows = np.flatnonzero(~heldout)
+    if len(rows) < args.batch:
+        raise SystemExit(f"{STAGE}: {len(rows)} histories can't fill a batch of {args.batch}: extract more users.")
+
+    trained = trained_parts(adapter)
     optimiser = torch.optim.AdamW(core.parameter_groups(trained, 0.01), betas=(0.9, 0.99))
+    trained, optimiser = run.prepare(trained, optimiser)
     ema = core.Ema(trained, args.ema)
     run.resume(model=trained, optimiser=optimiser, ema=ema)
 
-    def states_of(texts):
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            return text_features(clip, tokenize(tokenizer, texts))[0].float()
-
     for step in run.steps(args.steps):
-        rng = np.random.default_rng([args.seed, step])
-        rows = rng.choice(len(vectors), args.batch, replace=False)
-        pictures, neutral, oracle = [], [], []
-        for row in rows:
-            person = people[extracted.owners[row]]
-            taste = person.tastes[rng.integers(len(person.tastes))]
-            index = int(dealer.liked(person, taste, 1, rng)[0])
-            subject, prop, _ = mapping(pool.labels[index])
-            empty = rng.random() < args.drop_text
-            pictures.append(index)
-            neutral.append("" if empty else captions.neutral(subject, prop))
-            oracle.append(captions.enriched(subject, prop, dict(taste.liked), rng))
-        vector = drop_parts(vectors[rows], widths, args.drop_part, args.drop_user)
-        dropped = vector.abs().sum(1) == 0
-        oracle = [n if d or not n else o for n, o, d in zip(neutral, oracle, dropped.tolist(), strict=True)]
-        # No text means no oracle text either: those rows learn from pictures alone.
-        teachable = torch.tensor([bool(n) for n in neutral])
-        timesteps = torch.randint(0, len(alphas), (args.batch,))
-        noisy, target = noised(latents[pictures].float(), alphas, timesteps)
-        with torch.autocast("cpu", torch.bfloat16):
-            for processor in branch:
-                processor.keys_values = None
-            with torch.inference_mode():
-                teacher = unet(noisy, timesteps, states_of(oracle)).sample.float()
-            for processor, keys_values in zip(branch, adapter.keys_values(vector), strict=True):
-                processor.keys_values = keys_values
-            student = unet(noisy, timesteps, states_of(neutral).clone()).sample.float()
-        picture_loss = F.mse_loss(student, target)
-        distil_loss = F.mse_loss(student[teachable], teacher.clone()[teachable])
-        loss = (1 - args.distil) * picture_loss + args.distil * distil_loss
-        norm = core.optimise(loss, optimiser, core.cosine(step, args.steps, args.lr, 200))
+        with run.timer("data"):
+            rng = np.random.default_rng([args.seed, step])
+            chosen = np.split(rng.choice(rows, args.batch, replace=False), run.world)
+            asked = [[asked_of(histories, extracted.owners[row], rng, args) for row in part] for part in chosen]
+            chosen, asked = chosen[run.rank], asked[run.rank]  # this process's share [B]
+            clean, sizes = latents.of([w.picture for w in asked])
+            vector = drop_parts(vectors[chosen], widths, args.drop_part, args.drop_user)
+            dropped = vector.abs().sum(1) == 0
+            # No text means no oracle text either: those rows learn from pictures alone.
+            teachable = torch.tensor([bool(w.prompt and w.enriched) for w in asked])
+            neutral = [w.prompt for w in asked]
+            oracle = [w.prompt if d or not t else w.enriched for w, d, t in zip(asked, dropped, teachable, strict=True)]
+            timesteps = torch.randint(0, len(base.alphas), (len(chosen),)).to(device)
+            noisy, target = base.noised(clean.to(device), timesteps)
+            student_text, teacher_text = texts(neutral), texts(oracle) if args.distil else None
+            weights, vector = base.min_snr_weights(timesteps, args.min_snr), vector.to(device)
+            # The teachable rows of the whole share have the oracle's weight together, however it is cut.
+            taught = (teachable * (len(chosen) / max(1, int(teachable.sum())))).to(device)
+        losses = {"picture": 0.0, "distil": 0.0}
+        for piece in run.pieces(np.arange(len(chosen))):
+            shape = sizes if sizes is None else sizes[piece]
+            inputs = noisy[piece], timesteps[piece]
+            if args.distil:
+                with run.timer("teacher"), torch.no_grad():
+                    connect(branch, None)
+                    teacher = base.predict(*inputs, teacher_text[piece], shape)
+            with run.timer("forward"):
+                with base.autocast():
+                    connect(branch, adapter.keys_values(vector[piece]))
+                student = base.predict(*inputs, student_text[piece], shape)
+                picture = (squared(student, target[piece]) * weights[piece]).mean()
+                loss = picture
+                if args.distil:
+                    distil = (squared(student, teacher) * weights[piece] * taught[piece]).mean()
+                    loss = (1 - args.distil) * picture + args.distil * distil
+                    losses["distil"] += distil.detach() / args.accumulate
+                losses["picture"] += picture.detach() / args.accumulate
+            run.backward(loss)
+        norm = run.update(optimiser, core.cosine(step, args.steps, args.lr, args.warmup))
         ema.update(step)
-        run.log(loss=loss, picture=picture_loss, distil=distil_loss, grad_norm=norm)
+        run.log(loss=run.loss, **losses, grad_norm=norm)
+        if args.pictures_every and (step + 1) % args.pictures_every == 0 and first:
+            with averaged(trained, ema):
+                run.pictures("users", paint(base, branch, adapter, texts, histories, extracted, vectors))
 
     trained.load_state_dict(ema.shadow)
-    adapter.eval()
-    save_adapter(adapter, WEIGHTS / "adapter.safetensors")
-    run.finish(**evaluate(run, adapter, args.users))
+    figures = {}
+    if first:
+        adapter = trained_adapter(args)
+        save_adapter(adapter, WEIGHTS / "adapter.safetensors" if wanted is None else run.folder / "adapter.safetensors")
+        if wanted is None:
+            figures = evaluate(run, adapter, args.users)
+        else:
+            adapter.to(device)
+            chosen = np.unique(np.where(heldout, extracted.owners, -1), return_index=True)[1][1:][: args.users]
+            figures = heldout_losses(
+                base, branch, adapter, texts, latents, histories, extracted.owners, vectors, chosen
+            )
+    run.finish(**figures)
+
+
+def asked_of(histories: Histories, owner: int, rng: np.random.Generator, args: SimpleNamespace) -> Wanted:
+    """One request of a user; at times without its text."""
+    wanted = histories.wanted(int(owner), rng)
+    return Wanted(wanted.picture, "", None) if rng.random() < args.drop_text else wanted
+
+
+def connect(branch: list[UserAttention], keys_values: list | None) -> None:
+    """Set K and V of every block for the next call of the UNet; None is the plain UNet."""
+    for processor, pair in zip(branch, keys_values or [None] * len(branch), strict=True):
+        processor.keys_values = pair
+
+
+def squared(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of every sample, [B]."""
+    return F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)
+
+
+@contextmanager
+def averaged(trained: torch.nn.ModuleDict, ema: core.Ema) -> Iterator[None]:
+    """Inside of it the trained weights are their averages."""
+    own = {key: value.clone() for key, value in trained.state_dict().items()}
+    trained.load_state_dict(ema.shadow)
+    try:
+        yield
+    finally:
+        trained.load_state_dict(own)
+
+
+@torch.no_grad()
+def paint(base, branch, adapter, texts, histories, extracted, vectors) -> torch.Tensor:
+    """Pictures [2 * users, 3, H, W] in -1..1: the first users' first requests without and with them. Users, prompts and
+    noise are the same every time."""
+    _, rows = np.unique(extracted.owners, return_index=True)
+    rows = rows[:SHOWN]
+    asked = [histories.wanted(int(extracted.owners[row]), np.random.default_rng(0)) for row in rows]
+    count, text, off = len(rows), texts([w.prompt for w in asked]), texts([""])
+    states = torch.cat([off.states.expand_as(text.states)] * 2 + [text.states] * 2)  # unconditional half first
+    pooled = None if text.pooled is None else torch.cat([off.pooled.expand_as(text.pooled)] * 2 + [text.pooled] * 2)
+    condition = Text(states, pooled)
+    sizes = torch.tensor([[base.pixels, base.pixels, 0, 0]] * 4 * count)
+    with base.autocast():
+        pairs = adapter.keys_values(vectors[rows].to(base.device))
+    # Values of zero add nothing: only the last quarter, the conditional half with users, has the branch.
+    connect(branch, [(torch.cat([k] * 4), torch.cat([torch.zeros_like(v)] * 3 + [v])) for k, v in pairs])
+    factor = 2 ** (len(base.vae.config.block_out_channels) - 1)
+    shape = (1, base.unet.config.in_channels, base.pixels // factor, base.pixels // factor)
+    noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in range(count)])
+    latents = torch.cat([noise, noise]).to(base.device)
+    base.scheduler.set_timesteps(SHOWN_STEPS)
+    for t in base.scheduler.timesteps:
+        both = base.scheduler.scale_model_input(torch.cat([latents, latents]), t)
+        off, on = base.predict(both, t.to(base.device), condition, sizes).chunk(2)
+        latents = base.scheduler.step(off + GUIDANCE * (on - off), t, latents).prev_sample
+    return decode(base.vae, latents.to(base.vae.device), batch=2)
+
+
+@torch.no_grad()
+def heldout_losses(base, branch, adapter, texts, latents, histories, owners, vectors, rows) -> dict[str, float]:
+    """Denoising loss on pictures that users outside of training like: with the user, with another one, with none. The
+    noise is the same in all three. rows: one history of each user."""
+    totals = dict.fromkeys(("user", "other_user", "no_user"), 0.0)
+    for i, (row, other) in enumerate(zip(rows, np.roll(rows, 1), strict=True)):
+        asked = histories.wanted(int(owners[row]), np.random.default_rng(int(row)))
+        clean, sizes = latents.of([asked.picture] * 4)
+        torch.manual_seed(i)
+        timesteps = ((torch.arange(4) + torch.rand(4)) * len(base.alphas) / 4).long().to(base.device)
+        noisy, target = base.noised(clean.to(base.device), timesteps)
+        text = texts([asked.prompt] * 4)
+        for name, vector in zip(totals, (vectors[row], vectors[other], torch.zeros_like(vectors[row])), strict=True):
+            with base.autocast():
+                connect(branch, adapter.keys_values(vector[None].expand(4, -1).to(base.device)))
+            totals[name] += squared(base.predict(noisy, timesteps, text, sizes), target).mean().item()
+    return {f"heldout_loss_{name}": total / len(rows) for name, total in totals.items()} | {"users": len(rows)}
 
 
 def evaluate(run, adapter: UserAdapter, count: int) -> dict[str, float]:
@@ -226,4 +396,5 @@ def evaluate(run, adapter: UserAdapter, count: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

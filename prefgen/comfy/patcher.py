@@ -108,6 +108,7 @@ def apply_user(
             )
     uncond = apply_to == "both" or user.negative
     application = Application(user, float(weight), start_at, end_at, attn_mask, uncond, factors, points, items)
+    application.ask(model.get_model_object("model_sampling"))
 
     clone = model.clone()
     earlier = [branch.applications for branch in clone.get_wrappers(WrappersMP.APPLY_MODEL, KEY)]

@@ -6,7 +6,6 @@ copy of the options until it ends.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +16,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from ..blocks import Block, interpolated
 from ..branch import mask_to_tokens, user_residual
 from ..encoded import FusedUser
-
-SHARES = 200  # steps in which a run's sigmas are tabulated for a schedule
+from .sigmas import Sigmas
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +45,14 @@ class Application:
     def always(self) -> bool:
         return self.start_at <= 0.0 and self.end_at >= 1.0
 
+    def ask(self, model_sampling) -> None:
+        """Have ready what a run asks of the model's schedule."""
+        sigmas = Sigmas.of(model_sampling)
+        for share in (self.start_at, self.end_at):
+            sigmas.at(model_sampling, share)
+        if self.points:
+            sigmas.tabulate(model_sampling)
+
 
 @dataclass(frozen=True)
 class Call:
@@ -66,11 +72,12 @@ class Run:
     def __init__(self, applications: tuple[Application, ...], blocks: tuple[Block, ...], model_sampling, conds: dict):
         self.applications = applications
         self.numbers = {block: number for number, block in enumerate(blocks)}
-        self.sigmas = [
-            (float(model_sampling.percent_to_sigma(a.start_at)), float(model_sampling.percent_to_sigma(a.end_at)))
-            for a in applications
+        for application in applications:
+            application.ask(model_sampling)
+        self.sigmas = Sigmas.of(model_sampling)
+        self.spans = [
+            tuple(self.sigmas.at(model_sampling, share) for share in (a.start_at, a.end_at)) for a in applications
         ]
-        self.share = share_of(model_sampling) if any(a.points for a in applications) else None
         self.negative = {
             cond["uuid"]
             for name, group in conds.items()
@@ -95,10 +102,10 @@ class Run:
         weights = {i: a.weight for i, a in enumerate(self.applications)}
         if not all(a.always and not a.points for a in self.applications):
             value = float(sigma.flatten()[0])
-            weights = {i: w for i, w in weights.items() if self.sigmas[i][1] <= value <= self.sigmas[i][0]}
+            weights = {i: w for i, w in weights.items() if self.spans[i][1] <= value <= self.spans[i][0]}
             for i in weights:
                 if self.applications[i].points:
-                    weights[i] *= interpolated(self.applications[i].points, self.share(value))
+                    weights[i] *= interpolated(self.applications[i].points, self.sigmas.share(value))
         chunks = options.get("cond_or_uncond", [0])
         uuids = options.get("uuids", [None] * len(chunks))
         # A guider with more than two conditions numbers them its own way, so the condition itself is asked first.
@@ -188,25 +195,6 @@ def items_of(options: dict, count: int) -> tuple[int, ...]:
     numbers = getattr(window, "index_list", None) if getattr(window, "dim", 0) == 0 else None
     numbers = numbers or (options.get("ad_params") or {}).get("sub_idxs")
     return tuple(numbers) if numbers is not None and len(numbers) == count else tuple(range(count))
-
-
-def share_of(model_sampling) -> Callable[[float], float]:
-    """A function from sigma to the share of the sampling, 0..1, for any schedule that knows the way back."""
-    shares = [i / SHARES for i in range(SHARES + 1)]
-    # ComfyUI gives the very start an endless sigma.
-    sigmas = [float(model_sampling.sigma_max), *(float(model_sampling.percent_to_sigma(s)) for s in shares[1:])]
-    rising = sigmas[::-1]
-
-    def share(sigma: float) -> float:
-        if sigma >= rising[-1]:
-            return 0.0
-        i = bisect_left(rising, sigma)
-        if i == 0:
-            return 1.0
-        low, high = rising[i - 1], rising[i]
-        return 1 - (i - 1 + (sigma - low) / (high - low)) / SHARES
-
-    return share
 
 
 def _row(application: Application, negative: bool) -> int | None:

@@ -84,9 +84,8 @@ def branch_part(rows: list[dict]) -> list[str]:
             "The share is of the default. More memory: K and V that the run keeps on the device, and the largest "
             "surplus of living storages in one block's attention, counted by a dispatch mode with torch's "
             "attention, at fp16. The adapter's own weights stay on the CPU in a run: `tests/comfy/test_cost.py` "
-            "counts that nothing touches them once K and V are projected, that a model call reads sigma once at "
-            "most and nothing else, and how often a compiled UNet breaks its graph. At the start of a run, start "
-            "and end cost one read of the model's sigmas each, a schedule 200 more."
+            "counts that nothing touches them once K and V are projected, that in a whole run a model call reads "
+            "sigma once at most and nothing else is read, and how often a compiled UNet breaks its graph."
         ),
         "",
     ]

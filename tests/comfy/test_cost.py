@@ -96,6 +96,28 @@ def test_a_model_call_reads_sigma_once_at_most_and_nothing_else(graph, options, 
     assert graph.counts(graph.applied(**options))[0] - graph.plain_reads == reads
 
 
+@pytest.mark.parametrize("options", [{}, {"start_at": 0.1, "end_at": 0.9}, {"over_time": "0=1, 1=0.2"}])
+def test_a_whole_run_reads_nothing_else(graph, options):
+    """Euler calls the model once a step: every read but those of the plain run is one of sigma."""
+    model = graph.applied(**options)
+    runs = []
+    for each in (graph.both.patcher, model):
+        with Counted() as counted:
+            graph.sample(each)
+        runs.append(counted.reads)
+    assert runs[1] - runs[0] == (STEPS if options else 0)
+
+
+def test_a_schedule_that_a_later_node_gives_the_model_is_asked_anew(graph):
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    ends = {"end_at": 0.4}
+    other = ModelSamplingDiscrete().patch(graph.both.patcher, "v_prediction", True)[0]
+    before = graph.patch.apply_user(other, graph.user, 0.7, **ends)
+    after = ModelSamplingDiscrete().patch(graph.applied(**ends), "v_prediction", True)[0]
+    assert torch.equal(graph.sample(before), graph.sample(after))
+
+
 def test_two_users_with_ends_share_one_read(graph):
     model = graph.patch.apply_user(graph.applied(end_at=0.9), graph.user, 0.5, end_at=0.8)
     assert graph.counts(model)[0] - graph.plain_reads == 1

@@ -304,7 +304,9 @@ def test_a_schedule_that_jumps_is_a_start_and_fading_lies_between(patcher, world
 
 def test_a_schedule_knows_the_share_of_the_sampling_from_sigma(pack, world):
     sampling = world[0].model.model_sampling
-    share = pack("prefgen.comfy.run").share_of(sampling)
+    sigmas = pack("prefgen.comfy.sigmas").Sigmas.of(sampling)
+    sigmas.tabulate(sampling)
+    share = sigmas.share
     for at in (0.01, 0.25, 0.5, 0.77, 0.99):
         assert share(float(sampling.percent_to_sigma(at))) == pytest.approx(at, abs=0.01)
     assert share(float(sampling.sigma_max)) == 0.0 and share(0.0) == 1.0

@@ -1,78 +1,311 @@
-"""The training core: a stopped run goes on exactly, a changed one is refused, every sample comes once an epoch."""
+"""The training core: a stopped run goes on exactly, a damaged or changed one is told, a bad step is not taken."""
 
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from tests.training import toy_stage
 from training import core
 
-
-def run_of(folder, **options):
-    return core.Run(SimpleNamespace(runs=folder, stage="toy", seed=3, fingerprint=options))
-
-
-def train(folder, stop_after=None, steps=12):
-    """A toy regression with noise in its inputs; returns its weights and the batches that it saw."""
-    run = run_of(folder, steps=steps)
-    torch.manual_seed(0)
-    model = torch.nn.Linear(4, 1)
-    optimiser = torch.optim.AdamW(core.parameter_groups(model, 0.1))
-    ema = core.Ema(model, 0.9)
-    run.resume(model=model, optimiser=optimiser, ema=ema)
-    data, seen = torch.arange(40.0).reshape(10, 4) / 40, []
-    try:
-        for step in run.steps(steps):
-            chosen = core.batch_indices(3, step, 4, len(data))
-            seen.append(chosen.tolist())
-            noisy = data[chosen] + 0.1 * torch.randn(4, 4)
-            core.optimise((model(noisy) - 1).square().mean(), optimiser, core.cosine(step, steps, 0.1, 2))
-            ema.update(step)
-            run.log(every=1, weight=model.weight.sum())
-            if step + 1 == stop_after:
-                run._request_stop()
-    except SystemExit:
-        pass
-    return model.state_dict() | {f"ema.{k}": v for k, v in ema.shadow.items()}, seen
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "tests/training/toy_stage.py"
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
-@pytest.mark.parametrize("stop_after", [1, 5, 11])
-def test_a_stopped_run_goes_on_bit_exactly(tmp_path, stop_after):
-    straight, all_batches = train(tmp_path / "straight")
-    _, first = train(tmp_path / "stopped", stop_after)
-    resumed, second = train(tmp_path / "stopped")
-    assert first + second == all_batches
-    assert all(torch.equal(straight[key], resumed[key]) for key in straight)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "stopped/toy/log.jsonl").read_text().splitlines()]
-    assert steps == list(range(12))
+def toy(folder, **options):
+    """The toy stage in this process; returns its last state."""
+    toy_stage.main(folder, options)
+    return core.last_state(folder / "toy")
 
 
-def test_log_lines_past_the_last_checkpoint_are_done_again_not_doubled(tmp_path):
-    train(tmp_path, stop_after=4)
-    log = tmp_path / "toy/log.jsonl"
-    log.write_text(log.read_text() + json.dumps({"step": 4, "weight": 0.0}) + "\n")
-    train(tmp_path)
-    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
-    assert steps == list(range(12))
+def start(folder, *launcher, before=None, **options):
+    """The toy stage as a process of its own, from the moment its training begins."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    line = [sys.executable, *launcher, str(SCRIPT), str(folder), json.dumps(options)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(line, env=environment, preexec_fn=before, **pipes)
+    assert process.stdout.readline() == "ready\n", process.communicate()[1]
+    return process
 
 
-def test_a_changed_configuration_is_refused_and_nothing_is_lost(tmp_path):
-    train(tmp_path, stop_after=4)
-    before = (tmp_path / "toy/checkpoint.pt").read_bytes()
-    with pytest.raises(SystemExit, match="another configuration"):
-        run_of(tmp_path, steps=99)
-    assert (tmp_path / "toy/checkpoint.pt").read_bytes() == before
+def run_of(folder, may_rest=(), stage="toy", **options):
+    return core.Run(SimpleNamespace(runs=folder, stage=stage, seed=3, fingerprint=options, **options), may_rest)
+
+
+def same(a, b):
+    """Whether two states hold the same, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def near(a, b):
+    return all(torch.allclose(a[part][k], b[part][k], atol=1e-6) for part in ("model", "ema") for k in b[part])
+
+
+def lines(folder, name="log"):
+    return [json.loads(line) for line in (folder / f"toy/{name}.jsonl").read_text().splitlines()]
+
+
+def names(folder):
+    return sorted(p.name for p in (folder / "toy/checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The toy stage from its first to its last step, without a break."""
+    folder = tmp_path_factory.mktemp("straight")
+    return SimpleNamespace(state=toy(folder), seen=lines(folder, "seen-0"), log=lines(folder))
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A run with checkpoints of the steps 4 and 5, stopped there by a loss that is no number."""
+    with pytest.raises(SystemExit):
+        toy(tmp_path, save_seconds=0, spoil={"5": "nan"})
+    assert names(tmp_path) == [f"step-{step:08d}.{kind}" for step in (4, 5) for kind in ("json", "pt")]
+    return tmp_path
+
+
+# Going on
+
+
+def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(tmp_path, straight):
+    rng = random.Random(7)
+    for _ in range(3):
+        process = start(tmp_path, pause=0.1, save_seconds=0)
+        time.sleep(rng.uniform(0.1, 0.5))
+        process.kill()
+        process.communicate()
+    reached = len(lines(tmp_path, "seen-0"))
+    assert 2 < reached, "it had begun"
+    assert same(toy(tmp_path), straight.state)
+    assert dict(lines(tmp_path, "seen-0")) == dict(straight.seen), "each step saw the same samples each time"
+    told = [{k: line[k] for k in ("step", "lr", "loss", "grad_norm", "grad")} for line in lines(tmp_path)]
+    assert told == [{k: line[k] for k in ("step", "lr", "loss", "grad_norm", "grad")} for line in straight.log]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path, straight, number):
+    def in_the_background():  # as a shell starts a job with &
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    process = start(tmp_path, pause=0.2, before=in_the_background)
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    step = len(lines(tmp_path, "seen-0"))
+    assert f"toy: Stopped after step {step}; the same command goes on from here." in told and "Traceback" not in told
+    assert names(tmp_path) == [f"step-{step:08d}.json", f"step-{step:08d}.pt"] and 0 < step < 12
+    assert same(toy(tmp_path), straight.state)
+    assert lines(tmp_path, "seen-0") == straight.seen
+
+
+def test_log_lines_past_the_checkpoint_and_torn_ones_are_done_again(stopped):
+    log = stopped / "toy/log.jsonl"
+    log.write_bytes(log.read_bytes() + b'{"step": 5, "loss": 0.0}\n{"step": 6, "lo\xc3')
+    toy(stopped)
+    assert [line["step"] for line in lines(stopped)] == list(range(12))
 
 
 def test_first_weights_come_from_the_stage_s_seed(tmp_path):
     def weights():
         torch.seed()  # what another process would start with
         run_of(tmp_path, steps=1)
-        return torch.nn.Linear(3, 3).weight
+        return nn.Linear(3, 3).weight
 
     assert torch.equal(weights(), weights())
+
+
+# Checkpoints
+
+
+def spoil(path, how):
+    if how == "a flipped bit":
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    elif how == "half written":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        path.with_suffix(".json").unlink()
+
+
+@pytest.mark.parametrize("how", ["a flipped bit", "half written", "no note"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(stopped, straight, how, capsys):
+    spoil(stopped / "toy/checkpoints/step-00000005.pt", how)
+    assert same(toy(stopped), straight.state)
+    told = [line for line in capsys.readouterr().out.splitlines() if "step-00000005.pt" in line]
+    assert len(told) == 1 and "going on from step-00000004.pt" in told[0]
+    assert "step-00000004.pt" in names(stopped) and "step-00000005.damaged" in names(stopped)
+
+
+def test_nothing_is_deleted_where_no_checkpoint_is_whole(stopped):
+    for path in (stopped / "toy/checkpoints").glob("*.pt"):
+        spoil(path, "half written")
+    before = {p: p.read_bytes() for p in (stopped / "toy/checkpoints").iterdir()}
+    with pytest.raises(SystemExit, match="No checkpoint in .* is whole: step-00000005.pt .*, step-00000004.pt"):
+        toy(stopped)
+    assert before == {p: p.read_bytes() for p in (stopped / "toy/checkpoints").iterdir()}
+
+
+def test_a_full_disk_ends_the_run_in_a_sentence_and_the_checkpoint_before_stays(stopped, straight):
+    resource = pytest.importorskip("resource")
+    size = (stopped / "toy/checkpoints/step-00000005.pt").stat().st_size
+    before = names(stopped)
+
+    def small_files_only():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size - 500, size - 500))
+
+    _, told = start(stopped, before=small_files_only, save_seconds=0).communicate(timeout=60)
+    assert "toy, step 6: the checkpoint can't be written" in told and "Traceback" not in told
+    assert "step-00000005.pt. Make room" in told and names(stopped) == before
+    assert same(toy(stopped), straight.state)
+
+
+def test_the_newest_checkpoints_stay_and_rests_of_a_killed_write_go(tmp_path):
+    (tmp_path / "toy/checkpoints").mkdir(parents=True)
+    (tmp_path / "toy/checkpoints/step-00000003.pt.tmp").write_bytes(b"half")
+    toy(tmp_path, save_seconds=0, keep=3)
+    assert [n for n in names(tmp_path) if n.endswith(".pt")] == [f"step-{s:08d}.pt" for s in (10, 11, 12)]
+    assert len(names(tmp_path)) == 6
+
+
+def test_a_stage_without_a_checkpoint_says_what_to_run_first(tmp_path):
+    with pytest.raises(SystemExit, match="run `python -m training.train_alignment` first"):
+        core.last_state(tmp_path / "train_alignment")
+
+
+# What is refused
+
+
+def test_a_changed_configuration_is_refused_by_its_keys(tmp_path):
+    run_of(tmp_path, steps=1, lr=0.1, base={"family": "sd15", "pixels": 512})
+    with pytest.raises(
+        SystemExit, match=r"another configuration than this command: base.pixels \(512 there, 768 now\)"
+    ):
+        run_of(tmp_path, steps=1, lr=0.1, base={"family": "sd15", "pixels": 768})
+    with pytest.raises(SystemExit, match=r"lr \(0.1 there, None now\), rate \(None there, 0.1 now\)"):
+        run_of(tmp_path, steps=1, rate=0.1, base={"family": "sd15", "pixels": 512})
+    run_of(tmp_path, steps=1, lr=0.1, base={"family": "sd15", "pixels": 512}, accumulate=4)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_changes_a_weight(tmp_path):
+    with pytest.raises(SystemExit, match=r"toy, step 5: the loss is not finite \(nan\). The last .*step-00000005.pt"):
+        toy(tmp_path, save_seconds=0, spoil={"5": "nan"})
+    now = {name: part.state_dict() for name, part in core.Run.current.parts.items()} | {"step": 5}
+    assert same(core.last_state(tmp_path / "toy"), now)
+
+
+def test_a_gradient_that_is_no_number_is_told_by_its_part(tmp_path):
+    run, net = run_of(tmp_path), toy_stage.Net()
+    optimiser = torch.optim.SGD(net.parameters())
+    run.resume(model=net, optimiser=optimiser)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    net.body.weight.register_hook(lambda gradient: gradient / 0)
+    with pytest.raises(SystemExit, match="toy, step 0: the gradient of body is not finite. There is no checkpoint yet"):
+        for _ in run.steps(1):
+            core.optimise(net(toy_stage.DATA).mean(), optimiser, 0.1)
+    assert same(before, dict(net.state_dict()))
+
+
+def test_a_part_without_a_gradient_is_told_at_the_first_step(tmp_path):
+    def step(may_rest):
+        run, net = run_of(tmp_path, may_rest), toy_stage.Net()
+        optimiser = torch.optim.SGD(net.parameters())
+        run.resume(model=net, optimiser=optimiser)
+        for _ in run.steps(1):
+            core.optimise(net.head(torch.ones(2, 8)).mean(), optimiser, 0.1)
+
+    with pytest.raises(SystemExit, match="toy, step 0: the gradient of body is zero, so it would never learn"):
+        step(())
+    step(("body",))
+
+
+def test_no_memory_is_a_sentence_that_names_what_to_change(tmp_path):
+    with pytest.raises(
+        SystemExit, match=r"toy, step 3: out of memory \(forward\): raise accumulate \(now 2;.*batch .*8"
+    ):
+        toy(tmp_path, accumulate=2, spoil={"3": "memory"})
+
+
+def test_pieces_that_don_t_fit_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match="a share of 8 samples can't be cut into 3 equal pieces"):
+        toy(tmp_path, accumulate=3)
+    run, net = run_of(tmp_path, stage="whole", accumulate=2), nn.Linear(4, 1)
+    optimiser = torch.optim.SGD(net.parameters())
+    run.resume(model=net, optimiser=optimiser)
+    with pytest.raises(SystemExit, match="doesn't cut its batch into pieces: accumulate has to be 1"):
+        core.optimise(net(toy_stage.DATA).mean(), optimiser, 0.1)
+
+
+def test_a_logged_value_that_is_not_finite_stops_the_run(tmp_path):
+    run = run_of(tmp_path, steps=1)
+    with pytest.raises(SystemExit, match="not finite"):
+        for _ in run.steps(1):
+            run.log(every=1, loss=float("nan"))
+
+
+# Several processes, several pieces
+
+
+@pytest.mark.parametrize("options", [{}, {"parts": True, "accumulate": 2}], ids=["wrapped", "averaged"])
+def test_two_processes_train_as_one(tmp_path, options):
+    one = toy(tmp_path / "one", noise=0)
+    _, told = start(tmp_path / "two", *LAUNCHER, noise=0, **options).communicate(timeout=120)
+    two = core.last_state(tmp_path / "two/toy")
+    if "parts" in options:
+        two["model"] = dict(zip(one["model"], two["model"].values(), strict=True))
+    assert near(one, two), told
+    for key in ("loss", "grad_norm"):
+        assert [x[key] for x in lines(tmp_path / "two")] == pytest.approx(
+            [x[key] for x in lines(tmp_path / "one")], 1e-4
+        )
+    shares = zip(*(lines(tmp_path / "two", f"seen-{rank}") for rank in range(2)), strict=True)
+    assert [[a[0], a[1] + b[1]] for a, b in shares] == lines(tmp_path / "one", "seen-0")
+
+
+def test_a_run_spread_over_two_processes_goes_on_in_one(tmp_path):
+    process = start(tmp_path / "two", *LAUNCHER, noise=0, shard=True, pause=0.4)
+    time.sleep(1.5)
+    process.terminate()  # the launcher, which tells both
+    _, told = process.communicate(timeout=120)
+    step = core.last_state(tmp_path / "two/toy")["step"]
+    assert 0 < step < 12 and f"Stopped after step {step}" in told
+    assert near(toy(tmp_path / "one", noise=0), toy(tmp_path / "two", noise=0))
+
+
+def test_a_batch_in_pieces_trains_as_in_one(tmp_path):
+    whole, cut = (toy(tmp_path / str(n), noise=0, accumulate=n) for n in (1, 4))
+    assert near(whole, cut)
+    assert [x["loss"] for x in lines(tmp_path / "4")] == pytest.approx([x["loss"] for x in lines(tmp_path / "1")], 1e-4)
+
+
+def test_several_processes_need_a_stage_and_a_batch_for_them(tmp_path, monkeypatch):
+    run, net = run_of(tmp_path), nn.Linear(4, 1)
+    optimiser = torch.optim.SGD(net.parameters())
+    run.resume(model=net, optimiser=optimiser)
+    run.updater.world = 2
+    with pytest.raises(SystemExit, match="trains in one process: start it without a launcher"):
+        core.optimise(net(toy_stage.DATA).mean(), optimiser, 0.1)
+    with pytest.raises(ValueError, match="a batch of 7 can't be shared equally by 2 processes"):
+        core.batch_indices(0, 0, 7, 20, 0, 2)
 
 
 def test_every_sample_comes_once_an_epoch_in_another_order():
@@ -81,11 +314,50 @@ def test_every_sample_comes_once_an_epoch_in_another_order():
     assert epochs[0].tolist() != epochs[1].tolist()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    run = run_of(tmp_path, steps=1)
-    with pytest.raises(SystemExit, match="not finite"):
-        for _ in run.steps(1):
-            run.log(every=1, loss=float("nan"))
+def test_processes_share_a_batch_and_draw_their_own_noise():
+    for step in range(6):  # 21 samples: some batches reach into the next epoch
+        parts = [core.batch_indices(0, step, 8, 21, rank, 4) for rank in range(4)]
+        assert np.concatenate(parts).tolist() == core.batch_indices(0, step, 8, 21).tolist()
+    seeds = {core.step_seed(seed, step, rank) for seed in range(3) for step in range(3) for rank in range(3)}
+    assert len(seeds) == 27
+
+
+# What is written down
+
+
+def test_the_log_has_the_gradients_of_every_part_and_where_the_time_goes(straight):
+    for line in straight.log:
+        assert line["grad"].keys() == {"body", "head"}
+        assert np.hypot(*line["grad"].values()) == pytest.approx(line["grad_norm"], rel=1e-3)
+        parts = [line["seconds"][name] for name in ("data", "forward", "backward", "optimiser")]
+        assert sum(parts) <= line["seconds"]["step"] + 4e-4
+
+
+def test_numbers_and_pictures_reach_tensorboard(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run, net = run_of(tmp_path), toy_stage.Net()
+    optimiser = torch.optim.SGD(net.parameters())
+    run.resume(model=net, optimiser=optimiser)
+    for _ in run.steps(2):
+        norm = core.optimise(net(toy_stage.DATA).square().mean(), optimiser, 0.1)
+        run.log(every=1, loss=run.loss, grad_norm=norm)
+    run.pictures("shown", torch.ones(3, 3, 8, 8) * torch.tensor([-1.0, 0.0, 1.0])[:, None, None, None])
+    run.finish()
+    events = accumulator.EventAccumulator(str(tmp_path / "toy/tensorboard")).Reload()
+    assert {"loss", "lr", "grad/body", "seconds/backward"} <= set(events.Tags()["scalars"])
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx([x["loss"] for x in lines(tmp_path)])
+    assert events.Tags()["images"] == ["shown"]
+    from PIL import Image
+
+    picture = np.asarray(Image.open(tmp_path / "toy/samples/shown-00000002.png"))
+    assert [picture[6, x].tolist() for x in (6, 16, 26)] == [[0] * 3, [128] * 3, [255] * 3]
+
+
+def test_without_tensorboard_one_notice_and_the_log(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    toy(tmp_path)
+    assert capsys.readouterr().err.count("No TensorBoard here") == 1
+    assert len(lines(tmp_path)) == 12 and not (tmp_path / "toy/tensorboard").exists()
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -85,9 +85,9 @@ def test_the_pipeline_writes_the_weights_that_the_atelier_loads(trained):
 
 
 def test_a_finished_stage_is_skipped_and_a_changed_one_refused(trained):
-    before = (trained / "runs/atelier.vae/checkpoint.pt").stat().st_mtime_ns
+    before = (trained / "runs/atelier.vae/checkpoints/step-00000003.pt").stat().st_mtime_ns
     assert stage("atelier.vae", trained, *changed("atelier.vae", STAGES["atelier.vae"])).returncode == 0
-    assert (trained / "runs/atelier.vae/checkpoint.pt").stat().st_mtime_ns == before
+    assert (trained / "runs/atelier.vae/checkpoints/step-00000003.pt").stat().st_mtime_ns == before
     other = stage("atelier.vae", trained, "--set", "atelier.vae.steps=9")
     assert other.returncode != 0 and "another configuration" in other.stderr
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -115,13 +116,20 @@ def fingerprint(config: Config, stage: str) -> dict:
     return {"stage": stage, **section_of(config, stage).model_dump(mode="json"), **parts}
 
 
-def arguments(stage: str, description: str) -> SimpleNamespace:
-    """The command line of a stage: its section's values, and config, fingerprint, runs, threads, start_from."""
+def arguments(
+    stage: str, description: str, command: str = "", more: Callable[[argparse.ArgumentParser], None] | None = None
+) -> SimpleNamespace:
+    """The command line of a stage: its section's values, and config, fingerprint, runs, threads, start_from.
+
+    command: its name, where it isn't the stage's; more: adds options of its own, which are in `options`.
+    """
     parser = argparse.ArgumentParser(
-        prog=f"python -m training.{stage}",
+        prog=f"python -m training.{command or stage}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if more:
+        more(parser)
     parser.add_argument("--config", default="atelier", help="a name in training/configs, or a YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one value")
     parser.add_argument("--runs", type=Path, help="folder that holds every stage's run; runs/NAME by default")
@@ -152,4 +160,5 @@ def arguments(stage: str, description: str) -> SimpleNamespace:
         runs=runs,
         start_from=args.start_from,
         threads=args.threads,
+        options=args,
     )

@@ -36,19 +36,26 @@ class Data(Section):
 
 class Base(Section):
     """The frozen diffusion model. path: a diffusers folder or a single-file checkpoint, none for the atelier's own.
-    pixels: side of the training pictures. ip_adapter: a public IP-Adapter file whose K and V the branch starts from,
-    the UNet's own without one."""
+    layout: for a single file a diffusers folder of the family, of which configs and tokenizers are read. pixels: side
+    of the training pictures. ip_adapter: a public IP-Adapter file whose K and V the branch starts from, the UNet's own
+    without one. gradient_checkpointing: compute the UNet's activations twice rather than keep them."""
 
     family: Literal["atelier", "sd15", "sdxl"] = "atelier"
     path: Path | None = None
+    layout: Path | None = None
     pixels: Count = 128
     precision: Precision = "bf16"
     ip_adapter: Path | None = None
+    gradient_checkpointing: bool = False
 
     @model_validator(mode="after")
     def _whole(self):
         if self.family != "atelier" and self.pixels % 64:
             raise ValueError(f"pixels is {self.pixels}: {self.family} needs a multiple of 64")
+        if self.path is not None and self.path.suffix == ".safetensors" and self.layout is None:
+            raise ValueError(
+                "a single file holds no configs and no tokenizers: give base.layout, a diffusers folder of its family"
+            )
         return self
 
 
@@ -135,7 +142,7 @@ class ProbeLayers(Section):
 
 class TrainAlignment(Training):
     """mmd, paired: weights of the two terms; mmd 0 and paired 1 is the point-wise ablation. bank: how many text
-    embeddings a step is compared with."""
+    embeddings a step is compared with. hidden: width of the aligner's one hidden layer."""
 
     steps: Natural = 1200
     batch: Count = 1024
@@ -143,14 +150,17 @@ class TrainAlignment(Training):
     mmd: Weight = 1.0
     paired: Weight = 0.5
     bank: Count = 2048
+    hidden: Count = 512
+    warmup: Natural = 50
     seed: Natural = 11
 
 
 class TrainUserAttention(Training):
     """tokens: of a user. distil: share of the loss against the UNet's own answer to the prompt with the taste in it
     (needs a data set with attributes). drop_*: how often a part, the whole user or the text is left out. min_snr: gamma
-    of the min-SNR weighting, none for plain. pictures_every: steps between two grids of samples, 0 for none. users: how
-    many test users the finished adapter is measured on (atelier)."""
+    of the min-SNR weighting, none for plain. cache_text: keep the text states of every prompt on the disk (a data
+    set's; the atelier's prompts have no end). pictures_every: steps between two grids of samples, 0 for none. users:
+    how many test users (of a data set: users that training left out) the finished adapter is measured on."""
 
     steps: Natural = 800
     batch: Count = 48
@@ -164,6 +174,7 @@ class TrainUserAttention(Training):
     parts: tuple[Part, ...] = Field(PARTS, min_length=1)
     min_snr: Annotated[float, Field(gt=0)] | None = None
     ema: Rate = 0.995
+    cache_text: bool = True
     pictures_every: Natural = 0
     users: Natural = 48
     seed: Natural = 12

@@ -1,0 +1,80 @@
+"""A stage in miniature, for the training core's tests: `python toy_stage.py RUNS '{"steps": 12, ...}'`."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from training import core
+
+DATA = torch.linspace(-1, 1, 160).reshape(40, 4).sin()
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 8), nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.head(self.body(x).tanh())
+
+
+def main(runs: Path, options: dict) -> None:
+    """options: steps, batch, accumulate; noise in the inputs; parts: train a ModuleList, not a module with a forward;
+    pause and save_seconds: seconds; spoil: {step: "nan" or "memory"}; keep."""
+    o = {
+        "steps": 12,
+        "batch": 8,
+        "accumulate": 1,
+        "noise": 0.1,
+        "parts": False,
+        "shard": False,
+        "pause": 0,
+        "save_seconds": 120,
+    }
+    o |= {"spoil": {}, "keep": 2} | options
+    fingerprint = {k: o[k] for k in ("steps", "batch", "accumulate", "noise")} | {"inner": {"kind": "toy"}}
+    args = SimpleNamespace(runs=runs, stage="toy", seed=3, fingerprint=fingerprint, **o)
+    run = core.Run(args, keep=args.keep)
+    net = Net()
+    trained = nn.ModuleList([net.body, net.head]) if args.parts else net
+    if args.shard:  # what accelerate does for FSDP 2, which it offers on GPUs alone
+        fully_shard(net, mesh=init_device_mesh("cpu", (run.world,)))
+        run.updater.wrapped.append(net)
+    optimiser = torch.optim.AdamW(core.parameter_groups(trained, 0.1))
+    if not args.shard:
+        trained, optimiser = run.prepare(trained, optimiser)
+    model = net if args.parts else trained
+    ema = core.Ema(net, 0.9)
+    run.resume(model=trained, optimiser=optimiser, ema=ema)
+    sys.stdout.write("ready\n")  # in one piece, beside another process
+    sys.stdout.flush()
+    for step in run.steps(args.steps, save_seconds=args.save_seconds):
+        chosen = core.batch_indices(args.seed, step, args.batch, len(DATA), run.rank, run.world)
+        with open(run.folder / f"seen-{run.rank}.jsonl", "a") as file:
+            file.write(json.dumps([step, chosen.tolist()]) + "\n")
+        for piece in run.pieces(chosen):
+            with run.timer("data"):
+                noisy = DATA[piece] + args.noise * torch.randn(len(piece), 4)
+            with run.timer("forward"):
+                if args.spoil.get(str(step)) == "memory":
+                    torch.empty(1 << 60)
+                loss = (model(noisy) - noisy.sum(1, keepdim=True)).square().mean()
+            if args.spoil.get(str(step)) == "nan":
+                loss = loss * float("nan")
+            run.backward(loss)
+        norm = run.update(optimiser, core.cosine(step, args.steps, 0.1, 2), clip=0.5)
+        ema.update(step)
+        run.log(every=1, loss=run.loss, grad_norm=norm)
+        time.sleep(args.pause)
+    run.finish(steps=run.step)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -1,0 +1,130 @@
+"""A run's folder: which run it belongs to, its checkpoints, whether it is done."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+from torch import nn
+
+from prefgen.files import write_atomic
+
+from . import checkpoints
+from .journal import Journal
+from .sharded import spread, whole
+from .trouble import no_room
+
+# They say how a result is reached, not which.
+FREE = ("accumulate",)
+
+
+class RunFolder:
+    """RUNS/STAGE with `config.json`, `log.jsonl`, `tensorboard/`, `checkpoints/`, `samples/`, `done`.
+
+    args: runs, stage, and fingerprint: what the result depends on, as JSON values. rank: number of this process; only
+    process 0 writes. keep: how many checkpoints stay.
+    """
+
+    def __init__(self, args: SimpleNamespace, rank: int = 0, keep: int = 2):
+        self.args, self.rank, self.keep = args, rank, keep
+        self.folder: Path = args.runs / args.stage
+        self.checkpoints = self.folder / "checkpoints"
+        (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        self._identify(json.loads(json.dumps(args.fingerprint)))
+        self.journal = Journal(self.folder)
+        self.parts: dict[str, object] = {}
+        self.step = 0
+        self._saved_step, self._saved_at = -1, time.monotonic()
+
+    def _identify(self, config: dict) -> None:
+        """Refuse a folder that holds another run."""
+        path = self.folder / "config.json"
+        if path.exists():
+            then, now = _flat(json.loads(path.read_text())), _flat(config)
+            changed = sorted(k for k in then | now if then.get(k) != now.get(k) and k not in FREE)
+            if changed:
+                differences = ", ".join(f"{k} ({then.get(k)} there, {now.get(k)} now)" for k in changed)
+                raise SystemExit(
+                    f"{path} holds another configuration than this command: {differences}. "
+                    "Use another --runs folder, or delete this one."
+                )
+        if self.rank == 0:
+            write_atomic(path, json.dumps(config, indent=1).encode())
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "done").exists()
+
+    def start(self, module: nn.Module, name: str) -> None:
+        """Load `name`.safetensors of --start-from into a module, if that option is given and there is no checkpoint."""
+        folder = getattr(self.args, "start_from", None)
+        if folder is None or checkpoints.listed(self.checkpoints):
+            return
+        from safetensors.torch import load_file
+
+        state = {key: value.float() for key, value in load_file(str(folder / f"{name}.safetensors")).items()}
+        missing = module.load_state_dict(state, strict=False).missing_keys
+        if self.rank == 0:
+            words = f"{self.args.stage} starts from {folder}/{name}.safetensors ({len(missing)} tensors are new)"
+            print(words, flush=True)
+
+    def resume(self, **parts) -> None:
+        """Name the parts of a checkpoint (modules, optimisers, whatever has a state_dict), and load the last if any."""
+        self.parts = parts
+        state = checkpoints.read(self.checkpoints, quiet=self.rank > 0)
+        if state is not None:
+            if lacking := parts.keys() - state.keys():
+                raise SystemExit(
+                    f"{self._left()} It has no {' and no '.join(sorted(lacking))}: use another --runs folder."
+                )
+            for name, part in parts.items():
+                part.load_state_dict(spread(part, state[name]))
+            self.step = self._saved_step = state["step"]
+        if self.rank == 0:
+            self.journal.begin(self.step)
+
+    def save(self) -> None:
+        """Write a checkpoint, if there is none of this step. All processes have to call it, the first writes."""
+        if self._saved_step == self.step:
+            return
+        state = {name: whole(part.state_dict(), self.rank == 0) for name, part in self.parts.items()}
+        if self.rank == 0:
+            with self._room("the checkpoint"):
+                checkpoints.write(self.checkpoints, self.step, state | {"step": self.step}, self.keep)
+        self._saved_step, self._saved_at = self.step, time.monotonic()
+
+    def finish(self, **figures) -> None:
+        """Write the stage's figures to `done`; a finished stage is skipped by the pipeline."""
+        if self.rank == 0:
+            self.journal.close()
+            write_atomic(self.folder / "done", json.dumps(figures, indent=1).encode())
+            print(json.dumps({self.args.stage: figures}), flush=True)
+
+    @contextmanager
+    def _room(self, what: str) -> Iterator[None]:
+        """End the run in one sentence where the disk has no room for `what`."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            if not (why := no_room(error)):
+                raise
+            raise SystemExit(
+                f"{self.args.stage}, step {self.step}: {what} can't be written to {self.folder} ({why}). "
+                f"{self._left()} Make room; the same command goes on from there."
+            ) from error
+
+    def _left(self) -> str:
+        found = checkpoints.listed(self.checkpoints)
+        return f"The last checkpoint is {found[0]}." if found else "There is no checkpoint yet."
+
+
+def _flat(config: dict, prefix: str = "") -> dict:
+    """Nested sections as {"base.path": value}."""
+    flat = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

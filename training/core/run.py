@@ -1,0 +1,183 @@
+"""One stage's run: its steps, in one process or several, with what is measured and said on the way."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from .files import grid_of, picture_grid
+from .folder import RunFolder
+from .order import step_seed
+from .trouble import StopSignals, out_of_memory
+from .update import Trouble, Updater, new_accelerator
+
+
+class Run(RunFolder):
+    """One run of a stage.
+
+    args: as of RunFolder, with seed, and where the stage has them batch and accumulate. may_rest: parts of the trained
+    module that may have no gradient at the first step.
+    """
+
+    current: Run | None = None  # a process trains one stage at a time; `optimise` finds it here
+
+    def __init__(self, args: SimpleNamespace, may_rest: Sequence[str] = (), keep: int = 2):
+        Run.current = self
+        self.accelerator = new_accelerator(unused=bool(may_rest))
+        self.world = self.accelerator.num_processes
+        if getattr(args, "batch", 0) % self.world:
+            raise SystemExit(f"{args.stage}: {self.world} processes can't share a batch of {args.batch} equally.")
+        super().__init__(args, self.accelerator.process_index, keep)
+        torch.manual_seed(args.seed)  # first weights; torch's own seed differs from process to process
+        self.updater = Updater(self.accelerator, getattr(args, "accumulate", 1), may_rest)
+        self.lr = 0.0
+
+    def prepare(self, module: nn.Module, optimiser: torch.optim.Optimizer):
+        """(module, optimiser) on this process's device, wrapped by accelerate where several processes train.
+
+        Train with what is returned; the module itself shares its weights, for EMA (made after this) and export.
+        """
+        return self.updater.prepare(module, optimiser)
+
+    def resume(self, **parts) -> None:
+        unwrapped = {k: self.accelerator.unwrap_model(p) for k, p in parts.items() if isinstance(p, nn.Module)}
+        self.updater.modules = unwrapped
+        scaler = {"scaler": self.accelerator.scaler} if self.accelerator.scaler else {}
+        super().resume(**parts | unwrapped | scaler)
+
+    def steps(self, total: int, save_seconds: float = 120) -> Iterator[int]:
+        """Yield the steps still to do, seeding torch for each; checkpoint at intervals, when stopped and at the end.
+
+        SIGTERM and SIGINT end the process after the step, with a checkpoint and the exit status 143 or 130.
+        """
+        bar = {"desc": self.args.stage, "mininterval": 5, "disable": self.rank > 0}
+        with StopSignals() as signals, tqdm(total=total, initial=self.step, **bar) as self.bar:
+            while self.step < total:
+                torch.manual_seed(step_seed(self.args.seed, self.step, self.rank))
+                self.journal.steps += 1
+                yield self.step
+                self.step += 1
+                self.bar.update()
+                stop, due = self._agreed(signals.received, time.monotonic() - self._saved_at > save_seconds)
+                if stop or due:
+                    self.save()
+                if stop:
+                    self._end(stop)
+        self.save()
+        self.accelerator.wait_for_everyone()
+
+    def _agreed(self, stop: int, due: bool) -> list[int]:
+        """The signal that any process received, and whether for any a checkpoint is due: all do the same."""
+        if self.world == 1:
+            return [stop, due]
+        both = torch.tensor([[stop, due]], device=self.accelerator.device)
+        return self.accelerator.gather(both).amax(0).tolist()
+
+    def _end(self, number: int) -> None:
+        self.accelerator.wait_for_everyone()
+        if self.rank == 0:
+            self.journal.close()
+            words = f"Stopped after step {self.step}; the same command goes on from here."
+            print(f"\n{self.args.stage}: {words}", file=sys.stderr, flush=True)
+        raise SystemExit(128 + number)
+
+    def pieces(self, chosen: Sequence) -> Iterator:
+        """This process's share of a batch in `args.accumulate` equal pieces: forward and `backward` for each."""
+        with self._named():
+            yield from self.updater.pieces(chosen)
+
+    @property
+    def loss(self) -> float:
+        """The last step's loss: the mean over pieces and processes."""
+        return self.updater.last_loss
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Gradients of one piece's loss, which is a mean over its samples."""
+        with self.timer("backward"):
+            self.updater.backward(loss)
+
+    def update(self, optimiser: torch.optim.Optimizer, lr: float, clip: float = 1.0) -> float:
+        """One optimiser step with gradient clipping. Returns the gradient norm before clipping.
+
+        SystemExit, before any weight has changed, for a loss or gradient that is not finite, and at the first step for
+        a part of the module without a gradient.
+        """
+        self.lr = lr
+        with self.timer("optimiser"), self._named():
+            return self.updater.step(optimiser, lr, clip, first=self.step == 0)
+
+    @contextmanager
+    def timer(self, name: str) -> Iterator[None]:
+        """Count what happens inside as "data", "forward" or the like, in the log's seconds a step.
+
+        Running out of memory inside ends the run in a sentence that names what to change.
+        """
+        start = time.perf_counter()
+        try:
+            yield
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise SystemExit(self._memory_advice(name)) from error
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.journal.seconds[name] += time.perf_counter() - start
+
+    def log(self, every: int = 20, **values) -> None:
+        """Append one JSON line (at most every `every` steps); a value that is not finite stops the run.
+
+        values: numbers or tensors of one number; of several processes the mean.
+        """
+        if self.step % every:
+            return
+        plain = [v.item() if isinstance(v, torch.Tensor) else float(v) for v in values.values()]
+        if self.world > 1:
+            plain = self.accelerator.reduce(torch.tensor(plain, device=self.accelerator.device), "mean").tolist()
+        values = dict(zip(values, plain, strict=True))
+        if not all(map(math.isfinite, plain)):
+            raise SystemExit(f"Step {self.step} of {self.args.stage} is not finite: {values}. {self._left()}")
+        if self.rank == 0:
+            norms = {name: float(f"{norm:.5g}") for name, norm in self.updater.norms.items()}
+            with self._room("the log"):
+                self.journal.write(self.step, {"lr": self.lr} | values, norms)
+            self.bar.set_postfix({k: f"{v:.4f}" for k, v in values.items()}, refresh=False)
+
+    def pictures(self, name: str, pictures: torch.Tensor, columns: int = 8) -> None:
+        """Show pictures [B, 3, H, W] in -1..1: samples/NAME-STEP.png, and TensorBoard."""
+        if self.rank == 0:
+            picture_grid(pictures, self.folder / "samples" / f"{name}-{self.step:08d}.png", columns)
+            self.journal.picture(name, grid_of(pictures, columns), self.step)
+
+    def finish(self, **figures) -> None:
+        self.accelerator.wait_for_everyone()
+        super().finish(**figures)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Tell of a step that can't be taken with its stage, its number and the checkpoint that is left."""
+        try:
+            yield
+        except Trouble as trouble:
+            raise SystemExit(f"{self.args.stage}, step {self.step}: {trouble}. {self._left()}") from trouble
+
+    def _memory_advice(self, during: str) -> str:
+        batch = getattr(self.args, "batch", None)
+        advice = f"take a smaller batch{f' (now {batch})' if batch else ''} or resolution with another --runs folder"
+        if self.updater.cut:
+            pieces = self.updater.accumulate
+            advice = f"raise accumulate (now {pieces}; the same batch in smaller pieces, this run goes on), or {advice}"
+        return f"{self.args.stage}, step {self.step}: out of memory ({during}): {advice}. {self._left()}"
+
+
+def optimise(loss: torch.Tensor, optimiser: torch.optim.Optimizer, lr: float, clip: float = 1.0) -> float:
+    """`backward` and `update` of the current run, for a batch in one piece. Returns the norm before clipping."""
+    Run.current.backward(loss)
+    return Run.current.update(optimiser, lr, clip)

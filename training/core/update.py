@@ -1,0 +1,161 @@
+"""One optimiser step: backward in pieces, averaged over the processes, looked at, clipped, taken.
+
+Nothing changes a weight before the loss and every gradient were found finite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+
+def new_accelerator(unused: bool) -> Accelerator:
+    """accelerate for the processes that `accelerate launch` or torchrun started, or for this one alone.
+
+    unused: whether some weights may have no gradient. Pieces of a batch are counted here, not by accelerate.
+    """
+    accelerator = Accelerator(
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+    )
+    kind = accelerator.distributed_type
+    if kind == DistributedType.DEEPSPEED:
+        raise SystemExit(
+            "DeepSpeed takes its own steps, unguarded: launch with DDP, or with FSDP to spread the weights."
+        )
+    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise SystemExit("FSDP 1 can't be resumed exactly: set fsdp_version: 2 in accelerate's configuration.")
+    return accelerator
+
+
+class Trouble(Exception):
+    """Why a step isn't taken, as the end of a sentence."""
+
+
+class Updater:
+    """The trained modules and optimisers of a run, and what the current step knows of its loss and gradients."""
+
+    def __init__(self, accelerator: Accelerator, accumulate: int, may_rest: Sequence[str]):
+        self.accelerator, self.accumulate, self.may_rest = accelerator, accumulate, may_rest
+        self.world = accelerator.num_processes
+        self.modules: dict[str, nn.Module] = {}
+        self.wrapped: list[nn.Module] = []
+        self.averaged = self.cut = False
+        self.loss: torch.Tensor | float = 0.0
+        self.last_loss = math.nan
+        self.norms: dict[str, torch.Tensor] = {}
+
+    def prepare(self, module: nn.Module, optimiser: torch.optim.Optimizer):
+        """(module, optimiser) for these processes: as they are in one, wrapped by accelerate in several.
+
+        A ModuleList or ModuleDict has no forward that could be wrapped: it stays, and `step` averages its gradients.
+        """
+        if self.world == 1 and self.accelerator.scaler is None:
+            return module.to(self.accelerator.device), optimiser
+        self.averaged = self.world > 1 and type(module).forward is nn.Module.forward
+        if self.averaged:
+            return module.to(self.accelerator.device), self.accelerator.prepare(optimiser)
+        module, optimiser = self.accelerator.prepare(module, optimiser)
+        self.wrapped.append(module)
+        return module, optimiser
+
+    def pieces(self, chosen: Sequence) -> Iterator:
+        """`chosen` in `accumulate` equal pieces; gradients are averaged over the processes after the last alone."""
+        self.cut = True
+        if len(chosen) % self.accumulate:
+            raise Trouble(f"a share of {len(chosen)} samples can't be cut into {self.accumulate} equal pieces")
+        for number, piece in enumerate(np.split(np.arange(len(chosen)), self.accumulate)):
+            last = number == self.accumulate - 1 or not self.wrapped
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped[0]):
+                yield chosen[piece[0] : piece[-1] + 1]
+
+    def backward(self, loss: torch.Tensor) -> None:
+        pieces = self.accumulate if self.cut else 1
+        self.accelerator.backward(loss / pieces if pieces > 1 else loss)
+        self.loss = self.loss + loss.detach().float() / pieces
+
+    def step(self, optimiser: torch.optim.Optimizer, lr: float, clip: float, first: bool) -> float:
+        """Take one step; returns the gradient norm before clipping. Raises Trouble, with the weights as they were."""
+        if self.accumulate > 1 and not self.cut:
+            raise Trouble("this stage doesn't cut its batch into pieces: accumulate has to be 1")
+        if self.world > 1 and not (self.wrapped or self.averaged):
+            raise Trouble("this stage trains in one process: start it without a launcher")
+        groups = self.groups(optimiser)
+        parameters = [p for group in groups.values() for p in group]
+        if self.accelerator.scaler is not None:
+            self.accelerator.unscale_gradients(optimiser)
+        if self.averaged:
+            average_gradients(parameters, self.world)
+        self.norms = {name: gradient_norm(group) for name, group in groups.items()}
+        norm = torch.linalg.vector_norm(torch.stack(list(self.norms.values())))
+        self._look(norm, first)
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+        for group in optimiser.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        self.loss = 0.0
+        return float(norm)
+
+    def groups(self, optimiser: torch.optim.Optimizer) -> dict[str, list[nn.Parameter]]:
+        """The optimiser's parameters by the part of the trained module that they are in (its children)."""
+        names = {}
+        trained = {n: m for n, m in self.modules.items() if any(p.requires_grad for p in m.parameters())}
+        for part, module in trained.items():
+            prefix = f"{part}." if len(trained) > 1 else ""
+            names |= {id(p): part for p in module.parameters(recurse=False)}
+            for child, inner in module.named_children():
+                label = f"{child}.{type(inner).__name__}" if child.isdigit() else child
+                names |= {id(p): prefix + label for p in inner.parameters()}
+        groups: dict[str, list[nn.Parameter]] = {}
+        for parameter in (p for group in optimiser.param_groups for p in group["params"]):
+            groups.setdefault(names.get(id(parameter), "weights"), []).append(parameter)
+        return groups
+
+    def _look(self, norm: torch.Tensor, first: bool) -> None:
+        """Raise Trouble for a loss or gradients that aren't finite, or (first step) for a part without a gradient."""
+        loss = torch.as_tensor(self.loss, device=norm.device)
+        loss = self.accelerator.reduce(loss, "mean") if self.world > 1 else loss
+        loss, total = torch.stack([loss, norm]).tolist()  # one wait for the device
+        self.last_loss = loss
+        if not math.isfinite(loss):
+            raise Trouble(f"the loss is not finite ({loss})")
+        if not math.isfinite(total) and self.accelerator.scaler is None:  # fp16's scaler leaves such a step out
+            broken = [name for name, value in self.norms.items() if not math.isfinite(value)]
+            raise Trouble(f"the gradient of {' and '.join(broken)} is not finite")
+        still = [name for name, value in self.norms.items() if first and not value and name not in self.may_rest]
+        if still:
+            raise Trouble(
+                f"the gradient of {' and '.join(still)} is zero, so it would never learn: "
+                "freeze it, let the loss depend on it, or name it in may_rest"
+            )
+
+
+def gradient_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
+    """L2 norm of the parameters' gradients, zero for none."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros((), device=parameters[0].device)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+@torch.no_grad()
+def average_gradients(parameters: list[nn.Parameter], world: int) -> None:
+    """Mean of the gradients over the processes, in place; a parameter that no process used keeps none."""
+    used = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+    dist.all_reduce(used)
+    for parameter, count in zip(parameters, used.tolist(), strict=True):
+        if count:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= world
