@@ -240,10 +240,13 @@ class Atelier(Section):
 
 
 class Config(Section):
-    """A whole pipeline. hardware: what it is meant for; expected: the figures to expect, or "not run by us"."""
+    """A whole pipeline. hardware: what it is meant for; expected: the figures to expect, or "not run by us"; devices,
+    tflops: how many, and what each is assumed to reach, for the plan alone."""
 
     hardware: str
     expected: str = "not run by us"
+    devices: Count = 1
+    tflops: Annotated[float, Field(gt=0)] = 50
     data: Data = Data()
     base: Base = Base()
     mllm: Mllm = Mllm()

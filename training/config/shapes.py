@@ -138,7 +138,7 @@ MLLMS = {
 
 
 def unet(config: Config) -> torch.nn.Module:
-    """The base's UNet2DConditionModel, frozen, in bf16 on the meta device."""
+    """The base's UNet2DConditionModel, frozen, on the meta device."""
     from diffusers import UNet2DConditionModel
 
     shape = UNETS[config.base.family]
@@ -146,27 +146,27 @@ def unet(config: Config) -> torch.nn.Module:
     if own and own.exists():
         shape = {k: v for k, v in json.loads(own.read_text()).items() if not k.startswith("_")}
     with torch.device("meta"):
-        return UNet2DConditionModel(**shape).to(torch.bfloat16).requires_grad_(False)
+        return UNet2DConditionModel(**shape).requires_grad_(False)
 
 
 def vae(config: Config) -> torch.nn.Module:
-    """The base's AutoencoderKL, frozen, in bf16 on the meta device."""
+    """The base's AutoencoderKL, frozen, on the meta device."""
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
         shape = atelier.VAE_CONFIG if config.base.family == "atelier" else VAE
-        return AutoencoderKL(**shape).to(torch.bfloat16).requires_grad_(False)
+        return AutoencoderKL(**shape).requires_grad_(False)
 
 
 def mllm(config: Config) -> torch.nn.Module | None:
-    """The MLLM as transformers builds it, in bf16 on the meta device; None when neither folder nor name is known."""
+    """The MLLM as transformers builds it, on the meta device; None when neither folder nor name is known."""
     from transformers import AutoModelForImageTextToText
 
     shape = mllm_config(config.mllm.path)
     if shape is None:
         return None
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(shape).to(torch.bfloat16)
+        model = AutoModelForImageTextToText.from_config(shape)
     model.tie_weights()
     return model
 
