@@ -127,7 +127,8 @@ def read_user(mllm: PreferenceMLLM, world: Histories, dealt: list[Dealt], others
         colours = [torch.stack([probes.colours(pictures[n]) for n in side]).mean(0) for side in sides]
         rows["colour"].append(torch.stack(colours))
         tokens = [mllm.image_features([HistoryItem(images[n], True) for n in side]) for side in sides]
-        rows["embedding"].append(torch.stack([torch.stack(t).float().mean((0, 1)) for t in tokens]))
+        width = rows["history"][0].shape[-1]  # Qwen3-VL's tokens carry deeper layers behind their own channels
+        rows["embedding"].append(torch.stack([torch.stack(t)[..., :width].float().mean((0, 1)) for t in tokens]))
         if others:
             strange = PreferenceHistory.from_images(
                 [images[n] for n in others[k].liked], [images[n] for n in others[k].disliked]

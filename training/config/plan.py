@@ -1,6 +1,6 @@
 """`--plan`: what every stage of a configuration needs, from shapes alone.
 
-Models are built on the meta device and run there once: torch counts the operations, and the tensors that autograd keeps.
+Models are built on the meta device and run there once: torch counts the operations and the tensors that autograd keeps.
 No weights are loaded and no file has to be there. Nothing is measured either: memory is rough (no fragmentation, no
 buffers of the libraries), and time stands and falls with `tflops`, what the configuration assumes a device to reach.
 """
@@ -182,8 +182,8 @@ def _train_user_attention(config: Config, reader: Reader) -> list[str]:
     pictures = min(users * PICTURES // USERS // 2, PICTURES // 2)
     frozen = weights if section.cache_text else weights + shapes.TEXT_ENCODERS.get(base.family, 0)
     facts = [
-        f"UNet of {weights / 1e6:,.1f} M weights, frozen; K and V of the branch {branch / 1e6:.1f} M, projection of the "
-        f"user vector {projection / 1e6:.1f} M; {_seen(section)} at {base.pixels} px",
+        f"UNet of {weights / 1e6:,.1f} M weights, frozen; K and V of the branch {branch / 1e6:.1f} M, projection of "
+        f"the user vector {projection / 1e6:.1f} M; {_seen(section)} at {base.pixels} px",
         _memory(
             frozen * WIDTH[base.precision],
             (branch + projection) * (TRAINED + EMA),
@@ -199,8 +199,8 @@ def _train_user_attention(config: Config, reader: Reader) -> list[str]:
     encode = _vae_cost(config) * pictures
     return [
         *facts,
-        f"caches of up to {pictures:,} liked pictures: latents {latents / GIB:.1f} GiB, text states {texts / GIB:.1f} GiB "
-        f"on disk; {_hours(encode / (config.tflops * 1e12))} for the VAE on one device",
+        f"caches of up to {pictures:,} liked pictures: latents {latents / GIB:.1f} GiB, text states "
+        f"{texts / GIB:.1f} GiB on disk; {_hours(encode / (config.tflops * 1e12))} for the VAE on one device",
     ]
 
 

@@ -1,4 +1,4 @@
-"""The models that a configuration names, as shapes: built on the meta device, so nothing is loaded and no file is needed.
+"""The models that a configuration names, as shapes: built on the meta device, nothing is loaded, no file is needed.
 
 A folder's own config.json is read where it is there; else the published shape, found by the folder's name.
 """
