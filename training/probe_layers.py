@@ -327,7 +327,7 @@ def draw(figures: dict, path: Path) -> None:
     table = figures["table"]
     layers = [row for row in table if row.isdecimal()]
     names = [name for name in MEASURES if name in table["colour"]]
-    sheet, axes = pyplot.subplots(1, len(names), figsize=(3.4 * len(names), 3.2), layout="constrained", sharey=True)
+    sheet, axes = pyplot.subplots(1, len(names), figsize=(3.4 * len(names), 3.5), layout="constrained", sharey=True)
     x = list(map(int, layers))
     for axis, name in zip(axes, names, strict=True):
         means, bounds = [table[r][name]["mean"] for r in layers], np.array([table[r][name]["ci95"] for r in layers])
@@ -344,9 +344,8 @@ def draw(figures: dict, path: Path) -> None:
             axis.plot(x, strange, ":", color="tab:red", label="another's history")
         axis.set(title=MEASURES[name], xlabel="decoder layer", ylim=(0, 1.02))
     axes[0].set_ylabel("share, unseen users")
-    for axis in axes:
-        if axis.get_title() == MEASURES["liked_first"]:
-            axis.legend(fontsize="small", loc="lower right")
+    shown = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    sheet.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown), fontsize="small")
     sheet.savefig(path, dpi=110)
     pyplot.close(sheet)
 
