@@ -40,7 +40,6 @@ import torch
 from tqdm import tqdm
 
 from prefgen.atelier.models import MLLM_FOLDER
-from prefgen.history import HistoryItem, PreferenceHistory
 from prefgen.mllm.files import MLLMError
 from prefgen.mllm.model import PreferenceMLLM
 
@@ -50,11 +49,12 @@ from .config.command import arguments
 from .data.cli import one_sentence
 from .data.errors import DataError
 from .data.schema import normal_prompt
-from .histories import Histories, histories_of
+from .histories import Histories, History, histories_of
+from .preference_questions import WOULD
+from .readers import TOGETHER, Asked, Reader, reader_of
+from .users_pool import interleaved
 
-QUESTION = "Would this user like this picture ?"
 PIECE = 16  # users in a file of readings
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GROUPS = ("fit", "choose", "report")
 SEM_LAYERS = 4
 
@@ -96,45 +96,44 @@ def deal(world: Histories, user: int, histories: int, pictures: int, seed: int) 
     return dealt
 
 
-def load_mllm(args) -> PreferenceMLLM:
-    """The tuned MLLM as artists load it."""
-    config = args.config.mllm
-    if config.path is None:
-        return PreferenceMLLM.load(MLLM_FOLDER)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    lora = args.runs / "train_mllm" / "lora" if config.lora else None
-    try:
-        return PreferenceMLLM.load(config.path, PRECISIONS[config.precision], device, lora)
-    except MLLMError as error:
-        raise SystemExit(str(error)) from error
+def mllm_of(args, world: Histories) -> PreferenceMLLM:
+    """The tuned MLLM. The pictures are read anew, so the atelier needs no cache of image tokens."""
+    return PreferenceMLLM.load(MLLM_FOLDER) if args.config.mllm.path is None else reader_of(args, world).mllm
 
 
+@torch.inference_mode()
 def read_user(mllm: PreferenceMLLM, world: Histories, dealt: list[Dealt], others: list[Dealt] | None) -> dict:
     """One user's tensors, k histories: `history` [k, layers, D]; `asked` [k, 2, layers, D], with the liked and with the
     disliked picture; `embedding` and `colour` [k, 4, .] of the liked, the disliked, and the two asked pictures; with
     the dealt histories of another user also `stranger` [k, 2, layers, D]."""
-    both = [*dealt, *(others or [])]
-    numbers = sorted({n for d in both for n in (*d.liked, *d.disliked, *d.asked)})
-    pictures = dict(zip(numbers, world.pictures(numbers), strict=True))
-    images = {n: torch.from_numpy(p.astype(np.float32) / 255) for n, p in pictures.items()}
+    numbers = sorted({n for d in (*dealt, *(others or [])) for n in (*d.liked, *d.disliked, *d.asked)})
+    pictures, place = world.pictures(numbers), {number: i for i, number in enumerate(numbers)}
+    colours = torch.stack([probes.colours(picture) for picture in pictures])
+    pixels = torch.stack([mllm.preprocess(torch.from_numpy(picture).float() / 255) for picture in pictures])
+    tokens = torch.cat([mllm.family.features(some) for some in pixels.split(TOGETHER)]).float().cpu()
+    reader = Reader(mllm, world, tokens.numpy())  # of this user's pictures alone, by their places
     rows = defaultdict(list)
     for k, one in enumerate(dealt):
-        sides = (one.liked, one.disliked, [one.asked[0]], [one.asked[1]])
-        asked = [HistoryItem(images[n], liked) for n, liked in zip(one.asked, (True, False), strict=True)]
-        history = PreferenceHistory.from_images(*([images[n] for n in side] for side in sides[:2]))
-        rows["history"].append(mllm.states(history))
-        rows["asked"].append(torch.stack([mllm.states(history, QUESTION, [item]) for item in asked]))
-        colours = [torch.stack([probes.colours(pictures[n]) for n in side]).mean(0) for side in sides]
-        rows["colour"].append(torch.stack(colours))
-        tokens = [mllm.image_features([HistoryItem(images[n], True) for n in side]) for side in sides]
-        width = rows["history"][0].shape[-1]  # Qwen3-VL's tokens carry deeper layers behind their own channels
-        rows["embedding"].append(torch.stack([torch.stack(t)[..., :width].float().mean((0, 1)) for t in tokens]))
+        shown = [np.array([place[n]]) for n in one.asked]
+        told = [history_of(one, place), *([history_of(others[k], place)] if others else [])]
+        asked = [Asked(told[0]), *(Asked(history, WOULD, shown=picture) for history in told for picture in shown)]
+        states = reader.forward(reader.batch(asked))[0].cpu()
+        rows["history"].append(states[0])
+        rows["asked"].append(states[1:3])
         if others:
-            strange = PreferenceHistory.from_images(
-                [images[n] for n in others[k].liked], [images[n] for n in others[k].disliked]
-            )
-            rows["stranger"].append(torch.stack([mllm.states(strange, QUESTION, [item]) for item in asked]))
+            rows["stranger"].append(states[3:5])
+        sides = [[place[n] for n in side] for side in (one.liked, one.disliked, one.asked[:1], one.asked[1:])]
+        width = states.shape[-1]  # Qwen3-VL's tokens carry deeper layers behind their own channels
+        rows["colour"].append(torch.stack([colours[side].mean(0) for side in sides]))
+        rows["embedding"].append(torch.stack([tokens[side][..., :width].mean((0, 1)) for side in sides]))
     return {name: torch.stack(values).half() for name, values in rows.items()}
+
+
+def history_of(dealt: Dealt, place: dict[int, int]) -> History:
+    """Its pictures by their places, liked and disliked by turns, without prompts."""
+    order = interleaved(len(dealt.liked), len(dealt.disliked))
+    pictures = np.array([place[n] for n in (*dealt.liked, *dealt.disliked)])[order]
+    return History(pictures, order < len(dealt.liked), [""] * len(pictures))
 
 
 def read_group(args, run, mllm, world: Histories, group: str, people: dict[int, list[Dealt]]) -> dict:
@@ -368,7 +367,10 @@ def main() -> None:
                     f"{len(people[group])} of {len(users)} users have the pictures for {args.histories} histories with "
                     "one more liked and disliked picture each: set probe_layers.histories lower, or users higher."
                 )
-        mllm = load_mllm(args)
+        try:
+            mllm = mllm_of(args, world)
+        except MLLMError as error:
+            raise SystemExit(str(error)) from error
         readings = {group: read_group(args, run, mllm, world, group, people[group]) for group in GROUPS}
     figures = analyse(readings, {group: truth_of(world, people[group]) for group in GROUPS}, args.seed)
     figures |= {"histories": args.histories, "users": {group: len(people[group]) for group in GROUPS}}

@@ -70,8 +70,8 @@ class Lora(Section):
 
 
 class Mllm(Section):
-    """The multimodal language model. path: a transformers folder, none for the atelier's own. lora: none trains the
-    whole language model. nf4: 4-bit weights under the LoRA, needs bitsandbytes."""
+    """The multimodal language model. path: a transformers folder, none for the atelier's own, which is trained whole.
+    lora: what is trained of another; none takes it as it is. nf4: 4-bit weights under the LoRA, needs bitsandbytes."""
 
     path: Path | None = None
     precision: Precision = "bf16"
@@ -106,17 +106,22 @@ class Training(Section):
 
 
 class TrainMllm(Training):
-    """users: how many training users are read (0: all). identity: weight of the InfoNCE between two histories of one
-    user; contrast: of the liked-versus-disliked contrast; reading: of the heads that name the attributes."""
+    """users: how many training users are read (0: all). pictures: the most liked and the most disliked ones in a
+    history. others: share of a batch that asks other questions than the closing one (of a data set: training.vqa's).
+    Weights of the losses: identity, InfoNCE between two histories of one user; contrast, a liked picture against a
+    disliked one; reading, heads that name the attributes."""
 
     steps: Natural = 1600
-    batch: Count = 32
+    batch: Annotated[int, Field(ge=4)] = 32
     lr: Rate = 1e-3
+    warmup: Natural = 200
+    weight_decay: Weight = 0.01
     users: Natural = 20000
-    identity: Weight = 0.3
-    contrast: Weight = 1.0
-    reading: Weight = 4.0
     pictures: Count = 8
+    others: Share = 0.125
+    identity: Weight = 0.3
+    contrast: Weight = 0.0
+    reading: Weight = 4.0
     seed: Natural = 8
 
 
