@@ -136,7 +136,12 @@ class Extract(Section):
 
 
 class ProbeLayers(Section):
-    users: Natural = 3000
+    """users: in each of the three groups (probes fitted, layers chosen, figures reported). histories: of each user;
+    pictures: the most liked and the most disliked ones in a history."""
+
+    users: Annotated[int, Field(ge=2)] = 200
+    histories: Annotated[int, Field(ge=2)] = 3
+    pictures: Count = 8
     seed: Natural = 10
 
 
@@ -240,10 +245,13 @@ class Atelier(Section):
 
 
 class Config(Section):
-    """A whole pipeline. hardware: what it is meant for; expected: the figures to expect, or "not run by us"."""
+    """A whole pipeline. hardware: what it is meant for; expected: the figures to expect, or "not run by us"; devices,
+    tflops: how many, and what each is assumed to reach, for the plan alone."""
 
     hardware: str
     expected: str = "not run by us"
+    devices: Count = 1
+    tflops: Annotated[float, Field(gt=0)] = 50
     data: Data = Data()
     base: Base = Base()
     mllm: Mllm = Mllm()
