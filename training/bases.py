@@ -198,25 +198,25 @@ def _published(config: Config, device, text_only: bool) -> Base:
     absent = {"feature_extractor": None, "image_encoder": None}
     absent |= {} if family == "sdxl" else {"safety_checker": None, "requires_safety_checker": False}
     absent |= {"unet": None, "vae": None} if text_only else {}
-    precisions = {"unet": dtype, "default": torch.float32}
     diffusers.utils.logging.disable_progress_bar()
     try:
         if path.is_file():
             pipeline = kind.from_single_file(str(path), config=str(config.base.layout), local_files_only=True)
-            pipeline.unet.to(dtype)
         else:
-            pipeline = kind.from_pretrained(
-                str(path), local_files_only=True, use_safetensors=True, torch_dtype=precisions, **absent
-            )
+            pipeline = kind.from_pretrained(str(path), local_files_only=True, use_safetensors=True, **absent)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise BaseError(f"base.path {path} can't be loaded ({reason}): it needs whole safetensors files.") from error
-    encoders = [(pipeline.tokenizer, pipeline.text_encoder)]
+    encoders = [(pipeline.tokenizer, in_precision(pipeline.text_encoder))]
     if family == "sdxl":
-        encoders.append((pipeline.tokenizer_2, pipeline.text_encoder_2))
-    unet, vae = (None, None) if text_only else (pipeline.unet, pipeline.vae)
+        encoders.append((pipeline.tokenizer_2, in_precision(pipeline.text_encoder_2)))
+    unet, vae = (None, None) if text_only else (in_precision(pipeline.unet, dtype), in_precision(pipeline.vae))
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     return Base(family, unet, vae, encoders, scheduler, config.base.pixels, dtype, device)
+
+
+def in_precision(module, dtype: torch.dtype = torch.float32):
+    return module if module.dtype == dtype else module.to(dtype)  # diffusers warns at every conversion
 
 
 def _check_family(family: str, path: Path) -> None:

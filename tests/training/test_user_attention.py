@@ -252,7 +252,7 @@ def test_a_picture_is_cropped_to_its_middle_and_its_size_is_kept():
     picture = np.zeros((90, 180, 3), np.uint8)
     picture[:, 60:120] = 255
     cropped, sizes = square(picture, 45)
-    assert cropped.shape == (45, 45, 3) and sizes == (90, 180, 0, 22) and cropped[:, 10:35].min() == 255
+    assert cropped.shape == (45, 45, 3) and sizes == (90, 180, 0, 22) and cropped[:, 10:35].min() > 250
 
 
 def test_a_cache_is_of_what_it_was_made_of_and_needs_room(tmp_path, monkeypatch):
