@@ -38,7 +38,7 @@ lint: setup
 	@HOME="$(CURDIR)/.cache" $(PY) -m comfy_cli --skip-prompt --no-enable-telemetry node validate </dev/null
 
 train-atelier: setup
-	@$(PY) -m training.atelier $(ARGS)
+	@PYTHON=$(PY) sh training/runs/atelier.sh $(ARGS)
 
 clean:
 	rm -rf .venv .comfyui .comfyui-* .setup.lock output runs .pytest_cache .ruff_cache .hypothesis .cache

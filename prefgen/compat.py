@@ -84,6 +84,11 @@ def merged_tokens(output) -> tuple[torch.Tensor, list[torch.Tensor]]:
     return output.pooler_output, getattr(output, "deepstack_features", None) or []
 
 
+def embedding_of(output) -> torch.Tensor:
+    """What CLIPModel's get_image_features and get_text_features give: a tensor in 4.x, an output from 5.0 on."""
+    return output if isinstance(output, torch.Tensor) else output.pooler_output
+
+
 def hidden_states_of(output) -> torch.Tensor:
     """What a decoder layer returns: a tensor from 4.5x on, a tuple before."""
     return output[0] if isinstance(output, tuple) else output

@@ -1,4 +1,4 @@
-"""Adapters with one thing changed, trained like the shipped one on the runs of `training.atelier`.
+"""Adapters with one thing changed, trained like the shipped one on the runs of `make train-atelier`.
 
     python -m training.ablations                  all of them
     python -m training.ablations image_only       one
@@ -61,7 +61,7 @@ def prepare(name: str, runs: Path, out: Path) -> Path:
         shared[folder / "weights/mllm"] = WEIGHTS / "mllm"
     for link, target in shared.items():
         if not target.exists():
-            raise SystemExit(f"{target} is missing: run `python -m training.atelier --runs {runs}` first.")
+            raise SystemExit(f"{target} is missing: run `sh training/runs/atelier.sh --runs {runs}` first.")
         if not link.exists():
             link.symlink_to(target.resolve())
     if ablation.layers:

@@ -1,45 +1,53 @@
 """Stage 9: read many users' histories with the finished MLLM and CLIP, once.
 
-    python -m training.extract --runs runs/atelier
+    python -m training.extract --config sdxl_24gb
 
 For every training user several histories of different lengths: H (last token of every decoder layer) and the liked
-pictures' CLIP image embeddings. Fixed-shape float16 arrays with an index, so that the next stages map them.
+pictures' CLIP image embedding. Fixed-shape float16 arrays, memory-mapped by the next stages, and an index that says
+which models read them. Finished pieces are kept: a killed run goes on after them.
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
-from prefgen.atelier.models import MLLM_FOLDER, load_clip, mllm_tokenizer
+from prefgen.mllm.files import MLLMError
 
 from . import core
-from .atelier.clip import image_features
-from .atelier.pool import PicturePool
+from .cache import cached
 from .config.command import arguments
-from .train_mllm import ask, collate, image_tokens_per_picture, last_token_states
-from .users_pool import Dealer, interleaved, users_of
+from .data.errors import DataError
+from .data.schema import TRAIN
+from .evaluate.scores import ScoreError
+from .histories import Histories, histories_of
+from .readers import Eyes, Reader, eyes_of, reader_of
 
 
-def load_mllm():
-    """The exported MLLM, as transformers loads it."""
-    from transformers import SmolVLMForConditionalGeneration
-
-    return SmolVLMForConditionalGeneration.from_pretrained(str(MLLM_FOLDER), dtype=torch.float32).eval()
+def jobs_of(world: Histories, args) -> list[tuple[int, int]]:
+    """(user, number of the history) of everything that is read."""
+    return [(user, k) for user in world.users(TRAIN, args.users) for k in range(args.histories)]
 
 
-@torch.inference_mode()
-def clip_embeddings(args, pool: PicturePool) -> torch.Tensor:
-    """Unit CLIP image embeddings of the pool [n, 128], float16, computed once."""
-    path = args.runs / "clip_images.npy"
-    if not path.exists():
-        clip, rows = load_clip(), []
-        for start in tqdm(range(0, len(pool), 128), desc="clip"):
-            rows.append(F.normalize(image_features(clip, pool.batch(slice(start, start + 128))), dim=1).half())
-        core.save_array(torch.cat(rows).numpy(), path)
-    return torch.from_numpy(np.load(path))
+def history_of(world: Histories, args, user: int, k: int):
+    """History k of a user, a pure function: the first has as many pictures as there may be, the others fewer."""
+    rng = np.random.default_rng([args.seed, user, k])
+    most = args.pictures
+    liked, disliked = (
+        (most, most) if k == 0 else (int(rng.integers(min(3, most), most + 1)), int(rng.integers(most + 1)))
+    )
+    return world.history(user, rng, liked, disliked)
+
+
+def read(world: Histories, reader: Reader, eyes: Eyes, args, jobs: list) -> dict[str, np.ndarray]:
+    """{"hidden": [B, layers, D], "images": [B, I]} of some jobs, float16."""
+    histories = [history_of(world, args, user, k) for user, k in jobs]
+    images = [F.normalize(eyes(h.pictures[h.liked]).mean(0), dim=0) for h in histories]
+    return {"hidden": reader.states(histories).half().numpy(), "images": torch.stack(images).half().numpy()}
 
 
 def main() -> None:
@@ -47,43 +55,41 @@ def main() -> None:
     run = core.Run(args)
     if run.finished:
         return
-    pool, tokenizer, model = PicturePool(args.runs), mllm_tokenizer(), load_mllm()
-    tokens = torch.from_numpy(np.load(args.runs / "atelier.mllm_vision" / "tokens.npy"))
-    images = clip_embeddings(args, pool)
-    dealer, people = Dealer(pool.labels[:, 2:]), users_of("train", args.users)
-    per_picture, text = image_tokens_per_picture(model), model.model.text_model
-    hidden, embeds, owners = [], [], []
-    with torch.inference_mode():
-        jobs = [(i, k) for i in range(args.users) for k in range(args.histories)]
-        for start in tqdm(range(0, len(jobs), args.batch), desc="extract"):
-            samples = []
-            for i, k in jobs[start : start + args.batch]:
-                rng = np.random.default_rng([args.seed, i, k])
-                n_liked, n_disliked = (8, 8) if k == 0 else (int(rng.integers(3, 9)), int(rng.integers(0, 9)))
-                sample = ask(people[i], dealer, rng, per_picture, True, n_liked, n_disliked)
-                liked = images[sample.indices[interleaved(n_liked, n_disliked) < n_liked]].float().mean(0)
-                samples.append(sample)
-                embeds.append(F.normalize(liked, dim=0))
-                owners.append(i)
-            inputs, mask, _, last = collate(samples, tokenizer, tokens, model)
-            output = text(inputs_embeds=inputs, attention_mask=mask, output_hidden_states=True, use_cache=False)
-            hidden.append(last_token_states(output.hidden_states, last).half())
-    core.save_array(torch.cat(hidden).numpy(), run.folder / "hidden.npy")
-    core.save_array(torch.stack(embeds).half().numpy(), run.folder / "images.npy")
-    core.save_array(np.array(owners), run.folder / "owners.npy")
-    run.finish(histories=len(owners), users=args.users)
+    try:
+        world = histories_of(args.config, args.runs)
+        jobs = jobs_of(world, args)
+        reader, eyes = reader_of(args, world), eyes_of(args, world)
+    except (DataError, MLLMError, ScoreError) as error:
+        raise SystemExit(str(error)) from error
+    mllm = reader.fingerprint
+    columns = {
+        "hidden": ((mllm["num_layers"], mllm["hidden_size"]), np.float16),
+        "images": ((eyes.about["width"],), np.float16),
+    }
+    key = {"mllm": mllm, "clip_vision": eyes.about, "world": world.name, "jobs": args.fingerprint}
+
+    def fill(start: int, stop: int) -> dict[str, np.ndarray]:
+        return read(world, reader, eyes, args, jobs[start:stop])
+
+    cached(run.folder, "arrays", len(jobs), columns, key, fill, args.batch)
+    core.save_array(np.array([user for user, _ in jobs]), run.folder / "owners.npy")
+    index = {"world": world.name, "mllm": mllm, "clip_vision": eyes.about}
+    core.write_atomic(run.folder / "index.json", json.dumps(index, indent=1).encode())
+    run.finish(histories=len(jobs), users=len({user for user, _ in jobs}))
 
 
 class Extracted:
-    """Read access: hidden [n, layers, D], images [n, I], owners [n] (index into the training users)."""
+    """Read access, memory-mapped: hidden float16 [n, layers, D], images float16 [n, I], owners [n] (user ids), index
+    (which models read them)."""
 
-    def __init__(self, runs):
+    def __init__(self, runs: Path):
         folder = runs / "extract"
         if not (folder / "done").exists():
             raise SystemExit("No extracted users yet: run `python -m training.extract` first.")
-        self.hidden = torch.from_numpy(np.load(folder / "hidden.npy")).float()
-        self.images = torch.from_numpy(np.load(folder / "images.npy")).float()
+        self.hidden = np.load(folder / "hidden.npy", mmap_mode="r")
+        self.images = np.load(folder / "images.npy", mmap_mode="r")
         self.owners = np.load(folder / "owners.npy")
+        self.index = json.loads((folder / "index.json").read_text())
 
 
 if __name__ == "__main__":

@@ -215,6 +215,15 @@ class DataSetHistories(Histories):
     def prompt(self, picture: int) -> str:
         return self.index["prompt"][int(picture)].as_py() or ""
 
+    def heldout_prompts(self) -> list[str]:
+        """Prompts that no stage trains on, each once, in order."""
+        return sorted({self.prompt(i) for i in np.flatnonzero(self.split == TEST)})
+
+    def liked_apart(self, user: int, seen: np.ndarray) -> np.ndarray:
+        """The user's liked pictures that are not among `seen`, the held-out ones too."""
+        rows = self._rows.get(user, np.empty(0, np.int64))
+        return np.setdiff1d(rows[self.is_liked[rows]], seen)
+
     def wanted(self, user: int, rng: np.random.Generator) -> Wanted:
         return self._asked(user, int(rng.choice(self._wantable(user))))
 

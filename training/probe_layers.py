@@ -1,44 +1,352 @@
 """Stage 10: which layers know the user.
 
-    python -m training.probe_layers --runs runs/atelier
+    python -m training.probe_layers --config atelier
 
-For every decoder layer: inter-user discrimination (is another history of the same user the nearest, among users that
-no probe was fitted on) and how well a ridge probe names the liked attributes, each beside a control with shuffled
-labels. Writes `layers.json` (the top four for e_sem; for e_core the best inter-user layer of the middle-to-upper
-ones) and `layers.png`.
+Every decoder layer's last token, probed on users held out from the probes:
+- inter-user, whose history is this: `same_user` (retrieval) and `named` (linear probe), over several histories of each
+  user that share no picture and no prompt;
+- intra-user, liked or disliked: `liked_first`. The MLLM reads a history, then one more picture without a verdict and
+  the question whether the user would like it; a linear probe fitted on other users must put a liked picture above a
+  disliked one of the same user. A verdict in the text would be read off by any layer, and the attributes of a taste
+  are known in simulated worlds only, so this is the task that stays sound everywhere;
+- `traits`, where the world knows its attributes: a linear probe names what is liked.
+Prompts are left out: they would give a real user away.
+
+Controls: shuffled labels; `colour`, the mean colour and the colour histogram of the same pictures, liked and disliked
+apart; `embedding`, the decoder's input: mean image tokens of the liked and of the disliked pictures, and for
+`liked_first` the asked picture's (the last token's own embedding is one word for all). A linear probe can't compare a
+picture with a history, so for `liked_first` colour is given the products of both, and the row `compared` gives them to
+the embedding. For `liked_first` also `stranger`, the same pictures after another user's history.
+
+Three groups of users: the probes are fitted on the first (training split), the layers are chosen on the second
+(training split), the figures come from the third (test split). The rule: e_core is the middle-to-upper layer with the
+best mean of `same_user` and `named`; e_sem the uppermost four neighbouring layers whose mean `liked_first` can't be
+told from that of the best four (the 95 % interval of their difference, over users, holds zero), so the paper's top four
+unless the probe speaks against them.
+
+Writes `layers.json`, `probes.md` and `layers.png`. Pieces of what was read are kept: a stopped stage goes on.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from tqdm import tqdm
 
-from . import core
+from prefgen.atelier.models import MLLM_FOLDER
+from prefgen.mllm.files import MLLMError
+from prefgen.mllm.model import PreferenceMLLM
+
+from . import core, probes
+from .bootstrap import bootstrap
 from .config.command import arguments
-from .extract import Extracted
-from .users_pool import attribute_vector, users_of
+from .data.cli import one_sentence
+from .data.errors import DataError
+from .data.schema import normal_prompt
+from .histories import Histories, History, histories_of
+from .preference_questions import WOULD
+from .readers import TOGETHER, Asked, Reader, reader_of
+from .users_pool import interleaved
+
+PIECE = 16  # users in a file of readings
+GROUPS = ("fit", "choose", "report")
+SEM_LAYERS = 4
 
 
-def retrieval(states: torch.Tensor, owners: torch.Tensor) -> float:
-    """Share of histories [n, D] whose nearest other history (cosine of the standardised state) is the same user's."""
-    unit = F.normalize((states - states.mean(0)) / (states.std(0) + 1e-5), dim=1)
-    similarity = unit @ unit.T
-    similarity.fill_diagonal_(-2)
-    return (owners[similarity.argmax(1)] == owners).float().mean().item()
+@dataclass(frozen=True)
+class Dealt:
+    """One history: numbers of its pictures, and a liked and a disliked one that it does not hold."""
+
+    liked: list[int]
+    disliked: list[int]
+    asked: tuple[int, int]
 
 
-def ridge_precision(states, truth, train, strength: float = 10.0) -> float:
-    """Precision at k (k = how many the user likes) of a ridge probe, fitted on `train` rows, on the others."""
-    x = (states - states[train].mean(0)) / (states[train].std(0) + 1e-5)
-    a, b = x[train], truth[train] - truth[train].mean(0)
-    weights = torch.linalg.solve(a.T @ a + strength * torch.eye(a.shape[1]), a.T @ b)
-    scores = x[~train] @ weights + truth[train].mean(0)
-    return np.mean(
-        [row[s.topk(int(row.sum())).indices].mean().item() for s, row in zip(scores, truth[~train], strict=True)]
+def deal(world: Histories, user: int, histories: int, pictures: int, seed: int) -> list[Dealt] | None:
+    """Several histories of a user, at most `pictures` of each verdict; no picture and no prompt stands in two, nor
+    an asked picture's prompt in its own history. None for a user with too few pictures."""
+    rng = np.random.default_rng([seed, user])
+    wanted = histories * (pictures + 1)
+    drawn = world.history(user, rng, wanted, wanted)
+    by_prompt: dict[object, list[tuple[int, bool]]] = defaultdict(list)
+    for number, liked, prompt in zip(drawn.pictures.tolist(), drawn.liked.tolist(), drawn.prompts, strict=True):
+        by_prompt[normal_prompt(prompt) or number].append((number, liked))
+    groups = list(by_prompt.values())
+    groups = [groups[i] for i in rng.permutation(len(groups))]
+    groups.sort(key=lambda group: (sum(liked for _, liked in group), len(group)))
+    dealt = []
+    for k in range(histories):
+        # The liked picture that is asked about, and the disliked one of its prompt, or any other.
+        mine = groups[k::histories]
+        first = next((g for g in reversed(mine) if any(liked for _, liked in g)), [])
+        twin = first if any(not liked for _, liked in first) else None
+        second = twin or next((g for g in mine if any(not liked for _, liked in g)), [])
+        rest = [picture for group in mine if group is not first and group is not second for picture in group]
+        good, bad = [n for n, liked in first if liked], [n for n, liked in second if not liked]
+        liked, disliked = ([n for n, verdict in rest if verdict == side][:pictures] for side in (True, False))
+        if not (good and bad and liked and disliked):
+            return None
+        dealt.append(Dealt(liked, disliked, (good[0], bad[0])))
+    return dealt
+
+
+def mllm_of(args, world: Histories) -> PreferenceMLLM:
+    """The tuned MLLM. The pictures are read anew, so the atelier needs no cache of image tokens."""
+    return PreferenceMLLM.load(MLLM_FOLDER) if args.config.mllm.path is None else reader_of(args, world).mllm
+
+
+@torch.inference_mode()
+def read_user(mllm: PreferenceMLLM, world: Histories, dealt: list[Dealt], others: list[Dealt] | None) -> dict:
+    """One user's tensors, k histories: `history` [k, layers, D]; `asked` [k, 2, layers, D], with the liked and with the
+    disliked picture; `embedding` and `colour` [k, 4, .] of the liked, the disliked, and the two asked pictures; with
+    the dealt histories of another user also `stranger` [k, 2, layers, D]."""
+    numbers = sorted({n for d in (*dealt, *(others or [])) for n in (*d.liked, *d.disliked, *d.asked)})
+    pictures, place = world.pictures(numbers), {number: i for i, number in enumerate(numbers)}
+    colours = torch.stack([probes.colours(picture) for picture in pictures])
+    pixels = torch.stack([mllm.preprocess(torch.from_numpy(picture).float() / 255) for picture in pictures])
+    tokens = torch.cat([mllm.family.features(some) for some in pixels.split(TOGETHER)]).float().cpu()
+    reader = Reader(mllm, world, tokens.numpy())  # of this user's pictures alone, by their places
+    rows = defaultdict(list)
+    for k, one in enumerate(dealt):
+        shown = [np.array([place[n]]) for n in one.asked]
+        told = [history_of(one, place), *([history_of(others[k], place)] if others else [])]
+        asked = [Asked(told[0]), *(Asked(history, WOULD, shown=picture) for history in told for picture in shown)]
+        states = reader.forward(reader.batch(asked))[0].cpu()
+        rows["history"].append(states[0])
+        rows["asked"].append(states[1:3])
+        if others:
+            rows["stranger"].append(states[3:5])
+        sides = [[place[n] for n in side] for side in (one.liked, one.disliked, one.asked[:1], one.asked[1:])]
+        width = states.shape[-1]  # Qwen3-VL's tokens carry deeper layers behind their own channels
+        rows["colour"].append(torch.stack([colours[side].mean(0) for side in sides]))
+        rows["embedding"].append(torch.stack([tokens[side][..., :width].mean((0, 1)) for side in sides]))
+    return {name: torch.stack(values).half() for name, values in rows.items()}
+
+
+def history_of(dealt: Dealt, place: dict[int, int]) -> History:
+    """Its pictures by their places, liked and disliked by turns, without prompts."""
+    order = interleaved(len(dealt.liked), len(dealt.disliked))
+    pictures = np.array([place[n] for n in (*dealt.liked, *dealt.disliked)])[order]
+    return History(pictures, order < len(dealt.liked), [""] * len(pictures))
+
+
+def read_group(args, run, mllm, world: Histories, group: str, people: dict[int, list[Dealt]]) -> dict:
+    """Every user's tensors [users, k, ...] in fp32, read in pieces that are kept."""
+    from safetensors.torch import load_file
+
+    users, parts = list(people), []
+    for start in tqdm(range(0, len(users), PIECE), desc=f"{run.args.stage} {group}"):
+        here = users[start : start + PIECE]
+        key = json.dumps([mllm.fingerprint, group, args.histories, args.pictures, args.seed, here])
+        path = run.folder / "readings" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            rows = []
+            for i, user in enumerate(here, start):
+                others = people[users[(i + 1) % len(users)]] if group == "report" else None
+                rows.append(read_user(mllm, world, people[user], others))
+            core.save_weights({name: torch.stack([row[name] for row in rows]) for name in rows[0]}, path)
+        parts.append(load_file(str(path)))
+    return {name: torch.cat([part[name] for part in parts]).float() for name in parts[0]}
+
+
+@dataclass(frozen=True)
+class View:
+    """What a probe sees of a group's users: of a history [users, k, D], of a pair of asked pictures [users, k, D'], of
+    the same pair after another user's history (the reported group's decoder layers alone)."""
+
+    history: torch.Tensor
+    pair: torch.Tensor
+    stranger: torch.Tensor | None = None
+
+
+def view_of(name, readings: dict, fitted: dict) -> View:
+    """name: "colour", "embedding", "compared", or a tuple of decoder layers. fitted: readings of the probes' users."""
+    if isinstance(name, str):
+        source = "colour" if name == "colour" else "embedding"
+        parts = readings[source]
+        history, asked = parts[:, :, :2].flatten(2), parts[:, :, 2] - parts[:, :, 3]
+        return View(history, asked if name == "embedding" else probes.likeness(parts, fitted[source]))
+    layers = list(name)
+
+    def pair(states):
+        return (states[:, :, 0, layers] - states[:, :, 1, layers]).flatten(2)
+
+    stranger = pair(readings["stranger"]) if "stranger" in readings else None
+    return View(readings["history"][:, :, layers].flatten(2), pair(readings["asked"]), stranger)
+
+
+def measure(fit: View, view: View, fit_truth: torch.Tensor, truth: torch.Tensor, seed: int) -> dict[str, np.ndarray]:
+    """{measure: one number a user}, with `_shuffled` beside each; traits where attributes are known."""
+    users, histories = view.history.shape[:2]
+    draw = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(users * histories, generator=draw)
+    fitted_rows = torch.randperm(users * (histories - 1), generator=draw)
+    signs = torch.randint(0, 2, (fit.pair.shape[0] * fit.pair.shape[1],), generator=draw) * 2.0 - 1
+    found = {
+        "same_user": probes.same_user(view.history),
+        "same_user_shuffled": probes.same_user(view.history, rows),
+        "named": probes.named(view.history),
+        "named_shuffled": probes.named(view.history, fitted_rows),
+        "liked_first": probes.liked_first(fit.pair, view.pair),
+        "liked_first_shuffled": probes.liked_first(fit.pair, view.pair, signs),
+    }
+    if view.stranger is not None:
+        found["liked_first_stranger"] = probes.liked_first(fit.pair, view.stranger)
+    if truth.any():
+        order = torch.randperm(len(fit_truth), generator=draw)
+        found["traits"] = probes.traits(fit.history, fit_truth, view.history, truth)
+        found["traits_shuffled"] = probes.traits(fit.history, fit_truth, view.history, truth, order)
+    return found
+
+
+def choose(measured: list[dict[str, np.ndarray]]) -> dict:
+    """{"sem_layers": [...], "core_layer": int} by the rule above, from every decoder layer's measures."""
+    layers = len(measured)
+    middle_to_upper = range(layers // 2, max(layers - 1, layers // 2 + 1))
+    knows = [measured[i]["same_user"].mean() + measured[i]["named"].mean() for i in range(layers)]
+    count = min(SEM_LAYERS, layers)
+    windows = [
+        np.mean([measured[i + j]["liked_first"] for j in range(count)], axis=0) for i in range(layers - count + 1)
+    ]
+    best = max(windows, key=lambda window: window.mean())
+    start = next(i for i in reversed(range(len(windows))) if bootstrap(best - windows[i])[0] <= 0)
+    return {
+        "sem_layers": list(range(start, start + count)),
+        "core_layer": max(middle_to_upper, key=knows.__getitem__),
+    }
+
+
+def summary(measured: dict[str, np.ndarray]) -> dict:
+    return {name: {"mean": round(float(v.mean()), 4), "ci95": bootstrap(v)} for name, v in measured.items()}
+
+
+def truth_of(world: Histories, users) -> torch.Tensor:
+    """[users, attributes]: 1 where a taste of the user's likes it."""
+    truth = torch.zeros(len(users), len(world.attributes))
+    for row, user in zip(truth, users, strict=True):
+        row[[a for taste in world.tastes(user) for a in taste]] = 1
+    return truth
+
+
+def analyse(readings: dict[str, dict], truth: dict[str, torch.Tensor], seed: int) -> dict:
+    """Choose on one group, report on another. readings, truth: {group: ...} as `read_group` and `truth_of` give."""
+
+    def measured(name, group):
+        fit, here = readings["fit"], readings[group]
+        return measure(view_of(name, fit, fit), view_of(name, here, fit), truth["fit"], truth[group], seed)
+
+    layers = readings["fit"]["history"].shape[2]
+    chosen = choose([measured((i,), "choose") for i in range(layers)])
+    rows = {name: name for name in ("colour", "embedding", "compared")} | {str(i): (i,) for i in range(layers)}
+    rows |= {"e_sem": tuple(chosen["sem_layers"]), "e_core": (chosen["core_layer"],)}
+    by_user = {row: measured(name, "report") for row, name in rows.items()}
+    names = [n for n in by_user["colour"] if not n.endswith("_shuffled")]
+    less = {
+        f"{row} - {other}": summary({n: by_user[row][n] - by_user[other][n] for n in names})
+        for row in ("e_sem", "e_core")
+        for other in (str(layers - 1), "embedding", "compared", "colour")
+    }
+    table = {row: summary(values) for row, values in by_user.items()}
+    return chosen | {"table": table, "differences": less}
+
+
+MEASURES = {
+    "same_user": "same user's history nearest",
+    "named": "user named by a linear probe",
+    "liked_first": "liked above disliked",
+    "traits": "liked attributes, precision at k",
+}
+
+
+LABELS = {
+    "colour": "colour alone",
+    "embedding": "embedding (input of the decoder)",
+    "compared": "embedding, asked pictures compared by hand",
+    "e_sem": "**e_sem**, its layers joined",
+    "e_core": "**e_core**",
+}
+
+
+def page(figures: dict) -> str:
+    """The figures as Markdown tables."""
+    names = [name for name in MEASURES if name in figures["table"]["colour"]]
+
+    def cell(value: dict, signed: bool = False) -> str:
+        low, high = value["ci95"]
+        return f"{value['mean']:{'+' if signed else ''}.3f} ({low:.3f} to {high:.3f})"
+
+    def table(head: list[str], rows: list[list[str]]) -> str:
+        lines = [head, ["---"] * len(head), *rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    rows = [
+        [LABELS.get(row, f"layer {row}"), *(cell(values[n]) for n in names)] for row, values in figures["table"].items()
+    ]
+    top = figures["table"]["e_core"]
+    rows.append(["shuffled labels (e_core's layer)", *(cell(top[f"{n}_shuffled"]) for n in names)])
+    best = figures["table"]["e_sem"]
+    rows.append(
+        ["another user's history (e_sem)", *(cell(best[f"{n}_stranger"]) if n == "liked_first" else "" for n in names)]
     )
+    differences = [
+        [" less ".join(LABELS.get(r, f"layer {r}") for r in row.split(" - ")), *(cell(values[n], True) for n in names)]
+        for row, values in figures["differences"].items()
+    ]
+    head = [MEASURES[n] for n in names]
+    return f"""e_sem: layers {figures["sem_layers"]} joined, e_core: layer {figures["core_layer"]} of {
+        len([r for r in figures["table"] if r.isdecimal()])
+    } (0 is the first decoder layer). Chosen on {figures["users"]["choose"]} users, the figures below are of {
+        figures["users"]["report"]
+    } others of the test split; the probes of the last two columns were fitted on {figures["users"]["fit"]} more. {
+        figures["histories"]
+    } histories a user. 95 % intervals, bootstrap over users.
+
+{table(["read", *head], rows)}
+
+Differences, paired by user:
+
+{table(["", *head], differences)}
+"""
+
+
+def draw(figures: dict, path: Path) -> None:
+    """One panel a measure: every layer with its interval, and the controls."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    table = figures["table"]
+    layers = [row for row in table if row.isdecimal()]
+    names = [name for name in MEASURES if name in table["colour"]]
+    sheet, axes = pyplot.subplots(1, len(names), figsize=(3.4 * len(names), 3.5), layout="constrained", sharey=True)
+    x = list(map(int, layers))
+    for axis, name in zip(axes, names, strict=True):
+        means, bounds = [table[r][name]["mean"] for r in layers], np.array([table[r][name]["ci95"] for r in layers])
+        axis.fill_between(x, bounds[:, 0], bounds[:, 1], alpha=0.2)
+        axis.plot(x, means, "o-", label="last token")
+        axis.axhline(table["embedding"][name]["mean"], ls="-.", color="tab:green", label="embedding")
+        axis.axhline(table["colour"][name]["mean"], ls="--", color="tab:orange", label="colour alone")
+        if name == "liked_first":
+            compared = table["compared"][name]["mean"]
+            axis.axhline(compared, ls=(0, (1, 4)), color="tab:green", label="embedding, compared")
+        axis.plot(x, [table[r][f"{name}_shuffled"]["mean"] for r in layers], ":", color="grey", label="shuffled labels")
+        if name == "liked_first":
+            strange = [table[r]["liked_first_stranger"]["mean"] for r in layers]
+            axis.plot(x, strange, ":", color="tab:red", label="another's history")
+        axis.set(title=MEASURES[name], xlabel="decoder layer", ylim=(0, 1.02))
+    axes[0].set_ylabel("share, unseen users")
+    shown = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    sheet.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown), fontsize="small")
+    sheet.savefig(path, dpi=110)
+    pyplot.close(sheet)
 
 
 def main() -> None:
@@ -46,50 +354,31 @@ def main() -> None:
     run = core.Run(args)
     if run.finished:
         return
-    users = Extracted(args.runs)
-    rows = torch.from_numpy(users.owners < args.users)
-    owners, hidden = torch.from_numpy(users.owners)[rows], users.hidden[rows]
-    people = users_of("train", args.users)
-    liked = torch.from_numpy(
-        np.stack([attribute_vector([p for t in person.tastes for p in t.liked]) for person in people])
-    )[owners]
-    train = owners < args.users * 4 // 5
-    shuffle = torch.randperm(len(owners), generator=torch.Generator().manual_seed(args.seed))
-    probe = torch.nonzero(~train)[:900, 0]
-    table = []
-    for layer in range(hidden.shape[1]):
-        states = hidden[:, layer]
-        table.append(
-            {
-                "layer": layer,
-                "same_user": retrieval(states[probe], owners[probe]),
-                "liked_precision": ridge_precision(states, liked, train),
-                "liked_precision_shuffled": ridge_precision(states, liked[shuffle], train),
-            }
-        )
-    layers = hidden.shape[1]
-    middle_to_upper = range(layers // 2, layers - 1)
-    chosen = {
-        "sem_layers": list(range(layers - 4, layers)),
-        "core_layer": max(middle_to_upper, key=lambda i: table[i]["same_user"]),
-    }
-    core.write_atomic(run.folder / "layers.json", json.dumps(chosen).encode())
-    draw(table, run.folder / "layers.png")
-    run.finish(table=table, **chosen)
-
-
-def draw(table: list[dict], path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
-    for key, style in (("same_user", "o-"), ("liked_precision", "s-"), ("liked_precision_shuffled", ":")):
-        axis.plot([r["layer"] for r in table], [r[key] for r in table], style, label=key.replace("_", " "))
-    axis.set(xlabel="decoder layer", ylabel="share", ylim=(0, 1), title="What each layer knows of unseen users")
-    axis.legend()
-    figure.savefig(path, dpi=120)
+    with one_sentence():
+        world = histories_of(args.config, args.runs)
+        train = world.users("train", 2 * args.users)
+        groups = {"fit": train[: args.users], "choose": train[args.users :], "report": world.users("test", args.users)}
+        people = {}
+        for group, users in groups.items():
+            dealt = {user: deal(world, user, args.histories, args.pictures, args.seed) for user in users}
+            people[group] = {user: histories for user, histories in dealt.items() if histories}
+            if len(people[group]) < 2:
+                raise DataError(
+                    f"{len(people[group])} of {len(users)} users have the pictures for {args.histories} histories with "
+                    "one more liked and disliked picture each: set probe_layers.histories lower, or users higher."
+                )
+        try:
+            mllm = mllm_of(args, world)
+        except MLLMError as error:
+            raise SystemExit(str(error)) from error
+        readings = {group: read_group(args, run, mllm, world, group, people[group]) for group in GROUPS}
+    figures = analyse(readings, {group: truth_of(world, people[group]) for group in GROUPS}, args.seed)
+    figures |= {"histories": args.histories, "users": {group: len(people[group]) for group in GROUPS}}
+    layers = {key: figures[key] for key in ("sem_layers", "core_layer")}
+    draw(figures, run.folder / "layers.png")
+    core.write_atomic(run.folder / "probes.md", page(figures).encode())
+    core.write_atomic(run.folder / "layers.json", json.dumps(layers).encode())
+    run.finish(**figures)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
-"""Stage 8: teach the language model to read a user's history.
+"""Stage 8: teach the MLLM to read a user's history.
 
-    python -m training.train_mllm --runs runs/atelier
+    python -m training.train_mllm --config sdxl_24gb
 
-Every sample is a history of a simulated training user (pictures with verdicts) and a question. Losses, equal weights:
-- the answer: cross entropy on its tokens only. Questions: the closing one (answer: the whole taste), one family
-  ("which palette does this user like ?"), what the user avoids, whether the user would like one more picture;
-- reading: linear heads (thrown away) on the top layers' last token name what the user likes and dislikes;
-- identity: two different histories of one user are closer than histories of different users, by InfoNCE on the
-  last token of a middle-to-upper layer (the paper's inter-user discrimination as a training signal).
-The vision tower and connector are frozen; their tokens come from the previous stage's cache.
+Every sample is a history of a training user (pictures with verdicts) and a question. Losses:
+- the answer: cross entropy on its tokens only. Most samples ask the closing question (answer: the whole taste in
+  words), the others one of `preference_questions.Questions`;
+- reading: linear heads (thrown away) on the top layers' last token name what the user likes and dislikes, where the
+  data knows attributes;
+- identity: two different histories of one user are closer than histories of different users, by InfoNCE on the last
+  token of a middle-to-upper layer (the paper's inter-user discrimination as a training signal);
+- contrast: asked whether the user would like one more picture, a liked one pulls more towards "yes" than a
+  disliked one.
+Vision tower and connector are frozen. The atelier's small language model is trained whole and written as a folder; a
+real one gets a LoRA on its decoder, written to `lora/` in the run's folder.
 """
 
 from __future__ import annotations
@@ -20,130 +24,158 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prefgen.atelier.attributes import FAMILIES
 from prefgen.atelier.models import MLLM_FOLDER, mllm_tokenizer
-from prefgen.atelier.users import User
-from prefgen.mllm.prompt import CLOSING_QUESTION, render_prompt
+from prefgen.mllm.files import MLLMError
+from prefgen.mllm.model import PreferenceMLLM
 
-from . import core
-from .atelier.mllm_vision import new_mllm
-from .atelier.pool import PicturePool
+from . import core, lora
+from .bases import DTYPES
 from .config.command import arguments
-from .users_pool import ATTRIBUTE_INDEX, Dealer, attribute_vector, users_of
-
-SEM_LAYERS = (4, 5, 6, 7)
-CORE_LAYER = 5
-PHRASES = {(a.family, a.name): a.phrase for values in FAMILIES.values() for a in values}
-
-
-@dataclass
-class Sample:
-    """One history with a question: pool indices, verdicts, prompt text, answer text."""
-
-    indices: np.ndarray
-    prompt: str
-    answer: str
+from .data.errors import DataError
+from .data.schema import TEST, TRAIN
+from .histories import Histories, histories_of
+from .preference_questions import NO, YES, Questions, closing, would
+from .readers import Asked, Reader, atelier_tokens
 
 
-def image_tokens_per_picture(model) -> int:
-    vision = model.config.vision_config
-    return (vision.image_size // vision.patch_size // model.config.scale_factor) ** 2
-
-
-def taste_answer(person: User) -> str:
-    """The whole taste in words: every taste's liked attributes, then what is avoided."""
-    liked = " or ".join(", ".join(PHRASES[tuple(p)] for p in taste.liked) for taste in person.tastes)
-    return f"likes {liked} ; avoids {', '.join(PHRASES[tuple(p)] for p in person.disliked)}"
-
-
-def ask(
-    person: User,
-    dealer: Dealer,
-    rng: np.random.Generator,
-    per_picture: int,
-    closing: bool,
-    n_liked: int,
-    n_disliked: int,
-) -> Sample:
-    """Deal one history and one question about it."""
-    indices, verdicts = dealer.history(person, n_liked, n_disliked, rng)
-    question, answer = CLOSING_QUESTION, taste_answer(person)
-    kind = "closing" if closing else rng.choice(["family", "avoid", "picture"])
-    if kind == "family":
-        family = str(rng.choice(list(FAMILIES)))
-        liked = [PHRASES[f, n] for taste in person.tastes for f, n in taste.liked if f == family]
-        question = f"Which {family} does this user like ?"
-        answer = " or ".join(dict.fromkeys(liked)) if liked else "nothing in particular"
-    elif kind == "avoid":
-        question = "What does this user avoid ?"
-        answer = ", ".join(PHRASES[tuple(p)] for p in person.disliked)
-    prompt = render_prompt(verdicts.tolist(), [""] * len(verdicts), question=question, tokens_per_image=per_picture)
-    if kind == "picture":
-        wanted = bool(rng.integers(2))
-        taste = person.tastes[rng.integers(len(person.tastes))]
-        extra = dealer.liked(person, taste, 1, rng) if wanted else dealer.disliked(person, 1, rng)
-        indices = np.concatenate([indices, extra])
-        question = "<image>" * per_picture + " Would this user like this picture ?"
-        prompt = render_prompt(verdicts.tolist(), [""] * len(verdicts), question=question, tokens_per_image=per_picture)
-        answer = "yes" if wanted else "no"
-    return Sample(indices, prompt, answer)
-
-
-def collate(samples: list[Sample], tokenizer, tokens: torch.Tensor, model):
-    """Right-padded batch. Returns (inputs_embeds, attention mask, labels with -100 outside answers, last [B])."""
-    prompts = tokenizer([s.prompt for s in samples], add_special_tokens=False).input_ids
-    answers = tokenizer([s.answer + "<end_of_utterance>" for s in samples], add_special_tokens=False).input_ids
-    length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-    ids = torch.full((len(samples), length), tokenizer.pad_token_id)
-    labels = torch.full_like(ids, -100)
-    for i, (p, a) in enumerate(zip(prompts, answers, strict=True)):
-        ids[i, : len(p) + len(a)] = torch.tensor(p + a)
-        labels[i, len(p) : len(p) + len(a)] = torch.tensor(a)
-    embeds = model.get_input_embeddings()(ids)
-    places = ids == model.config.image_token_id
-    pictures = tokens[np.concatenate([s.indices for s in samples])].float().flatten(0, 1)
-    embeds = embeds.masked_scatter(places[..., None], pictures)
-    return embeds, (ids != tokenizer.pad_token_id).long(), labels, torch.tensor([len(p) - 1 for p in prompts])
-
-
-def last_token_states(hidden_states, last: torch.Tensor) -> torch.Tensor:
-    """[B, layers, D] at the last prompt token; hidden_states as transformers returns them (embeddings first)."""
-    rows = torch.arange(len(last))
-    return torch.stack([h[rows, last] for h in hidden_states[1:]], 1).float()
+def core_layer(layers: int) -> int:
+    """The middle-to-upper layer that identity is trained on: two thirds up."""
+    return layers * 2 // 3
 
 
 class TasteHeads(nn.Module):
-    """Linear readers of the top layers: liked and disliked attributes. Used in training only."""
+    """Linear readers of the top four layers: liked and disliked attributes. Used in training only."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, attributes: int):
         super().__init__()
-        self.read = nn.Linear(len(SEM_LAYERS) * width, 2 * len(ATTRIBUTE_INDEX))
+        self.read = nn.Linear(4 * width, 2 * attributes)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        top = F.layer_norm(states[:, list(SEM_LAYERS)], states.shape[-1:])
+        """[B, layers, D] -> [B, 2 * attributes]."""
+        top = F.layer_norm(states[:, -4:], states.shape[-1:])
         return self.read(top.flatten(1))
 
 
-def taste_targets(people: list[User]) -> torch.Tensor:
-    """[B, 98]: liked by any taste, then disliked."""
-    return torch.from_numpy(
-        np.stack(
-            [
-                np.concatenate(
-                    [attribute_vector([p for t in person.tastes for p in t.liked]), attribute_vector(person.disliked)]
-                )
-                for person in people
-            ]
-        )
-    )
+def taste_targets(world: Histories, users: list[int]) -> torch.Tensor:
+    """[B, 2 * attributes]: liked by any taste, then disliked."""
+    count = len(world.attributes)
+    truth = torch.zeros(len(users), 2 * count)
+    for row, user in zip(truth, users, strict=True):
+        row[[a for taste in world.tastes(user) for a in taste]] = 1
+        row[[count + a for a in world.dislikes(user)]] = 1
+    return truth
 
 
 def identity_loss(states: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
     """Symmetric InfoNCE between the two halves of the batch: row i and row i + B/2 are one user."""
-    a, b = F.normalize(F.layer_norm(states[:, CORE_LAYER], states.shape[-1:]), dim=1).chunk(2)
+    layer = core_layer(states.shape[1])
+    a, b = F.normalize(F.layer_norm(states[:, layer], states.shape[-1:]), dim=1).chunk(2)
     logits = a @ b.T / temperature
-    target = torch.arange(len(a))
+    target = torch.arange(len(a), device=a.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def open_mllm(args, world: Histories, device: torch.device) -> tuple[Reader, nn.Module, object]:
+    """(reader, what is trained of the MLLM, peft's model or None)."""
+    config = args.config.mllm
+    if config.path is None:
+        reader, text = new_atelier(args, world)
+        reader.mllm.model.to(device)
+        return reader, text, None
+    mllm = PreferenceMLLM.load(config.path, DTYPES[config.precision], str(device), None, config.nf4)
+    mllm.model.requires_grad_(False)
+    peft_model = lora.put_on(mllm.model, mllm.family.text, config.lora, args.seed)
+    if config.gradient_checkpointing:
+        mllm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    trained = nn.ParameterDict({n.replace(".", "/"): p for n, p in peft_model.named_parameters() if p.requires_grad})
+    return Reader(mllm, world), trained, peft_model
+
+
+def new_atelier(args, world) -> tuple[Reader, nn.Module]:
+    """The atelier's MLLM, freshly initialised, with the eyes that the stage before trained."""
+    from safetensors.torch import load_file
+
+    from .atelier.mllm_vision import new_mllm
+
+    model = new_mllm()
+    core.Run.current.start(model, "mllm/model")
+    eyes = nn.ModuleDict({"vision": model.model.vision_model, "connector": model.model.connector})
+    eyes.load_state_dict(load_file(str(args.runs / "atelier.mllm_vision" / "eyes.safetensors")))
+    eyes.requires_grad_(False)
+    mllm = PreferenceMLLM(model, mllm_tokenizer(), "atelier", "")
+    return Reader(mllm, world, atelier_tokens(args.runs)), model.model.text_model
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One step's samples. closing: two histories each of `users` with the closing question; others: other questions;
+    pairs: one history with a liked and with a disliked picture, by turns."""
+
+    users: list[int]
+    closing: list[Asked]
+    others: list[Asked]
+    pairs: list[Asked]
+
+    def share(self, number: int, of: int) -> Samples:
+        """One of `of` shares: of a process, and of a piece of its batch. Histories of a user stay together."""
+        once, again = np.array_split(np.arange(len(self.closing)), 2)
+        mine = [*once[number::of], *again[number::of]]
+        pairs = [pair for start in range(2 * number, len(self.pairs), 2 * of) for pair in self.pairs[start : start + 2]]
+        closing = [self.closing[i] for i in mine]
+        return Samples(self.users[number::of], closing, self.others[number::of], pairs)
+
+
+def samples_of(
+    world: Histories, questions: Questions, users: list[int], args, shares: int, rng: np.random.Generator
+) -> Samples:
+    """The whole batch of a step, the same in every process; it has to be enough for so many shares."""
+    others = max(1, int(args.batch * args.others))
+    pairs = max(1, others // 2) if args.contrast else 0
+    count = (args.batch - others - 2 * pairs) // 2
+    if count < shares:
+        least = 2 * shares + others + 2 * pairs
+        raise DataError(
+            f"train_mllm.batch is {args.batch}: {shares} processes and pieces need {least} or more, so take a larger "
+            "batch or less of accumulate."
+        )
+    chosen = [users[i] for i in rng.choice(len(users), count, replace=len(users) < count)]
+    rest = [users[i] for i in rng.choice(len(users), others + pairs, replace=len(users) < others + pairs)]
+    # One length a step: padding would be a third of the work. Short histories come less often.
+    sizes = [*range(1, args.pictures + 1), args.pictures]
+    liked, disliked = int(rng.choice(sizes)), int(rng.choice([0, *sizes[1:]]))
+    asked = [closing(world, user, rng, liked, disliked) for user in (*chosen, *chosen)]
+    more = [questions.ask(user, rng, liked, disliked) for user in rest[:others]]
+    contrasts = []
+    for user in rest[others:]:
+        history = world.history(user, rng, liked, max(1, disliked))
+        contrasts += [would(world, user, history, rng, verdict) for verdict in (True, False)]
+    return Samples(chosen, asked, more, contrasts)
+
+
+def losses_of(model, reader: Reader, heads: TasteHeads | None, world: Histories, samples: Samples, args) -> dict:
+    """{name: loss} of some samples."""
+    device, closing_count = reader.mllm.device, len(samples.closing)
+    batch = reader.batch([*samples.closing, *samples.others, *samples.pairs])
+    states, last = reader.forward(batch)
+    head, answered = model.get_output_embeddings(), batch.labels[:, 1:] != -100
+    losses = {}
+    if answered.any():
+        losses["answer"] = F.cross_entropy(head(last[:, :-1][answered]).float(), batch.labels[:, 1:][answered])
+    if heads is not None and args.reading:
+        # The positives are rare (about 10 of 98): weigh them up, or the heads first learn to say nothing.
+        truth, weight = taste_targets(world, samples.users * 2).to(device), torch.tensor(4.0, device=device)
+        with torch.autocast(device.type, enabled=False):
+            read = heads(states[:closing_count])
+        losses["reading"] = F.binary_cross_entropy_with_logits(read, truth, pos_weight=weight)
+    if args.identity and len(samples.users) > 1:
+        losses["identity"] = identity_loss(states[:closing_count])
+    if samples.pairs:
+        yes, no = (reader.answer_ids(word)[0] for word in (YES, NO))
+        ends = last[torch.arange(len(last), device=device), batch.last][-len(samples.pairs) :]
+        said = head(ends).float()
+        leaning = (said[:, yes] - said[:, no]).unflatten(0, (-1, 2))  # of the liked picture, of the disliked
+        losses["contrast"] = F.softplus(leaning[:, 1] - leaning[:, 0]).mean()
+    return losses
 
 
 def main() -> None:
@@ -151,62 +183,56 @@ def main() -> None:
     run = core.Run(args)
     if run.finished:
         return
-    from safetensors.torch import load_file
+    mllm = args.config.mllm
+    if mllm.path is not None and mllm.lora is None:
+        print(f"mllm.lora is none: {mllm.path} is taken as it is.")
+        return run.finish(trained=False)
+    try:
+        train(args, run)
+    except (DataError, MLLMError, lora.LoraError) as error:
+        raise SystemExit(str(error)) from error
 
-    pool, tokenizer = PicturePool(args.runs), mllm_tokenizer()
-    eyes = args.runs / "atelier.mllm_vision"
-    tokens = torch.from_numpy(np.load(eyes / "tokens.npy"))
-    model = new_mllm()
-    run.start(model, "mllm/model")
-    nn.ModuleDict({"vision": model.model.vision_model, "connector": model.model.connector}).load_state_dict(
-        load_file(str(eyes / "eyes.safetensors"))
-    )
-    for part in (model.model.vision_model, model.model.connector):
-        part.requires_grad_(False)
-    text = model.model.text_model
-    heads = TasteHeads(text.config.hidden_size)
-    trained = nn.ModuleList([text, heads])
-    optimiser = torch.optim.AdamW(core.parameter_groups(trained, 0.01), betas=(0.9, 0.98))
+
+def train(args, run: core.Run) -> None:
+    world = histories_of(args.config, args.runs)
+    users, questions = world.users(TRAIN, args.users), Questions(world, args.config.data.questions)
+    reader, text, peft_model = open_mllm(args, world, run.accelerator.device)
+    model = reader.mllm.model.train(peft_model is not None)  # LoRA's dropout; the atelier's model has none
+    device = reader.mllm.device
+    heads = TasteHeads(reader.fingerprint["hidden_size"], len(world.attributes)) if world.attributes else None
+    trained = nn.ModuleDict({"text": text} | ({"heads": heads} if heads and args.reading else {})).to(device)
+    optimiser = torch.optim.AdamW(core.parameter_groups(trained, args.weight_decay), betas=(0.9, 0.98))
+    trained, optimiser = run.prepare(trained, optimiser)
     run.resume(model=trained, optimiser=optimiser)
-    dealer, people = Dealer(pool.labels[:, 2:]), users_of("train", args.users)
-    per_picture = image_tokens_per_picture(model)
+    precision = torch.bfloat16 if args.config.mllm.path is None else DTYPES[args.config.mllm.precision]
+    shares = run.world * args.accumulate
+    weights = {"answer": 1.0, "reading": args.reading, "identity": args.identity, "contrast": args.contrast}
 
     for step in run.steps(args.steps):
-        rng = np.random.default_rng([args.seed, step])
-        chosen = [people[i] for i in rng.choice(len(people), (args.batch - args.batch // 8) // 2, replace=False)]
-        others = [people[i] for i in rng.choice(len(people), args.batch // 8, replace=False)]
-        # One length a step: padding would be a third of the work. Short histories come less often.
-        n_liked = int(rng.choice([1, 2, 3, 4, 5, 6, 7, 8, 8]))
-        n_disliked = int(rng.choice([0, 2, 3, 4, 5, 6, 7, 8, 8]))
-        samples = [
-            ask(person, dealer, rng, per_picture, closing, n_liked, n_disliked)
-            for people_asked, closing in (((*chosen, *chosen), True), (others, False))
-            for person in people_asked
-        ]
-        embeds, mask, labels, last = collate(samples, tokenizer, tokens, model)
-        with torch.autocast("cpu", torch.bfloat16):
-            output = text(inputs_embeds=embeds, attention_mask=mask, output_hidden_states=True, use_cache=False)
-            answered = labels[:, 1:] != -100
-            logits = model.lm_head(output.last_hidden_state[:, :-1][answered]).float()
-        answer = F.cross_entropy(logits, labels[:, 1:][answered])
-        closing = 2 * len(chosen)
-        states = last_token_states(output.hidden_states, last)[:closing]
-        # The positives are rare (about 10 of 98): weigh them up, or the heads first learn to say nothing.
-        reading = F.binary_cross_entropy_with_logits(
-            heads(states), taste_targets([*chosen, *chosen]), pos_weight=torch.tensor(4.0)
-        )
-        identity = identity_loss(states)
-        loss = answer + 4 * reading + args.identity * identity
-        norm = core.optimise(loss, optimiser, core.cosine(step, args.steps, args.lr, 200))
-        run.log(loss=loss, answer=answer, reading=reading, identity=identity, grad_norm=norm)
+        with run.timer("data"):
+            samples = samples_of(world, questions, users, args, shares, np.random.default_rng([args.seed, step]))
+        for piece in run.pieces(np.arange(args.accumulate)):
+            share = samples.share(run.rank * args.accumulate + int(piece[0]), shares)
+            with run.timer("forward"), torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                losses = losses_of(model, reader, heads, world, share, args)
+            loss = sum(weights[name] * value for name, value in losses.items())
+            run.backward(loss)
+        norm = run.update(optimiser, core.cosine(step, args.steps, args.lr, args.warmup))
+        run.log(loss=loss, **losses, grad_norm=norm)
 
     model.eval()
-    export(model)
-    run.finish(**evaluate(model, heads, tokenizer, tokens, dealer, per_picture))
+    figures = evaluate(world, reader, heads if args.reading else None, args)
+    if run.rank:
+        pass  # one process writes
+    elif peft_model is not None:
+        lora.save(peft_model, run.folder / "lora")
+    else:
+        export(model)
+    run.finish(**figures)
 
 
 def export(model) -> None:
-    """Write the MLLM as a transformers folder (config.json, model.safetensors) beside its tokenizer."""
+    """Write the atelier's MLLM as a transformers folder (config.json, model.safetensors) beside its tokenizer."""
     model.config.architectures = ["SmolVLMForConditionalGeneration"]
     config = model.config.to_json_string(use_diff=True)
     core.write_atomic(MLLM_FOLDER / "config.json", config.encode())
@@ -215,37 +241,36 @@ def export(model) -> None:
 
 
 @torch.inference_mode()
-def evaluate(model, heads, tokenizer, tokens, dealer, per_picture, count: int = 256) -> dict[str, float]:
-    """On test users with 8 + 8 pictures: are liked and disliked attributes ranked first, is the user found again."""
-    people = users_of("test", count)
-    rng = np.random.default_rng(123)
-    states = []
+def evaluate(world: Histories, reader: Reader, heads: TasteHeads | None, args, count: int = 256) -> dict[str, float]:
+    """On test users: are liked and disliked attributes ranked first, is a user found again by another history."""
+    try:
+        users = world.users(TEST, count)
+    except DataError:  # a small set has fewer
+        users = world.users(TEST)
+    rng, states = np.random.default_rng(123), []
     for _ in range(2):
-        for start in range(0, count, 64):
-            batch = [ask(p, dealer, rng, per_picture, True, 8, 8) for p in people[start : start + 64]]
-            embeds, mask, _, last = collate(batch, tokenizer, tokens, model)
-            output = model.model.text_model(
-                inputs_embeds=embeds, attention_mask=mask, output_hidden_states=True, use_cache=False
+        for start in range(0, len(users), args.batch):
+            some = users[start : start + args.batch]
+            states.append(
+                reader.states([world.history(user, rng, args.pictures, args.pictures) for user in some]).cpu()
             )
-            states.append(last_token_states(output.hidden_states, last))
     states = torch.cat(states)
-    truth = taste_targets(people * 2)
-    scores = heads(states)
-    precision = []
+    layer = core_layer(states.shape[1])
+    a, b = F.normalize(F.layer_norm(states[:, layer], states.shape[-1:]), dim=1).chunk(2)
+    found = (a @ b.T).argmax(1) == torch.arange(len(users))
+    figures = {"same_user_top1": found.float().mean().item(), "users": len(users)}
+    if heads is None:
+        return figures
+    truth, scores = taste_targets(world, users * 2), heads(states.to(reader.mllm.device)).cpu()
     half = truth.shape[1] // 2
-    for part in (slice(0, half), slice(half, None)):
+    for name, part in (("liked_precision", slice(0, half)), ("disliked_precision", slice(half, None))):
         hits = [
-            truth[i, part][scores[i, part].topk(int(truth[i, part].sum())).indices].mean() for i in range(len(truth))
+            truth[i, part][scores[i, part].topk(int(truth[i, part].sum())).indices].mean()
+            for i in range(len(truth))
+            if truth[i, part].any()
         ]
-        precision.append(torch.stack(hits).mean().item())
-    a, b = F.normalize(F.layer_norm(states[:, CORE_LAYER], states.shape[-1:]), dim=1).chunk(2)
-    found = (a @ b.T).argmax(1) == torch.arange(count)
-    return {
-        "liked_precision": precision[0],
-        "disliked_precision": precision[1],
-        "same_user_top1": found.float().mean().item(),
-        "users": count,
-    }
+        figures[name] = torch.stack(hits).mean().item()
+    return figures
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import torch
 from ..encoded import EncodedPreference
 from ..history import HistoryItem, PreferenceHistory
 from ..mllm.cache import LeastRecentlyUsed
-from ..mllm.prompt import AVOID_QUESTION
 from ..mllm.traits import Traits
 from .memory import ManagedMLLM
 
@@ -69,17 +68,17 @@ def encode_history(
 
 
 def describe_history(history: PreferenceHistory, managed: ManagedMLLM) -> Traits:
-    """What the MLLM says that the user likes and dislikes, with progress and interruption. A trained preference MLLM
-    says both in one answer; another one is asked again. Without disliked pictures nothing is said of them: it would be
-    a guess."""
+    """What the MLLM says that the user likes and dislikes, with progress and interruption."""
     interrupt = comfy.model_management.throw_exception_if_processing_interrupted
     bar = comfy.utils.ProgressBar(len(history) + 1)
     with managed.on_device() as mllm:
-        answer = mllm.answer(history, progress=lambda done, _: bar.update_absolute(done), interrupt=interrupt)
-        traits = Traits.of_answers(answer)
-        if history.disliked and not traits.disliked:
-            traits = Traits.of_answers(answer, mllm.answer(history, AVOID_QUESTION, interrupt=interrupt))
-    return traits if history.disliked else Traits(traits.liked, ())
+
+        def answer(question: str) -> str:
+            return mllm.answer(
+                history, question, progress=lambda done, _: bar.update_absolute(done), interrupt=interrupt
+            )
+
+        return Traits.asked(answer, bool(history.disliked))
 
 
 def read_pictures(

@@ -178,7 +178,7 @@ class PreferenceMLLM:
             if interrupt:
                 interrupt()
             batch = waiting[start : start + BATCH]
-            pixels = torch.stack([self._preprocess(item.image) for item in batch])
+            pixels = torch.stack([self.preprocess(item.image) for item in batch])
             for item, tokens in zip(batch, self.family.features(pixels), strict=True):
                 found[item.digest] = self._keep(item.digest, tokens.cpu())
             self.stats["vision_runs"] += len(batch)
@@ -193,7 +193,7 @@ class PreferenceMLLM:
         self._features[digest] = tokens
         return tokens
 
-    def _preprocess(self, image: torch.Tensor) -> torch.Tensor:
+    def preprocess(self, image: torch.Tensor) -> torch.Tensor:
         """[H, W, 3] in 0..1 -> [3, S, S] as the vision tower wants it, on the model's device."""
         size, mean, std = self.family.image_size, torch.tensor(self.family.mean), torch.tensor(self.family.std)
         pixels = (resize(image, size, size) * 255).round() / 255
@@ -201,7 +201,8 @@ class PreferenceMLLM:
 
     def _inputs(self, history: PreferenceHistory, features: list[torch.Tensor], question: str) -> dict:
         """The conversation as the decoder's arguments."""
-        ids = torch.tensor([self._token_ids(history, question)], device=self.device)
+        items = [(item.liked, item.prompt) for item in history.items]
+        ids = torch.tensor([self.token_ids(items, question)], device=self.device)
         embeds = self.model.get_input_embeddings()(ids)
         places = ids == self.family.image_token_id
         pictures = torch.cat(features).to(embeds)
@@ -244,15 +245,18 @@ class PreferenceMLLM:
             )
         return states
 
-    def _token_ids(self, history: PreferenceHistory, question: str) -> list[int]:
-        verdicts, prompts = [i.liked for i in history.items], [self._plain(i.prompt) for i in history.items]
+    def token_ids(self, items: Sequence[tuple[bool, str]], question: str, shown: int = 0) -> list[int]:
+        """The conversation about a history of (liked, prompt), up to where the assistant answers. shown: how many more
+        pictures the question asks about."""
+        verdicts, prompts = [liked for liked, _ in items], [self._plain(prompt) for _, prompt in items]
         image_token = self.tokenizer.convert_ids_to_tokens(self.family.image_token_id)
         if getattr(self.tokenizer, "chat_template", None):
-            messages = build_messages(verdicts, prompts, question, image_token if self.family.inline else None)
+            inline = image_token if self.family.inline else None
+            messages = build_messages(verdicts, prompts, question, inline, shown)
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             text = text.replace(image_token, self.family.image_text(image_token))
         else:
-            text = render_prompt(verdicts, prompts, question, image_token, self.family.tokens_per_image)
+            text = render_prompt(verdicts, prompts, question, image_token, self.family.tokens_per_image, shown)
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def _plain(self, prompt: str) -> str:

@@ -23,16 +23,18 @@ def build_messages(
     prompts: Sequence[str],
     question: str = CLOSING_QUESTION,
     image_token: str | None = None,
+    shown: int = 0,
 ) -> list[dict]:
     """One user turn in transformers' chat format: picture, verdict, picture, verdict, ..., question.
 
-    image_token: written as text in place of a picture, for templates that would put all pictures first.
+    image_token: written as text in place of a picture, for templates that would put all pictures first. shown: how many
+    pictures the question asks about, right before it.
     """
     picture = {"type": "image"} if image_token is None else {"type": "text", "text": image_token}
     content: list[dict] = []
     for liked, prompt in zip(verdicts, prompts, strict=True):
         content += [picture, {"type": "text", "text": verdict_words(liked, prompt)}]
-    content.append({"type": "text", "text": question})
+    content += [picture] * shown + [{"type": "text", "text": question}]
     return [{"role": "user", "content": content}]
 
 
@@ -42,16 +44,18 @@ def render_prompt(
     question: str = CLOSING_QUESTION,
     image_token: str = "<image>",
     tokens_per_image: int = 1,
+    shown: int = 0,
     bos: str = "<|im_start|>",
     eou: str = "<end_of_utterance>",
 ) -> str:
     """The conversation as one string, for tokenizers without a chat template.
 
-    Every picture is `tokens_per_image` image tokens; the text ends with the assistant's prompt, whose last token is the
-    one that H is read from.
+    Every picture is `tokens_per_image` image tokens, the `shown` ones that the question asks about too. The text ends
+    with the assistant's prompt, whose last token is the one that H is read from.
     """
     items = " ".join(
         image_token * tokens_per_image + " " + verdict_words(liked, prompt)
         for liked, prompt in zip(verdicts, prompts, strict=True)
     )
-    return f"{bos}User: {items} {question}{eou}\nAssistant:"
+    asked = (image_token * tokens_per_image + " ") * shown + question
+    return f"{bos}User: {items} {asked}{eou}\nAssistant:"

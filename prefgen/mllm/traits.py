@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from .prompt import AVOID_QUESTION, CLOSING_QUESTION
+
 LIKES, AVOIDS = r"\blikes?\b", r"\b(?:avoids?|dislikes?)\b"
 
 
@@ -42,6 +44,19 @@ class Traits:
         liked = split(_sentence(_partition(said, LIKES)[2] or said))
         disliked = split(_sentence(_partition(avoid, AVOIDS)[2] or avoid if avoid else avoided))
         return cls(liked, tuple(trait for trait in disliked if trait not in liked))
+
+    @classmethod
+    def asked(cls, answer: Callable[[str], str], disliked: bool) -> Traits:
+        """From an MLLM's `answer` to a question about a history with or without disliked pictures.
+
+        A trained preference MLLM says both in one answer; another one is asked again. Without disliked pictures nothing
+        is said of them: it would be a guess.
+        """
+        said = answer(CLOSING_QUESTION)
+        traits = cls.of_answers(said)
+        if disliked and not traits.disliked:
+            traits = cls.of_answers(said, answer(AVOID_QUESTION))
+        return traits if disliked else cls(traits.liked, ())
 
     def or_else(self, read: Callable[[], Traits]) -> Traits:
         """These traits, with a side that is empty taken from `read`, which is called only if it is needed."""

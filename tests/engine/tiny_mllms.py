@@ -8,7 +8,7 @@ SPECIALS = (
     "<pad> <unk> <|im_start|> <end_of_utterance> <image> <fake_token_around_image> <global-img> <|vision_start|> "
     "<|vision_end|> <|image_pad|> <|im_end|>"
 ).split()
-WORDS = "User Assistant user assistant liked disliked What does this like avoid a boat cat : ? ( )".split()
+WORDS = "User Assistant user assistant liked disliked What does this like avoid a boat cat : ? ( ) yes no".split()
 LAYERS, WIDTH = 4, 32
 TEXT = {
     "vocab_size": len(SPECIALS + WORDS),

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,14 @@ def start(folder, *launcher, before=None, **options):
     process = subprocess.Popen(line, env=environment, preexec_fn=before, **pipes)
     assert process.stdout.readline() == "ready\n", process.communicate()[1]
     return process
+
+
+def after_a_step(process, folder):
+    """Wait until the process has taken a step."""
+    log = folder / "toy/log.jsonl"
+    size = log.stat().st_size if log.exists() else 0
+    while process.poll() is None and (log.stat().st_size if log.exists() else 0) <= size:
+        time.sleep(0.01)
 
 
 def run_of(folder, may_rest=(), stage="toy", **options):
@@ -89,15 +98,47 @@ def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(tmp_path, straight):
     rng = random.Random(7)
     for _ in range(3):
         process = start(tmp_path, pause=0.1, save_seconds=0)
-        time.sleep(rng.uniform(0.1, 0.5))
+        after_a_step(process, tmp_path)
+        time.sleep(rng.uniform(0, 0.25))
         process.kill()
         process.communicate()
-    reached = len(lines(tmp_path, "seen-0"))
-    assert 2 < reached, "it had begun"
+    assert len(lines(tmp_path, "seen-0")) >= 3, "each process had begun"
     assert same(toy(tmp_path), straight.state)
     assert dict(lines(tmp_path, "seen-0")) == dict(straight.seen), "each step saw the same samples each time"
     told = [{k: line[k] for k in ("step", "lr", "loss", "grad_norm", "grad")} for line in lines(tmp_path)]
     assert told == [{k: line[k] for k in ("step", "lr", "loss", "grad_norm", "grad")} for line in straight.log]
+
+
+# A process that is killed at one call of its second checkpoint.
+DYING = """
+import os, signal, sys
+from pathlib import Path
+from tests.training import toy_stage
+from training.core import checkpoints
+owner, name, call = {"write": (checkpoints._Hashed, "write", 20), "fsync": (os, "fsync", 1), "note": (os, "replace", 1),
+                     "rename": (os, "replace", 2), "folder": (checkpoints, "_to_disk", 1)}[sys.argv[2]]
+true, calls = getattr(owner, name), []
+def dying(*arguments):
+    if len(checkpoints.listed(Path(sys.argv[1], "toy/checkpoints"))) == (2 if name == "_to_disk" else 1):
+        calls.append(name)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return true(*arguments)
+setattr(owner, name, dying)
+toy_stage.main(Path(sys.argv[1]), {"save_seconds": 0})
+"""
+
+
+@pytest.mark.parametrize("moment", ["write", "fsync", "note", "rename", "folder"])
+def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_bit_for_bit(tmp_path, straight, moment, capsys):
+    line = [sys.executable, "-c", DYING, str(tmp_path), moment]
+    killed = subprocess.run(line, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    whole = [name for name in names(tmp_path) if name.endswith(".pt")]
+    assert whole == ["step-00000001.pt", "step-00000002.pt"][: 1 + (moment == "folder")]
+    assert same(toy(tmp_path), straight.state)
+    assert "can't be used" not in capsys.readouterr().out, "nothing is taken for damaged"
+    assert not [name for name in names(tmp_path) if name.endswith(".tmp")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -106,7 +147,7 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path, straig
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     process = start(tmp_path, pause=0.2, before=in_the_background)
-    time.sleep(0.5)
+    after_a_step(process, tmp_path)
     process.send_signal(number)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 128 + number
@@ -281,14 +322,18 @@ def test_two_processes_train_as_one(tmp_path, options):
     assert [[a[0], a[1] + b[1]] for a, b in shares] == lines(tmp_path / "one", "seen-0")
 
 
-def test_a_run_spread_over_two_processes_goes_on_in_one(tmp_path):
+def test_a_run_spread_over_two_processes_goes_on_in_two_and_in_one(tmp_path):
     process = start(tmp_path / "two", *LAUNCHER, noise=0, shard=True, pause=0.4)
-    time.sleep(1.5)
+    after_a_step(process, tmp_path / "two")
     process.terminate()  # the launcher, which tells both
     _, told = process.communicate(timeout=120)
     step = core.last_state(tmp_path / "two/toy")["step"]
     assert 0 < step < 12 and f"Stopped after step {step}" in told
-    assert near(toy(tmp_path / "one", noise=0), toy(tmp_path / "two", noise=0))
+    shutil.copytree(tmp_path / "two", tmp_path / "then one")
+    straight = toy(tmp_path / "one", noise=0)
+    start(tmp_path / "two", *LAUNCHER, noise=0, shard=True).communicate(timeout=120)
+    assert near(straight, core.last_state(tmp_path / "two/toy"))
+    assert near(straight, toy(tmp_path / "then one", noise=0))
 
 
 def test_a_batch_in_pieces_trains_as_in_one(tmp_path):

@@ -20,7 +20,7 @@ STAGES = {
     "atelier.mllm_vision": ["steps=2", "batch=8"],
     "train_mllm": ["steps=2", "batch=8", "users=30"],
     "extract": ["users=60", "histories=2"],
-    "probe_layers": ["users=60"],
+    "probe_layers": ["users=4", "histories=2", "pictures=2"],
     "train_alignment": ["steps=3", "batch=32"],
     "train_user_attention": ["steps=2", "batch=4", "users=2"],
 }

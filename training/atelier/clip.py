@@ -101,11 +101,12 @@ def main() -> None:
     run.resume(model=both, optimiser=optimiser)
     for step in run.steps(args.steps):
         chosen = np.sort(core.batch_indices(args.seed, step, args.batch, train_count))
-        pictures = pool.batch(chosen)
-        truth = torch.from_numpy(pool.labels[chosen])
         rng = np.random.default_rng([args.seed, step])
-        texts, named = zip(*(random_caption(pool.labels[i], rng, 0.1, 0.3) for i in chosen), strict=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with run.timer("data"):
+            pictures = pool.batch(chosen)
+            truth = torch.from_numpy(pool.labels[chosen])
+            texts, named = zip(*(random_caption(pool.labels[i], rng, 0.1, 0.3) for i in chosen), strict=True)
+        with run.timer("forward"), torch.autocast("cpu", torch.bfloat16):
             image = image_features(model, pictures).float()
             text = text_features(model, tokenize(tokenizer, list(texts)))[1].float()
         logits = F.normalize(text, dim=1) @ F.normalize(image, dim=1).T * model.logit_scale.exp().clamp(max=100)

@@ -83,10 +83,11 @@ def main() -> None:
     repeated = HEADS["composition"].index("repeated")
     for step in run.steps(args.steps):
         chosen = np.sort(core.batch_indices(args.seed, step, args.batch, len(pool)))
-        pictures = augment(torch.from_numpy(pool.pictures[chosen]).movedim(-1, 1).float() / 255)
-        truth = torch.from_numpy(pool.labels[chosen])
-        pictures, covered = hide_props(pictures, truth[:, composition] == repeated)
-        with torch.autocast("cpu", torch.bfloat16):
+        with run.timer("data"):
+            pictures = augment(torch.from_numpy(pool.pictures[chosen]).movedim(-1, 1).float() / 255)
+            truth = torch.from_numpy(pool.labels[chosen])
+            pictures, covered = hide_props(pictures, truth[:, composition] == repeated)
+        with run.timer("forward"), torch.autocast("cpu", torch.bfloat16):
             logits = judge(pictures)
         # A subject that training never pairs with this prop is no wrong answer: otherwise the judge would learn that a
         # held-out pair can't be.

@@ -72,8 +72,9 @@ def main() -> None:
     run.resume(model=both, optimiser=optimiser)
     for step in run.steps(args.steps):
         chosen = np.sort(core.batch_indices(args.seed, step, args.batch, train_count))
-        pictures = pool.batch(chosen)
-        with torch.autocast("cpu", torch.bfloat16):
+        with run.timer("data"):
+            pictures = pool.batch(chosen)
+        with run.timer("forward"), torch.autocast("cpu", torch.bfloat16):
             tokens = image_tokens(model, pictures).float()
         loss = heads.loss(tokens.flatten(1), torch.from_numpy(pool.labels[chosen]))
         norm = core.optimise(loss, optimiser, core.cosine(step, args.steps, args.lr, 100))

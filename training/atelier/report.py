@@ -15,6 +15,8 @@ from pathlib import Path
 from prefgen.atelier.attributes import FAMILIES
 from prefgen.files import write_atomic
 
+from ..probe_layers import page as probe_page
+
 OUT = Path(__file__).parents[2] / "docs" / "evidence"
 LABELS = {
     "none": "without preference",
@@ -181,13 +183,7 @@ share in which the judge sees the attribute. The subject is named in {
 
 ### What each decoder layer knows (`python -m training.probe_layers`)
 
-{
-        table(
-            ["layer", "same user found", "liked attributes, precision at k", "with shuffled labels"],
-            [[r["layer"], r["same_user"], r["liked_precision"], r["liked_precision_shuffled"]] for r in probe["table"]],
-        )
-    }
-
+{probe_page(probe)}
 ## Settings of the runs
 
 {table(["stage", "steps", "batch", "learning rate", "minutes"], runs)}

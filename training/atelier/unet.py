@@ -74,16 +74,17 @@ def main() -> None:
     for step in run.steps(args.steps):
         chosen = core.batch_indices(args.seed, step, args.batch, len(pool))
         rng = np.random.default_rng([args.seed, step])
-        texts = [
-            "" if rng.random() < args.empty else random_caption(pool.labels[i], rng, args.neutral, 0.0)[0]
-            for i in chosen
-        ]
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            states = text_features(clip, tokenize(tokenizer, texts))[0].float()
-        # A little more often the noisy half, where subject, palette and layout are decided.
-        timesteps = (len(alphas) * torch.rand(args.batch) ** 0.75).long()
-        noisy, target = noised(latents[chosen].float(), alphas, timesteps)
-        with torch.autocast("cpu", torch.bfloat16):
+        with run.timer("data"):
+            texts = [
+                "" if rng.random() < args.empty else random_caption(pool.labels[i], rng, args.neutral, 0.0)[0]
+                for i in chosen
+            ]
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+                states = text_features(clip, tokenize(tokenizer, texts))[0].float()
+            # A little more often the noisy half, where subject, palette and layout are decided.
+            timesteps = (len(alphas) * torch.rand(args.batch) ** 0.75).long()
+            noisy, target = noised(latents[chosen].float(), alphas, timesteps)
+        with run.timer("forward"), torch.autocast("cpu", torch.bfloat16):
             prediction = unet(noisy, timesteps, states.clone()).sample.float()
         loss = F.mse_loss(prediction, target)
         norm = core.optimise(loss, optimiser, core.cosine(step, args.steps, args.lr, 300))
@@ -91,7 +92,7 @@ def main() -> None:
         run.log(loss=loss, grad_norm=norm)
         if step % 1000 == 999:
             export(ema)
-            preview(run, step)
+            preview(run)
     export(ema)
     run.finish(**evaluate(args.pictures))
 
@@ -126,11 +127,11 @@ def draw(texts: list[str], guidance: float, steps: int = 20, batch: int = 40) ->
     return torch.cat(pictures)
 
 
-def preview(run: core.Run, step: int) -> None:
+def preview(run: core.Run) -> None:
     requests = heldout_requests(32)
     pictures = draw([captions.enriched(*request) for request in requests], 3.0)
-    core.picture_grid(pictures, run.folder / "samples" / f"{step:06d}.png")
-    print(step + 1, obedience(pictures, requests), flush=True)
+    run.pictures("heldout", pictures)
+    print(run.step + 1, obedience(pictures, requests), flush=True)
 
 
 def obedience(pictures: torch.Tensor, requests) -> dict[str, float]:

@@ -58,10 +58,11 @@ def main() -> None:
     for step in run.steps(args.steps):
         whole = step >= args.steps * 2 // 3
         batch = args.batch // 4 if whole else args.batch
-        pictures = pool.batch(core.batch_indices(args.seed, step, batch, len(pool)))
-        if not whole:
-            pictures = crops(pictures)
-        with torch.autocast("cpu", torch.bfloat16):
+        with run.timer("data"):
+            pictures = pool.batch(core.batch_indices(args.seed, step, batch, len(pool)))
+            if not whole:
+                pictures = crops(pictures)
+        with run.timer("forward"), torch.autocast("cpu", torch.bfloat16):
             posterior = model.encode(pictures).latent_dist
             decoded = model.decode(posterior.sample()).sample.float()
         reconstruction, edges = F.l1_loss(decoded, pictures), edge_loss(decoded, pictures)
@@ -72,11 +73,11 @@ def main() -> None:
         ema.update(step)
         run.log(l1=reconstruction, worst=worst, edges=edges, kl=kl, grad_norm=norm)
         if step % 1000 == 999:
-            save_samples(model, shown, run, step)
+            show(model, shown, run)
 
     model.load_state_dict(ema.shadow)
     model.eval()
-    save_samples(model, shown, run, args.steps)
+    show(model, shown, run)
     with torch.inference_mode():
         sample = pool.batch(slice(None, None, max(1, len(pool) // 512)))
         latents = torch.cat([model.encode(p).latent_dist.mean for p in sample.split(32)])
@@ -92,10 +93,10 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def save_samples(model, pictures, run, step) -> None:
+def show(model, pictures, run) -> None:
     model.eval()
     decoded = model.decode(model.encode(pictures).latent_dist.mean).sample
-    core.picture_grid(torch.cat([pictures, decoded]), run.folder / "samples" / f"{step:06d}.png")
+    run.pictures("decoded", torch.cat([pictures, decoded]))
     model.train()
 
 

@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parents[1] / "configs"
 READS = {
     "train_mllm": ("data", "mllm"),
     "extract": ("data", "mllm", "clip_vision"),
-    "probe_layers": ("data",),
+    "probe_layers": ("data", "mllm"),
     "train_alignment": ("data", "base"),
     "train_user_attention": ("data", "base"),
 }
@@ -30,10 +30,13 @@ class ConfigError(ValueError):
 def load(name: str | Path, changes: list[str] = ()) -> Config:
     """Read a configuration, one of ours by its name or any YAML file, with `a.b=value` changes in it."""
     path, content = _read(name, FOLDER)
-    for change in sorted(changes, key=lambda c: not c.startswith("mllm=")):  # the MLLM first, then what changes in it
+    named = [change for change in changes if change.startswith("mllm=")]
+    for change in named:
         _put(content, change)
-        _expand(content)
-    _expand(content)
+    _expand(content)  # the MLLM first, then what changes in it
+    for change in changes:
+        if change not in named:
+            _put(content, change)
     try:
         return Config.model_validate(content)
     except ValidationError as error:

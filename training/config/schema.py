@@ -64,8 +64,8 @@ class Lora(Section):
 
 
 class Mllm(Section):
-    """The multimodal language model. path: a transformers folder, none for the atelier's own. lora: none trains the
-    whole language model. nf4: 4-bit weights under the LoRA, needs bitsandbytes."""
+    """The multimodal language model. path: a transformers folder, none for the atelier's own, which is trained whole.
+    lora: what is trained of another; none takes it as it is. nf4: 4-bit weights under the LoRA, needs bitsandbytes."""
 
     path: Path | None = None
     precision: Precision = "bf16"
@@ -100,17 +100,22 @@ class Training(Section):
 
 
 class TrainMllm(Training):
-    """users: how many training users are read (0: all). identity: weight of the InfoNCE between two histories of one
-    user; contrast: of the liked-versus-disliked contrast; reading: of the heads that name the attributes."""
+    """users: how many training users are read (0: all). pictures: the most liked and the most disliked ones in a
+    history. others: share of a batch that asks other questions than the closing one (of a data set: training.vqa's).
+    Weights of the losses: identity, InfoNCE between two histories of one user; contrast, a liked picture against a
+    disliked one; reading, heads that name the attributes."""
 
     steps: Natural = 1600
-    batch: Count = 32
+    batch: Annotated[int, Field(ge=4)] = 32
     lr: Rate = 1e-3
+    warmup: Natural = 200
+    weight_decay: Weight = 0.01
     users: Natural = 20000
-    identity: Weight = 0.3
-    contrast: Weight = 1.0
-    reading: Weight = 4.0
     pictures: Count = 8
+    others: Share = 0.125
+    identity: Weight = 0.3
+    contrast: Weight = 0.0
+    reading: Weight = 4.0
     seed: Natural = 8
 
 
@@ -125,7 +130,12 @@ class Extract(Section):
 
 
 class ProbeLayers(Section):
-    users: Natural = 3000
+    """users: in each of the three groups (probes fitted, layers chosen, figures reported). histories: of each user;
+    pictures: the most liked and the most disliked ones in a history."""
+
+    users: Annotated[int, Field(ge=2)] = 200
+    histories: Annotated[int, Field(ge=2)] = 3
+    pictures: Count = 8
     seed: Natural = 10
 
 
@@ -229,10 +239,13 @@ class Atelier(Section):
 
 
 class Config(Section):
-    """A whole pipeline. hardware: what it is meant for; expected: the figures to expect, or "not run by us"."""
+    """A whole pipeline. hardware: what it is meant for; expected: the figures to expect, or "not run by us"; devices,
+    tflops: how many, and what each is assumed to reach, for the plan alone."""
 
     hardware: str
     expected: str = "not run by us"
+    devices: Count = 1
+    tflops: Annotated[float, Field(gt=0)] = 50
     data: Data = Data()
     base: Base = Base()
     mllm: Mllm = Mllm()

@@ -57,9 +57,9 @@ def write(folder: Path, step: int, state: dict, keep: int = 2) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     kept = {p.stem for p in listed(folder)[:keep]}
-    for other in folder.glob("step-*"):
-        if other.suffix in (".pt", ".json", ".tmp") and other.name.partition(".")[0] not in kept:
-            other.unlink(missing_ok=True)
+    old = [p for p in folder.glob("step-*") if p.suffix in (".pt", ".json") and p.stem not in kept]
+    for other in (*old, *folder.glob("*.tmp")):  # and what a killed write left behind
+        other.unlink(missing_ok=True)
     return path
 
 

@@ -44,7 +44,10 @@ class RunFolder:
         """Refuse a folder that holds another run."""
         path = self.folder / "config.json"
         if path.exists():
-            then, now = _flat(json.loads(path.read_text())), _flat(config)
+            try:
+                then, now = _flat(json.loads(path.read_text())), _flat(config)
+            except (ValueError, AttributeError) as error:
+                raise SystemExit(f"{path} is damaged: use another --runs folder, or put a copy back.") from error
             changed = sorted(k for k in then | now if then.get(k) != now.get(k) and k not in FREE)
             if changed:
                 differences = ", ".join(f"{k} ({then.get(k)} there, {now.get(k)} now)" for k in changed)

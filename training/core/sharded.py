@@ -26,7 +26,7 @@ def spread_like(tensor, reference):
     """A whole tensor as `reference` is spread; unchanged where that is whole or of another shape."""
     if isinstance(reference, DTensor) and isinstance(tensor, torch.Tensor) and tensor.shape == reference.shape:
         tensor = tensor.to(reference.device, reference.dtype)
-        return distribute_tensor(tensor, reference.device_mesh, reference.placements, src_data_rank=None)
+        return distribute_tensor(tensor, reference.device_mesh, reference.placements)
     return tensor
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -49,7 +49,8 @@ class Updater:
         self.world = accelerator.num_processes
         self.modules: dict[str, nn.Module] = {}
         self.wrapped: list[nn.Module] = []
-        self.averaged = self.cut = False
+        self.apart: set[nn.Parameter] = set()  # held whole by every process, averaged here
+        self.cut = False
         self.loss: torch.Tensor | float = 0.0
         self.last_loss = math.nan
         self.norms: dict[str, torch.Tensor] = {}
@@ -61,9 +62,9 @@ class Updater:
         """
         if self.world == 1 and self.accelerator.scaler is None:
             return module.to(self.accelerator.device), optimiser
-        self.averaged = self.world > 1 and type(module).forward is nn.Module.forward
-        if self.averaged:
-            return module.to(self.accelerator.device), self.accelerator.prepare(optimiser)
+        if self.world > 1 and type(module).forward is nn.Module.forward:
+            self.apart.update(module.to(self.accelerator.device).parameters())
+            return module, self.accelerator.prepare(optimiser)
         module, optimiser = self.accelerator.prepare(module, optimiser)
         self.wrapped.append(module)
         return module, optimiser
@@ -74,8 +75,9 @@ class Updater:
         if len(chosen) % self.accumulate:
             raise Trouble(f"a share of {len(chosen)} samples can't be cut into {self.accumulate} equal pieces")
         for number, piece in enumerate(np.split(np.arange(len(chosen)), self.accumulate)):
-            last = number == self.accumulate - 1 or not self.wrapped
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped[0]):
+            with ExitStack() as stack:
+                for module in self.wrapped if number < self.accumulate - 1 else ():
+                    stack.enter_context(self.accelerator.no_sync(module))
                 yield chosen[piece[0] : piece[-1] + 1]
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -87,24 +89,24 @@ class Updater:
         """Take one step; returns the gradient norm before clipping. Raises Trouble, with the weights as they were."""
         if self.accumulate > 1 and not self.cut:
             raise Trouble("this stage doesn't cut its batch into pieces: accumulate has to be 1")
-        if self.world > 1 and not (self.wrapped or self.averaged):
+        if self.world > 1 and not (self.wrapped or self.apart):
             raise Trouble("this stage trains in one process: start it without a launcher")
         groups = self.groups(optimiser)
         parameters = [p for group in groups.values() for p in group]
         if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients(optimiser)
-        if self.averaged:
-            average_gradients(parameters, self.world)
+        if self.apart:
+            average_gradients([p for p in parameters if p in self.apart], self.world)
         self.norms = {name: gradient_norm(group) for name, group in groups.items()}
         norm = torch.linalg.vector_norm(torch.stack(list(self.norms.values())))
-        self._look(norm, first)
+        total = self._look(norm, first)
         torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
         for group in optimiser.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         self.loss = 0.0
-        return float(norm)
+        return total
 
     def groups(self, optimiser: torch.optim.Optimizer) -> dict[str, list[nn.Parameter]]:
         """The optimiser's parameters by the part of the trained module that they are in (its children)."""
@@ -121,8 +123,9 @@ class Updater:
             groups.setdefault(names.get(id(parameter), "weights"), []).append(parameter)
         return groups
 
-    def _look(self, norm: torch.Tensor, first: bool) -> None:
-        """Raise Trouble for a loss or gradients that aren't finite, or (first step) for a part without a gradient."""
+    def _look(self, norm: torch.Tensor, first: bool) -> float:
+        """The norm of all gradients as a number. Raises Trouble if it or the loss isn't finite, or if at the first step
+        a part has none."""
         loss = torch.as_tensor(self.loss, device=norm.device)
         loss = self.accelerator.reduce(loss, "mean") if self.world > 1 else loss
         loss, total = torch.stack([loss, norm]).tolist()  # one wait for the device
@@ -138,6 +141,7 @@ class Updater:
                 f"the gradient of {' and '.join(still)} is zero, so it would never learn: "
                 "freeze it, let the loss depend on it, or name it in may_rest"
             )
+        return total
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
@@ -146,7 +150,7 @@ def gradient_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
     if not gradients:
         return torch.zeros((), device=parameters[0].device)
     norm = torch.nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).float()
 
 
 @torch.no_grad()

@@ -169,7 +169,8 @@ Alignment over a part of the families counts users who like and dislike somethin
 
 ## What is not here
 
-{left_out}The metrics of real base models (CSD, PickScore, the ViPer proxy), and FID.
+{left_out}FID, which needs far more pictures. CSD, PickScore and the ViPer proxy judge real bases:
+[compare.md](../compare.md).
 """
 
 

@@ -1,0 +1,105 @@
+"""What the MLLM is asked while it learns to read histories, and what it should answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from prefgen.atelier.attributes import FAMILIES
+from prefgen.mllm.prompt import AVOID_QUESTION, CLOSING_QUESTION
+
+from .data.errors import DataError
+from .data.store import sha256
+from .histories import AtelierHistories, DataSetHistories, Histories, History
+from .readers import Asked
+
+WOULD = "Would this user like this picture?"
+NO, YES = "no", "yes"
+
+
+def taste_answer(world: Histories, user: int) -> str:
+    """The whole taste in words: every taste's liked attributes, then what is avoided; "" when unknown."""
+    if not world.tastes(user):
+        return ""
+    liked = " or ".join(world.texts(user))
+    return f"likes {liked} ; avoids {', '.join(world.phrase(a) for a in world.dislikes(user))}"
+
+
+def closing(world: Histories, user: int, rng: np.random.Generator, liked: int, disliked: int) -> Asked:
+    """A history with the closing question."""
+    return Asked(world.history(user, rng, liked, disliked), CLOSING_QUESTION, taste_answer(world, user))
+
+
+class Questions:
+    """Other questions than the closing one. Of the atelier they are dealt: one family, what is avoided, whether the
+    user would like one more picture. Of a data set they are those that `training.vqa` made of it."""
+
+    def __init__(self, world: Histories, folder: Path | None):
+        self.world, self.table, self.rows = world, None, {}
+        if isinstance(world, DataSetHistories):
+            self._open(world, folder)
+
+    def _open(self, world: DataSetHistories, folder: Path | None) -> None:
+        import json
+
+        import pyarrow.parquet as pq
+
+        if folder is None:
+            raise DataError("data.questions is missing: make them by `python -m training.vqa DATA FOLDER`.")
+        try:
+            config = json.loads((folder / "report.json").read_text())["config"]
+            self.table = pq.read_table(folder / "train.parquet")
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{folder} holds no questions of training.vqa: run it on {world.folder}.") from error
+        if config["source_sha256"] != sha256(world.folder / "manifest.json"):
+            raise DataError(f"The questions in {folder} were made of another set than {world.folder}: make them anew.")
+        places = zip(world.index["shard"].to_pylist(), world.index["row"].to_pylist(), strict=True)
+        self.picture = {place: number for number, place in enumerate(places)}
+        for row, user in enumerate(self.table["user"].to_pylist()):
+            self.rows.setdefault(user, []).append(row)
+
+    def ask(self, user: int, rng: np.random.Generator, liked: int, disliked: int) -> Asked:
+        """One question about a user."""
+        if self.table is not None:
+            return self._made(int(rng.choice(self.rows.get(user) or range(len(self.table)))))
+        history = self.world.history(user, rng, liked, disliked)
+        return self._dealt(self.world, user, history, rng)
+
+    def _made(self, row: int) -> Asked:
+        found = self.table.slice(row, 1).to_pylist()[0]
+        seen = found["history"]
+        history = History(
+            np.array([self.picture[p["shard"], p["row"]] for p in seen], np.int64),
+            np.array([p["liked"] for p in seen], bool),
+            [p["prompt"] or "" for p in seen],
+        )
+        shown = np.array([self.picture[p["shard"], p["row"]] for p in found["asked"]], np.int64)
+        return Asked(history, found["question"], found["answer"], shown)
+
+    @staticmethod
+    def _dealt(world: AtelierHistories, user: int, history: History, rng: np.random.Generator) -> Asked:
+        kind = rng.choice(["family", "avoid", "picture"])
+        if kind == "family":
+            family = str(rng.choice(list(FAMILIES)))
+            found = [
+                world.phrase(a)
+                for taste in world.tastes(user)
+                for a in taste
+                if world.attributes[a].startswith(f"{family}/")
+            ]
+            answer = " or ".join(dict.fromkeys(found)) if found else "nothing in particular"
+            return Asked(history, f"Which {family} does this user like ?", answer)
+        if kind == "avoid":
+            return Asked(history, AVOID_QUESTION, ", ".join(world.phrase(a) for a in world.dislikes(user)))
+        liked = bool(rng.integers(2))
+        return would(world, user, history, rng, liked)
+
+
+def would(world: Histories, user: int, history: History, rng: np.random.Generator, liked: bool) -> Asked:
+    """Whether the user would like one more picture, which is not in the history."""
+    more = world.history(user, rng, len(history.pictures) + 1, len(history.pictures) + 1)
+    fresh = [p for p, verdict in zip(more.pictures, more.liked, strict=True) if verdict == liked]
+    unseen = [p for p in fresh if p not in history.pictures]
+    picture = (unseen or fresh or history.pictures[history.liked == liked].tolist() or history.pictures.tolist())[0]
+    return Asked(history, WOULD, YES if liked else NO, np.array([picture], np.int64))
