@@ -20,6 +20,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def write_world(folder: Path, args) -> None:
     from training.agents.renderers import Atelier
 
     write_base(folder, args.width)
-    make(World(40, 240, 3, 40, Atelier(128), None), folder / "agents", processes=1)
+    make(World(20, 60, 3, 20, Atelier(256), None), folder / "agents", processes=1)
     write_upstream(folder / "runs", folder / "agents")
     stage = {"steps": STEPS, "batch": args.batch, "distil": 0.0, "lr": 1e-4, "users": 1}
     content = {
@@ -242,24 +243,25 @@ def unet_flops(folder: Path, args) -> float:
     return counter.get_total_flops()
 
 
-def measure(args) -> dict:
+def measure(args) -> Iterator[dict]:
+    """The record after every round."""
     folder = Path(tempfile.mkdtemp())
+    line = [sys.executable, __file__, *sys.argv[1:], "--plain", str(folder)]
     try:
         write_world(folder, args)
-        ours(folder)  # fills the caches
-        rounds = []
-        for _ in range(args.rounds):
-            theirs = subprocess.run(
-                [sys.executable, __file__, *sys.argv[1:], "--plain", str(folder)],
-                check=True,
-                capture_output=True,
-                text=True,
-            )
-            rounds.append({"plain": json.loads(theirs.stdout.splitlines()[-1]), "ours": ours(folder)})
-            print(json.dumps(rounds[-1]), flush=True)
-        flops = unet_flops(folder, args)
+        flops, rounds = unet_flops(folder, args), []
+        for number in range(args.rounds + 1):
+            mine = ours(folder)
+            if number == 0:  # it filled the caches
+                continue
+            theirs = subprocess.run(line, check=True, capture_output=True, text=True)
+            rounds.append({"plain": json.loads(theirs.stdout.splitlines()[-1]), "ours": mine})
+            yield entry_of(args, rounds, flops)
     finally:
         shutil.rmtree(folder)
+
+
+def entry_of(args, rounds: list[dict], flops: float) -> dict:
     step = {side: float(np.median([r[side]["step"] for r in rounds])) for side in ("plain", "ours")}
     ratios = sorted(r["plain"]["step"] / r["ours"]["step"] for r in rounds)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -333,7 +335,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=float, default=0.25, help="share of the published channels: 0.25, 0.5 or 1")
     parser.add_argument("--pixels", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peak-tflops", type=float, help="of the GPU in this precision, for the MFU")
@@ -342,13 +344,13 @@ def main() -> None:
     if args.plain:
         print(json.dumps(plain(args.plain, args)))
         return
-    entry = measure(args)
-    rows = json.loads(RECORD.read_text()) if RECORD.exists() else []
-    same = ("width", "pixels", "batch", "precision", "device")
-    rows = [row for row in rows if any(row[key] != entry[key] for key in same)] + [entry]
-    RECORD.write_text(json.dumps(rows, indent=1) + "\n")
-    write_page(rows)
-    print(json.dumps(entry["ratio"]))
+    for entry in measure(args):
+        rows = json.loads(RECORD.read_text()) if RECORD.exists() else []
+        same = ("width", "pixels", "batch", "precision", "device")
+        rows = [row for row in rows if any(row[key] != entry[key] for key in same)] + [entry]
+        RECORD.write_text(json.dumps(rows, indent=1) + "\n")
+        write_page(rows)
+        print(json.dumps(entry["ratio"]), flush=True)
 
 
 if __name__ == "__main__":

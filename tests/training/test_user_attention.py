@@ -199,7 +199,7 @@ def test_what_does_not_belong_together_is_one_sentence(small, trained, tmp_path,
     assert f"an MLLM of {LAYERS} layers" in refused(monkeypatch, train_alignment_anew(runs), options)
     index = runs / "extract/index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"world": "elsewhere"}))
-    assert "was read from elsewhere" in refused(monkeypatch, train_user_attention, options)
+    assert "are those of elsewhere" in refused(monkeypatch, train_user_attention, options)
 
 
 def train_alignment_anew(runs):
