@@ -129,14 +129,11 @@ def samples_of(
     world: Histories, questions: Questions, users: list[int], args, shares: int, rng: np.random.Generator
 ) -> Samples:
     """The whole batch of a step, the same in every process; it has to be enough for so many shares."""
-    others = max(1, int(args.batch * args.others))
-    pairs = max(1, others // 2) if args.contrast else 0
-    count = (args.batch - others - 2 * pairs) // 2
+    count, others, pairs = args.config.train_mllm.groups
     if count < shares:
-        least = 2 * shares + others + 2 * pairs
         raise DataError(
-            f"train_mllm.batch is {args.batch}: {shares} processes and pieces need {least} or more, so take a larger "
-            "batch or less of accumulate."
+            f"train_mllm.batch is {args.batch} and holds {count} users, too few for {shares} processes and pieces: "
+            "raise it, or lower accumulate."
         )
     chosen = [users[i] for i in rng.choice(len(users), count, replace=len(users) < count)]
     rest = [users[i] for i in rng.choice(len(users), others + pairs, replace=len(users) < others + pairs)]

@@ -124,6 +124,22 @@ class TrainMllm(Training):
     reading: Weight = 4.0
     seed: Natural = 8
 
+    @property
+    def groups(self) -> tuple[int, int, int]:
+        """How many users (two histories each), other questions and pairs for the contrast a batch holds."""
+        others = max(1, int(self.batch * self.others))
+        pairs = max(1, others // 2) if self.contrast else 0
+        return (self.batch - others - 2 * pairs) // 2, others, pairs
+
+    @model_validator(mode="after")
+    def _whole(self):
+        if self.groups[0] < self.accumulate:
+            raise ValueError(
+                f"a batch of {self.batch} holds {self.groups[0]} users, too few for {self.accumulate} pieces: raise "
+                "batch or lower accumulate"
+            )
+        return self
+
 
 class Extract(Section):
     """histories: how many of each user; pictures: the most liked and the most disliked ones in a history."""
