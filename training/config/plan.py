@@ -29,6 +29,7 @@ WORDS, QUESTION = 6, 60  # text tokens: beside a picture, and of the question wi
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes
 NF4 = 0.56  # bytes of a 4-bit weight with its scales
 TRAINED, EMA = 16, 4  # bytes of a trained weight: itself, its gradient, Adam's two moments, all in fp32
+ALONE = ("atelier", "extract", "probe_layers", "export")  # stages of one process
 ATELIER = ("pool", "vae", "clip", "judge", "unet", "mllm_vision")
 
 
@@ -72,7 +73,7 @@ def plan(name: str, config: Config) -> str:
         f"Estimated from shapes; {config.devices} device(s) that reach {config.tflops:g} TFLOP/s each are assumed.",
     ]
     for stage, facts in stages:
-        alone = "python" if stage.split(".")[0] in ("atelier", "probe_layers", "export") else launch
+        alone = "python" if stage.split(".")[0] in ALONE else launch
         lines += ["", stage, f"  {alone} -m training.{stage} --config {name}", *(f"  {fact}" for fact in facts)]
     return "\n".join(lines)
 
@@ -137,7 +138,7 @@ def _extract(config: Config, reader: Reader) -> list[str]:
     return [
         f"{users:,} users x {section.histories} histories of about {tokens:,} tokens; {disk / GIB:.2f} GiB on disk",
         _memory(weights, 0, states) + f", {section.batch} histories at once",
-        _time(config, flops),
+        _time(config, flops, devices=1),
     ]
 
 
