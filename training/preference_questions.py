@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ from prefgen.atelier.attributes import FAMILIES
 from prefgen.mllm.prompt import AVOID_QUESTION, CLOSING_QUESTION
 
 from .data.errors import DataError
+from .data.schema import TRAIN
 from .data.store import sha256
 from .histories import AtelierHistories, DataSetHistories, Histories, History
 from .readers import Asked
+from .vqa.questions import ANSWERS, SIDE
+from .vqa.questions import WOULD as WOULD_KIND
 
 WOULD = "Would this user like this picture?"
 NO, YES = "no", "yes"
@@ -33,14 +37,14 @@ def closing(world: Histories, user: int, rng: np.random.Generator, liked: int, d
 
 class Questions:
     """Other questions than the closing one. Of the atelier they are dealt: one family, what is avoided, whether the
-    user would like one more picture. Of a data set they are those that `training.vqa` made of it."""
+    user would like one more picture. Of a data set they are those that `training.vqa` made of it, of one split."""
 
-    def __init__(self, world: Histories, folder: Path | None):
+    def __init__(self, world: Histories, folder: Path | None, split: str = TRAIN):
         self.world, self.table, self.rows = world, None, {}
         if isinstance(world, DataSetHistories):
-            self._open(world, folder)
+            self._open(world, folder, split)
 
-    def _open(self, world: DataSetHistories, folder: Path | None) -> None:
+    def _open(self, world: DataSetHistories, folder: Path | None, split: str) -> None:
         import json
 
         import pyarrow.parquet as pq
@@ -49,7 +53,7 @@ class Questions:
             raise DataError("data.questions is missing: make them by `python -m training.vqa DATA FOLDER`.")
         try:
             config = json.loads((folder / "report.json").read_text())["config"]
-            self.table = pq.read_table(folder / "train.parquet")
+            self.table = pq.read_table(folder / f"{split}.parquet")
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{folder} holds no questions of training.vqa: run it on {world.folder}.") from error
         if config["source_sha256"] != sha256(world.folder / "manifest.json"):
@@ -65,6 +69,25 @@ class Questions:
             return self._made(int(rng.choice(self.rows.get(user) or range(len(self.table)))))
         history = self.world.history(user, rng, liked, disliked)
         return self._dealt(self.world, user, history, rng)
+
+    def closed(self, users: int, each: int, split: str) -> Iterator[tuple[int, str, Asked]]:
+        """(user, kind, question) of the first users' questions that two words can answer (`training.vqa.questions`).
+
+        users: 0 for all. A data set has its own; of the atelier `each` a user are dealt, answers by turns.
+        """
+        if self.table is not None:
+            for user in sorted(self.rows)[: users or None]:
+                for row in self.rows[user]:
+                    kind = self.table["kind"][row].as_py()
+                    if kind in ANSWERS:
+                        yield user, kind, self._made(row)
+            return
+        for user in self.world.users(split, users):
+            for number in range(each):
+                rng = np.random.default_rng([user, number, 43])
+                sizes = rng.integers(*SIDE, size=2).tolist()
+                history = self.world.history(user, rng, *sizes)
+                yield user, WOULD_KIND, would(self.world, user, history, rng, bool((user + number) % 2))
 
     def _made(self, row: int) -> Asked:
         found = self.table.slice(row, 1).to_pylist()[0]

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from prefgen.compat import hidden_states_of
+from prefgen.mllm.files import MLLMError
 from prefgen.mllm.model import PreferenceMLLM
 from prefgen.mllm.prompt import CLOSING_QUESTION
 
@@ -94,13 +95,28 @@ class Reader:
         return Batch(inputs, padded.to(self.mllm.device), torch.tensor(last, device=self.mllm.device))
 
     def answer_ids(self, answer: str) -> list[int]:
-        """The answer and the sign that ends a turn."""
+        """The answer and the sign that ends a turn, cut into tokens as they stand after the prompt's last words: alone,
+        a SentencePiece tokenizer would begin every answer with the same space."""
         if not answer:
             return []
         tokenizer = self.mllm.tokenizer
         end = next((e for e in ENDS if e in tokenizer.get_added_vocab()), tokenizer.eos_token)
-        space = " " if end == ENDS[0] else ""  # Idefics' templates end with "Assistant:"
-        return tokenizer(space + answer + end, add_special_tokens=False).input_ids
+        before, space = ("Assistant:", " ") if end == ENDS[0] else ("\n", "")  # as the families' templates end
+        given = tokenizer(before, add_special_tokens=False).input_ids
+        whole = tokenizer(before + space + answer + end, add_special_tokens=False).input_ids
+        return whole[len(given) :]
+
+    def leaning(self, states: torch.Tensor, answers: tuple[str, str]) -> torch.Tensor:
+        """How much more the MLLM would begin with the first answer than with the second, in logits [B]. states [B, D]:
+        last states where prompts end. MLLMError when both begin alike."""
+        first, second = (self.answer_ids(answer)[0] for answer in answers)
+        if first == second:
+            raise MLLMError(
+                f"The tokenizer of {self.mllm.name} begins {answers[0]!r} and {answers[1]!r} alike, so nothing tells "
+                "them apart: its files are damaged, or of another family."
+            )
+        said = self.mllm.model.get_output_embeddings()(states).float()
+        return said[:, first] - said[:, second]
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(H [B, layers, D] float32 at the end of every prompt, last states [B, T, D])."""

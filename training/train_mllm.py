@@ -167,10 +167,8 @@ def losses_of(model, reader: Reader, heads: TasteHeads | None, world: Histories,
     if args.identity and len(samples.users) > 1:
         losses["identity"] = identity_loss(states[:closing_count])
     if samples.pairs:
-        yes, no = (reader.answer_ids(word)[0] for word in (YES, NO))
         ends = last[torch.arange(len(last), device=device), batch.last][-len(samples.pairs) :]
-        said = head(ends).float()
-        leaning = (said[:, yes] - said[:, no]).unflatten(0, (-1, 2))  # of the liked picture, of the disliked
+        leaning = reader.leaning(ends, (YES, NO)).unflatten(0, (-1, 2))  # of the liked picture, of the disliked
         losses["contrast"] = F.softplus(leaning[:, 1] - leaning[:, 0]).mean()
     return losses
 
