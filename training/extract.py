@@ -55,6 +55,8 @@ def main() -> None:
     run = core.Run(args)
     if run.finished:
         return
+    if run.world > 1:
+        raise SystemExit("extract runs in one process: start it without a launcher.")
     try:
         world = histories_of(args.config, args.runs)
         jobs = jobs_of(world, args)
