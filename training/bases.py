@@ -20,13 +20,6 @@ from .config.schema import Config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TEXTS_AT_ONCE = 256
-# The key of a single file's text encoder tells the family.
-ENCODER_KEYS = {
-    "conditioner.embedders.1.": "sdxl",
-    "conditioner.embedders.0.model.": "sdxl_refiner",
-    "cond_stage_model.transformer.": "sd15",
-    "cond_stage_model.model.": "sd2",
-}
 
 
 class BaseError(ValueError):
@@ -198,57 +191,38 @@ def _published(config: Config, device, text_only: bool) -> Base:
     absent = {"feature_extractor": None, "image_encoder": None}
     absent |= {} if family == "sdxl" else {"safety_checker": None, "requires_safety_checker": False}
     absent |= {"unet": None, "vae": None} if text_only else {}
-    precisions = {"unet": dtype, "default": torch.float32}
     diffusers.utils.logging.disable_progress_bar()
     try:
-        if path.is_file():
-            pipeline = kind.from_single_file(str(path), config=str(config.base.layout), local_files_only=True)
-            pipeline.unet.to(dtype)
-        else:
-            pipeline = kind.from_pretrained(
-                str(path), local_files_only=True, use_safetensors=True, torch_dtype=precisions, **absent
-            )
+        pipeline = kind.from_pretrained(str(path), local_files_only=True, use_safetensors=True, **absent)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise BaseError(f"base.path {path} can't be loaded ({reason}): it needs whole safetensors files.") from error
-    encoders = [(pipeline.tokenizer, pipeline.text_encoder)]
+    encoders = [(pipeline.tokenizer, in_precision(pipeline.text_encoder))]
     if family == "sdxl":
-        encoders.append((pipeline.tokenizer_2, pipeline.text_encoder_2))
-    unet, vae = (None, None) if text_only else (pipeline.unet, pipeline.vae)
+        encoders.append((pipeline.tokenizer_2, in_precision(pipeline.text_encoder_2)))
+    unet, vae = (None, None) if text_only else (in_precision(pipeline.unet, dtype), in_precision(pipeline.vae))
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     return Base(family, unet, vae, encoders, scheduler, config.base.pixels, dtype, device)
+
+
+def in_precision(module, dtype: torch.dtype = torch.float32):
+    return module if module.dtype == dtype else module.to(dtype)  # diffusers warns at every conversion
 
 
 def _check_family(family: str, path: Path) -> None:
     """BaseError unless base.path holds a model of base.family."""
     if path.is_file():
-        found = _family_of_file(path)
-    elif (path / "model_index.json").is_file():
-        found = _family_of_folder(path)
-    else:
-        raise BaseError(f"base.path {path} is neither a diffusers folder (with model_index.json) nor a file.")
-    if found != family:
-        name = FAMILY_NAMES.get(found, found)
-        raise BaseError(f"base.path {path} holds an {name} model, base.family says {family}.")
-
-
-def _family_of_folder(path: Path) -> str:
+        raise BaseError(
+            f"base.path {path} is a single file, without configs and tokenizers: load it once in diffusers with "
+            "from_single_file, save_pretrained it, and give that folder."
+        )
+    if not (path / "model_index.json").is_file():
+        raise BaseError(f"base.path {path} is no diffusers folder: it has no model_index.json.")
     try:
         unet = json.loads((path / "unet/config.json").read_text())
     except (OSError, ValueError) as error:
-        raise BaseError(f"base.path {path} has no UNet that diffusers 2D pipelines know (unet/config.json).") from error
-    return FAMILY_OF_WIDTH.get(unet.get("cross_attention_dim"), "unknown")
-
-
-def _family_of_file(path: Path) -> str:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), "pt") as file:
-            keys = list(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise BaseError(f"base.path {path} is no whole safetensors file: pickled checkpoints aren't opened.") from error
-    for start, family in ENCODER_KEYS.items():
-        if any(key.startswith(start) for key in keys):
-            return family
-    return "unknown"
+        raise BaseError(f"base.path {path} has no UNet (unet/config.json): take SD1.5 or SDXL.") from error
+    found = FAMILY_OF_WIDTH.get(unet.get("cross_attention_dim"), "unknown")
+    if found != family:
+        name = FAMILY_NAMES.get(found, found)
+        raise BaseError(f"base.path {path} holds an {name} model, base.family says {family}.")

@@ -43,18 +43,12 @@ def chosen_layers(runs: Path, count: int) -> dict:
     return {key: layers[key] for key in ("sem_layers", "core_layer")}
 
 
-def read_index(runs: Path) -> dict:
-    """What `extract` says of its arrays: world, mllm, clip_vision. Empty for runs made before it said anything."""
-    path = runs / "extract" / "index.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def check_world(runs: Path, histories: Histories) -> None:
+def check_world(extracted: Extracted, histories: Histories) -> None:
     """SystemExit if the extracted users live in another world than the configuration's."""
-    world = read_index(runs).get("world", histories.name)
+    world = extracted.index["world"]
     if world != histories.name:
         raise SystemExit(
-            f"{runs / 'extract'} was read from {world}, data.path says {histories.name}: use another --runs folder, or "
+            f"The extracted users are those of {world}, data.path says {histories.name}: use another --runs folder, or "
             "run `python -m training.extract` again."
         )
 
@@ -78,7 +72,6 @@ def new_adapter(args: SimpleNamespace, cross_attention_dim: int, block_widths: l
     sem_norm, core_norm = LayerStandardiser(sem_layers, width), LayerStandardiser(1, width)
     sem_norm.load_state_dict(state["norm"])
     core_norm.fit(torch.as_tensor(np.asarray(extracted.hidden[:, [layers["core_layer"]]])))
-    mllm, clip_vision = encoders(args, image_width)
     header = AdapterHeader(
         format_version=FORMAT_VERSION,
         kind="prefgen",
@@ -89,26 +82,12 @@ def new_adapter(args: SimpleNamespace, cross_attention_dim: int, block_widths: l
         cross_attention_dim=cross_attention_dim,
         tokens=args.tokens,
         block_widths=block_widths,
-        mllm=mllm | layers,
-        clip_vision=clip_vision,
+        mllm=extracted.index["mllm"] | layers,
+        clip_vision=extracted.index["clip_vision"],
         training={key: args.fingerprint[key] for key in TOLD} | provenance(args.config),
     )
     projection = UserProjection(text_width + width + image_width, cross_attention_dim, args.tokens)
     return UserAdapter(header, projection, aligner, sem_norm, core_norm)
-
-
-def encoders(args: SimpleNamespace, image_width: int) -> tuple[dict, dict]:
-    """(the MLLM's fingerprint, the CLIP vision model) that read the histories."""
-    if args.config.base.family == "atelier":
-        from prefgen.atelier.models import MLLM_FOLDER
-        from prefgen.mllm.model import PreferenceMLLM
-
-        clip_vision = {"name": "atelier", "width": image_width, "preprocessing": "bicubic 128, mean 0.5, std 0.5"}
-        return PreferenceMLLM.load(MLLM_FOLDER).fingerprint, clip_vision
-    index = read_index(args.runs)
-    if not {"mllm", "clip_vision"} <= index.keys():
-        raise SystemExit(f"{args.runs / 'extract/index.json'} doesn't say what read the histories: extract them again.")
-    return index["mllm"], index["clip_vision"]
 
 
 def provenance(config) -> dict:

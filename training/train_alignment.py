@@ -54,7 +54,7 @@ def main() -> None:
     if run.finished:
         return
     histories, extracted = histories_of(args.config, args.runs), Extracted(args.runs)
-    check_world(args.runs, histories)
+    check_world(extracted, histories)
     layers = chosen_layers(args.runs, extracted.hidden.shape[1])["sem_layers"]
     device = run.accelerator.device
     users, owners = np.unique(extracted.owners, return_inverse=True)  # owners [n]: rows of users

@@ -197,7 +197,7 @@ def main() -> None:
         return
     config, device, first = args.config, run.accelerator.device, run.rank == 0
     histories, extracted = histories_of(config, args.runs), Extracted(args.runs)
-    check_world(args.runs, histories)
+    check_world(extracted, histories)
     if config.base.precision == "fp16" and run.accelerator.scaler is None:
         raise SystemExit(
             "base.precision fp16: gradients underflow without a loss scaler; take bf16, or start with `accelerate "

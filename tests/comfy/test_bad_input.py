@@ -1,6 +1,7 @@
 """Bad input through the real server: one clear sentence on the node, the server lives on, the next good run works."""
 
 import itertools
+import json
 import shutil
 import threading
 import time
@@ -14,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from scripts import graph as graphs
 from scripts import setup_env
 from scripts.comfy_server import ROOT, ComfyServer, GraphError
+from tests.engine import tiny_mllms
 
 pytestmark = pytest.mark.slow
 
 HISTORY, ENCODE = "PrefGen_LoadPreferenceHistory", "PrefGen_EncodePreferenceHistory"
+LOAD = "PrefGen_LoadPreferenceMLLM"
 FUSE, APPLY = "PrefGen_FuseUserVector", "PrefGen_ApplyUserCrossAttention"
 
 
@@ -88,7 +91,7 @@ def test_a_history_that_was_not_offered(client, graph, value):
     assert works(client, graph)
 
 
-@pytest.mark.parametrize(("kind", "name"), [(FUSE, "adapter"), ("PrefGen_LoadPreferenceMLLM", "mllm")])
+@pytest.mark.parametrize(("kind", "name"), [(FUSE, "adapter"), (LOAD, "mllm")])
 def test_a_file_that_was_not_offered(client, graph, kind, name):
     good = inputs(graph, kind)[name]
     inputs(graph, kind)[name] = "../../x"
@@ -182,6 +185,80 @@ def test_an_adapter_that_is_none(client, server, graph, kind):
     inputs(graph, FUSE)["adapter"] = path.name
     assert path.name in refused(client, graph)
     shutil.copy(WEIGHTS / "adapter.safetensors", path)
+    assert works(client, graph)
+
+
+def without_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def pickles_only(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def code_of_its_own(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "evil.Model"}}))
+    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+
+
+def half_downloaded(folder):
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+def a_shard_is_missing(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+
+
+def without_tokenizer(folder):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+def another_kind(folder):
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+
+
+MLLM_DAMAGE = {
+    without_weights: "has no weights",
+    pickles_only: "only pickled weights",
+    code_of_its_own: "asks to run code of its own",
+    half_downloaded: "download it again",
+    a_shard_is_missing: "lacks model-00002-of-00002.safetensors",
+    without_tokenizer: "tokenizer files",
+    another_kind: "holds a llama",
+}
+
+
+@pytest.mark.parametrize("damage", MLLM_DAMAGE, ids=lambda damage: damage.__name__)
+def test_an_mllm_folder_that_cannot_be_used(client, server, graph, damage):
+    folder = server.base / "models" / "prefgen" / "mllm" / damage.__name__
+    folder.mkdir(parents=True)
+    tiny_mllms.write_folder(folder, "SmolVLM2")
+    damage(folder)
+    inputs(graph, LOAD)["mllm"] = folder.name
+    sentence = refused(client, graph)
+    assert MLLM_DAMAGE[damage] in sentence and folder.name in sentence
+    assert not (folder / "ran").exists()
+    inputs(graph, LOAD)["mllm"] = "atelier"
+    assert works(client, graph)
+
+
+def test_a_lora_for_another_mllm(client, server, graph):
+    folder = server.base / "models" / "prefgen" / "mllm_lora" / "other"
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": "models/large-vlm"})
+    )
+    layer = "base_model.model.model.text_model.layers.30.self_attn.q_proj"
+    save_file(
+        {f"{layer}.lora_A.weight": torch.ones(2, 4096), f"{layer}.lora_B.weight": torch.ones(4096, 2)},
+        folder / "adapter_model.safetensors",
+    )
+    inputs(graph, LOAD)["lora"] = "other"
+    assert "was made for another MLLM (large-vlm)" in refused(client, graph)
+    inputs(graph, LOAD)["lora"] = "none"
     assert works(client, graph)
 
 

@@ -199,7 +199,7 @@ def test_what_does_not_belong_together_is_one_sentence(small, trained, tmp_path,
     assert f"an MLLM of {LAYERS} layers" in refused(monkeypatch, train_alignment_anew(runs), options)
     index = runs / "extract/index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"world": "elsewhere"}))
-    assert "was read from elsewhere" in refused(monkeypatch, train_user_attention, options)
+    assert "are those of elsewhere" in refused(monkeypatch, train_user_attention, options)
 
 
 def train_alignment_anew(runs):
@@ -229,13 +229,13 @@ def test_a_base_of_another_family_or_of_none_is_told_before_it_is_loaded(trained
         return str(raised.value)
 
     assert told(family="sdxl") == f"base.path {trained.base} holds an SD1.5 model, base.family says sdxl."
-    assert "is neither a diffusers folder" in told(path=str(tmp_path))
+    assert "is no diffusers folder" in told(path=str(tmp_path))
     damaged = tmp_path / "damaged"
     shutil.copytree(trained.base, damaged)
     (damaged / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"")
     assert "can't be loaded" in told(path=str(damaged))
     (tmp_path / "model.safetensors").write_bytes(b"no")
-    assert "no whole safetensors file" in told(path=str(tmp_path / "model.safetensors"), layout=str(trained.base))
+    assert "save_pretrained" in told(path=str(tmp_path / "model.safetensors"))
 
 
 def test_min_snr_weighs_both_predictions_alike_in_terms_of_x0(trained):
@@ -252,7 +252,7 @@ def test_a_picture_is_cropped_to_its_middle_and_its_size_is_kept():
     picture = np.zeros((90, 180, 3), np.uint8)
     picture[:, 60:120] = 255
     cropped, sizes = square(picture, 45)
-    assert cropped.shape == (45, 45, 3) and sizes == (90, 180, 0, 22) and cropped[:, 10:35].min() == 255
+    assert cropped.shape == (45, 45, 3) and sizes == (90, 180, 0, 22) and cropped[:, 10:35].min() > 250
 
 
 def test_a_cache_is_of_what_it_was_made_of_and_needs_room(tmp_path, monkeypatch):

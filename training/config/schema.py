@@ -35,14 +35,12 @@ class Data(Section):
 
 
 class Base(Section):
-    """The frozen diffusion model. path: a diffusers folder or a single-file checkpoint, none for the atelier's own.
-    layout: for a single file a diffusers folder of the family, of which configs and tokenizers are read. pixels: side
-    of the training pictures. ip_adapter: a public IP-Adapter file whose K and V the branch starts from, the UNet's own
-    without one. gradient_checkpointing: compute the UNet's activations twice rather than keep them."""
+    """The frozen diffusion model. path: a diffusers folder, none for the atelier's own. pixels: side of the training
+    pictures. ip_adapter: a public IP-Adapter file whose K and V the branch starts from, the UNet's own without one.
+    gradient_checkpointing: compute the UNet's activations twice rather than keep them."""
 
     family: Literal["atelier", "sd15", "sdxl"] = "atelier"
     path: Path | None = None
-    layout: Path | None = None
     pixels: Count = 128
     precision: Precision = "bf16"
     ip_adapter: Path | None = None
@@ -52,10 +50,6 @@ class Base(Section):
     def _whole(self):
         if self.family != "atelier" and self.pixels % 64:
             raise ValueError(f"pixels is {self.pixels}: {self.family} needs a multiple of 64")
-        if self.path is not None and self.path.suffix == ".safetensors" and self.layout is None:
-            raise ValueError(
-                "a single file holds no configs and no tokenizers: give base.layout, a diffusers folder of its family"
-            )
         return self
 
 
