@@ -218,16 +218,22 @@ def test_the_stage_runs_on_a_data_set_and_goes_on_from_what_it_had_read(config, 
     assert [path for path, time in pieces.items() if path.stat().st_mtime_ns != time] == [lost]
 
 
-def test_users_with_too_few_pictures_are_one_sentence(config, tmp_path):
-    result = run("training.probe_layers", "--config", config, "--runs", tmp_path, "--set", "probe_layers.histories=15")
-    assert result.returncode and "probe_layers.histories lower" in result.stderr and "Traceback" not in result.stderr
-
-
-def test_too_few_users_and_a_broken_mllm_are_one_sentence(config, tmp_path):
-    faults = {"probe_layers.users=100000": "users of the train", f"mllm.path={tmp_path}": "config.json"}
-    for change, words in faults.items():
-        result = run("training.probe_layers", "--config", config, "--runs", tmp_path / change[:5], "--set", change)
-        assert result.returncode and words in result.stderr and "Traceback" not in result.stderr, change
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ("probe_layers.histories=15", "probe_layers.histories lower"),
+        ("probe_layers.users=100000", "users of the train"),
+        ("mllm.path=gone", "gone"),
+        ("mllm.lora={}", "training.train_mllm"),
+        ("data.path=gone", "no finished data set"),
+    ],
+)
+def test_what_is_missing_is_one_sentence(config, tmp_path, monkeypatch, change, words):
+    line = ["probe_layers", "--config", str(config), "--runs", str(tmp_path), "--set", change]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit, match=words) as error:
+        probe_layers.main()
+    assert "\n" not in str(error.value) and not (tmp_path / "probe_layers/layers.json").exists()
 
 
 def test_dealing_from_a_data_set_keeps_to_its_pictures(agents):

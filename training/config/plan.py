@@ -335,11 +335,8 @@ def _memory(weights: float, trained: float, activations: float) -> str:
 
 def _time(config: Config, flops: float, devices: int | None = None) -> str:
     seconds = flops / (config.tflops * 1e12 * (devices or config.devices))
-    return (
-        f"{flops / 1e15:,.2g} PFLOP, {_hours(seconds)}"
-        if flops < 1e18
-        else f"{flops / 1e18:,.1f} EFLOP, {_hours(seconds)}"
-    )
+    work = f"{flops / 1e18:,.1f} EFLOP" if flops > 1e18 else f"{flops / 1e15:.3g} PFLOP"
+    return f"{work}, {_hours(seconds)}"
 
 
 def _hours(seconds: float) -> str:
