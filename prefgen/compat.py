@@ -7,12 +7,16 @@ from pathlib import Path
 
 import torch
 
+# What every family calls the parts that see. They keep their precision in nf4: they are small, and not all of their
+# widths fit bitsandbytes' blocks.
+VISION_PARTS = ("vision_model", "vision_tower", "visual", "connector", "multi_modal_projector")
 
-def load_image_text_to_text(folder: Path, dtype: torch.dtype, nf4: bool = False):
+
+def load_image_text_to_text(folder: Path, dtype: torch.dtype, nf4_device: str | None = None):
     """AutoModelForImageTextToText from a local folder: safetensors only, no remote code, eval mode.
 
-    nf4: linear layers of the decoder in 4 bits, computed in `dtype`. Raises ValueError for a checkpoint that lacks
-    weights: transformers would go on with random ones.
+    nf4_device: where the decoder's linear layers are packed into 4 bits, computed in `dtype`; None packs nothing. Raises
+    ValueError for a checkpoint that lacks weights: transformers would go on with random ones.
     """
     import transformers
     from transformers import AutoModelForImageTextToText
@@ -20,9 +24,14 @@ def load_image_text_to_text(folder: Path, dtype: torch.dtype, nf4: bool = False)
     # The keyword moved in 4.56; the old one warns from then on.
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     options = {"dtype" if version >= (4, 56) else "torch_dtype": dtype}
-    if nf4:
+    if nf4_device is not None:
+        options["device_map"] = {"": nf4_device}
         options["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            # 5.x looks at how a module's name begins, 4.x at any part of it.
+            llm_int8_skip_modules=["lm_head", *VISION_PARTS, *(f"model.{part}" for part in VISION_PARTS)],
         )
     model, loading = AutoModelForImageTextToText.from_pretrained(
         str(folder),
@@ -53,8 +62,8 @@ def transformers_version() -> str:
 
 
 def has_nf4() -> bool:
-    """Whether bitsandbytes is installed, which 4-bit weights need."""
-    return find_spec("bitsandbytes") is not None
+    """Whether bitsandbytes and accelerate are installed, which 4-bit weights need."""
+    return all(find_spec(name) for name in ("bitsandbytes", "accelerate"))
 
 
 def module_of(model, name: str):

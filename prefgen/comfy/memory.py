@@ -31,10 +31,9 @@ class ManagedMLLM:
     """What the PREFGEN_MLLM socket carries: a PreferenceMLLM and the patcher ComfyUI moves it by."""
 
     def __init__(self, mllm, device: torch.device):
+        offload = management.text_encoder_offload_device()
         self.mllm = mllm
-        self.patcher = ModelPatcher(
-            _Held(mllm.model), load_device=device, offload_device=management.text_encoder_offload_device()
-        )
+        self.patcher = ModelPatcher(_Held(mllm.model).to(offload), load_device=device, offload_device=offload)
 
     @contextmanager
     def on_device(self) -> Iterator:
@@ -59,14 +58,14 @@ def pick_device(choice: str) -> torch.device:
 
 
 def precisions() -> list[str]:
-    """The entries of a loader's combo; nf4 where bitsandbytes is installed."""
+    """The entries of a loader's combo; nf4 where what it needs is installed."""
     return ["auto", *DTYPES, *([NF4] if has_nf4() else [])]
 
 
 def check_precision(choice: str) -> None:
     """Raise ValueError with one sentence for a precision that isn't offered here."""
     if choice == NF4 and not has_nf4():
-        raise ValueError("The precision nf4 needs bitsandbytes: install it (pip install bitsandbytes), or choose bf16.")
+        raise ValueError("The precision nf4 needs bitsandbytes and accelerate: pip install both, or choose bf16.")
     if choice not in precisions():
         raise ValueError(f"There is no precision {choice!r}: choose {', '.join(precisions())}.")
 
@@ -78,6 +77,8 @@ def pick_dtype(choice: str, device: torch.device, tiny: bool) -> torch.dtype:
     if choice in DTYPES:
         return DTYPES[choice]
     if choice == NF4 and management.is_device_cpu(device):
+        # On CPUs bitsandbytes 0.50 repacks the weights when they are read, and state_dict(), which ComfyUI asks for,
+        # doesn't put them back as they were.
         raise ValueError("The precision nf4 needs a graphics card: choose device auto, or bf16 on the CPU.")
     if tiny or management.is_device_cpu(device):
         return torch.float32
@@ -98,6 +99,8 @@ def load_mllm(folder: Path, precision: str, device: str, lora: Path | None = Non
     dtype, nf4 = pick_dtype(precision, chosen, tiny), precision == NF4
     if not tiny:
         check_memory(folder, chosen, dtype, nf4)
+    if nf4:  # packed where it is to be used, before ComfyUI knows of it
+        management.free_memory(weight_bytes(folder, dtype.itemsize, nf4), chosen)
     return ManagedMLLM(PreferenceMLLM.load(folder, dtype, str(chosen) if nf4 else "cpu", lora, nf4), chosen)
 
 

@@ -8,10 +8,11 @@ import math
 import re
 from pathlib import Path
 
-from ..compat import transformers_knows, transformers_version
+from ..compat import VISION_PARTS, transformers_knows, transformers_version
 from .families import FAMILY_NAMES, family_of
 
 NF4_BYTES = 0.56  # a weight, with its share of the scales
+UNPACKED = ("embed", "lm_head", *VISION_PARTS)
 HEADER_LIMIT = 100 * 2**20  # bytes; safetensors' own limit
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 
@@ -114,11 +115,11 @@ def header_of(file: Path) -> dict[str, dict]:
 
 
 def weight_bytes(folder: Path, itemsize: int, nf4: bool = False) -> int:
-    """Bytes that the weights take in memory at `itemsize` bytes a number; nf4: matrices at 4 bits."""
+    """Bytes that the weights take in memory at `itemsize` bytes a number; nf4: the decoder's matrices at 4 bits."""
     total = 0.0
     for file in folder.glob("*.safetensors"):
         for name, entry in header_of(file).items():
-            packed = nf4 and len(entry["shape"]) == 2 and "embed" not in name and "lm_head" not in name
+            packed = nf4 and len(entry["shape"]) == 2 and not any(part in name for part in UNPACKED)
             total += math.prod(entry["shape"]) * (NF4_BYTES if packed else itemsize)
     return int(total)
 

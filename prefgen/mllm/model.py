@@ -69,7 +69,7 @@ class PreferenceMLLM:
             if nf4:
                 raise MLLMError(f"The LoRA {Path(lora).name} can't be merged into nf4: choose bf16, fp16 or fp32.")
         try:
-            model = load_image_text_to_text(folder, dtype, nf4)
+            model = load_image_text_to_text(folder, dtype, device if nf4 else None)
         except Exception as error:  # transformers and safetensors raise many kinds for a broken folder
             reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             raise MLLMError(f"The MLLM folder {folder.name} can't be loaded ({reason}): download it again.") from error

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -75,17 +76,47 @@ def test_graphs_saved_before_the_lora_still_load(node):
 
 
 def test_nf4_is_offered_only_with_bitsandbytes(memory, node):
-    from importlib.util import find_spec
-
-    offered = "nf4" in memory.precisions()
-    assert offered == (find_spec("bitsandbytes") is not None)
-    if not offered:
-        with pytest.raises(ValueError, match="bitsandbytes"):
+    needed = [find_spec(name) for name in ("bitsandbytes", "accelerate")]
+    assert ("nf4" in memory.precisions()) == all(needed)
+    if not all(needed):
+        with pytest.raises(ValueError, match="bitsandbytes") as raised:
             node.execute("atelier", "nf4")
-    else:
-        with pytest.raises(ValueError, match="graphics card") as raised:
-            memory.pick_dtype("nf4", torch.device("cpu"), False)
         sentence(raised)
+
+
+@pytest.fixture
+def nf4(memory):
+    if "nf4" not in memory.precisions():
+        pytest.skip("packing into 4 bits needs bitsandbytes and accelerate")
+
+
+def test_nf4_on_the_cpu_is_refused_before_anything_is_loaded(node, nf4):
+    with pytest.raises(ValueError, match="graphics card") as raised:
+        node.execute("atelier", "nf4", "cpu")
+    sentence(raised)
+
+
+def test_nf4_reads_under_comfyuis_memory_management(memory, node, pack, nf4):
+    """Packed, read, taken off the device and read again, as on a card: without what CPUs alone repack."""
+    import comfy.model_management as management
+
+    encode, histories = pack("prefgen.comfy.encoding").encode_history, pack("prefgen.comfy.histories")
+    read = pack("prefgen.history").PreferenceHistory.from_images
+    whole = node.execute("atelier", "fp32", "cpu").result[0]
+    folder = pack("prefgen.atelier.models").MLLM_FOLDER
+    mllm = pack("prefgen.mllm.model").PreferenceMLLM.load(folder, nf4=True)
+    for module in mllm.model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    packed = memory.ManagedMLLM(mllm, torch.device("cpu"))
+    assert mllm.fingerprint["precision"] == "nf4"
+    assert packed.patcher.model_size() < whole.patcher.model_size() / 2
+    for user in pack("prefgen.atelier.users").EXAMPLE_USERS.values():
+        history = read(*histories.load(user))
+        expected, found = encode(history, whole).hidden, encode(history, packed).hidden
+        assert torch.nn.functional.cosine_similarity(found, expected, dim=-1).min() > 0.99
+        assert not torch.equal(found, expected)
+        assert packed.patcher not in [loaded.model for loaded in management.current_loaded_models]
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])

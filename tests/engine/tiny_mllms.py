@@ -88,6 +88,16 @@ FAMILIES = {
     "LLaVA-OneVision": ("llava_onevision", "<image>", LLAVA_TEMPLATE, {}, 16),
 }
 
+# bitsandbytes' CPU kernels want rows by 32 and columns by 64. Weights of about 1 / sqrt(width) round as trained ones do.
+NF4_TEXT = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 16, "num_key_value_heads": 4}
+NF4_SIZES = {"text": NF4_TEXT | {"initializer_range": 0.09}, "perceiver": {"hidden_size": 128}}
+
+
+def write_nf4_folder(folder, family):
+    """A folder whose decoder bitsandbytes can pack on the CPU."""
+    eyes = {"vision": {"out_hidden_size": 128}} if family.startswith("Qwen") else {}
+    return write_folder(folder, family, **NF4_SIZES, **eyes)
+
 
 def config_of(model_type, **sizes):
     """The tiny config; sizes: {"text": {...}, "vision": {...}} of larger ones."""
