@@ -15,8 +15,8 @@ VISION_PARTS = ("vision_model", "vision_tower", "visual", "connector", "multi_mo
 def load_image_text_to_text(folder: Path, dtype: torch.dtype, nf4_device: str | None = None):
     """AutoModelForImageTextToText from a local folder: safetensors only, no remote code, eval mode.
 
-    nf4_device: where the decoder's linear layers are packed into 4 bits, computed in `dtype`; None packs nothing. Raises
-    ValueError for a checkpoint that lacks weights: transformers would go on with random ones.
+    nf4_device: where the decoder's linear layers are packed into 4 bits, computed in `dtype`; None packs nothing.
+    Raises ValueError for a checkpoint that lacks weights: transformers would go on with random ones.
     """
     import transformers
     from transformers import AutoModelForImageTextToText

@@ -88,7 +88,7 @@ FAMILIES = {
     "LLaVA-OneVision": ("llava_onevision", "<image>", LLAVA_TEMPLATE, {}, 16),
 }
 
-# bitsandbytes' CPU kernels want rows by 32 and columns by 64. Weights of about 1 / sqrt(width) round as trained ones do.
+# bitsandbytes' CPU kernels want rows by 32, columns by 64. Weights of about 1 / sqrt(width) round as trained ones do.
 NF4_TEXT = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 16, "num_key_value_heads": 4}
 NF4_SIZES = {"text": NF4_TEXT | {"initializer_range": 0.09}, "perceiver": {"hidden_size": 128}}
 
