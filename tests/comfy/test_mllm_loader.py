@@ -3,8 +3,10 @@
 import inspect
 import json
 import os
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 
+import folder_paths
 import pytest
 import torch
 
@@ -39,7 +41,11 @@ def sentence(raised):
 
 def test_folders_of_extra_model_paths_are_listed(folders, tmp_path):
     """By ComfyUI's own reader of extra_model_paths.yaml."""
-    from utils.extra_config import load_extra_path_config
+    # By its file: what other tests compile may leave another module of the name `utils`.
+    file = Path(folder_paths.__file__).parent / "utils" / "extra_config.py"
+    spec = spec_from_file_location("extra_config", file)
+    extra_config = module_from_spec(spec)
+    spec.loader.exec_module(extra_config)
 
     for place in ("models/prefgen/mllm/far", "models/words/near"):
         (tmp_path / place).mkdir(parents=True)
@@ -50,7 +56,7 @@ def test_folders_of_extra_model_paths_are_listed(folders, tmp_path):
     (lora / "adapter_model.safetensors").write_bytes(b"")
     config = tmp_path / "extra_model_paths.yaml"
     config.write_text(f"elsewhere:\n  base_path: {tmp_path}/models\n  prefgen: prefgen\n  LLM: words\n")
-    load_extra_path_config(str(config))
+    extra_config.load_extra_path_config(str(config))
     assert folders.mllm_path("far") == tmp_path / "models/prefgen/mllm/far"
     assert folders.mllm_path("near") == tmp_path / "models/words/near"
     assert folders.mllm_lora_path("taste") == lora

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from tests.engine import tiny_mllms
 from tests.training import tiny_bases, tiny_clip
+from training.agents.make import World, make
+from training.agents.renderers import Atelier
 
 ROOT = Path(__file__).parents[2]
 IMAGE = 16
@@ -22,7 +24,7 @@ PAIRS = {"SmolVLM2": "sd15", "Idefics2": "sdxl", "Qwen2.5-VL": "sd15", "Qwen3-VL
 SECTIONS = {
     "train_mllm": {"steps": 3, "batch": 8, "users": 20, "pictures": 3, "contrast": 1.0, "others": 0.25},
     "extract": {"users": 24, "histories": 3, "pictures": 3, "batch": 8},
-    "probe_layers": {"users": 24},
+    "probe_layers": {"users": 8, "histories": 2, "pictures": 2},
     "train_alignment": {"steps": 3, "batch": 16, "bank": 16, "hidden": 24},
     "train_user_attention": {"steps": 3, "batch": 4, "warmup": 2, "ema": 0.9, "users": 3, "min_snr": 5.0},
 }
@@ -46,7 +48,7 @@ def shared(tmp_path_factory):
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     folder = tmp_path_factory.mktemp("shared")
-    tiny_bases.write_data(folder / "agents")
+    make(World(140, 3360, 3, 40, Atelier(64), None), folder / "agents", processes=1)
     result = run("vqa", folder / "agents", folder / "vqa")
     assert result.returncode == 0, result.stderr[-2000:]
     for family in ("sd15", "sdxl"):

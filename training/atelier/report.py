@@ -18,6 +18,11 @@ from prefgen.files import write_atomic
 from ..probe_layers import page as probe_page
 
 OUT = Path(__file__).parents[2] / "docs" / "evidence"
+# Those of training/runs/atelier.sh that leave figures.
+STAGES = (
+    *("atelier.pool", "atelier.vae", "atelier.clip", "atelier.judge", "atelier.unet", "atelier.mllm_vision"),
+    *("train_mllm", "extract", "probe_layers", "train_alignment", "train_user_attention"),
+)
 LABELS = {
     "none": "without preference",
     "mismatched": "another user's preference",
@@ -197,12 +202,9 @@ def main() -> None:
     parser.add_argument("--wide", type=Path, default=Path("output/wide/report.json"))
     parser.add_argument("--out", type=Path, default=OUT, help="where atelier.md and atelier.json go")
     args = parser.parse_args()
-    from .__main__ import STAGES
-
-    stages = [stage for stage in STAGES if stage != "atelier.tokenizers"]
-    figures = {stage: read(args.runs / stage / "done") for stage in stages}
+    figures = {stage: read(args.runs / stage / "done") for stage in STAGES}
     figures["settings"] = {}
-    for stage in stages:
+    for stage in STAGES:
         settings, log = read(args.runs / stage / "config.json"), args.runs / stage / "log.jsonl"
         if log.exists():
             settings["minutes"] = round(seconds(log) / 60, 1)
