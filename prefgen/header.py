@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .errors import MendableError
+
 FORMAT_VERSION = 1
 FAMILY_NAMES = {"atelier": "the atelier", "sd15": "SD1.5", "sd2": "SD2", "sdxl": "SDXL", "sdxl_refiner": "SDXL refiner"}
 FAMILY_OF_WIDTH = {768: "sd15", 1024: "sd2", 1280: "sdxl_refiner", 2048: "sdxl"}  # by the width of the text states
 
 
-class AdapterError(ValueError):
+class AdapterError(MendableError, ValueError):
     """An adapter that can't be used, in one sentence for the artist."""
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from PIL import Image
 
+from prefgen.errors import MendableError
 from prefgen.header import FAMILY_NAMES, FAMILY_OF_WIDTH
 
 from .config.schema import Config
@@ -22,7 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TEXTS_AT_ONCE = 256
 
 
-class BaseError(ValueError):
+class BaseError(MendableError):
     """A base that can't be used: one sentence that names the key of the configuration."""
 
 

@@ -16,15 +16,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from prefgen.mllm.files import MLLMError
-
 from . import core
 from .cache import cached
 from .config.command import arguments
-from .data.errors import DataError
 from .data.schema import TRAIN
-from .evaluate.scores import ScoreError
 from .histories import Histories, histories_of
+from .one_sentence import one_sentence
 from .readers import Eyes, Reader, eyes_of, reader_of
 
 
@@ -57,12 +54,9 @@ def main() -> None:
         return
     if run.world > 1:
         raise SystemExit("extract runs in one process: start it without a launcher.")
-    try:
-        world = histories_of(args.config, args.runs)
-        jobs = jobs_of(world, args)
-        reader, eyes = reader_of(args, world), eyes_of(args, world)
-    except (DataError, MLLMError, ScoreError) as error:
-        raise SystemExit(str(error)) from error
+    world = histories_of(args.config, args.runs)
+    jobs = jobs_of(world, args)
+    reader, eyes = reader_of(args, world), eyes_of(args, world)
     mllm = reader.fingerprint
     columns = {
         "hidden": ((mllm["num_layers"], mllm["hidden_size"]), np.float16),
@@ -95,4 +89,5 @@ class Extracted:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

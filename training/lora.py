@@ -10,8 +10,10 @@ from pathlib import Path
 
 import torch
 
+from prefgen.errors import MendableError
 
-class LoraError(ValueError):
+
+class LoraError(MendableError):
     """A LoRA that can't be put on: one sentence."""
 
 

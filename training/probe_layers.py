@@ -40,16 +40,15 @@ import torch
 from tqdm import tqdm
 
 from prefgen.atelier.models import MLLM_FOLDER
-from prefgen.mllm.files import MLLMError
 from prefgen.mllm.model import PreferenceMLLM
 
 from . import core, probes
 from .bootstrap import bootstrap
 from .config.command import arguments
-from .data.cli import one_sentence
 from .data.errors import DataError
 from .data.schema import normal_prompt
 from .histories import Histories, History, histories_of
+from .one_sentence import one_sentence
 from .preference_questions import WOULD
 from .readers import TOGETHER, Asked, Reader, reader_of
 from .users_pool import interleaved
@@ -354,24 +353,20 @@ def main() -> None:
     run = core.Run(args)
     if run.finished:
         return
-    with one_sentence():
-        world = histories_of(args.config, args.runs)
-        train = world.users("train", 2 * args.users)
-        groups = {"fit": train[: args.users], "choose": train[args.users :], "report": world.users("test", args.users)}
-        people = {}
-        for group, users in groups.items():
-            dealt = {user: deal(world, user, args.histories, args.pictures, args.seed) for user in users}
-            people[group] = {user: histories for user, histories in dealt.items() if histories}
-            if len(people[group]) < 2:
-                raise DataError(
-                    f"{len(people[group])} of {len(users)} users have the pictures for {args.histories} histories with "
-                    "one more liked and disliked picture each: set probe_layers.histories lower, or users higher."
-                )
-        try:
-            mllm = mllm_of(args, world)
-        except MLLMError as error:
-            raise SystemExit(str(error)) from error
-        readings = {group: read_group(args, run, mllm, world, group, people[group]) for group in GROUPS}
+    world = histories_of(args.config, args.runs)
+    train = world.users("train", 2 * args.users)
+    groups = {"fit": train[: args.users], "choose": train[args.users :], "report": world.users("test", args.users)}
+    people = {}
+    for group, users in groups.items():
+        dealt = {user: deal(world, user, args.histories, args.pictures, args.seed) for user in users}
+        people[group] = {user: histories for user, histories in dealt.items() if histories}
+        if len(people[group]) < 2:
+            raise DataError(
+                f"{len(people[group])} of {len(users)} users have the pictures for {args.histories} histories with "
+                "one more liked and disliked picture each: set probe_layers.histories lower, or users higher."
+            )
+    mllm = mllm_of(args, world)
+    readings = {group: read_group(args, run, mllm, world, group, people[group]) for group in GROUPS}
     figures = analyse(readings, {group: truth_of(world, people[group]) for group in GROUPS}, args.seed)
     figures |= {"histories": args.histories, "users": {group: len(people[group]) for group in GROUPS}}
     layers = {key: figures[key] for key in ("sem_layers", "core_layer")}
@@ -382,4 +377,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -122,10 +122,16 @@ class Reader:
         """(H [B, layers, D] float32 at the end of every prompt, last states [B, T, D])."""
         text = self.mllm.family.text
         rows, kept = torch.arange(len(batch.last), device=batch.last.device), {}
+        learning = torch.is_grad_enabled()
+
+        def ends(states: torch.Tensor) -> torch.Tensor:  # [B, T, D] -> [B, D]
+            return states[rows, batch.last].float()
 
         def keep(index: int):
             def hook(_module, _inputs, output):
-                kept[index] = hidden_states_of(output)[rows, batch.last].float()
+                states = hidden_states_of(output)
+                # Gradient checkpointing runs a layer again without this hook: nothing may be computed in it then.
+                kept[index] = states if learning else ends(states)
 
             return hook
 
@@ -136,7 +142,8 @@ class Reader:
         finally:
             for hook in hooks:
                 hook.remove()
-        return torch.stack([kept[i] for i in range(len(taps))], 1), states
+        found = [ends(kept[i]) if learning else kept[i] for i in range(len(taps))]
+        return torch.stack(found, 1), states
 
     @torch.inference_mode()
     def states(self, histories: Sequence[History]) -> torch.Tensor:

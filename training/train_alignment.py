@@ -18,12 +18,12 @@ from prefgen.aligner import LayerStandardiser, SemanticAligner
 from prefgen.mmd import median_bandwidths, mmd2
 
 from . import core
-from .bases import Base, BaseError, load_base
+from .bases import Base, load_base
 from .config.command import arguments
-from .data.cli import one_sentence
 from .export import check_world, chosen_layers, first_heldout
 from .extract import Extracted
 from .histories import Histories, histories_of
+from .one_sentence import one_sentence
 
 
 def user_bank(base: Base, histories: Histories, users: list[int]) -> torch.Tensor:
@@ -58,10 +58,7 @@ def main() -> None:
     layers = chosen_layers(args.runs, extracted.hidden.shape[1])["sem_layers"]
     device = run.accelerator.device
     users, owners = np.unique(extracted.owners, return_inverse=True)  # owners [n]: rows of users
-    try:
-        bank = user_bank(load_base(args.config, device, text_only=True), histories, users.tolist()).to(device)
-    except BaseError as error:
-        raise SystemExit(str(error)) from error
+    bank = user_bank(load_base(args.config, device, text_only=True), histories, users.tolist()).to(device)
     known = bank.abs().sum(1).cpu() > 0  # [users]
     border = first_heldout(len(users))
     if known[:border].sum() < 2 or known[border:].sum() < 2:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prefgen.atelier.models import MLLM_FOLDER, mllm_tokenizer
+from prefgen.compat import has_nf4
 from prefgen.mllm.files import MLLMError
 from prefgen.mllm.model import PreferenceMLLM
 
@@ -34,6 +35,7 @@ from .config.command import arguments
 from .data.errors import DataError
 from .data.schema import TEST, TRAIN
 from .histories import Histories, histories_of
+from .one_sentence import one_sentence
 from .preference_questions import NO, YES, Questions, closing, would
 from .readers import Asked, Reader, atelier_tokens
 
@@ -82,6 +84,8 @@ def open_mllm(args, world: Histories, device: torch.device) -> tuple[Reader, nn.
         reader, text = new_atelier(args, world)
         reader.mllm.model.to(device)
         return reader, text, None
+    if config.nf4 and not has_nf4():
+        raise MLLMError("mllm.nf4 needs bitsandbytes: install it (pip install bitsandbytes), or set mllm.nf4=false.")
     mllm = PreferenceMLLM.load(config.path, DTYPES[config.precision], str(device), None, config.nf4)
     mllm.model.requires_grad_(False)
     peft_model = lora.put_on(mllm.model, mllm.family.text, config.lora, args.seed)
@@ -182,10 +186,7 @@ def main() -> None:
     if mllm.path is not None and mllm.lora is None:
         print(f"mllm.lora is none: {mllm.path} is taken as it is.")
         return run.finish(trained=False)
-    try:
-        train(args, run)
-    except (DataError, MLLMError, lora.LoraError) as error:
-        raise SystemExit(str(error)) from error
+    train(args, run)
 
 
 def train(args, run: core.Run) -> None:
@@ -269,4 +270,5 @@ def evaluate(world: Histories, reader: Reader, heads: TasteHeads | None, args, c
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -35,10 +35,10 @@ from .bases import Base, BaseError, Text, load_base
 from .cache import cached
 from .config.command import arguments
 from .config.schema import PARTS
-from .data.cli import one_sentence
 from .export import STAGE, check_world, first_heldout, new_adapter, trained_adapter, trained_parts
 from .extract import Extracted
 from .histories import Histories, Wanted, histories_of
+from .one_sentence import one_sentence
 from .sampling import decode
 from .users_pool import users_of
 
@@ -203,11 +203,8 @@ def main() -> None:
             "base.precision fp16: gradients underflow without a loss scaler; take bf16, or start with `accelerate "
             "launch --mixed_precision fp16`."
         )
-    try:
-        base = load_base(config, device)
-        adapter = untrained_adapter(args, base)
-    except BaseError as error:
-        raise SystemExit(str(error)) from error
+    base = load_base(config, device)
+    adapter = untrained_adapter(args, base)
     branch = install(base.unet, fused=base.family != "atelier")
     if config.base.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from ..compat import VISION_PARTS, transformers_knows, transformers_version
+from ..errors import MendableError
 from .families import FAMILY_NAMES, family_of
 
 NF4_BYTES = 0.56  # a weight, with its share of the scales
@@ -17,7 +18,7 @@ HEADER_LIMIT = 100 * 2**20  # bytes; safetensors' own limit
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 
 
-class MLLMError(ValueError):
+class MLLMError(MendableError, ValueError):
     """A folder or LoRA that can't be used as a preference MLLM, in one sentence for the artist."""
 
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..data.cli import add_engine, engine_of, natural, one_sentence, positive
+from ..data.cli import add_engine, engine_of, natural, positive
 from ..data.errors import DataError
+from ..one_sentence import one_sentence
 from . import renderers, vocabulary
 from .make import World, make, make_one
 

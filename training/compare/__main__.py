@@ -22,13 +22,12 @@ import torch
 
 from prefgen.adapter import AdapterError, load_adapter
 from prefgen.files import write_atomic
-from prefgen.mllm.files import MLLMError
 
 from ..config.command import ConfigError, load
 from ..data.cli import positive
-from ..data.errors import DataError
-from ..evaluate.scores import Clip, Csd, ScoreError, ViperProxy
+from ..evaluate.scores import Clip, Csd, ViperProxy
 from ..histories import DataSetHistories
+from ..one_sentence import one_sentence
 from .page import page
 from .painter import ROWS, Painter, jobs, paint_rows
 from .people import Read, people_of
@@ -69,13 +68,10 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    try:
-        config = load(args.config, args.set)
-        if config.data.path is None:
-            raise ConfigError(f"{args.config} is the atelier: `python -m training.evaluate` compares its methods.")
-        compare(args, config)
-    except (AdapterError, ConfigError, DataError, MLLMError, ScoreError) as error:
-        raise SystemExit(str(error)) from error
+    config = load(args.config, args.set)
+    if config.data.path is None:
+        raise ConfigError(f"{args.config} is the atelier: `python -m training.evaluate` compares its methods.")
+    compare(args, config)
 
 
 def compare(args: argparse.Namespace, config) -> None:
@@ -156,4 +152,5 @@ def seconds(folder: Path) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -10,6 +10,9 @@ from types import SimpleNamespace
 import yaml
 from pydantic import ValidationError
 
+from prefgen.errors import MendableError
+
+from ..one_sentence import one_sentence
 from .schema import Config, Section
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -23,7 +26,7 @@ READS = {
 }
 
 
-class ConfigError(ValueError):
+class ConfigError(MendableError):
     """One sentence: which file or key, what is wrong with it, what would be right."""
 
 
@@ -140,10 +143,8 @@ def arguments(
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all")
     parser.add_argument("--plan", action="store_true", help="say what the whole pipeline needs, and end")
     args = parser.parse_args()
-    try:
+    with one_sentence():
         config = load(args.config, args.set)
-    except ConfigError as error:
-        raise SystemExit(str(error)) from error
     if args.plan:
         from .plan import plan
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..one_sentence import one_sentence
 from .check import check
-from .errors import DataError
 
 
 def main() -> None:
@@ -24,14 +24,12 @@ def main() -> None:
     checking.add_argument("--pictures", action="store_true", help="decode every picture as well")
     args = parser.parse_args()
     wrong = False
-    try:
-        for name, faults in check(args.folder, args.pictures):
-            print(f"{'ok  ' if not faults else 'FAIL'} {name}", *faults, sep="\n       ")
-            wrong |= bool(faults)
-    except DataError as error:
-        raise SystemExit(str(error)) from error
+    for name, faults in check(args.folder, args.pictures):
+        print(f"{'ok  ' if not faults else 'FAIL'} {name}", *faults, sep="\n       ")
+        wrong |= bool(faults)
     raise SystemExit(int(wrong))
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -1,5 +1,7 @@
-"""What a person can mend."""
+"""What is wrong with a data set."""
+
+from prefgen.errors import MendableError
 
 
-class DataError(Exception):
+class DataError(MendableError):
     """Bad input or a full disk, in one sentence: what, which file, what to do."""

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from prefgen.compat import embedding_of, load_image_text_to_text
+from prefgen.errors import MendableError
 from prefgen.mllm.lora import merge_lora
 
 BATCH = 16
@@ -40,7 +41,7 @@ OPENAI_PARTS = {
 }
 
 
-class ScoreError(ValueError):
+class ScoreError(MendableError):
     """Weights that can't be used: one sentence."""
 
 

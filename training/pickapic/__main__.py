@@ -13,8 +13,9 @@ import argparse
 import re
 from pathlib import Path
 
-from ..data.cli import add_engine, engine_of, natural, one_sentence, positive
+from ..data.cli import add_engine, engine_of, natural, positive
 from ..data.errors import DataError
+from ..one_sentence import one_sentence
 from .make import make
 from .rules import Limits
 from .source import find

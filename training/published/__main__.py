@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..data.cli import natural, one_sentence, positive
+from ..data.cli import natural, positive
+from ..one_sentence import one_sentence
 from ..pickapic.__main__ import memory
 from .layouts import Options
 from .make import make

@@ -14,7 +14,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from ..data.cli import natural, one_sentence
+from ..data.cli import natural
+from ..one_sentence import one_sentence
 from .analyse import analyse
 from .make import Plan, make
 from .pictures import read

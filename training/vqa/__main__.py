@@ -22,10 +22,11 @@ from tqdm import tqdm
 from prefgen.files import write_atomic
 
 from ..data import card
-from ..data.cli import natural, one_sentence, positive
+from ..data.cli import natural, positive
 from ..data.errors import DataError
 from ..data.schema import LIKED, TEST, TRAIN
 from ..data.store import MANIFEST, sha256, write_parquet
+from ..one_sentence import one_sentence
 from .control import TextOnly, beats_chance
 from .questions import ANSWERS, Picture, Question, ask
 

@@ -25,16 +25,16 @@ import torch
 from tqdm import tqdm
 
 from prefgen.files import write_atomic
-from prefgen.mllm.files import MLLMError
 from prefgen.mllm.model import PreferenceMLLM
 
 from ..bases import DTYPES
 from ..bootstrap import bootstrap
-from ..config.command import ConfigError, load
+from ..config.command import load
 from ..data.cli import natural, positive
 from ..data.errors import DataError
 from ..data.schema import TEST, TRAIN
 from ..histories import Histories, histories_of
+from ..one_sentence import one_sentence
 from ..preference_questions import Questions
 from ..readers import Asked, Reader, atelier_tokens, device_of, reader_of
 from .control import TextOnly
@@ -239,8 +239,6 @@ def main() -> None:
     try:
         config = load(args.config, args.set)
         figures = score(SimpleNamespace(config=config, runs=runs, users=args.users, each=args.each, batch=args.batch))
-    except (ConfigError, DataError, MLLMError) as error:
-        raise SystemExit(str(error)) from error
     except torch.OutOfMemoryError as error:
         raise SystemExit(f"The GPU's memory is full: take less than --batch {args.batch}.") from error
     out = args.out or runs / "vqa"
@@ -251,4 +249,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -1,0 +1,143 @@
+"""`extract`: arrays that a kill does not change, read as the nodes read, and refused with one sentence."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tests.engine import tiny_mllms
+from tests.training import tiny_bases, tiny_clip
+from training import extract
+from training.histories import DataSetHistories
+from training.one_sentence import one_sentence
+
+ROOT = Path(__file__).parents[2]
+# Is killed after its second piece.
+KILLED = """
+import os, signal, sys
+from training import extract
+read, pieces = extract.read, []
+def short(*arguments):
+    pieces.append(0)
+    if len(pieces) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(*arguments)
+extract.read = short
+extract.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    folder = tmp_path_factory.mktemp("extract")
+    tiny_bases.write_data(folder / "agents")
+    tiny_mllms.write_folder(folder / "mllm", "Qwen3-VL")
+    torch.manual_seed(3)
+    sizes = {"image_size": tiny_clip.SIDE, "patch_size": tiny_clip.PATCH, "projection_dim": 12}
+    CLIPVisionModelWithProjection(CLIPVisionConfig(**tiny_clip.TOWER, **sizes)).save_pretrained(folder / "vision")
+    content = {
+        "hardware": "a test",
+        "data": {"path": str(folder / "agents")},
+        "base": {"family": "sd15", "path": str(folder / "base"), "pixels": 64},
+        "mllm": {"path": str(folder / "mllm"), "precision": "fp32"},
+        "clip_vision": {"path": str(folder / "vision")},
+        "extract": {"users": 10, "histories": 2, "pictures": 3, "batch": 5},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(content))
+    return folder
+
+
+def main(monkeypatch, folder, runs, *changes):
+    options = [word for change in changes for word in ("--set", change)]
+    words = ["extract", "--config", str(folder / "run.yaml"), "--runs", str(runs), *options]
+    monkeypatch.setattr(sys, "argv", words)
+    with one_sentence():
+        extract.main()
+
+
+@pytest.fixture(scope="module")
+def straight(folder):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        main(monkeypatch, folder, folder / "runs")
+    return folder / "runs/extract"
+
+
+def test_a_row_is_what_the_nodes_read_of_that_history(folder, straight):
+    from prefgen.clip import pool_image_embeds
+    from prefgen.history import HistoryItem, PreferenceHistory
+    from prefgen.mllm.model import PreferenceMLLM
+    from training.compare.vision import Vision
+
+    world, found = DataSetHistories(folder / "agents"), extract.Extracted(folder / "runs")
+    args = type("Args", (), {"seed": 9, "pictures": 3})
+    mllm, vision = PreferenceMLLM.load(folder / "mllm"), Vision(folder / "vision")
+    for row in (0, 3, 19):
+        one = extract.history_of(world, args, int(found.owners[row]), row % 2)
+        pictures = [torch.from_numpy(p).float() / 255 for p in world.pictures(one.pictures)]
+        items = zip(pictures, one.liked.tolist(), one.prompts, strict=True)
+        history = PreferenceHistory(tuple(HistoryItem(image, liked, prompt) for image, liked, prompt in items))
+        assert np.allclose(found.hidden[row], mllm.encode(history).numpy(), atol=2e-2)
+        embeds = vision(tuple(pil(item.image) for item in history.liked))
+        assert np.allclose(found.images[row], pool_image_embeds(embeds).numpy(), atol=2e-3)
+    assert isinstance(found.hidden, np.memmap) and found.hidden.shape[0] == 20
+    assert found.index["clip_vision"]["width"] == found.images.shape[1] == 12
+    assert found.index["mllm"]["num_layers"] == found.hidden.shape[1]
+
+
+def pil(image):
+    from PIL import Image
+
+    return Image.fromarray((image * 255).round().byte().numpy())
+
+
+def test_killed_and_resumed_gives_the_same_bytes_and_repeats_no_finished_piece(folder, straight, tmp_path, monkeypatch):
+    words = ["--config", folder / "run.yaml", "--runs", tmp_path, "--threads", "1"]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *map(str, words)], cwd=ROOT, env=os.environ, capture_output=True, timeout=200
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    assert json.loads((tmp_path / "extract/arrays.json").read_text())["done"] == 10
+    assert not (tmp_path / "extract/hidden.npy").exists()
+    read, pieces = extract.read, []
+    monkeypatch.setattr(extract, "read", lambda *arguments: pieces.append(0) or read(*arguments))
+    main(monkeypatch, folder, tmp_path)
+    assert len(pieces) == 2
+    for name in ("hidden.npy", "images.npy", "owners.npy", "index.json"):
+        assert (tmp_path / "extract" / name).read_bytes() == (straight / name).read_bytes(), name
+
+
+def test_bad_input_is_one_sentence_and_nothing_is_lost(folder, straight, tmp_path, monkeypatch):
+    faults = {
+        "run `python -m training.train_mllm` first": "mllm.lora={rank: 2}",
+        "900 are needed": "extract.users=900",
+        "is no CLIP vision folder": f"clip_vision.path={tmp_path}",
+        "another configuration": "extract.histories=3",
+    }
+    before = (straight / "hidden.npy").read_bytes()
+    for number, (sentence, change) in enumerate(faults.items()):
+        runs = folder / "runs" if "configuration" in sentence else tmp_path / str(number)
+        with pytest.raises(SystemExit, match=sentence) as error:
+            main(monkeypatch, folder, runs, change)
+        assert "\n" not in str(error.value)
+    assert (straight / "hidden.npy").read_bytes() == before
+    with pytest.raises(SystemExit, match="run `python -m training.extract` first"):
+        extract.Extracted(tmp_path)
+
+
+def test_a_damaged_shard_is_named(folder, tmp_path, monkeypatch):
+    import shutil
+
+    shutil.copytree(folder / "agents", tmp_path / "agents")
+    for shard in (tmp_path / "agents/pictures").glob("*.parquet"):
+        shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(SystemExit, match="is damaged or missing: delete it"):
+        main(monkeypatch, folder, tmp_path / "runs", f"data.path={tmp_path / 'agents'}")

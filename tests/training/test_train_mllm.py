@@ -1,0 +1,142 @@
+"""`train_mllm` and what it leaves: questions that belong to the data, a LoRA that peft and the engine load alike."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tests.engine import tiny_mllms
+from tests.training import tiny_bases
+from training import train_mllm
+from training.agents.make import World, make
+from training.agents.renderers import Atelier
+from training.data.errors import DataError
+from training.histories import DataSetHistories
+from training.one_sentence import one_sentence
+from training.preference_questions import Questions
+from training.readers import Reader
+from training.vqa import __main__ as vqa
+from training.vqa.questions import ANSWERS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A data set, its questions, and a tiny LLaVA-OneVision: a family that the whole pipeline's test leaves out."""
+    folder = tmp_path_factory.mktemp("train_mllm")
+    tiny_bases.write_data(folder / "agents")
+    vqa.make(folder / "agents", folder / "vqa", 10, seed=0)
+    tiny_mllms.write_folder(folder / "mllm", "LLaVA-OneVision")
+    return folder
+
+
+def configured(folder, path, **changes):
+    """A configuration file of these sections, with changes in them."""
+    sections = {
+        "hardware": "a test",
+        "data": {"path": str(folder / "agents"), "questions": str(folder / "vqa")},
+        "base": {"family": "sd15", "path": str(folder / "base"), "pixels": 64},
+        "mllm": {"path": str(folder / "mllm"), "precision": "fp32", "lora": {"rank": 2}},
+        "clip_vision": {"path": str(folder / "vision")},
+        "train_mllm": {"steps": 3, "batch": 8, "users": 20, "pictures": 3, "contrast": 1.0, "others": 0.25},
+    }
+    sections["train_mllm"] |= {"lr": 0.01, "warmup": 1}
+    for name, change in changes.items():
+        sections[name] = sections[name] | change
+    path.write_text(yaml.safe_dump(sections))
+    return path
+
+
+def train(monkeypatch, config, runs):
+    monkeypatch.setattr(sys, "argv", ["train_mllm", "--config", str(config), "--runs", str(runs)])
+    with one_sentence():
+        train_mllm.main()
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        config = configured(folder, folder / "run.yaml", mllm={"gradient_checkpointing": True})
+        train(monkeypatch, config, folder / "runs")
+    return folder / "runs/train_mllm"
+
+
+def test_peft_and_the_engine_read_a_history_alike_with_the_lora(folder, trained):
+    from peft import PeftModel
+
+    from prefgen.mllm.model import PreferenceMLLM
+
+    world = DataSetHistories(folder / "agents")
+    user = world.users("train")[0]
+    history = world.history(user, np.random.default_rng(0), 3, 3)
+    merged = Reader(PreferenceMLLM.load(folder / "mllm", lora=trained / "lora"), world).states([history])
+    plain = PreferenceMLLM.load(folder / "mllm")
+    untuned = Reader(plain, world).states([history])
+    PeftModel.from_pretrained(plain.model, str(trained / "lora"))
+    beside = Reader(plain, world).states([history])
+    assert torch.allclose(merged, beside, atol=1e-5) and not torch.allclose(merged, untuned, atol=1e-3)
+
+
+def test_every_loss_is_logged_and_the_folder_holds_only_the_lora(trained):
+    lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert {"answer", "reading", "identity", "contrast"} <= lines[0].keys()
+    assert {file.name for file in (trained / "lora").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {"same_user_top1", "users"} <= json.loads((trained / "done").read_text()).keys()
+
+
+def test_bad_input_is_one_sentence(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_mllm, "has_nf4", lambda: False)
+    make(World(20, 240, 3, 40, Atelier(48), None), tmp_path / "other", processes=1)
+    vqa.make(tmp_path / "other", tmp_path / "questions", 5, seed=0)
+    faults = {
+        "made of another set": {"data": {"questions": str(tmp_path / "questions")}},
+        "holds no questions of training.vqa": {"data": {"questions": str(tmp_path)}},
+        "data.questions is missing": {"data": {"questions": None}},
+        "is no finished data set": {"data": {"path": str(tmp_path)}},
+        "5000 are needed": {"train_mllm": {"users": 5000}},
+        "qkv match nothing": {"mllm": {"lora": {"rank": 2, "targets": ["q_proj", "qkv"]}}},
+        "bitsandbytes": {"mllm": {"nf4": True}},
+        "MLLM": {"mllm": {"path": str(tmp_path)}},
+    }
+    for number, (sentence, changes) in enumerate(faults.items()):
+        config = configured(folder, tmp_path / "run.yaml", **changes)
+        with pytest.raises(SystemExit, match=sentence) as error:
+            train(monkeypatch, config, tmp_path / f"runs{number}")
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / f"runs{number}/train_mllm/lora").exists()
+
+
+def test_a_damaged_table_of_questions_is_one_sentence(folder, tmp_path):
+    shutil.copytree(folder / "vqa", tmp_path / "vqa")
+    (tmp_path / "vqa/train.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="run it on"):
+        Questions(DataSetHistories(folder / "agents"), tmp_path / "vqa")
+
+
+@pytest.mark.parametrize("family", ["Idefics2", "Qwen2.5-VL"])
+def test_answers_begin_with_a_word_of_their_own(family, tmp_path):
+    """SentencePiece writes a space of its own where a text begins: no answer may begin with that."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    from prefgen.mllm.model import PreferenceMLLM
+
+    tiny_mllms.write_folder(tmp_path, family)
+    words = ["▁", "▁yes", "▁no", "▁first", "▁second", "▁Assistant:", "\n", "yes", "no", "first", "second"]
+    vocabulary = {piece: -float(len(words) - i) for i, piece in enumerate(words)}
+    pieces = [("<unk>", -50.0), *vocabulary.items()]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Metaspace()
+    end = "<|im_end|>" if family == "Qwen2.5-VL" else "<end_of_utterance>"
+    mllm = PreferenceMLLM.load(tmp_path)
+    mllm.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    mllm.tokenizer.add_special_tokens({"additional_special_tokens": [end]})
+    reader = Reader(mllm, None)
+    for pair in ANSWERS.values():
+        first, second = (reader.answer_ids(answer) for answer in pair)
+        assert first[0] != second[0] and first[-1] == second[-1] == mllm.tokenizer.convert_tokens_to_ids(end)
+        assert mllm.tokenizer.decode(first[:-1]).strip() == pair[0]
