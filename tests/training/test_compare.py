@@ -14,6 +14,7 @@ from tests.engine import tiny_mllms
 from tests.training import tiny_bases, tiny_clip
 from training.agents.make import World, make
 from training.agents.renderers import Atelier
+from training.one_sentence import one_sentence
 
 ROOT = Path(__file__).parents[2]
 PROJECTION = 16
@@ -173,7 +174,7 @@ def test_bad_input_is_one_sentence(studio, tmp_path, monkeypatch, options, adapt
     from training.compare.__main__ import main
 
     monkeypatch.setattr(sys, "argv", ["compare", *words_of(studio, tmp_path / "out", *options, adapter=adapter)])
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped, one_sentence():
         main()
     said = str(stopped.value)
     assert sentence in said and "\n" not in said

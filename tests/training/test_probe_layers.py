@@ -13,6 +13,7 @@ import torch
 from training import probe_layers, probes
 from training.data.errors import DataError
 from training.histories import DataSetHistories, History
+from training.one_sentence import one_sentence
 from training.probe_layers import GROUPS, analyse, deal, page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -231,7 +232,7 @@ def test_the_stage_runs_on_a_data_set_and_goes_on_from_what_it_had_read(config, 
 def test_what_is_missing_is_one_sentence(config, tmp_path, monkeypatch, change, words):
     line = ["probe_layers", "--config", str(config), "--runs", str(tmp_path), "--set", change]
     monkeypatch.setattr(sys, "argv", line)
-    with pytest.raises(SystemExit, match=words) as error:
+    with pytest.raises(SystemExit, match=words) as error, one_sentence():
         probe_layers.main()
     assert "\n" not in str(error.value) and not (tmp_path / "probe_layers/layers.json").exists()
 

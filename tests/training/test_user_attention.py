@@ -21,6 +21,7 @@ from training.bases import BaseError, load_base, square
 from training.cache import cached
 from training.config.command import load
 from training.core import last_state
+from training.one_sentence import one_sentence
 
 STEPS = 3
 
@@ -51,7 +52,8 @@ def trained(tmp_path_factory):
 def command(monkeypatch, module, *words):
     """A stage's `main` in this process."""
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, words)])
-    module.main()
+    with one_sentence():
+        module.main()
 
 
 def alike(one, other):
