@@ -30,7 +30,7 @@ serve: setup
 	@$(PY) -m scripts.serve $(ARGS)
 
 test: setup
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: setup
 	@$(PY) -m ruff check .

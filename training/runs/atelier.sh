@@ -5,6 +5,7 @@
 #     make train-atelier
 #     make train-atelier ARGS="--runs runs/other --set train_mllm.steps=800"     every stage takes the same options
 #     make train-atelier ARGS="--start-from prefgen/atelier/weights"             VAE, CLIP, judge, UNet, MLLM go on from there
+#     BASE=shipped make train-atelier                                            the base stays; PrefGen's stages from nothing
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -15,13 +16,18 @@ stage() {
 }
 
 # The world and its base models. A lab has them: SDXL, a CLIP, an MLLM.
-stage atelier.tokenizers           # vocabularies of CLIP and the MLLM
-stage atelier.pool "$@"            # 40,000 pictures with labels
-stage atelier.vae "$@"             # pictures <-> latents
-stage atelier.clip "$@"            # captions <-> pictures
-stage atelier.judge "$@"           # reads attributes off pictures; trained on renders alone
-stage atelier.unet "$@"            # captions -> latents
-stage atelier.mllm_vision "$@"     # the MLLM's eyes
+if [ "${BASE:-}" = shipped ]; then
+    stage atelier.pool "$@"
+    stage atelier.mllm_vision "$@" --start-from prefgen/atelier/weights --set atelier.mllm_vision.steps=0
+else
+    stage atelier.tokenizers           # vocabularies of CLIP and the MLLM
+    stage atelier.pool "$@"            # 40,000 pictures with labels
+    stage atelier.vae "$@"             # pictures <-> latents
+    stage atelier.clip "$@"            # captions <-> pictures
+    stage atelier.judge "$@"           # reads attributes off pictures; trained on renders alone
+    stage atelier.unet "$@"            # captions -> latents
+    stage atelier.mllm_vision "$@"     # the MLLM's eyes
+fi
 
 # PrefGen, in the paper's order.
 stage train_mllm "$@"              # the MLLM learns to read histories
