@@ -117,7 +117,7 @@ def user_vectors(adapter: UserAdapter, extracted: Extracted, piece: int = 4096) 
     rows = []
     for start in range(0, len(extracted.owners), piece):
         hidden, images = (
-            torch.as_tensor(np.asarray(array[start : start + piece])).float()
+            torch.from_numpy(np.array(array[start : start + piece], np.float32))
             for array in (extracted.hidden, extracted.images)
         )
         rows.append(torch.cat([adapter.semantic(hidden), adapter.core(hidden), images], 1))

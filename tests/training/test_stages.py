@@ -165,8 +165,8 @@ def demo_report(prefgen: float) -> dict:
     }
 
 
-def report(trained, folder):
-    paths = {"runs": trained / "runs", "out": folder / "evidence"}
+def report(trained, folder, runs=None):
+    paths = {"runs": runs or trained / "runs", "out": folder / "evidence"}
     paths |= {name: folder / f"{name}.json" for name in ("demo", "wide")}
     options = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
     command = [sys.executable, "-m", "training.atelier.report", *options]
@@ -186,6 +186,15 @@ def test_the_evidence_page_says_of_each_bar_whether_it_is_reached(trained, tmp_p
     assert f"mean absolute error {vae['l1']:.3f}" in page
     record = json.loads((tmp_path / "evidence/atelier.json").read_text())
     assert record["atelier.vae"] == vae and record["demo"]["gain_share"] == pytest.approx(0.4321 / 0.6)
+
+    # Runs on a base that was kept: what is known of the base stays.
+    (tmp_path / "runs").mkdir()
+    for name in STAGES:
+        if not name.startswith("atelier."):
+            (tmp_path / "runs" / name).symlink_to(trained / "runs" / name)
+    again = report(trained, tmp_path, tmp_path / "runs")
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert json.loads((tmp_path / "evidence/atelier.json").read_text()) == record
 
 
 def test_no_evidence_page_without_the_demo(trained, tmp_path):

@@ -4,6 +4,7 @@
 
 Reads each stage's `done`, `config.json` and `log.jsonl`, and the reports of the demo: the usual one, and a wide one
 over all held-out prompts (`python -m scripts.demo --users 8 --prompts 20 --out output/wide`). Measures nothing itself.
+A stage of the base that was not trained in these runs (`BASE=shipped`) keeps what atelier.json says of it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,18 @@ def read(path: Path) -> dict:
     if not path.exists():
         raise SystemExit(f"{path} is missing: finish the pipeline and run both demos first.")
     return json.loads(path.read_text())
+
+
+def of_stage(stage: str, runs: Path, record: dict) -> tuple[dict, dict]:
+    """(figures, settings) of a stage: of its run, or of the record for a part of the base that was kept."""
+    folder = runs / stage
+    kept = stage.startswith("atelier.") and stage in record
+    if kept and not ((folder / "done").exists() and read(folder / "config.json").get("steps")):
+        return record[stage], record["settings"][stage]
+    settings = read(folder / "config.json")
+    if (folder / "log.jsonl").exists():
+        settings["minutes"] = round(seconds(folder / "log.jsonl") / 60, 1)
+    return read(folder / "done"), settings
 
 
 def seconds(log: Path) -> float:
@@ -202,13 +215,11 @@ def main() -> None:
     parser.add_argument("--wide", type=Path, default=Path("output/wide/report.json"))
     parser.add_argument("--out", type=Path, default=OUT, help="where atelier.md and atelier.json go")
     args = parser.parse_args()
-    figures = {stage: read(args.runs / stage / "done") for stage in STAGES}
-    figures["settings"] = {}
-    for stage in STAGES:
-        settings, log = read(args.runs / stage / "config.json"), args.runs / stage / "log.jsonl"
-        if log.exists():
-            settings["minutes"] = round(seconds(log) / 60, 1)
-        figures["settings"][stage] = settings
+    earlier = args.out / "atelier.json"
+    record = json.loads(earlier.read_text()) if earlier.exists() else {}
+    found = {stage: of_stage(stage, args.runs, record) for stage in STAGES}
+    figures = {stage: figures for stage, (figures, _) in found.items()}
+    figures["settings"] = {stage: settings for stage, (_, settings) in found.items()}
     demo, wide = read(args.demo), read(args.wide)
     args.out.mkdir(parents=True, exist_ok=True)
     write_atomic(args.out / "atelier.md", page(figures, demo, wide).encode())

@@ -117,6 +117,9 @@ def measure(kept: Kept, names: list[str], asked: Asked) -> dict:
             "clip_i": metrics.interval(metrics.by_user(100 * (clip * means[[u for u, _, _ in asked]]).sum(1), asked)),
             "cpu_seconds_a_picture": round(made[name]["cpu_seconds"] / len(asked), 3),
         }
+        if name in METHODS:
+            targets = [np.array([r["judge"] for r in of_user]) for of_user in liked]
+            rows[name]["fid"] = metrics.frechet(metrics.features_of("judge", found, asked), targets)
         if name in several:
             rows[name]["diversity"] = metrics.interval(metrics.diversity(several[name], SEEDS))
     return {"rows": rows, "groups": groups(readings, aligned, people, asked)}

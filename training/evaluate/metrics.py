@@ -90,11 +90,39 @@ def kid(pictures: np.ndarray, liked: np.ndarray) -> float:
     return float(within(pictures) + within(liked) - 2 * kernel(pictures, liked).mean())
 
 
+def frechet(pictures: list[np.ndarray], liked: list[np.ndarray], draws: int = 200) -> dict:
+    """{"mean", "ci95"}: Frechet distance (arXiv 1706.08500) of all users' features [n, d] and [m, d] together; the
+    interval resamples users. Biased upwards where n is small, by the same n in every row."""
+
+    def moments(features: list[np.ndarray], users) -> tuple[np.ndarray, np.ndarray]:
+        together = np.concatenate([features[user] for user in users])
+        return together.mean(0), np.cov(together, rowvar=False)
+
+    def root(matrix: np.ndarray) -> np.ndarray:
+        values, vectors = np.linalg.eigh(matrix)
+        return (vectors * np.sqrt(values.clip(0))) @ vectors.T
+
+    def distance(users) -> float:
+        (mean, spread), (liked_mean, liked_spread) = moments(pictures, users), moments(liked, users)
+        half = root(spread)
+        shared = np.sqrt(np.linalg.eigvalsh(half @ liked_spread @ half).clip(0)).sum()
+        return float(((mean - liked_mean) ** 2).sum() + np.trace(spread) + np.trace(liked_spread) - 2 * shared)
+
+    count, rng = len(pictures), np.random.default_rng(0)
+    found = [distance(rng.integers(count, size=count)) for _ in range(draws)]
+    return {"mean": round(distance(range(count)), 4), "ci95": ci95(np.array(found))}
+
+
+def features_of(name: str, readings: list[dict], asked: Asked) -> list[np.ndarray]:
+    """Each user's features [n, d] in the space `name`."""
+    owners, space = np.array([user for user, _, _ in asked]), np.array([r[name] for r in readings])
+    return [space[owners == user] for user in range(owners.max() + 1)]
+
+
 def to_liked(distance, name: str, readings: list[dict], liked: list[list[dict]], asked: Asked) -> np.ndarray:
     """A distance between each user's pictures and what that user likes, [users], in the space `name`."""
-    owners = np.array([user for user, _, _ in asked])
-    space = np.array([r[name] for r in readings])
-    return np.array([distance(space[owners == u], np.array([r[name] for r in liked[u]])) for u in range(len(liked))])
+    own = features_of(name, readings, asked)
+    return np.array([distance(own[u], np.array([r[name] for r in liked[u]])) for u in range(len(liked))])
 
 
 def diversity(readings: list[dict], each: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from .rows import CONTROLS, METHODS, PARTS, ROWS, SIZES, TRAINED
 
 COLUMNS = 16  # of a file of kept pictures
 FIGURE_USERS, FIGURE_HISTORY = 6, 3
+QUALITIES = (("cmmd", 2), ("kid", 1), ("fid", 1), ("clip_t", 1), ("clip_i", 1))  # decimals
 SHORT = {  # over the columns of the figure
     "none": "no preference",
     "mismatched": "another user's",
@@ -81,12 +82,13 @@ def table(rows: dict, names: list[str]) -> str:
 def qualities(rows: dict) -> str:
     """The methods' other figures."""
     lines = [
-        "| picture | CMMD to the liked ↓ | KID to the liked ↓ | CLIP-T ↑ | CLIP-I ↑ | diversity ↑ | CPU s a picture |",
-        "|---|---|---|---|---|---|---|",
+        "| picture | CMMD to the liked ↓ | KID to the liked ↓ | FID, all users ↓ | CLIP-T ↑ | CLIP-I ↑ | diversity ↑ "
+        "| CPU s a picture |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in (name for name in METHODS if name in rows):
         r = rows[name]
-        figures = [span(r[key], digits) for key, digits in (("cmmd", 2), ("kid", 1), ("clip_t", 1), ("clip_i", 1))]
+        figures = [span(r[key], digits) for key, digits in QUALITIES]
         figures += [span(r["diversity"]), f"{r['cpu_seconds_a_picture']:.2f}"]
         lines.append(f"| {r['label']} | {' | '.join(figures)} |")
     return "\n".join(lines)
@@ -129,10 +131,12 @@ written after the prompt; of two tastes the first that it names. Reference atten
 
 CMMD and KID go from each user's pictures to {result["liked_drawn"]} renders that this user would like, on the same
 prompts (CMMD: the atelier's CLIP, sigma 10, times 1000; KID: the judge's features, cubic kernel; both unbiased, so that
-few pictures are enough and values below zero can come). CLIP-T: picture and prompt without taste; CLIP-I: picture and
+few pictures are enough and values below zero can come). FID: the judge's features of all users' pictures together, so
+it says whether the crowd's pictures are like what the crowd likes, not whose they are; too few for its bias to go, but
+as many in every row. CLIP-T: picture and prompt without taste; CLIP-I: picture and
 the mean liked one; 100 times the cosine. Diversity: 1 less the cosine of CLIP embeddings between
 {result["seeds_each"]} seeds of one prompt, over {result["seed_users"]} users. CPU seconds are of all threads, with the
-history's reading. The atelier's CLIP is small; FID needs far more pictures than these.
+history's reading. The atelier's CLIP is small.
 
 ![The same prompt and noise, by the methods](figures/methods.jpg)
 
@@ -169,7 +173,7 @@ Alignment over a part of the families counts users who like and dislike somethin
 
 ## What is not here
 
-{left_out}FID, which needs far more pictures. CSD, PickScore and the ViPer proxy judge real bases:
+{left_out}CSD, PickScore and the ViPer proxy judge real bases:
 [compare.md](../compare.md).
 """
 

@@ -1,11 +1,11 @@
 #!/bin/sh
-# The whole pipeline on one page: from nothing to the weights under prefgen/atelier/weights. On two CPU cores about three
+# The whole pipeline on one page: from nothing to the weights under prefgen/atelier/weights. On two CPU cores about four
 # hours. A finished stage is skipped and a stopped one goes on where it was, so the same command always continues.
 #
 #     make train-atelier
 #     make train-atelier ARGS="--runs runs/other --set train_mllm.steps=800"     every stage takes the same options
 #     make train-atelier ARGS="--start-from prefgen/atelier/weights"             VAE, CLIP, judge, UNet, MLLM go on from there
-#     BASE=shipped make train-atelier                                            the base stays; PrefGen's stages from nothing
+#     BASE=shipped make train-atelier       the base stays as shipped, the MLLM goes on, what comes after it from nothing
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -17,9 +17,12 @@ stage() {
 
 # The world and its base models. A lab has them: SDXL, a CLIP, an MLLM.
 if [ "${BASE:-}" = shipped ]; then
+    on="--start-from prefgen/atelier/weights"
+    on="$on --set train_mllm.steps=1200 --set train_mllm.lr=0.0007 --set train_mllm.warmup=100"
     stage atelier.pool "$@"
-    stage atelier.mllm_vision "$@" --start-from prefgen/atelier/weights --set atelier.mllm_vision.steps=0
+    stage atelier.mllm_vision $on --set atelier.mllm_vision.steps=0 "$@"
 else
+    on=""
     stage atelier.tokenizers           # vocabularies of CLIP and the MLLM
     stage atelier.pool "$@"            # 40,000 pictures with labels
     stage atelier.vae "$@"             # pictures <-> latents
@@ -30,7 +33,7 @@ else
 fi
 
 # PrefGen, in the paper's order.
-stage train_mllm "$@"              # the MLLM learns to read histories
+stage train_mllm $on "$@"          # the MLLM learns to read histories
 stage extract "$@"                 # hidden states and CLIP embeddings of many users' histories
 stage probe_layers "$@"            # which layers give e_sem and e_core
 stage train_alignment "$@"         # e_sem -> CLIP's text space, by MMD
