@@ -244,15 +244,26 @@ def test_accelerate_reads_its_configurations(path):
 def test_the_pipeline_scripts_start_every_stage_in_the_papers_order(tmp_path):
     order = ["train_mllm", "extract", "probe_layers", "train_alignment", "train_user_attention"]
     said = {}
-    for script, words in (("atelier", []), ("sdxl", ["sdxl_24gb"])):
+    for name, script, words in (
+        ("atelier", "atelier", []),
+        ("shipped", "atelier", []),
+        ("sdxl", "sdxl", ["sdxl_24gb"]),
+    ):
         line = ["sh", ROOT / f"training/runs/{script}.sh", *words, "--set", "train_mllm.steps=1"]
-        result = subprocess.run(line, env=os.environ | {"PYTHON": "echo"}, capture_output=True, text=True, timeout=60)
+        environment = os.environ | {"PYTHON": "echo", "BASE": name}
+        result = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60)
         assert result.returncode == 0, result.stderr
-        said[script] = [line for line in result.stdout.splitlines() if line.startswith("-m training.")]
-        started = [line.split()[1].removeprefix("training.") for line in said[script]]
+        said[name] = [line for line in result.stdout.splitlines() if line.startswith("-m training.")]
+        started = [line.split()[1].removeprefix("training.") for line in said[name]]
         assert [stage for stage in started if stage in order] == order
         assert all((ROOT / "training" / f"{stage.replace('.', '/')}.py").exists() for stage in started if "." in stage)
-        assert all("train_mllm.steps=1" in line for line in said[script] if line.split()[1][9:] in order)
+        assert all("train_mllm.steps=1" in line for line in said[name] if line.split()[1][9:] in order)
+    kept = [line for line in said["shipped"] if "--start-from prefgen/atelier/weights" in line]
+    assert [line.split()[1] for line in kept] == ["training.atelier.mllm_vision", "training.train_mllm"]
+    assert kept[1].endswith("--set train_mllm.steps=1"), "what the caller sets counts last"
+    assert not any(
+        f"training.atelier.{stage} " in line for line in said["shipped"] for stage in ("vae", "clip", "unet")
+    )
     assert "training.atelier.tokenizers" in said["atelier"][0] and "training.agents" in said["sdxl"][0]
     assert "training.export" in said["sdxl"][-1]
     stopped = {**os.environ, "PYTHON": "false"}
