@@ -119,7 +119,8 @@ def measure(kept: Kept, names: list[str], asked: Asked) -> dict:
         }
         if name in METHODS:
             targets = [np.array([r["judge"] for r in of_user]) for of_user in liked]
-            rows[name]["fid"] = metrics.frechet(metrics.features_of("judge", found, asked), targets)
+            fid = metrics.frechet(metrics.features_of("judge", found, asked), targets)
+            rows[name]["fid"] = {"mean": round(fid, 4), "ci95": None}
         if name in several:
             rows[name]["diversity"] = metrics.interval(metrics.diversity(several[name], SEEDS))
     return {"rows": rows, "groups": groups(readings, aligned, people, asked)}

@@ -50,7 +50,8 @@ def kept_picture(path: Path, number: int) -> Image.Image:
 
 def write(result: dict, pictures: dict[str, Path], people: list[users.User], out: Path) -> None:
     """methods.json, methods.md and figures/ from what was measured. pictures: {row: file of its kept pictures}."""
-    sizes(result["rows"], out / "figures" / "history_size.png")
+    if history_sizes(result["rows"]):
+        sizes(result["rows"], out / "figures" / "history_size.png")
     side_by_side(pictures, people, result["prompts"], out / "figures" / "methods.jpg")
     write_atomic(out / "methods.json", json.dumps(result, indent=1).encode() + b"\n")
     write_atomic(out / "methods.md", text(result).encode())
@@ -133,10 +134,10 @@ CMMD and KID go from each user's pictures to {result["liked_drawn"]} renders tha
 prompts (CMMD: the atelier's CLIP, sigma 10, times 1000; KID: the judge's features, cubic kernel; both unbiased, so that
 few pictures are enough and values below zero can come). FID: the judge's features of all users' pictures together, so
 it says whether the crowd's pictures are like what the crowd likes, not whose they are; too few for its bias to go, but
-as many in every row. CLIP-T: picture and prompt without taste; CLIP-I: picture and
-the mean liked one; 100 times the cosine. Diversity: 1 less the cosine of CLIP embeddings between
-{result["seeds_each"]} seeds of one prompt, over {result["seed_users"]} users. CPU seconds are of all threads, with the
-history's reading. The atelier's CLIP is small.
+as many in every row, and without an interval, since resampling would add to the bias. CLIP-T: picture and
+prompt without taste; CLIP-I: picture and the mean liked one; 100 times the cosine. Diversity: 1 less the cosine of
+CLIP embeddings between {result["seeds_each"]} seeds of one prompt, over {result["seed_users"]} users.
+CPU seconds are of all threads, with the history's reading. The atelier's CLIP is small.
 
 ![The same prompt and noise, by the methods](figures/methods.jpg)
 
@@ -159,13 +160,7 @@ One thing changed, all else as shipped (`python -m training.ablations`).
 
 {table(rows, ["prefgen", *TRAINED])}
 
-## Size of the history
-
-{table(rows, ["prefgen" if n == 8 else f"size_{n}" for n in SIZES])}
-
-![Alignment by the number of liked and of disliked pictures](figures/history_size.png)
-
-## Users and families apart
+{history_sizes(rows)}## Users and families apart
 
 Alignment over a part of the families counts users who like and dislike something in it.
 
@@ -175,6 +170,20 @@ Alignment over a part of the families counts users who like and dislike somethin
 
 {left_out}CSD, PickScore and the ViPer proxy judge real bases:
 [compare.md](../compare.md).
+"""
+
+
+def history_sizes(rows: dict) -> str:
+    """The section of the history's size; nothing where only one was run."""
+    names = ["prefgen" if n == 8 else f"size_{n}" for n in SIZES]
+    if sum(name in rows for name in names) < 2:
+        return ""
+    return f"""## Size of the history
+
+{table(rows, names)}
+
+![Alignment by the number of liked and of disliked pictures](figures/history_size.png)
+
 """
 
 
