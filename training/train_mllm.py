@@ -83,6 +83,8 @@ def open_mllm(args, world: Histories, device: torch.device) -> tuple[Reader, nn.
     if config.path is None:
         reader, text = new_atelier(args, world)
         reader.mllm.model.to(device)
+        if device.type == "cpu":  # there SDPA's backward takes 1.6 times as long as plain products'
+            reader.mllm.model.set_attn_implementation("eager")
         return reader, text, None
     if config.nf4 and not has_nf4():
         raise MLLMError("mllm.nf4 needs bitsandbytes: install it (pip install bitsandbytes), or set mllm.nf4=false.")
@@ -106,8 +108,6 @@ def new_atelier(args, world) -> tuple[Reader, nn.Module]:
     eyes = nn.ModuleDict({"vision": model.model.vision_model, "connector": model.model.connector})
     eyes.load_state_dict(load_file(str(args.runs / "atelier.mllm_vision" / "eyes.safetensors")))
     eyes.requires_grad_(False)
-    if not torch.cuda.is_available():
-        model.set_attn_implementation("eager")  # on a CPU, SDPA's backward takes 1.6 times as long as plain products'
     mllm = PreferenceMLLM(model, mllm_tokenizer(), "atelier", "")
     return Reader(mllm, world, atelier_tokens(args.runs)), model.model.text_model
 

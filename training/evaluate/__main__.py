@@ -99,6 +99,7 @@ def measure(kept: Kept, names: list[str], asked: Asked) -> dict:
     )
     prompts = np.array(kept.get("prompts", lambda: metrics.prompt_embeds(kept.painter, asked).tolist()))
     aligned = {name: metrics.alignment(found, people, asked) for name, found in readings.items()}
+    targets = [np.array([r["judge"] for r in of_user]) for of_user in liked]
     rows = {}
     for name, found in readings.items():
         right = np.array([r["subject"] == subject for r, (_, subject, _) in zip(found, asked, strict=True)], float)
@@ -117,11 +118,9 @@ def measure(kept: Kept, names: list[str], asked: Asked) -> dict:
             "clip_i": metrics.interval(metrics.by_user(100 * (clip * means[[u for u, _, _ in asked]]).sum(1), asked)),
             "cpu_seconds_a_picture": round(made[name]["cpu_seconds"] / len(asked), 3),
         }
-        if name in METHODS:
-            targets = [np.array([r["judge"] for r in of_user]) for of_user in liked]
+        if name in several:
             fid = metrics.frechet(metrics.features_of("judge", found, asked), targets)
             rows[name]["fid"] = {"mean": round(fid, 4), "ci95": None}
-        if name in several:
             rows[name]["diversity"] = metrics.interval(metrics.diversity(several[name], SEEDS))
     return {"rows": rows, "groups": groups(readings, aligned, people, asked)}
 

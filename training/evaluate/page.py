@@ -20,6 +20,7 @@ from .rows import CONTROLS, METHODS, PARTS, ROWS, SIZES, TRAINED
 COLUMNS = 16  # of a file of kept pictures
 FIGURE_USERS, FIGURE_HISTORY = 6, 3
 QUALITIES = (("cmmd", 2), ("kid", 1), ("fid", 1), ("clip_t", 1), ("clip_i", 1))  # decimals
+SIZE_ROWS = {n: "prefgen" if n == 8 else f"size_{n}" for n in SIZES}
 SHORT = {  # over the columns of the figure
     "none": "no preference",
     "mismatched": "another user's",
@@ -175,12 +176,11 @@ Alignment over a part of the families counts users who like and dislike somethin
 
 def history_sizes(rows: dict) -> str:
     """The section of the history's size; nothing where only one was run."""
-    names = ["prefgen" if n == 8 else f"size_{n}" for n in SIZES]
-    if sum(name in rows for name in names) < 2:
+    if sum(name in rows for name in SIZE_ROWS.values()) < 2:
         return ""
     return f"""## Size of the history
 
-{table(rows, names)}
+{table(rows, list(SIZE_ROWS.values()))}
 
 ![Alignment by the number of liked and of disliked pictures](figures/history_size.png)
 
@@ -194,8 +194,7 @@ def sizes(rows: dict, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    known = {n: rows.get("prefgen" if n == 8 else f"size_{n}") for n in SIZES}
-    known = {n: row["alignment"] for n, row in known.items() if row}
+    known = {n: rows[name]["alignment"] for n, name in SIZE_ROWS.items() if name in rows}
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for name, colour in (("oracle", "tab:green"), ("none", "tab:grey")):
         axes.axhspan(*rows[name]["alignment"]["ci95"], color=colour, alpha=0.2, label=rows[name]["label"])

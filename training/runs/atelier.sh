@@ -1,5 +1,5 @@
 #!/bin/sh
-# The whole pipeline on one page: from nothing to the weights under prefgen/atelier/weights. On two CPU cores about four
+# The whole pipeline on one page: from nothing to the weights under prefgen/atelier/weights. On two CPU cores it takes
 # hours. A finished stage is skipped and a stopped one goes on where it was, so the same command always continues.
 #
 #     make train-atelier
