@@ -1,6 +1,6 @@
 """How far H drifts in bf16 and in nf4 from fp32, on the CPU: the embedded MLLM and tiny random ones of every family.
 
-python tests/bench/mllm_nf4.py        needs bitsandbytes and accelerate; prints the table of docs/performance-mllm.md
+python tests/bench/mllm_nf4.py        needs bitsandbytes and accelerate; prints the table of docs/performance-nf4.md
 """
 
 from __future__ import annotations
