@@ -97,6 +97,8 @@ def main() -> None:
     aligner.eval()
     with torch.inference_mode():
         aligned = F.normalize(aligner(norm(states[heldout].to(device))), dim=1)
+        seen = train[:: max(1, len(train) // len(heldout))]
+        aligned_seen = F.normalize(aligner(norm(states[seen].to(device))), dim=1)
         mine = owners[heldout].to(device)
         candidates = torch.unique(mine)
         ranks = (aligned @ bank[candidates].T).argsort(1, descending=True)
@@ -104,6 +106,7 @@ def main() -> None:
         figures = {
             "heldout_mmd": mmd2(aligned, bank[candidates], bandwidths).item(),
             "heldout_cosine": (aligned * bank[mine]).sum(1).mean().item(),
+            "seen_cosine": (aligned_seen * bank[owners[seen].to(device)]).sum(1).mean().item(),
             "retrieval_top1": found[:, :1].any(1).float().mean().item(),
             "retrieval_top5": found[:, :5].any(1).float().mean().item(),
             "candidates": len(candidates),

@@ -122,6 +122,7 @@ def test_a_small_run_measures_every_row_and_goes_on_where_it_was_stopped(tmp_pat
     there = {name for name, row in rows.ROWS.items() if row.ablation in ("", "pointwise")}
     assert set(result["rows"]) == there and all(f"| {rows.ROWS[name].label} |" in page for name in there)
     assert "Not in this run: image-only adapter" in page
+    assert "Reference attention is ours" in page and "The image-only adapter is" not in page, "only what was run"
     assert result["rows"]["pointwise"]["alignment"] == result["rows"]["prefgen"]["alignment"], "the same weights here"
     assert (out / "figures/history_size.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "figures/methods.jpg").read_bytes().startswith(b"\xff\xd8")

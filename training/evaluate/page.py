@@ -124,10 +124,7 @@ checksums.
 
 {table(rows, METHODS)}
 
-The image-only adapter is the same branch, trained on the same data for as many steps, with the CLIP embedding as its
-only part (`python -m training.ablations image_only`). The MLLM's words are its own answer to the closing question,
-written after the prompt; of two tastes the first that it names. Reference attention is ours after FABRIC
-(arXiv 2307.10159): no training, the history's pictures are read by the UNet at every step.
+{how_methods_work(rows)}
 
 {qualities(rows)}
 
@@ -172,6 +169,19 @@ Alignment over a part of the families counts users who like and dislike somethin
 {left_out}CSD, PickScore and the ViPer proxy judge real bases:
 [compare.md](../compare.md).
 """
+
+
+def how_methods_work(rows: dict) -> str:
+    """A sentence or two on each method that was run and that its label doesn't explain."""
+    about = {
+        "image_only": """The image-only adapter is the same branch, trained on the same data for as many steps, with the
+CLIP embedding as its only part (`python -m training.ablations image_only`).""",
+        "described": """The MLLM's words are its own answer to the closing question, written after the prompt; of two
+tastes the first that it names.""",
+        "reference_03": """Reference attention is ours after FABRIC (arXiv 2307.10159): no training, the history's
+pictures are read by the UNet at every step.""",
+    }
+    return "\n".join(told for name, told in about.items() if name in rows)
 
 
 def history_sizes(rows: dict) -> str:
