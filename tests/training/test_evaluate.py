@@ -130,7 +130,7 @@ def test_a_small_run_measures_every_row_and_goes_on_where_it_was_stopped(tmp_pat
     different = [
         name for name in kept if "readings" in kept[name] and kept[name]["readings"] != kept["prefgen"]["readings"]
     ]
-    assert {"none", "mismatched", "oracle", "swapped", "described", "reference_1"} <= set(different)
+    assert {"none", "mismatched", "oracle", "swapped", "described", "reference_1", "weight_1.5"} <= set(different)
 
     def without_times(record):
         assert all(row.pop("cpu_seconds_a_picture") > 0 for row in record["rows"].values())

@@ -15,12 +15,13 @@ from prefgen.atelier.models import IMAGE_SIZE
 from prefgen.files import write_atomic
 
 from .painter import GUIDANCE, STEPS, history_of
-from .rows import CONTROLS, METHODS, PARTS, ROWS, SIZES, TRAINED
+from .rows import CONTROLS, METHODS, PARTS, ROWS, SIZES, TRAINED, WEIGHTS
 
 COLUMNS = 16  # of a file of kept pictures
 FIGURE_USERS, FIGURE_HISTORY = 6, 3
 QUALITIES = (("cmmd", 2), ("kid", 1), ("fid", 1), ("clip_t", 1), ("clip_i", 1))  # decimals
 SIZE_ROWS = {n: "prefgen" if n == 8 else f"size_{n}" for n in SIZES}
+WEIGHT_ROWS = ["prefgen" if w == 1 else f"weight_{w:g}" for w in WEIGHTS]
 SHORT = {  # over the columns of the figure
     "none": "no preference",
     "mismatched": "another user's",
@@ -79,6 +80,30 @@ def table(rows: dict, names: list[str]) -> str:
             f"| {r['label']} | {span(r['alignment'])} | {less} | {span(r['gain_share'])} | {r['subject']['mean']:.3f} |"
         )
     return "\n".join(lines)
+
+
+def weights(rows: dict) -> str:
+    """What the artist's weight trades; nothing where only one was run."""
+    there = [name for name in WEIGHT_ROWS if name in rows]
+    if len(there) < 2:
+        return ""
+    lines = [
+        "| weight | alignment | less PrefGen | subject named | CMMD to the liked ↓ | KID to the liked ↓ |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in there:
+        r = rows[name]
+        label, less = ("weight 1", "") if name == "prefgen" else (r["label"], span(r["minus_prefgen"]))
+        figures = [span(r["alignment"]), less, f"{r['subject']['mean']:.3f}", span(r["cmmd"], 2), span(r["kid"], 1)]
+        lines.append(f"| {' | '.join([label, *figures])} |")
+    rows_of_table = "\n".join(lines)
+    return f"""## Weight of the user attention
+
+As the artist sets it in Apply User Cross-Attention; every other table has 1.
+
+{rows_of_table}
+
+"""
 
 
 def qualities(rows: dict) -> str:
@@ -152,7 +177,7 @@ Training drops each part at times, so that a weight of 0 is a case the branch kn
 
 {table(rows, ["prefgen", *PARTS])}
 
-## Trained otherwise
+{weights(rows)}## Trained otherwise
 
 One thing changed, all else as shipped (`python -m training.ablations`).
 

@@ -102,12 +102,16 @@ class Painter:
     ) -> torch.Tensor:
         """Pictures [B, 3, 128, 128] in -1..1; vectors [B, C + D + I], or None for no user.
 
-        history: (liked, disliked), for reference attention of this weight. seed, first: see `sample`.
+        history: (liked, disliked), for reference attention. weight: of the user attention, or of that. seed, first: see
+        `sample`.
         """
         keys_values = [None] * len(self.branch) if vectors is None else self.adapter.keys_values(vectors)
         for processor, pair in zip(self.branch, keys_values, strict=True):
             # The unconditional half has no branch: zero values add nothing to it.
-            processor.keys_values = pair and (torch.cat([pair[0]] * 2), torch.cat([torch.zeros_like(pair[1]), pair[1]]))
+            processor.keys_values = pair and (
+                torch.cat([pair[0]] * 2),
+                torch.cat([torch.zeros_like(pair[1]), weight * pair[1]]),
+            )
         unet = self.unet
         if history is not None:
             liked, disliked = map(self.latents, history)
@@ -165,4 +169,4 @@ def paint_row(painter: Painter, row: Row, people: list[users.User], asked: Asked
         else:
             chosen = torch.stack([vectors[user] for user in users_here]) if vectors else None
             negative = [traits[user].negative for user in users_here] if row.words == "both" else None
-            yield painter.paint(texts, chosen, seed=start, negative=negative)
+            yield painter.paint(texts, chosen, seed=start, negative=negative, weight=row.weight)

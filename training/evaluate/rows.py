@@ -9,13 +9,15 @@ import torch
 
 Pictures = list[torch.Tensor]  # each [H, W, 3] in 0..1
 SIZES = (1, 2, 4, 8, 16)
+WEIGHTS = (0.5, 1.0, 1.25, 1.5)  # of the user attention, as the artist sets it
 
 
 @dataclass(frozen=True)
 class Row:
     """One way of painting. history: from (liked, disliked) to what the encoder sees, or None for no user.
 
-    size: liked and as many disliked pictures. parts: weights of (semantic, core, image). of_other: the next user's
+    size: liked and as many disliked pictures. parts: weights of (semantic, core, image). weight: of the user attention.
+    of_other: the next user's
     history. taste: the true taste is written into the prompt. words: the taste in the MLLM's words is, "positive" the
     liked traits, "both" the disliked ones as the negative prompt too. reference: weight of the history's pictures in
     reference attention. ablation: the adapter and the MLLM are those of this run of `training.ablations`.
@@ -25,6 +27,7 @@ class Row:
     history: Callable[[Pictures, Pictures], tuple[Pictures, Pictures]] | None = lambda *sides: sides
     size: int = 8
     parts: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    weight: float = 1.0
     of_other: bool = False
     taste: bool = False
     words: str = ""
@@ -66,6 +69,7 @@ ROWS = {
     "pointwise": Row("point-wise loss in place of MMD", ablation="pointwise"),
     "first_layers": Row("the first four layers, and the second as core", ablation="first_layers"),
     "untuned": Row("MLLM not tuned on histories", ablation="untuned"),
+    **{f"weight_{w:g}": Row(f"weight {w:g}", weight=w) for w in WEIGHTS if w != 1},
     **{f"size_{n}": Row(f"history of {n} + {n}", size=n) for n in SIZES if n != 8},
 }
 METHODS = (
