@@ -4,7 +4,8 @@
 
 Reads each stage's `done`, `config.json` and `log.jsonl`, and the reports of the demo: the usual one, and a wide one
 over all held-out prompts (`python -m scripts.demo --users 8 --prompts 20 --out output/wide`). Measures nothing itself.
-A stage of the base that was not trained in these runs (`BASE=shipped`) keeps what atelier.json says of it.
+A stage that these runs leave as it was shipped (the base with `BASE=shipped`, or all before the branch) keeps what
+atelier.json says of it.
 """
 
 from __future__ import annotations
@@ -39,10 +40,9 @@ def read(path: Path) -> dict:
 
 
 def of_stage(stage: str, runs: Path, record: dict) -> tuple[dict, dict]:
-    """(figures, settings) of a stage: of its run, or of the record for a part of the base that was kept."""
+    """(figures, settings) of a stage: of its run, or of the record for a stage that was kept."""
     folder = runs / stage
-    kept = stage.startswith("atelier.") and stage in record
-    if kept and not ((folder / "done").exists() and read(folder / "config.json").get("steps")):
+    if stage in record and not ((folder / "done").exists() and read(folder / "config.json").get("steps", 1)):
         return record[stage], record["settings"][stage]
     settings = read(folder / "config.json")
     if (folder / "log.jsonl").exists():
