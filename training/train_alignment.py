@@ -95,10 +95,13 @@ def main() -> None:
         run.log(loss=run.loss, mmd=distance, paired=paired, grad_norm=norm_of_gradient)
 
     aligner.eval()
+
+    def read(rows: torch.Tensor) -> torch.Tensor:
+        return F.normalize(aligner(norm(states[rows].to(device))), dim=1)
+
     with torch.inference_mode():
-        aligned = F.normalize(aligner(norm(states[heldout].to(device))), dim=1)
         seen = train[:: max(1, len(train) // len(heldout))]
-        aligned_seen = F.normalize(aligner(norm(states[seen].to(device))), dim=1)
+        aligned = read(heldout)
         mine = owners[heldout].to(device)
         candidates = torch.unique(mine)
         ranks = (aligned @ bank[candidates].T).argsort(1, descending=True)
@@ -106,7 +109,7 @@ def main() -> None:
         figures = {
             "heldout_mmd": mmd2(aligned, bank[candidates], bandwidths).item(),
             "heldout_cosine": (aligned * bank[mine]).sum(1).mean().item(),
-            "seen_cosine": (aligned_seen * bank[owners[seen].to(device)]).sum(1).mean().item(),
+            "seen_cosine": (read(seen) * bank[owners[seen].to(device)]).sum(1).mean().item(),
             "retrieval_top1": found[:, :1].any(1).float().mean().item(),
             "retrieval_top5": found[:, :5].any(1).float().mean().item(),
             "candidates": len(candidates),

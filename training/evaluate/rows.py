@@ -17,10 +17,10 @@ class Row:
     """One way of painting. history: from (liked, disliked) to what the encoder sees, or None for no user.
 
     size: liked and as many disliked pictures. parts: weights of (semantic, core, image). weight: of the user attention.
-    of_other: the next user's
-    history. taste: the true taste is written into the prompt. words: the taste in the MLLM's words is, "positive" the
-    liked traits, "both" the disliked ones as the negative prompt too. reference: weight of the history's pictures in
-    reference attention. ablation: the adapter and the MLLM are those of this run of `training.ablations`.
+    of_other: the next user's history. taste: the true taste is written into the prompt. words: the taste in the MLLM's
+    words is, "positive" the liked traits, "both" the disliked ones as the negative prompt too. reference: weight of the
+    history's pictures in reference attention. ablation: the adapter and the MLLM are those of this run of
+    `training.ablations`.
     """
 
     label: str
