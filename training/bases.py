@@ -105,9 +105,8 @@ class Base:
             output = self.unet(noisy.to(dtype), timesteps, text.states.to(dtype), added_cond_kwargs=added)
         return output.sample.float()
 
-    def noised(self, latents, timesteps) -> tuple[torch.Tensor, torch.Tensor]:
+    def noised(self, latents, timesteps, noise) -> tuple[torch.Tensor, torch.Tensor]:
         """(noisy latents, what the UNet should predict), both [B, c, h, w]."""
-        noise = torch.randn(latents.shape, dtype=latents.dtype).to(latents.device)
         signal = self.alphas[timesteps].sqrt().float()[:, None, None, None]
         spread = (1 - self.alphas[timesteps]).sqrt().float()[:, None, None, None]
         target = noise if self.prediction == "epsilon" else signal * noise - spread * latents

@@ -11,11 +11,12 @@ import io
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import torch.distributed as dist
 from tqdm import tqdm
 
 from prefgen.files import write_atomic
@@ -31,78 +32,119 @@ def cached(
     key: dict,
     fill: Callable[[int, int], dict[str, np.ndarray]],
     piece: int = 64,
-    writes: bool = True,
+    rank: int = 0,
+    world: int = 1,
 ) -> dict[str, np.ndarray]:
     """{column: memory-mapped array [count, *shape]}, made by `fill(start, stop)` where it isn't there yet.
 
-    columns: file name without suffix -> (shape of a row, dtype). key: what the rows depend on, as JSON values. writes:
-    False for the processes that wait for another to fill it. SystemExit with one sentence for a cache of another key,
-    and for a disk without room.
+    columns: file name without suffix -> (shape of a row, dtype). key: what the rows depend on, as JSON values. rank,
+    world: of `world` processes each fills one piece in turn, and process 0 writes them all, as one would have; all have
+    to call it. SystemExit with one sentence for a cache of another key, and for a disk without room.
     """
-    paths = {column: folder / f"{column}.npy" for column in columns}
-    note = folder / f"{name}.json"
-    if writes:
-        _fill(name, note, paths, count, columns, key, fill, piece)
-    while not (note.exists() and all(path.exists() for path in paths.values())):
-        time.sleep(1)
-    return {column: np.load(path, mmap_mode="r") for column, path in paths.items()}
+    files = _Files(folder, name, count, columns, key)
+    done = _of_first(files.begin() if rank == 0 else None, world)
+    if done < count:
+        spans = [(start, min(start + piece, count)) for start in range(done, count, piece)]
+        bar = tqdm(total=count, initial=done, desc=name, mininterval=5, disable=rank > 0)
+        with files if rank == 0 else nullcontext(), bar:
+            for first in range(0, len(spans), world):
+                turn = spans[first : first + world]
+                rows = fill(*turn[rank]) if rank < len(turn) else None
+                for (start, stop), found in zip(turn, _by_first(rows, rank, world), strict=False):
+                    files.append(found, stop)
+                    bar.update(stop - start)
+    if rank == 0:
+        files.name_them()
+    if world > 1:
+        dist.barrier()
+    return {column: np.load(path, mmap_mode="r") for column, path in files.paths.items()}
 
 
-def _fill(name, note, paths, count, columns, key, fill, piece) -> None:
-    done = _done(note, key)
-    parts = {column: path.with_suffix(".part") for column, path in paths.items()}
-    if done == count and not any(part.exists() for part in parts.values()):
-        return
-    heads = {column: _header(count, *kind) for column, kind in columns.items()}
-    sizes = {column: _row_bytes(*kind) for column, kind in columns.items()}
-    missing, room = (count - done) * sum(sizes.values()), shutil.disk_usage(note.parent).free
-    if missing > room:
-        raise SystemExit(
-            f"The cache {name} needs {missing / 1e9:.1f} GB more and the disk of {note.parent} has {room / 1e9:.1f} "
-            "free: make room, or put --runs on another disk."
-        )
-    files = {column: open(part, "r+b" if part.exists() else "w+b") for column, part in parts.items()}
-    try:
-        for column, file in files.items():
-            file.write(heads[column])
-            file.truncate(len(heads[column]) + done * sizes[column])
+class _Files:
+    """The arrays of one cache while they grow, and their note."""
+
+    def __init__(self, folder: Path, name: str, count: int, columns: Columns, key: dict):
+        self.name, self.count, self.columns, self.key = name, count, columns, key
+        self.note = folder / f"{name}.json"
+        self.paths = {column: folder / f"{column}.npy" for column in columns}
+        self.parts = {column: path.with_suffix(".part") for column, path in self.paths.items()}
+        self.heads = {column: _header(count, *kind) for column, kind in columns.items()}
+        self.sizes = {column: _row_bytes(*kind) for column, kind in columns.items()}
+
+    def begin(self) -> int:
+        """How many rows are there; SystemExit where the rest has no room."""
+        self.done = self._vouched()
+        missing, room = (self.count - self.done) * sum(self.sizes.values()), shutil.disk_usage(self.note.parent).free
+        if missing > room:
+            raise SystemExit(
+                f"The cache {self.name} needs {missing / 1e9:.1f} GB more and the disk of {self.note.parent} has "
+                f"{room / 1e9:.1f} free: make room, or put --runs on another disk."
+            )
+        return self.done
+
+    def _vouched(self) -> int:
+        """The rows that the note knows of, none if a file has been taken away since."""
+        if not self.note.exists():
+            return 0
+        found = json.loads(self.note.read_text())
+        changed = sorted(k for k in found["key"] | self.key if found["key"].get(k) != self.key.get(k))
+        if changed:
+            raise SystemExit(
+                f"{self.note} was made for another {' and '.join(changed)} than this command's: use another --runs "
+                f"folder, or delete {self.note.stem}.* there."
+            )
+        for column, part in self.parts.items():
+            whole = found["done"] == self.count and self.paths[column].exists()
+            least = len(self.heads[column]) + found["done"] * self.sizes[column]
+            if not whole and (not part.exists() or part.stat().st_size < least):
+                return 0
+        return found["done"]
+
+    def __enter__(self) -> _Files:
+        self.files = {column: open(part, "r+b" if part.exists() else "w+b") for column, part in self.parts.items()}
+        for column, file in self.files.items():
+            file.write(self.heads[column])
+            file.truncate(len(self.heads[column]) + self.done * self.sizes[column])
             file.seek(0, os.SEEK_END)
-        with tqdm(total=count, initial=done, desc=name, mininterval=5) as bar:
-            for start in range(done, count, piece):
-                stop = min(start + piece, count)
-                rows = fill(start, stop)
-                for column, file in files.items():
-                    file.write(np.ascontiguousarray(rows[column], columns[column][1]).tobytes())
-                    file.flush()
-                    os.fsync(file.fileno())
-                write_atomic(note, json.dumps({"key": key, "done": stop}).encode())
-                bar.update(stop - start)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise SystemExit(
-            f"The cache {name} can't be written to {note.parent} ({error.strerror}): make room, and the same command "
-            "goes on from there."
-        ) from error
-    finally:
-        for file in files.values():
+        return self
+
+    def __exit__(self, _kind, error, _trace) -> None:
+        for file in self.files.values():
             file.close()
-    for column, part in parts.items():
-        os.replace(part, paths[column])
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise SystemExit(
+                f"The cache {self.name} can't be written to {self.note.parent} ({error.strerror}): make room, and the "
+                "same command goes on from there."
+            ) from error
+
+    def append(self, rows: dict[str, np.ndarray], stop: int) -> None:
+        for column, file in self.files.items():
+            file.write(np.ascontiguousarray(rows[column], self.columns[column][1]).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        write_atomic(self.note, json.dumps({"key": self.key, "done": stop}).encode())
+
+    def name_them(self) -> None:
+        for column, part in self.parts.items():
+            if part.exists():
+                os.replace(part, self.paths[column])
 
 
-def _done(note: Path, key: dict) -> int:
-    """How many rows of this key are there."""
-    if not note.exists():
-        return 0
-    found = json.loads(note.read_text())
-    changed = sorted(k for k in found["key"] | key if found["key"].get(k) != key.get(k))
-    if changed:
-        raise SystemExit(
-            f"{note} was made for another {' and '.join(changed)} than this command's: use another --runs folder, or "
-            f"delete {note.stem}.* there."
-        )
-    return found["done"]
+def _of_first(value, world: int):
+    """Process 0's value, in all of them."""
+    values = [value]
+    if world > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def _by_first(value, rank: int, world: int) -> list:
+    """The values of all processes in process 0, none in the others."""
+    if world == 1:
+        return [value]
+    values = [None] * world if rank == 0 else None
+    dist.gather_object(value, values)
+    return values or []
 
 
 def _header(count: int, shape: tuple[int, ...], dtype: type) -> bytes:

@@ -52,11 +52,9 @@ def main() -> None:
     run = core.Run(args)
     if run.finished:
         return
-    if run.world > 1:
-        raise SystemExit("extract runs in one process: start it without a launcher.")
     world = histories_of(args.config, args.runs)
     jobs = jobs_of(world, args)
-    reader, eyes = reader_of(args, world), eyes_of(args, world)
+    reader, eyes = (of(args, world, run.accelerator.device) for of in (reader_of, eyes_of))
     mllm = reader.fingerprint
     columns = {
         "hidden": ((mllm["num_layers"], mllm["hidden_size"]), np.float16),
@@ -67,10 +65,11 @@ def main() -> None:
     def fill(start: int, stop: int) -> dict[str, np.ndarray]:
         return read(world, reader, eyes, args, jobs[start:stop])
 
-    cached(run.folder, "arrays", len(jobs), columns, key, fill, args.batch)
-    core.save_array(np.array([user for user, _ in jobs]), run.folder / "owners.npy")
-    index = {"world": world.name, "mllm": mllm, "clip_vision": eyes.about}
-    core.write_atomic(run.folder / "index.json", json.dumps(index, indent=1).encode())
+    cached(run.folder, "arrays", len(jobs), columns, key, fill, args.batch, run.rank, run.world)
+    if run.rank == 0:
+        core.save_array(np.array([user for user, _ in jobs]), run.folder / "owners.npy")
+        index = {"world": world.name, "mllm": mllm, "clip_vision": eyes.about}
+        core.write_atomic(run.folder / "index.json", json.dumps(index, indent=1).encode())
     run.finish(histories=len(jobs), users=len({user for user, _ in jobs}))
 
 

@@ -52,12 +52,13 @@ def put_on(model: torch.nn.Module, decoder: torch.nn.Module, lora, seed: int):
     return get_peft_model(model, config)
 
 
-def save(peft_model, folder: Path) -> None:
-    """Write adapter_config.json and adapter_model.safetensors; the folder is there whole or not at all."""
+def save(peft_model, state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write adapter_config.json and adapter_model.safetensors; the folder is there whole or not at all. state: the
+    LoRA's weights by their names in `peft_model`, whole where that is spread over processes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        peft_model.save_pretrained(temporary, safe_serialization=True)
+        peft_model.save_pretrained(temporary, safe_serialization=True, state_dict=state)
         (temporary / "README.md").unlink(missing_ok=True)  # peft's template of a model card, empty
         os.chmod(temporary, 0o755)
         shutil.rmtree(folder, ignore_errors=True)

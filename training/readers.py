@@ -227,7 +227,7 @@ def device_of() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def reader_of(args, world: Histories) -> Reader:
+def reader_of(args, world: Histories, device=None) -> Reader:
     """The finished MLLM of a configuration: the atelier's, or a folder with the LoRA that `train_mllm` made."""
     if args.config.mllm.path is None:
         from prefgen.atelier.models import MLLM_FOLDER
@@ -237,15 +237,16 @@ def reader_of(args, world: Histories) -> Reader:
     given = lora if mllm.lora is not None else None
     if given is not None and not given.is_dir():
         raise SystemExit(f"{given} is missing: run `python -m training.train_mllm` first, or set mllm.lora=null.")
-    loaded = PreferenceMLLM.load(mllm.path, DTYPES[mllm.precision], device_of(), given, mllm.nf4 and given is None)
+    device = str(device or device_of())
+    loaded = PreferenceMLLM.load(mllm.path, DTYPES[mllm.precision], device, given, mllm.nf4 and given is None)
     return Reader(loaded, world)
 
 
-def eyes_of(args, world: Histories) -> Eyes:
+def eyes_of(args, world: Histories, device=None) -> Eyes:
     """The image encoder of a configuration."""
     if args.config.clip_vision.path is None:
         return AtelierEyes(world, args.runs)
-    return ClipEyes(world, args.config.clip_vision.path, device_of())
+    return ClipEyes(world, args.config.clip_vision.path, str(device or device_of()))
 
 
 def atelier_tokens(runs: Path) -> np.ndarray:

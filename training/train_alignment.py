@@ -39,15 +39,6 @@ def user_bank(base: Base, histories: Histories, users: list[int]) -> torch.Tenso
     return torch.stack([torch.zeros(width) if row is None else row for row in bank])
 
 
-def of_all_processes(features: torch.Tensor, world: int) -> torch.Tensor:
-    """[B, C] of one process -> [world * B, C] of all, with gradients: the kernel has to see the whole batch."""
-    if world == 1:
-        return features
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(features))
-
-
 def main() -> None:
     args = arguments("train_alignment", __doc__)
     run = core.Run(args)
@@ -88,7 +79,7 @@ def main() -> None:
             reference = bank[texts[torch.randint(0, len(texts), (args.bank,), generator=shared)]]
         with run.timer("forward"):
             aligned = F.normalize(aligner(standard), dim=1)  # [B, C]
-            distance = mmd2(of_all_processes(aligned, run.world), reference, bandwidths)
+            distance = mmd2(run.rows_of_all(aligned), reference, bandwidths)
             paired = 1 - (aligned * target).sum(1).mean()
             loss = args.mmd * distance + args.paired * paired
         norm_of_gradient = core.optimise(loss, optimiser, core.cosine(step, args.steps, args.lr, args.warmup))

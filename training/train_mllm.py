@@ -12,7 +12,7 @@ Every sample is a history of a training user (pictures with verdicts) and a ques
 - contrast: asked whether the user would like one more picture, a liked one pulls more towards "yes" than a
   disliked one.
 Vision tower and connector are frozen. The atelier's small language model is trained whole and written as a folder; a
-real one gets a LoRA on its decoder, written to `lora/` in the run's folder.
+real one gets a LoRA on its decoder, written to `lora/` in the run's folder; FSDP cuts that decoder over the processes.
 """
 
 from __future__ import annotations
@@ -68,29 +68,37 @@ def taste_targets(world: Histories, users: list[int]) -> torch.Tensor:
     return truth
 
 
-def identity_loss(states: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
-    """Symmetric InfoNCE between the two halves of the batch: row i and row i + B/2 are one user."""
-    layer = core_layer(states.shape[1])
-    a, b = F.normalize(F.layer_norm(states[:, layer], states.shape[-1:]), dim=1).chunk(2)
+def identity_loss(once: torch.Tensor, again: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
+    """Symmetric InfoNCE between two histories [users, D] each: row i of both is one user."""
+    a, b = (F.normalize(F.layer_norm(half, half.shape[-1:]), dim=1) for half in (once, again))
     logits = a @ b.T / temperature
     target = torch.arange(len(a), device=a.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def open_mllm(args, world: Histories, device: torch.device) -> tuple[Reader, nn.Module, object]:
+def open_mllm(args, world: Histories, run: core.Run) -> tuple[Reader, nn.Module, object]:
     """(reader, what is trained of the MLLM, peft's model or None)."""
-    config = args.config.mllm
+    config, device = args.config.mllm, run.accelerator.device
     if config.path is None:
         reader, text = new_atelier(args, world)
+        run.spread(text, text.layers)
         reader.mllm.model.to(device)
         if device.type == "cpu":  # there SDPA's backward takes 1.6 times as long as plain products'
             reader.mllm.model.set_attn_implementation("eager")
         return reader, text, None
     if config.nf4 and not has_nf4():
         raise MLLMError("mllm.nf4 needs bitsandbytes: install it (pip install bitsandbytes), or set mllm.nf4=false.")
-    mllm = PreferenceMLLM.load(config.path, DTYPES[config.precision], str(device), None, config.nf4)
+    if config.nf4 and run.spreads:
+        raise MLLMError("FSDP can't cut nf4 weights: set mllm.nf4=false, or launch with DDP.")
+    # What will be cut waits on the CPU: a device needs room for its share alone.
+    mllm = PreferenceMLLM.load(
+        config.path, DTYPES[config.precision], "cpu" if run.spreads else str(device), None, config.nf4
+    )
     mllm.model.requires_grad_(False)
     peft_model = lora.put_on(mllm.model, mllm.family.text, config.lora, args.seed)
+    run.spread(mllm.family.text, mllm.family.text.layers)
+    if not config.nf4:
+        mllm.model.to(device)
     if config.gradient_checkpointing:
         mllm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trained = nn.ParameterDict({n.replace(".", "/"): p for n, p in peft_model.named_parameters() if p.requires_grad})
@@ -121,6 +129,10 @@ class Samples:
     closing: list[Asked]
     others: list[Asked]
     pairs: list[Asked]
+
+    @property
+    def all(self) -> list[Asked]:
+        return [*self.closing, *self.others, *self.pairs]
 
     def share(self, number: int, of: int) -> Samples:
         """One of `of` shares: of a process, and of a piece of its batch. Histories of a user stay together."""
@@ -155,27 +167,39 @@ def samples_of(
     return Samples(chosen, asked, more, contrasts)
 
 
-def losses_of(model, reader: Reader, heads: TasteHeads | None, world: Histories, samples: Samples, args) -> dict:
-    """{name: loss} of some samples."""
-    device, closing_count = reader.mllm.device, len(samples.closing)
-    batch = reader.batch([*samples.closing, *samples.others, *samples.pairs])
+def losses_of(model, reader: Reader, heads: TasteHeads | None, samples: Samples, tokens: int, piece: int, run, args):
+    """{name: loss} of one piece of this process's samples, weighed so that the mean over all pieces is the loss of the
+    whole batch, however it is shared out; identity alone compares only the users of a piece, of all processes.
+
+    samples, tokens: the whole batch, and how many tokens its answers have.
+    """
+    device, shares = reader.mllm.device, run.world * args.accumulate
+    mine = samples.share(run.rank * args.accumulate + piece, shares)
+    batch = reader.batch(mine.all)
     states, last = reader.forward(batch)
+    closing, users = states[: len(mine.closing)], mine.users
+    nothing = states.new_zeros(())  # where a share has none of a kind: every process knows the same losses
+    losses = dict.fromkeys(("answer", "reading", "identity", "contrast"), nothing)
     head, answered = model.get_output_embeddings(), batch.labels[:, 1:] != -100
-    losses = {}
     if answered.any():
-        losses["answer"] = F.cross_entropy(head(last[:, :-1][answered]).float(), batch.labels[:, 1:][answered])
+        said, truth = head(last[:, :-1][answered]).float(), batch.labels[:, 1:][answered]
+        losses["answer"] = F.cross_entropy(said, truth, reduction="sum") * (shares / tokens)
     if heads is not None and args.reading:
         # The positives are rare (about 10 of 98): weigh them up, or the heads first learn to say nothing.
-        truth, weight = taste_targets(world, samples.users * 2).to(device), torch.tensor(4.0, device=device)
+        truth, weight = taste_targets(reader.world, users * 2).to(device), torch.tensor(4.0, device=device)
         with torch.autocast(device.type, enabled=False):
-            read = heads(states[:closing_count])
-        losses["reading"] = F.binary_cross_entropy_with_logits(read, truth, pos_weight=weight)
-    if args.identity and len(samples.users) > 1:
-        losses["identity"] = identity_loss(states[:closing_count])
-    if samples.pairs:
-        ends = last[torch.arange(len(last), device=device), batch.last][-len(samples.pairs) :]
+            read = F.binary_cross_entropy_with_logits(heads(closing), truth, pos_weight=weight)
+        losses["reading"] = read * (len(users) * shares / len(samples.users))
+    if args.identity:
+        counts = [len(samples.users[rank * args.accumulate + piece :: shares]) for rank in range(run.world)]
+        if sum(counts) > 1:
+            halves = [run.rows_of_all(half, counts) for half in closing[:, core_layer(states.shape[1])].chunk(2)]
+            share = sum(counts) * args.accumulate / len(samples.users)
+            losses["identity"] = identity_loss(*halves) * share
+    if mine.pairs:
+        ends = last[torch.arange(len(last), device=device), batch.last][-len(mine.pairs) :]
         leaning = reader.leaning(ends, (YES, NO)).unflatten(0, (-1, 2))  # of the liked picture, of the disliked
-        losses["contrast"] = F.softplus(leaning[:, 1] - leaning[:, 0]).mean()
+        losses["contrast"] = F.softplus(leaning[:, 1] - leaning[:, 0]).sum() * (2 * shares / len(samples.pairs))
     return losses
 
 
@@ -194,7 +218,7 @@ def main() -> None:
 def train(args, run: core.Run) -> None:
     world = histories_of(args.config, args.runs)
     users, questions = world.users(TRAIN, args.users), Questions(world, args.config.data.questions)
-    reader, text, peft_model = open_mllm(args, world, run.accelerator.device)
+    reader, text, peft_model = open_mllm(args, world, run)
     model = reader.mllm.model.train(peft_model is not None)  # LoRA's dropout; the atelier's model has none
     device = reader.mllm.device
     heads = TasteHeads(reader.fingerprint["hidden_size"], len(world.attributes)) if world.attributes else None
@@ -209,32 +233,35 @@ def train(args, run: core.Run) -> None:
     for step in run.steps(args.steps):
         with run.timer("data"):
             samples = samples_of(world, questions, users, args, shares, np.random.default_rng([args.seed, step]))
+            tokens = sum(len(reader.answer_ids(asked.answer)) for asked in samples.all)
+        means = dict.fromkeys(weights, 0.0)
         for piece in run.pieces(np.arange(args.accumulate)):
-            share = samples.share(run.rank * args.accumulate + int(piece[0]), shares)
             with run.timer("forward"), torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                losses = losses_of(model, reader, heads, world, share, args)
-            loss = sum(weights[name] * value for name, value in losses.items())
-            run.backward(loss)
+                losses = losses_of(model, reader, heads, samples, tokens, int(piece[0]), run, args)
+            for name, loss in losses.items():
+                means[name] += loss.detach() / args.accumulate
+            run.backward(sum(weights[name] * loss for name, loss in losses.items()))
         norm = run.update(optimiser, core.cosine(step, args.steps, args.lr, args.warmup))
-        run.log(loss=loss, **losses, grad_norm=norm)
+        run.log(loss=run.loss, **{name: mean for name, mean in means.items() if weights[name]}, grad_norm=norm)
 
     model.eval()
     figures = evaluate(world, reader, heads if args.reading else None, args)
-    if run.rank:
-        pass  # one process writes
-    elif peft_model is not None:
-        lora.save(peft_model, run.folder / "lora")
+    if peft_model is not None:
+        adapter = core.whole({name: p for name, p in peft_model.named_parameters() if p.requires_grad})
+        if run.rank == 0:  # one process writes
+            lora.save(peft_model, adapter, run.folder / "lora")
     else:
-        export(model)
+        state = core.whole(model.state_dict())
+        if run.rank == 0:
+            export(model.config, state)
     run.finish(**figures)
 
 
-def export(model) -> None:
+def export(config, state: dict[str, torch.Tensor]) -> None:
     """Write the atelier's MLLM as a transformers folder (config.json, model.safetensors) beside its tokenizer."""
-    model.config.architectures = ["SmolVLMForConditionalGeneration"]
-    config = model.config.to_json_string(use_diff=True)
-    core.write_atomic(MLLM_FOLDER / "config.json", config.encode())
-    state = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied to the embedding
+    config.architectures = ["SmolVLMForConditionalGeneration"]
+    core.write_atomic(MLLM_FOLDER / "config.json", config.to_json_string(use_diff=True).encode())
+    state = {k: v for k, v in state.items() if k != "lm_head.weight"}  # tied to the embedding
     core.save_weights(state, MLLM_FOLDER / "model.safetensors", {"format": "pt"})
 
 

@@ -133,26 +133,27 @@ def drop_parts(vectors: torch.Tensor, widths: list[int], part: float, user: floa
 class Latents:
     """Latents [B, c, h, w] and sizes [B, 4] (see `Base.added_conditions`) of pictures by their numbers in the world."""
 
-    def __init__(self, args: SimpleNamespace, base: Base, histories: Histories, wanted: list[Wanted] | None, writes):
+    def __init__(self, args: SimpleNamespace, base: Base, histories: Histories, wanted: list[Wanted] | None, run):
         if wanted is None:  # the pool of the atelier, whole; another stage may have made them
             from .atelier.unet import cached_latents
 
             self.numbers, self.sizes = np.arange(len(histories)), None
             self.latents = cached_latents(args, histories.pool)
+            self.shape = self.latents.shape[1:]
             return
         self.numbers = np.unique([w.picture for w in wanted])
         config = args.config.base
         key = {"world": histories.name, "base": str(config.path), "pixels": config.pixels}
         key |= {"pictures": hashlib.sha256(self.numbers.tobytes()).hexdigest()}
         side = config.pixels // 2 ** (len(base.vae.config.block_out_channels) - 1)
-        shape = (base.vae.config.latent_channels, side, side)
-        columns = {"latents": (shape, np.float16), "sizes": ((4,), np.int32)}
+        self.shape = (base.vae.config.latent_channels, side, side)
+        columns = {"latents": (self.shape, np.float16), "sizes": ((4,), np.int32)}
 
         def fill(start: int, stop: int) -> dict[str, np.ndarray]:
             latents, sizes = base.latents(histories.pictures(self.numbers[start:stop]))
             return {"latents": latents.numpy(), "sizes": sizes}
 
-        arrays = cached(args.runs, "latents", len(self.numbers), columns, key, fill, PICTURES, writes)
+        arrays = cached(args.runs, "latents", len(self.numbers), columns, key, fill, PICTURES, run.rank, run.world)
         self.latents, self.sizes = arrays["latents"], arrays["sizes"]
 
     def of(self, pictures: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -164,7 +165,7 @@ class Latents:
 class CachedTexts:
     """Text states of every prompt that training may ask for, mapped from the disk."""
 
-    def __init__(self, args: SimpleNamespace, base: Base, histories: Histories, wanted: list[Wanted], writes: bool):
+    def __init__(self, args: SimpleNamespace, base: Base, histories: Histories, wanted: list[Wanted], run):
         enriched = [w.enriched for w in wanted if w.enriched] if args.distil else []
         texts = sorted({"", *(w.prompt for w in wanted), *enriched})
         self.rows = {text: i for i, text in enumerate(texts)}
@@ -180,7 +181,7 @@ class CachedTexts:
             found = {"text_states": text.states, "text_pooled": text.pooled}
             return {name: found[name].cpu().half().numpy() for name in columns}
 
-        self.arrays = cached(args.runs, "texts", len(texts), columns, key, fill, TEXTS, writes)
+        self.arrays = cached(args.runs, "texts", len(texts), columns, key, fill, TEXTS, run.rank, run.world)
         self.device = base.device
 
     def __call__(self, texts: list[str]) -> Text:
@@ -215,10 +216,10 @@ def main() -> None:
     users = np.unique(extracted.owners)
     wanted = histories.all_wanted(users.tolist())
     with run.timer("caches"):
-        latents = Latents(args, base, histories, wanted, first)
+        latents = Latents(args, base, histories, wanted, run)
         texts = base.encode_text
         if wanted is not None and args.cache_text:
-            texts = CachedTexts(args, base, histories, wanted, first)
+            texts = CachedTexts(args, base, histories, wanted, run)
             base.free_encoders()
         base.vae.to("cpu")  # it waits there for the pictures to be shown
     # A data set keeps the users that the alignment was measured on for the figures at the end.
@@ -237,25 +238,32 @@ def main() -> None:
 
     for step in run.steps(args.steps):
         with run.timer("data"):
+            # Every process draws for the whole batch and takes its share: any number of them learns the same.
             rng = np.random.default_rng([args.seed, step])
-            chosen = np.split(rng.choice(rows, args.batch, replace=False), run.world)
-            asked = [[asked_of(histories, extracted.owners[row], rng, args) for row in part] for part in chosen]
-            chosen, asked = chosen[run.rank], asked[run.rank]  # this process's share [B]
-            clean, sizes = latents.of([w.picture for w in asked])
+            torch.manual_seed(core.step_seed(args.seed, step))
+            chosen = rng.choice(rows, args.batch, replace=False)
+            asked = [asked_of(histories, extracted.owners[row], rng, args) for row in chosen]
             vector = drop_parts(vectors[chosen], widths, args.drop_part, args.drop_user)
             dropped = vector.abs().sum(1) == 0
+            timesteps = torch.randint(0, len(base.alphas), (args.batch,))
+            noise = torch.randn(args.batch, *latents.shape)
             # No text means no oracle text either: those rows learn from pictures alone.
             teachable = torch.tensor([bool(w.prompt and w.enriched) for w in asked])
+            # The teachable rows of the batch have the oracle's weight together, however it is cut.
+            taught = teachable * (args.batch / max(1, int(teachable.sum())))
+
+            share = args.batch // run.world
+            mine = slice(run.rank * share, (run.rank + 1) * share)
+            asked, dropped, teachable = asked[mine], dropped[mine], teachable[mine]
+            vector, timesteps, noise, taught = (t[mine].to(device) for t in (vector, timesteps, noise, taught))
+            clean, sizes = latents.of([w.picture for w in asked])
             neutral = [w.prompt for w in asked]
             oracle = [w.prompt if d or not t else w.enriched for w, d, t in zip(asked, dropped, teachable, strict=True)]
-            timesteps = torch.randint(0, len(base.alphas), (len(chosen),)).to(device)
-            noisy, target = base.noised(clean.to(device), timesteps)
+            noisy, target = base.noised(clean.to(device), timesteps, noise)
             student_text, teacher_text = texts(neutral), texts(oracle) if args.distil else None
-            weights, vector = base.min_snr_weights(timesteps, args.min_snr), vector.to(device)
-            # The teachable rows of the whole share have the oracle's weight together, however it is cut.
-            taught = (teachable * (len(chosen) / max(1, int(teachable.sum())))).to(device)
+            weights = base.min_snr_weights(timesteps, args.min_snr)
         losses = {"picture": 0.0, "distil": 0.0}
-        for piece in run.pieces(np.arange(len(chosen))):
+        for piece in run.pieces(np.arange(share)):
             shape = sizes if sizes is None else sizes[piece]
             inputs = noisy[piece], timesteps[piece]
             if args.distil:
@@ -363,7 +371,8 @@ def heldout_losses(base, branch, adapter, texts, latents, histories, owners, vec
         clean, sizes = latents.of([asked.picture] * 4)
         torch.manual_seed(i)
         timesteps = ((torch.arange(4) + torch.rand(4)) * len(base.alphas) / 4).long().to(base.device)
-        noisy, target = base.noised(clean.to(base.device), timesteps)
+        noise = torch.randn(clean.shape).to(base.device)
+        noisy, target = base.noised(clean.to(base.device), timesteps, noise)
         text = texts([asked.prompt] * 4)
         for name, vector in zip(totals, (vectors[row], vectors[other], torch.zeros_like(vectors[row])), strict=True):
             with base.autocast():

@@ -18,12 +18,35 @@ def content(folder):
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def start(module, *words, **options):
-    """`python -m training.<module>` with its outputs as text, in a process group of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, "-m", f"training.{module}", *map(str, words)]
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what accelerate says of its configuration
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
+
+
+def start(module, *words, processes=1, environment=None, **options):
+    """`python -m training.<module>` with its outputs as text, in a process group of its own; or several processes that
+    share the work."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | (environment or {})
+    launcher = ()
+    if processes > 1:
+        launcher, environment["ACCELERATE_USE_CPU"] = (*LAUNCHER, str(processes)), "true"
+    line = [sys.executable, *launcher, "-m", f"training.{module}", *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(line, cwd=ROOT, env=environment, start_new_session=True, **pipes, **options)
+
+
+def until(process, there):
+    """Wait for what a running process leaves behind."""
+    while not there():
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        time.sleep(0.01)
+
+
+def kill(process):
+    """Kill a process and all below it: a launcher's workers are in sessions of their own."""
+    for pid in _descendants(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
 
 
 def kill_a_ray_worker(process):

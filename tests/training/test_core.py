@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 from tests.training import toy_stage
+from tests.training.commands import FSDP, LAUNCHER
 from training import core
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tests/training/toy_stage.py"
-LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+TWO = (*LAUNCHER, "2")
 
 
 def toy(folder, **options):
@@ -30,9 +31,10 @@ def toy(folder, **options):
     return core.last_state(folder / "toy")
 
 
-def start(folder, *launcher, before=None, **options):
+def start(folder, *launcher, before=None, fsdp=False, **options):
     """The toy stage as a process of its own, from the moment its training begins."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment |= FSDP if fsdp else {}
     line = [sys.executable, *launcher, str(SCRIPT), str(folder), json.dumps(options)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(line, env=environment, preexec_fn=before, **pipes)
@@ -88,6 +90,7 @@ def stopped(tmp_path):
     with pytest.raises(SystemExit):
         toy(tmp_path, save_seconds=0, spoil={"5": "nan"})
     assert names(tmp_path) == [f"step-{step:08d}.{kind}" for step in (4, 5) for kind in ("json", "pt")]
+    core.Run.current.release()  # as the end of its process would
     return tmp_path
 
 
@@ -247,6 +250,17 @@ def test_a_changed_configuration_is_refused_by_its_keys(tmp_path):
     run_of(tmp_path, steps=1, lr=0.1, base={"family": "sd15", "pixels": 512}, accumulate=4)
 
 
+def test_a_folder_that_another_command_writes_is_refused(tmp_path, straight):
+    pytest.importorskip("fcntl")
+    process = start(tmp_path, pause=0.2, save_seconds=0)
+    with pytest.raises(SystemExit, match="toy is being written by another command: wait for it"):
+        toy(tmp_path)
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
+    assert same(toy(tmp_path), straight.state)
+
+
 def test_a_loss_that_is_no_number_stops_the_run_before_it_changes_a_weight(tmp_path):
     with pytest.raises(SystemExit, match=r"toy, step 5: the loss is not finite \(nan\). The last .*step-00000005.pt"):
         toy(tmp_path, save_seconds=0, spoil={"5": "nan"})
@@ -309,7 +323,7 @@ def test_a_logged_value_that_is_not_finite_stops_the_run(tmp_path):
 @pytest.mark.parametrize("options", [{}, {"parts": True, "accumulate": 2}], ids=["wrapped", "averaged"])
 def test_two_processes_train_as_one(tmp_path, options):
     one = toy(tmp_path / "one", noise=0)
-    _, told = start(tmp_path / "two", *LAUNCHER, noise=0, **options).communicate(timeout=120)
+    _, told = start(tmp_path / "two", *TWO, noise=0, **options).communicate(timeout=120)
     two = core.last_state(tmp_path / "two/toy")
     if "parts" in options:
         two["model"] = dict(zip(one["model"], two["model"].values(), strict=True))
@@ -323,7 +337,7 @@ def test_two_processes_train_as_one(tmp_path, options):
 
 
 def test_a_run_spread_over_two_processes_goes_on_in_two_and_in_one(tmp_path):
-    process = start(tmp_path / "two", *LAUNCHER, noise=0, shard=True, pause=0.4)
+    process = start(tmp_path / "two", *TWO, noise=0, fsdp=True, pause=0.4)
     after_a_step(process, tmp_path / "two")
     process.terminate()  # the launcher, which tells both
     _, told = process.communicate(timeout=120)
@@ -331,9 +345,17 @@ def test_a_run_spread_over_two_processes_goes_on_in_two_and_in_one(tmp_path):
     assert 0 < step < 12 and f"Stopped after step {step}" in told
     shutil.copytree(tmp_path / "two", tmp_path / "then one")
     straight = toy(tmp_path / "one", noise=0)
-    start(tmp_path / "two", *LAUNCHER, noise=0, shard=True).communicate(timeout=120)
+    start(tmp_path / "two", *TWO, noise=0, fsdp=True).communicate(timeout=120)
     assert near(straight, core.last_state(tmp_path / "two/toy"))
     assert near(straight, toy(tmp_path / "then one", noise=0))
+
+
+def test_fsdp_1_is_refused(tmp_path):
+    line = [sys.executable, str(SCRIPT), str(tmp_path), "{}"]
+    environment = os.environ | FSDP | {"FSDP_VERSION": "1", "PYTHONPATH": str(ROOT)}
+    refused = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert refused.returncode == 1 and "set fsdp_version: 2 in accelerate's" in refused.stderr.splitlines()[-1]
+    assert "Traceback" not in refused.stderr
 
 
 def test_a_batch_in_pieces_trains_as_in_one(tmp_path):

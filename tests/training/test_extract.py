@@ -14,6 +14,7 @@ import yaml
 
 from tests.engine import tiny_mllms
 from tests.training import tiny_bases, tiny_clip
+from tests.training.commands import kill, start, until
 from training import extract
 from training.histories import DataSetHistories
 from training.one_sentence import one_sentence
@@ -111,6 +112,19 @@ def test_killed_and_resumed_gives_the_same_bytes_and_repeats_no_finished_piece(f
     monkeypatch.setattr(extract, "read", lambda *arguments: pieces.append(0) or read(*arguments))
     main(monkeypatch, folder, tmp_path)
     assert len(pieces) == 2
+    for name in ("hidden.npy", "images.npy", "owners.npy", "index.json"):
+        assert (tmp_path / "extract" / name).read_bytes() == (straight / name).read_bytes(), name
+
+
+def test_two_processes_killed_and_started_again_write_the_same_bytes(folder, straight, tmp_path):
+    words = ("--config", folder / "run.yaml", "--runs", tmp_path)
+    process = start("extract", *words, processes=2)
+    until(process, (tmp_path / "extract/arrays.json").exists)
+    kill(process)
+    done = json.loads((tmp_path / "extract/arrays.json").read_text())["done"]
+    assert done > 0
+    process = start("extract", *words, processes=2)
+    assert process.wait(200) == 0, process.communicate()[1]
     for name in ("hidden.npy", "images.npy", "owners.npy", "index.json"):
         assert (tmp_path / "extract" / name).read_bytes() == (straight / name).read_bytes(), name
 

@@ -3,17 +3,22 @@
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
+from prefgen.mllm.files import MLLMError
 from tests.engine import tiny_mllms
 from tests.training import tiny_bases
+from tests.training.commands import FSDP, start
 from training import train_mllm
 from training.agents.make import World, make
 from training.agents.renderers import Atelier
+from training.config.command import load
 from training.data.errors import DataError
 from training.histories import DataSetHistories
 from training.one_sentence import one_sentence
@@ -64,6 +69,27 @@ def trained(folder):
     return folder / "runs/train_mllm"
 
 
+@pytest.mark.parametrize("environment", [{}, FSDP], ids=["held whole", "spread"])
+def test_two_processes_read_as_one(folder, tmp_path, environment):
+    """Each reads its own samples: some of a kind may be all in one share. Losses and weights are those of one."""
+    lora = {"rank": 2, "dropout": 0.0}  # each process would leave out others
+    config = configured(folder, tmp_path / "run.yaml", mllm={"lora": lora, "gradient_checkpointing": True})
+    states, logs = [], []
+    for processes in (1, 2):
+        runs = tmp_path / str(processes)
+        words = ("--config", config, "--runs", runs, "--set", "train_mllm.batch=12")
+        process = start("train_mllm", *words, processes=processes, environment=environment)
+        _, told = process.communicate(timeout=300)
+        assert process.returncode == 0, told
+        assert ("weights of its 4 layers on each of 2 processes" in told) == (processes > 1 and environment == FSDP)
+        states.append(load_file(runs / "train_mllm/lora/adapter_model.safetensors"))
+        logs.append(json.loads((runs / "train_mllm/log.jsonl").read_text().splitlines()[0]))
+    for key in ("loss", "answer", "identity", "contrast", "reading", "grad_norm"):
+        assert logs[1][key] == pytest.approx(logs[0][key], rel=1e-4), key
+    for key, value in states[0].items():
+        assert torch.allclose(value, states[1][key], atol=2e-4), key
+
+
 def test_peft_and_the_engine_read_a_history_alike_with_the_lora(folder, trained):
     from peft import PeftModel
 
@@ -107,6 +133,14 @@ def test_bad_input_is_one_sentence(folder, tmp_path, monkeypatch):
             train(monkeypatch, config, tmp_path / f"runs{number}")
         assert "\n" not in str(error.value)
         assert not (tmp_path / f"runs{number}/train_mllm/lora").exists()
+
+
+def test_fsdp_and_nf4_are_refused_together(folder, monkeypatch, tmp_path):
+    config = load(configured(folder, tmp_path / "run.yaml", mllm={"nf4": True}))
+    monkeypatch.setattr(train_mllm, "has_nf4", lambda: True)
+    run = SimpleNamespace(spreads=True, accelerator=SimpleNamespace(device=torch.device("cpu")))
+    with pytest.raises(MLLMError, match="FSDP can't cut nf4 weights: set mllm.nf4=false"):
+        train_mllm.open_mllm(SimpleNamespace(config=config), None, run)
 
 
 def test_a_damaged_table_of_questions_is_one_sentence(folder, tmp_path):

@@ -8,8 +8,6 @@ from types import SimpleNamespace
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from training import core
 
@@ -34,7 +32,6 @@ def main(runs: Path, options: dict) -> None:
         "accumulate": 1,
         "noise": 0.1,
         "parts": False,
-        "shard": False,
         "pause": 0,
         "save_seconds": 120,
     }
@@ -44,12 +41,9 @@ def main(runs: Path, options: dict) -> None:
     run = core.Run(args, keep=args.keep)
     net = Net()
     trained = nn.ModuleList([net.body, net.head]) if args.parts else net
-    if args.shard:  # what accelerate does for FSDP 2, which it offers on GPUs alone
-        fully_shard(net, mesh=init_device_mesh("cpu", (run.world,)))
-        run.updater.wrapped.append(net)
+    run.spread(net, [net.body])  # if it was started with FSDP; the head stays whole
     optimiser = torch.optim.AdamW(core.parameter_groups(trained, 0.1))
-    if not args.shard:
-        trained, optimiser = run.prepare(trained, optimiser)
+    trained, optimiser = run.prepare(trained, optimiser)
     model = net if args.parts else trained
     ema = core.Ema(net, 0.9)
     run.resume(model=trained, optimiser=optimiser, ema=ema)

@@ -25,7 +25,7 @@ run.py          the run: its steps, what it logs and shows
 folder.py       the run's folder: identity, resume, done
 update.py       one optimiser step, guarded, in one process or several
 checkpoints.py  files that are whole or not there
-sharded.py      states of weights that are spread over processes
+sharded.py      weights that are spread over processes
 journal.py      log.jsonl, TensorBoard, where a step's time goes
 trouble.py      signals, memory, disk: one sentence each
 optim.py        learning rate, weight decay, EMA
@@ -40,6 +40,7 @@ from .files import picture_grid, save_array, save_weights
 from .optim import Ema, cosine, parameter_groups
 from .order import batch_indices, step_seed
 from .run import Run, optimise
+from .sharded import whole
 
 __all__ = [
     "Ema",
@@ -53,5 +54,6 @@ __all__ = [
     "save_array",
     "save_weights",
     "step_seed",
+    "whole",
     "write_atomic",
 ]

@@ -18,16 +18,23 @@ from .journal import Journal
 from .sharded import spread, whole
 from .trouble import no_room
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 # They say how a result is reached, not which.
 FREE = ("accumulate",)
 
 
 class RunFolder:
-    """RUNS/STAGE with `config.json`, `log.jsonl`, `tensorboard/`, `checkpoints/`, `samples/`, `done`.
+    """RUNS/STAGE with `config.json`, `lock`, `log.jsonl`, `tensorboard/`, `checkpoints/`, `samples/`, `done`.
 
     args: runs, stage, and fingerprint: what the result depends on, as JSON values. rank: number of this process; only
     process 0 writes. keep: how many checkpoints stay.
     """
+
+    _held = None  # the open lock
 
     def __init__(self, args: SimpleNamespace, rank: int = 0, keep: int = 2):
         self.args, self.rank, self.keep = args, rank, keep
@@ -57,6 +64,26 @@ class RunFolder:
                 )
         if self.rank == 0:
             write_atomic(path, json.dumps(config, indent=1).encode())
+
+    def hold(self) -> None:
+        """Refuse a folder that another command is writing, until `release` or the end of this process."""
+        if fcntl is None or self.rank > 0:
+            return
+        self._held = open(self.folder / "lock", "ab")
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(
+                f"{self.folder} is being written by another command: wait for it or stop it, or use another --runs "
+                "folder."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+
+    def release(self) -> None:
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     @property
     def finished(self) -> bool:

@@ -10,9 +10,12 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.distributed.nn.functional import all_gather
 from tqdm import tqdm
 
+from . import sharded
 from .files import grid_of, picture_grid
 from .folder import RunFolder
 from .order import step_seed
@@ -23,22 +26,49 @@ from .update import Trouble, Updater, new_accelerator
 class Run(RunFolder):
     """One run of a stage.
 
-    args: as of RunFolder, with seed, and where the stage has them batch and accumulate. may_rest: parts of the trained
+    args: as of RunFolder, with seed, and where the stage trains batch and accumulate. may_rest: parts of the trained
     module that may have no gradient at the first step.
     """
 
     current: Run | None = None  # a process trains one stage at a time; `optimise` finds it here
 
     def __init__(self, args: SimpleNamespace, may_rest: Sequence[str] = (), keep: int = 2):
+        if Run.current is not None:
+            Run.current.release()
         Run.current = self
         self.accelerator = new_accelerator(unused=bool(may_rest))
         self.world = self.accelerator.num_processes
-        if getattr(args, "batch", 0) % self.world:
+        if hasattr(args, "accumulate") and getattr(args, "batch", 0) % self.world:
             raise SystemExit(f"{args.stage}: {self.world} processes can't share a batch of {args.batch} equally.")
         super().__init__(args, self.accelerator.process_index, keep)
+        self.hold()
         torch.manual_seed(args.seed)  # first weights; torch's own seed differs from process to process
         self.updater = Updater(self.accelerator, getattr(args, "accumulate", 1), may_rest)
         self.lr = 0.0
+
+    def spread(self, root: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        """Cut the blocks of a large module over the processes, if they were started with FSDP. root: the module whose
+        forward runs the blocks. Before the optimiser is made: the blocks' parameters are new ones then.
+        """
+        if self.spreads:
+            held, of = sharded.cut(root, blocks, self.accelerator.device, self.world)
+            if self.rank == 0:
+                words = f"{held:,} of {of:,} weights of its {len(blocks)} layers on each of {self.world} processes"
+                print(f"{self.args.stage}: {words}", file=sys.stderr, flush=True)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether `spread` cuts anything: several processes, started with FSDP."""
+        return self.updater.spreads
+
+    def rows_of_all(self, rows: torch.Tensor, counts: Sequence[int] | None = None) -> torch.Tensor:
+        """[n, D] of one process -> the rows of all, in the order of their ranks, with gradients: for losses that
+        compare samples with each other. counts: rows of each process, where they aren't as many in all."""
+        if self.world == 1:
+            return rows
+        counts = counts or [len(rows)] * self.world
+        padded = F.pad(rows, (0, 0, 0, max(counts) - len(rows)))
+        return torch.cat([part[:count] for part, count in zip(all_gather(padded), counts, strict=True)])
 
     def prepare(self, module: nn.Module, optimiser: torch.optim.Optimizer):
         """(module, optimiser) on this process's device, wrapped by accelerate where several processes train.
@@ -159,6 +189,7 @@ class Run(RunFolder):
     def finish(self, **figures) -> None:
         self.accelerator.wait_for_everyone()
         super().finish(**figures)
+        self.release()
 
     @contextmanager
     def _named(self) -> Iterator[None]:

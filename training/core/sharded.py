@@ -1,12 +1,42 @@
-"""Checkpoints of modules whose weights are spread over the processes (FSDP 2): whole in the file, shared out again.
+"""Weights that are spread over the processes (FSDP 2), and their checkpoints: whole in the file, shared out again.
 
 So a checkpoint fits any number of processes. Modules that every process holds whole pass through as they are.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+
 import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def asked_for() -> bool:
+    """Whether accelerate's configuration says FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def cut(root: nn.Module, blocks: Sequence[nn.Module], device: torch.device, world: int) -> tuple[int, int]:
+    """Spread the blocks' weights, trained and frozen, over `world` processes: each holds its share on `device`, and has
+    a block whole only while that computes. root: the module whose forward runs the blocks; its other weights stay.
+
+    torch's `fully_shard` rather than accelerate's `prepare`: that wants the module whose forward is the whole step, and
+    cuts on GPUs alone. Returns how many of the blocks' weights are here, and of how many.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world,))
+    again = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
+    inside = {parameter for block in blocks for parameter in block.parameters()}
+    for block in blocks:
+        fully_shard(block, mesh=mesh, reshard_after_forward=again)
+    # It holds nothing itself: it lets a block be fetched while the one before computes.
+    fully_shard(root, mesh=mesh, ignored_params={p for p in root.parameters() if p not in inside})
+    spread_over = [p for block in blocks for p in block.parameters()]
+    return sum(p.to_local().numel() for p in spread_over), sum(p.numel() for p in spread_over)
 
 
 def whole(state, keep: bool = True):

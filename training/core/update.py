@@ -6,6 +6,7 @@ Nothing changes a weight before the loss and every gradient were found finite.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
@@ -17,6 +18,8 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Gra
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from . import sharded
+
 
 def new_accelerator(unused: bool) -> Accelerator:
     """accelerate for the processes that `accelerate launch` or torchrun started, or for this one alone.
@@ -27,13 +30,15 @@ def new_accelerator(unused: bool) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
     )
-    kind = accelerator.distributed_type
-    if kind == DistributedType.DEEPSPEED:
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise SystemExit(
             "DeepSpeed takes its own steps, unguarded: launch with DDP, or with FSDP to spread the weights."
         )
-    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise SystemExit("FSDP 1 can't be resumed exactly: set fsdp_version: 2 in accelerate's configuration.")
+    if sharded.asked_for():
+        if os.environ.get("FSDP_VERSION", "1") != "2":
+            raise SystemExit("FSDP 1 can't be resumed exactly: set fsdp_version: 2 in accelerate's configuration.")
+        if accelerator.scaler is not None:
+            raise SystemExit('FSDP knows no fp16 here: set mixed_precision: "no", and bf16 in the configuration.')
     return accelerator
 
 
@@ -47,6 +52,7 @@ class Updater:
     def __init__(self, accelerator: Accelerator, accumulate: int, may_rest: Sequence[str]):
         self.accelerator, self.accumulate, self.may_rest = accelerator, accumulate, may_rest
         self.world = accelerator.num_processes
+        self.spreads = self.world > 1 and sharded.asked_for()
         self.modules: dict[str, nn.Module] = {}
         self.wrapped: list[nn.Module] = []
         self.apart: set[nn.Parameter] = set()  # held whole by every process, averaged here
@@ -58,10 +64,14 @@ class Updater:
     def prepare(self, module: nn.Module, optimiser: torch.optim.Optimizer):
         """(module, optimiser) for these processes: as they are in one, wrapped by accelerate in several.
 
-        A ModuleList or ModuleDict has no forward that could be wrapped: it stays, and `step` averages its gradients.
+        A ModuleList or ModuleDict has no forward that could be wrapped: it stays, and `step` averages its gradients;
+        so it does with what FSDP has not spread.
         """
         if self.world == 1 and self.accelerator.scaler is None:
             return module.to(self.accelerator.device), optimiser
+        if self.spreads:
+            self.apart.update(p for p in module.to(self.accelerator.device).parameters() if not isinstance(p, DTensor))
+            return module, optimiser
         if self.world > 1 and type(module).forward is nn.Module.forward:
             self.apart.update(module.to(self.accelerator.device).parameters())
             return module, self.accelerator.prepare(optimiser)
@@ -89,7 +99,7 @@ class Updater:
         """Take one step; returns the gradient norm before clipping. Raises Trouble, with the weights as they were."""
         if self.accumulate > 1 and not self.cut:
             raise Trouble("this stage doesn't cut its batch into pieces: accumulate has to be 1")
-        if self.world > 1 and not (self.wrapped or self.apart):
+        if self.world > 1 and not (self.wrapped or self.apart or self.spreads):
             raise Trouble("this stage trains in one process: start it without a launcher")
         groups = self.groups(optimiser)
         parameters = [p for group in groups.values() for p in group]
@@ -100,7 +110,9 @@ class Updater:
         self.norms = {name: gradient_norm(group) for name, group in groups.items()}
         norm = torch.linalg.vector_norm(torch.stack(list(self.norms.values())))
         total = self._look(norm, first)
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+        for spread in (False, True):  # they can't be scaled in one call
+            some = [p for p in parameters if isinstance(p, DTensor) == spread]
+            torch.nn.utils.clip_grads_with_norm_(some, clip, norm)
         for group in optimiser.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         optimiser.step()
@@ -147,10 +159,14 @@ class Updater:
 def gradient_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
     """L2 norm of the parameters' gradients, zero for none."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
+    norms = []
+    for spread in (False, True):
+        if some := [g for g in gradients if isinstance(g, DTensor) == spread]:
+            norm = torch.nn.utils.get_total_norm(some)
+            norms.append((norm.full_tensor() if spread else norm).float())
+    if not norms:
         return torch.zeros((), device=parameters[0].device)
-    norm = torch.nn.utils.get_total_norm(gradients)
-    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).float()
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
 @torch.no_grad()

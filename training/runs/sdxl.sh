@@ -21,7 +21,7 @@ $PYTHON -m training.data check "$DATA"        # or a set of real people's choice
 $PYTHON -m training.vqa "$DATA" "$QUESTIONS"  # questions that only a history answers
 
 $LAUNCH -m training.train_mllm --config "$config" "$@"            # LoRA on the language model: reads histories
-$PYTHON -m training.extract --config "$config" "$@"               # hidden states, CLIP embeddings of the histories
+$LAUNCH -m training.extract --config "$config" "$@"               # hidden states, CLIP embeddings of the histories
 $PYTHON -m training.probe_layers --config "$config" "$@"          # which layers give e_sem and e_core
 $LAUNCH -m training.train_alignment --config "$config" "$@"       # e_sem -> the base's text space, by MMD
 $LAUNCH -m training.train_user_attention --config "$config" "$@"  # the user branch beside the frozen UNet
