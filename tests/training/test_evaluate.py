@@ -113,7 +113,7 @@ def test_a_small_run_measures_every_row_and_goes_on_where_it_was_stopped(tmp_pat
     out, runs, ablations = (tmp_path / name for name in ("out", "runs", "ablations"))
     ablations.joinpath("pointwise").mkdir(parents=True)
     ablations.joinpath("pointwise/weights").symlink_to(models.WEIGHTS)
-    options = {"users": 2, "prompts": 2, "runs": runs, "out": out, "ablations": ablations}
+    options = {"users": 2, "skip": 3, "prompts": 2, "runs": runs, "out": out, "ablations": ablations}
     arguments = ["evaluate", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
     monkeypatch.setattr(sys, "argv", arguments)
     command.main()
@@ -121,7 +121,8 @@ def test_a_small_run_measures_every_row_and_goes_on_where_it_was_stopped(tmp_pat
     page, result = (out / "methods.md").read_text(), json.loads(first)
     there = {name for name, row in rows.ROWS.items() if row.ablation in ("", "pointwise")}
     assert set(result["rows"]) == there and all(f"| {rows.ROWS[name].label} |" in page for name in there)
-    assert "Not in this run: image-only adapter" in page
+    assert "Not in this run: image-only adapter" in page and "2 users of the test split, after the first 3," in page
+    assert result["user_ids"] == [person.id for person in users_of("test", 5)[3:]]
     assert "Reference attention is ours" in page and "The image-only adapter is" not in page, "only what was run"
     assert result["rows"]["pointwise"]["alignment"] == result["rows"]["prefgen"]["alignment"], "the same weights here"
     assert (out / "figures/history_size.png").read_bytes().startswith(b"\x89PNG")

@@ -153,6 +153,7 @@ def checksums(folder: Path) -> dict[str, str]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.split("\n")[0])
     parser.add_argument("--users", type=int, default=48)
+    parser.add_argument("--skip", type=int, default=0, help="leave out the first test users")
     parser.add_argument("--prompts", type=int, default=4, help="held-out prompts a user")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), help="some rows instead of all")
     parser.add_argument("--ablations", type=Path, default=Path("runs/ablations"), help="what training.ablations made")
@@ -162,6 +163,8 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.users < 2 or args.prompts < 2:
         parser.error("at least 2 users (one user's preference is tried on another) and 2 prompts are needed")
+    if args.skip < 0:
+        parser.error("--skip is a number of users, 0 or more")
     return args
 
 
@@ -169,7 +172,7 @@ def main() -> None:
     args = arguments()
     if args.threads:
         torch.set_num_threads(args.threads)
-    people = users_of("test", args.users)
+    people = users_of("test", args.skip + args.users)[args.skip :]
     asked = painter.requests(people, args.prompts)
     weights, ablations, names = {"shipped": checksums(models.WEIGHTS)}, {}, []
     for name, row in ROWS.items():
@@ -184,6 +187,7 @@ def main() -> None:
         names.append(name)
     setting = {
         "users": len(people),
+        "skipped": args.skip,
         "user_ids": [p.id for p in people],
         "prompts": args.prompts,
         "pictures": len(asked),

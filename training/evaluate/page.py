@@ -52,7 +52,7 @@ def kept_picture(path: Path, number: int) -> Image.Image:
 
 def write(result: dict, pictures: dict[str, Path], people: list[users.User], out: Path) -> None:
     """methods.json, methods.md and figures/ from what was measured. pictures: {row: file of its kept pictures}."""
-    if history_sizes(result["rows"]):
+    if any(name in result["rows"] for name in SIZE_ROWS.values() if name != "prefgen"):
         sizes(result["rows"], out / "figures" / "history_size.png")
     side_by_side(pictures, people, result["prompts"], out / "figures" / "methods.jpg")
     write_atomic(out / "methods.json", json.dumps(result, indent=1).encode() + b"\n")
@@ -82,28 +82,25 @@ def table(rows: dict, names: list[str]) -> str:
     return "\n".join(lines)
 
 
-def weights(rows: dict) -> str:
-    """What the artist's weight trades; nothing where only one was run."""
-    there = [name for name in WEIGHT_ROWS if name in rows]
-    if len(there) < 2:
+def section(title: str, words: str, rows: dict, names: list[str], after: str = "", make=table) -> str:
+    """A table of PrefGen and some rows under a heading; nothing where none of them was run."""
+    if not any(name in rows for name in names if name != "prefgen"):
         return ""
+    return "\n\n".join(part for part in (f"## {title}", words, make(rows, names), after) if part) + "\n\n"
+
+
+def weights(rows: dict, names: list[str]) -> str:
+    """What the artist's weight trades."""
     lines = [
         "| weight | alignment | less PrefGen | subject named | CMMD to the liked ↓ | KID to the liked ↓ |",
         "|---|---|---|---|---|---|",
     ]
-    for name in there:
+    for name in (name for name in names if name in rows):
         r = rows[name]
         label, less = ("weight 1", "") if name == "prefgen" else (r["label"], span(r["minus_prefgen"]))
         figures = [span(r["alignment"]), less, f"{r['subject']['mean']:.3f}", span(r["cmmd"], 2), span(r["kid"], 1)]
         lines.append(f"| {' | '.join([label, *figures])} |")
-    rows_of_table = "\n".join(lines)
-    return f"""## Weight of the user attention
-
-As the artist sets it in Apply User Cross-Attention; every other table has 1.
-
-{rows_of_table}
-
-"""
+    return "\n".join(lines)
 
 
 def qualities(rows: dict) -> str:
@@ -137,9 +134,47 @@ def text(result: dict) -> str:
     rows = result["rows"]
     missing = [row.label for name, row in ROWS.items() if name not in rows]
     left_out = f"Not in this run: {'; '.join(missing)}.\n\n" if missing else ""
+    after = f", after the first {result['skipped']}," if result["skipped"] else ","
+    sections = "".join(
+        [
+            section(
+                "Controls and histories",
+                "Colours only: the pixels of each history picture in random order. Swapped: liked pictures shown as "
+                "disliked and the\nreverse.",
+                rows,
+                ["prefgen", *CONTROLS],
+            ),
+            section(
+                "Parts of the user vector, by the artist's weights",
+                "Training drops each part at times, so that a weight of 0 is a case the branch knows.",
+                rows,
+                ["prefgen", *PARTS],
+            ),
+            section(
+                "Weight of the user attention",
+                "As the artist sets it in Apply User Cross-Attention; every other table has 1.",
+                rows,
+                WEIGHT_ROWS,
+                make=weights,
+            ),
+            section(
+                "Trained otherwise",
+                "One thing changed, all else as shipped (`python -m training.ablations`).",
+                rows,
+                ["prefgen", *TRAINED],
+            ),
+            section(
+                "Size of the history",
+                "",
+                rows,
+                list(SIZE_ROWS.values()),
+                "![Alignment by the number of liked and of disliked pictures](figures/history_size.png)",
+            ),
+        ]
+    )
     return f"""# What each part of the method brings
 
-`{result["command"]}`: {result["users"]} users of the test split, {result["prompts"]} held-out prompts
+`{result["command"]}`: {result["users"]} users of the test split{after} {result["prompts"]} held-out prompts
 each (by turns all twenty), so {result["pictures"]} pictures a row; the same noise in every row. Guidance {GUIDANCE},
 {STEPS} DDIM steps, histories of 8 + 8 unless said otherwise. Intervals: 95 %, bootstrap over users; "less PrefGen" is
 paired. One training seed. [methods.json](methods.json) has every figure, the seeds, the versions and the weights'
@@ -164,26 +199,7 @@ CPU seconds are of all threads, with the history's reading. The atelier's CLIP i
 
 ![The same prompt and noise, by the methods](figures/methods.jpg)
 
-## Controls and histories
-
-Colours only: the pixels of each history picture in random order. Swapped: liked pictures shown as disliked and the
-reverse.
-
-{table(rows, ["prefgen", *CONTROLS])}
-
-## Parts of the user vector, by the artist's weights
-
-Training drops each part at times, so that a weight of 0 is a case the branch knows.
-
-{table(rows, ["prefgen", *PARTS])}
-
-{weights(rows)}## Trained otherwise
-
-One thing changed, all else as shipped (`python -m training.ablations`).
-
-{table(rows, ["prefgen", *TRAINED])}
-
-{history_sizes(rows)}## Users and families apart
+{sections}## Users and families apart
 
 Alignment over a part of the families counts users who like and dislike something in it.
 
@@ -207,19 +223,6 @@ tastes the first that it names.""",
 pictures are read by the UNet at every step.""",
     }
     return "\n".join(told for name, told in about.items() if name in rows)
-
-
-def history_sizes(rows: dict) -> str:
-    """The section of the history's size; nothing where only one was run."""
-    if sum(name in rows for name in SIZE_ROWS.values()) < 2:
-        return ""
-    return f"""## Size of the history
-
-{table(rows, list(SIZE_ROWS.values()))}
-
-![Alignment by the number of liked and of disliked pictures](figures/history_size.png)
-
-"""
 
 
 def sizes(rows: dict, path: Path) -> None:
