@@ -28,6 +28,9 @@ from training.vqa import __main__ as vqa
 from training.vqa.questions import ANSWERS
 
 
+TWO_PIECES = ("--set", "train_mllm.batch=24", "--set", "train_mllm.accumulate=2")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A data set, its questions, and a tiny LLaVA-OneVision: a family that the whole pipeline's test leaves out."""
@@ -77,7 +80,7 @@ def test_two_processes_read_as_one(folder, tmp_path, environment):
     states, logs = [], []
     for processes in (1, 2):
         runs = tmp_path / str(processes)
-        words = ("--config", config, "--runs", runs, "--set", "train_mllm.batch=12")
+        words = ("--config", config, "--runs", runs, *TWO_PIECES)
         process = start("train_mllm", *words, processes=processes, environment=environment)
         _, told = process.communicate(timeout=300)
         assert process.returncode == 0, told
