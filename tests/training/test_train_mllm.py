@@ -27,7 +27,6 @@ from training.readers import Reader
 from training.vqa import __main__ as vqa
 from training.vqa.questions import ANSWERS
 
-
 TWO_PIECES = ("--set", "train_mllm.batch=24", "--set", "train_mllm.accumulate=2")
 
 
