@@ -118,6 +118,8 @@ def measure(kept: Kept, names: list[str], asked: Asked) -> dict:
             "clip_i": metrics.interval(metrics.by_user(100 * (clip * means[[u for u, _, _ in asked]]).sum(1), asked)),
             "cpu_seconds_a_picture": round(made[name]["cpu_seconds"] / len(asked), 3),
         }
+        if "described_both" in aligned:
+            rows[name]["minus_words"] = metrics.interval(aligned[name] - aligned["described_both"])
         if name in several:
             fid = metrics.frechet(metrics.features_of("judge", found, asked), targets)
             rows[name]["fid"] = {"mean": round(fid, 4), "ci95": None}

@@ -90,15 +90,17 @@ def section(title: str, words: str, rows: dict, names: list[str], after: str = "
 
 
 def weights(rows: dict, names: list[str]) -> str:
-    """What the artist's weight trades."""
-    lines = [
-        "| weight | alignment | less PrefGen | subject named | CMMD to the liked ↓ | KID to the liked ↓ |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name in (name for name in names if name in rows):
+    """What the artist's weight trades, and how it stands beside the words in the prompt where those were run."""
+    there = [name for name in names if name in rows]
+    beside = all("minus_words" in rows[name] for name in there)
+    titles = ["weight", "alignment", "less PrefGen", *(["less words and negative prompt"] if beside else [])]
+    titles += ["subject named", "CMMD to the liked ↓", "KID to the liked ↓"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for name in there:
         r = rows[name]
         label, less = ("weight 1", "") if name == "prefgen" else (r["label"], span(r["minus_prefgen"]))
-        figures = [span(r["alignment"]), less, f"{r['subject']['mean']:.3f}", span(r["cmmd"], 2), span(r["kid"], 1)]
+        figures = [span(r["alignment"]), less, *([span(r["minus_words"])] if beside else [])]
+        figures += [f"{r['subject']['mean']:.3f}", span(r["cmmd"], 2), span(r["kid"], 1)]
         lines.append(f"| {' | '.join([label, *figures])} |")
     return "\n".join(lines)
 
