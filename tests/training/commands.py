@@ -10,16 +10,14 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what accelerate says of its configuration
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
 
 
 def content(folder):
     """{name: SHA-256} of everything in a folder."""
     files = (p for p in folder.rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-
-
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what accelerate says of its configuration
-LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
 
 
 def start(module, *words, processes=1, environment=None, **options):

@@ -69,12 +69,9 @@ class Updater:
         """
         if self.world == 1 and self.accelerator.scaler is None:
             return module.to(self.accelerator.device), optimiser
-        if self.spreads:
+        if self.spreads or (self.world > 1 and type(module).forward is nn.Module.forward):
             self.apart.update(p for p in module.to(self.accelerator.device).parameters() if not isinstance(p, DTensor))
-            return module, optimiser
-        if self.world > 1 and type(module).forward is nn.Module.forward:
-            self.apart.update(module.to(self.accelerator.device).parameters())
-            return module, self.accelerator.prepare(optimiser)
+            return module, optimiser if self.spreads else self.accelerator.prepare(optimiser)
         module, optimiser = self.accelerator.prepare(module, optimiser)
         self.wrapped.append(module)
         return module, optimiser
@@ -110,8 +107,7 @@ class Updater:
         self.norms = {name: gradient_norm(group) for name, group in groups.items()}
         norm = torch.linalg.vector_norm(torch.stack(list(self.norms.values())))
         total = self._look(norm, first)
-        for spread in (False, True):  # they can't be scaled in one call
-            some = [p for p in parameters if isinstance(p, DTensor) == spread]
+        for some in whole_and_spread(parameters):
             torch.nn.utils.clip_grads_with_norm_(some, clip, norm)
         for group in optimiser.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -156,14 +152,20 @@ class Updater:
         return total
 
 
+def whole_and_spread(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """The tensors that this process holds whole and those that are spread, which torch can't take in one call; neither
+    list is empty."""
+    kinds = ([t for t in tensors if isinstance(t, DTensor) == spread] for spread in (False, True))
+    return [some for some in kinds if some]
+
+
 def gradient_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
     """L2 norm of the parameters' gradients, zero for none."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = []
-    for spread in (False, True):
-        if some := [g for g in gradients if isinstance(g, DTensor) == spread]:
-            norm = torch.nn.utils.get_total_norm(some)
-            norms.append((norm.full_tensor() if spread else norm).float())
+    for some in whole_and_spread(gradients):
+        norm = torch.nn.utils.get_total_norm(some)
+        norms.append((norm.full_tensor() if isinstance(norm, DTensor) else norm).float())
     if not norms:
         return torch.zeros((), device=parameters[0].device)
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))

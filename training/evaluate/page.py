@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def kept_picture(path: Path, number: int) -> Image.Image:
 
 def write(result: dict, pictures: dict[str, Path], people: list[users.User], out: Path) -> None:
     """methods.json, methods.md and figures/ from what was measured. pictures: {row: file of its kept pictures}."""
-    if any(name in result["rows"] for name in SIZE_ROWS.values() if name != "prefgen"):
+    if beside_prefgen(result["rows"], SIZE_ROWS.values()):
         sizes(result["rows"], out / "figures" / "history_size.png")
     side_by_side(pictures, people, result["prompts"], out / "figures" / "methods.jpg")
     write_atomic(out / "methods.json", json.dumps(result, indent=1).encode() + b"\n")
@@ -82,9 +83,14 @@ def table(rows: dict, names: list[str]) -> str:
     return "\n".join(lines)
 
 
+def beside_prefgen(rows: dict, names: Iterable[str]) -> bool:
+    """Whether any of these rows but PrefGen's own was run."""
+    return any(name in rows for name in names if name != "prefgen")
+
+
 def section(title: str, words: str, rows: dict, names: list[str], after: str = "", make=table) -> str:
     """A table of PrefGen and some rows under a heading; nothing where none of them was run."""
-    if not any(name in rows for name in names if name != "prefgen"):
+    if not beside_prefgen(rows, names):
         return ""
     return "\n\n".join(part for part in (f"## {title}", words, make(rows, names), after) if part) + "\n\n"
 
