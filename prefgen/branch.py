@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil, sqrt
 
 import torch
 import torch.nn.functional as F
@@ -44,27 +43,12 @@ def scaled_dot_product(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def mask_to_tokens(mask: torch.Tensor, tokens: int, latent_hw: tuple[int, int]) -> torch.Tensor:
-    """Resize a picture's mask to one block's tokens.
-
-    mask [b, H, W] in 0..1 of any size; tokens: how many queries the block has; latent_hw: height and width of the
-    latent. Blocks halve the latent and round up, as the UNet's strided convolutions do. Returns [b, tokens, 1].
-    Raises ValueError when no halving of the latent has that many tokens.
-    """
-    height, width = latent_hw
-    while height * width > tokens and (height > 1 or width > 1):
-        height, width = ceil(height / 2), ceil(width / 2)
-    if height * width != tokens:
-        # Models that downscale otherwise (deep shrink): the nearest size of the same shape.
-        height = max(1, round(sqrt(tokens * latent_hw[0] / latent_hw[1])))
-        width = tokens // height
-        if height * width != tokens:
-            raise ValueError(
-                f"The attn_mask can't follow this model: a latent of {latent_hw[1]} x {latent_hw[0]} has no block with "
-                f"{tokens} tokens. Leave the mask out."
-            )
+def mask_to_tokens(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize masks [b, H, W] in 0..1 of any size to a block's (height, width): [b, height * width, 1], row by row."""
+    height, width = size
+    # Averages where the mask shrinks, so that thin parts count for what they cover.
     area = mask.shape[-2] >= height and mask.shape[-1] >= width
     mode = {"mode": "area"} if area else {"mode": "bilinear", "align_corners": False}
-    resized = F.interpolate(mask[:, None].float(), (height, width), **mode).flatten(2).transpose(1, 2)
+    resized = F.interpolate(mask[:, None].float(), size, **mode).flatten(2).transpose(1, 2)
     # Interpolation leaves ones a hair below one, and a mask of ones must equal no mask exactly.
     return torch.where(resized > 1 - 1e-5, 1.0, resized)

@@ -17,48 +17,73 @@ from ..adapter import AdapterError, check_compatible
 from ..blocks import Block, block_weights, item_weights, schedule
 from ..encoded import FusedUser
 from ..header import FAMILY_NAMES, FAMILY_OF_WIDTH
-from .run import Application, Run
+from .layout import MARKS, LayoutError, marked
+from .run import BATCH, CALL, NODE, Application, Run
 
 KEY = "prefgen"
 APPLY_TO = ("positive", "both")
 
 
 class UserBranch:
-    """All users of one model, as the two wrappers that ComfyUI calls. Never changes after it is made."""
+    """All users of one model, as the wrappers that ComfyUI calls. Never changes after it is made."""
 
     def __init__(self, applications: tuple[Application, ...], blocks: tuple[Block, ...]):
         self.applications = applications
         self.blocks = blocks
 
-    def outer_sample(self, executor, *args, **kwargs):
+    def outer_sample(self, executor, noise, *args, **kwargs):
         """OUTER_SAMPLE: project K and V, sample, let go of them."""
         guider = executor.class_obj
         sampling = guider.model_patcher.get_model_object("model_sampling")
         options = guider.model_options["transformer_options"]  # the run's own copy
-        options[KEY] = Run(self.applications, self.blocks, sampling, getattr(guider, "conds", {}))
+        conds = getattr(guider, "conds", {})
+        options[KEY] = Run(self.applications, self.blocks, sampling, conds, tuple(noise.shape))
         try:
-            return executor(*args, **kwargs)
+            return executor(noise, *args, **kwargs)
         finally:
             options.pop(KEY, None)
+
+    def calc_cond_batch(self, executor, model, conds, x_in, timestep, model_options):
+        """CALC_COND_BATCH: have every condition carry who is who, before they are stacked."""
+        options = model_options.get("transformer_options", {})
+        run = self.run(options, model)
+        batch, negative, marks = run.batch(conds, x_in, model_options)
+        options = options | {KEY: run, BATCH: batch}
+        model_options = model_options | {"transformer_options": options}
+        out = executor(model, marked(conds, negative, marks), x_in, timestep, model_options)
+        run.check_asked(conds)
+        return out
 
     def __call__(
         self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
     ):
         """APPLY_MODEL: one model call, with the users added to the cross-attention of every block."""
+        marks = kwargs.pop(MARKS, None)
         options = dict(transformer_options or {})
-        run = options.get(KEY)
-        # Outside a sampling run, or in the run of a guider that samples with another model: a run of our own.
-        if run is None or run.applications is not self.applications:
-            run = options[KEY] = Run(self.applications, self.blocks, executor.class_obj.model_sampling, {})
-        call = run.call(t, options, x.shape[0])
+        run = options[KEY] = self.run(options, executor.class_obj)
+        if not run.asked:
+            check_attention(executor.class_obj.diffusion_model)
+            run.asked = True
+        call = run.call(t, x, options, marks, c_crossattn)
         if call.active:
-            options["prefgen_call"] = call
+            options[CALL] = call
             replace = dict(options.get("patches_replace", {}))
             prior = replace.get("attn2", {})
             # ComfyUI looks for the transformer's own slot first, then for one that covers the whole block.
             composed = {b: run.patch(b, prior.get(b, prior.get(b[:2]))) for b in run.reached(call)}
             options["patches_replace"] = replace | {"attn2": prior | composed}
+            patches = options.get("patches", {})
+            if patches.get("attn2_patch"):
+                options["patches"] = patches | {"attn2_patch": run.query_patches(patches["attn2_patch"])}
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    def run(self, options: dict, model) -> Run:
+        """The sampling run that options belong to. Outside of one, or in the run of a guider that samples with another
+        model: a run of our own."""
+        run = options.get(KEY)
+        if run is None or run.applications is not self.applications:
+            run = Run(self.applications, self.blocks, model.model_sampling, {})
+        return run
 
 
 def apply_user(
@@ -113,16 +138,36 @@ def apply_user(
     clone = model.clone()
     earlier = [branch.applications for branch in clone.get_wrappers(WrappersMP.APPLY_MODEL, KEY)]
     branch = UserBranch((*(earlier[0] if earlier else ()), application), addresses)
-    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, branch.outer_sample), (WrappersMP.APPLY_MODEL, branch)):
+    wrappers = {
+        WrappersMP.OUTER_SAMPLE: branch.outer_sample,
+        WrappersMP.CALC_COND_BATCH: branch.calc_cond_batch,
+        WrappersMP.APPLY_MODEL: branch,
+    }
+    for kind, wrapper in wrappers.items():
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
     return clone
 
 
+def check_attention(unet: torch.nn.Module) -> None:
+    """Raise LayoutError with one sentence if another node has put a function of its own in a cross-attention's place:
+    ComfyUI calls that only where nothing is patched, so it would be lost without a word."""
+    # ComfyUI takes a patch back by setting the module's own method on it.
+    if any(getattr(a.forward, "__func__", None) is not type(a).forward for _, a in unet_blocks(unet)):
+        raise LayoutError(
+            f"Another node puts a function of its own in the place of a cross-attention, beside which {NODE} can't "
+            "work: take that node (an older regional prompter, for example) out of this model's chain."
+        )
+
+
 def cross_attention_blocks(model: ModelPatcher) -> Iterator[tuple[Block, torch.nn.Module]]:
-    """Every cross-attention of the loaded UNet with the address ComfyUI dispatches it under, in the order of IP-Adapter
+    """`unet_blocks` of a model as it is patched."""
+    return unet_blocks(model.get_model_object("diffusion_model"))
+
+
+def unet_blocks(unet: torch.nn.Module) -> Iterator[tuple[Block, torch.nn.Module]]:
+    """Every cross-attention of a UNet with the address ComfyUI dispatches it under, in the order of IP-Adapter
     files: input blocks, output blocks, middle block. Nothing for a model that isn't such a UNet."""
-    unet = model.get_model_object("diffusion_model")
     middle = getattr(unet, "middle_block", None)
     stages = [
         *(("input", number, stage) for number, stage in enumerate(getattr(unet, "input_blocks", ()))),

@@ -97,7 +97,7 @@ def test_in_a_context_window_every_frame_keeps_its_own_user_and_mask(apply_user,
 
 
 def test_the_frames_of_animatediff_evolved_s_windows_are_known(pack):
-    items_of = pack("prefgen.comfy.run").items_of
+    items_of = pack("prefgen.comfy.layout").items_of
     assert items_of({"ad_params": {"sub_idxs": [4, 5], "full_length": 8}}, 2) == (4, 5)
     assert items_of({"ad_params": {"sub_idxs": None}}, 3) == items_of({}, 3) == (0, 1, 2)
 
