@@ -19,8 +19,8 @@ class LoadPreferenceHistory(io.ComfyNode):
                 io.Combo.Input(
                     "history",
                     options=list(folders.histories()),
-                    tooltip="A folder below input/prefgen with a sub folder `liked` and, if you like, `disliked` (PNG, "
-                    "JPEG, WebP), or one of the bundled example users.",
+                    tooltip="A folder below input/prefgen with a sub folder `liked` and, if you like, `disliked` (a "
+                    "folder of loose pictures counts as liked), or one of the bundled example users.",
                 ),
             ],
             outputs=[
@@ -28,7 +28,7 @@ class LoadPreferenceHistory(io.ComfyNode):
                     "liked",
                     display_name="liked",
                     is_output_list=True,
-                    tooltip="The liked pictures, each in its own size.",
+                    tooltip="The liked pictures, oldest first, each in its own size up to 1024 pixels.",
                 ),
                 io.Image.Output(
                     "disliked", display_name="disliked", is_output_list=True, tooltip="The disliked pictures, if any."

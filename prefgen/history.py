@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .history_folder import VERDICTS, HistoryFolder, left_out
+from .pictures import LONG_SIDE, as_tensor, clean_picture, resize
 
 MAX_ITEMS = 64
-LONG_SIDE = 1024
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LIKED_BORDER, DISLIKED_BORDER = (0.25, 0.72, 0.35), (0.86, 0.27, 0.27)
 
 
@@ -38,9 +36,11 @@ class HistoryItem:
 
 @dataclass(frozen=True, eq=False)
 class PreferenceHistory:
-    """Items in the order in which the MLLM reads them."""
+    """Items in the order in which the MLLM reads them. left_out: what to tell of pictures that a folder holds and that
+    can't be read, "" for none."""
 
     items: tuple[HistoryItem, ...]
+    left_out: str = ""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -87,94 +87,42 @@ class PreferenceHistory:
             raise ValueError("The history has no liked pictures: connect at least one picture to `liked`.")
         if sum(map(len, sides)) > MAX_ITEMS:
             logging.warning("PrefGen reads the newest %d pictures of a history of %d.", MAX_ITEMS, sum(map(len, sides)))
-            keep_disliked = min(len(sides[1]), max(MAX_ITEMS // 2, MAX_ITEMS - len(sides[0])))
-            sides = [sides[0][-(MAX_ITEMS - keep_disliked) :], sides[1][len(sides[1]) - keep_disliked :]]
+            keep = shares(*map(len, sides))
+            sides = [items[len(items) - count :] for items, count in zip(sides, keep, strict=True)]
         turns = (item for pair in zip_longest(*sides) for item in pair if item is not None)
         return cls(tuple(turns))
 
     @classmethod
-    def from_folder(cls, path: str | Path, limit: int = 40) -> PreferenceHistory:
-        """Read `path`/liked and `path`/disliked (optional): PNG, JPEG or WebP in order of name, the newest `limit` of
-        each; a text file of the same name holds the prompt. Raises ValueError or FileNotFoundError with one sentence.
+    def from_folder(
+        cls,
+        path: str | Path,
+        limit: int = 40,
+        progress: Callable[[int, int], None] | None = None,
+        interrupt: Callable[[], None] | None = None,
+    ) -> PreferenceHistory:
+        """Read the newest `limit` pictures of `path`/liked and `path`/disliked (optional), oldest first.
+
+        See `HistoryFolder` for what counts and in which order; a text file of the same name holds a picture's prompt. A
+        picture that can't be read is named in the log and in `left_out`; the rest is read. progress(done, total) is
+        called as pictures are read; interrupt() is called before each and may raise. Raises ValueError or
+        FileNotFoundError with one sentence.
         """
-        path = Path(path)
-        if not path.is_dir():
-            raise FileNotFoundError(
-                f"The history folder {path.name} is not there: choose another, or create it with a "
-                "`liked` sub folder of pictures."
-            )
-        sides = [picture_files(path / side)[-limit:] for side in ("liked", "disliked")]
-        if not sides[0]:
-            raise ValueError(
-                f"The history folder {path.name} has no pictures in its `liked` sub folder: put at least one "
-                "PNG, JPEG or WebP there."
-            )
-        pictures = [[read_picture(file) for file in files] for files in sides]
-        prompts = [[prompt_of(file) for file in files] for files in sides]
-        return cls.from_images(*pictures, *prompts)
+        folder = HistoryFolder(path)
+        counts = shares(*(min(limit, len(folder.files[verdict])) for verdict in VERDICTS))
+        pictures, broken = folder.read(dict(zip(VERDICTS, counts, strict=True)), progress, interrupt)
+        message = left_out(broken, folder.path.name)
+        if message:
+            logging.warning("PrefGen: %s", message)
+        tensors = ([as_tensor(picture.pixels) for picture in pictures[verdict]] for verdict in VERDICTS)
+        prompts = ([picture.prompt for picture in pictures[verdict]] for verdict in VERDICTS)
+        return replace(cls.from_images(*tensors, *prompts), left_out=message)
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """Pictures directly in a folder, by name; none if there is no such folder."""
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES) if folder.is_dir() else []
-
-
-def read_picture(file: Path) -> torch.Tensor:
-    """A picture file as float32 [H, W, C] in 0..1. Raises ValueError that names a file which can't be read."""
-    try:
-        with Image.open(file) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16-bit grey, which Pillow's conversion would cut at 255
-                return torch.from_numpy(np.array(image, dtype=np.float32) / 65535)[..., None].clamp(0, 1)
-            transparent = image.mode in ("RGBA", "LA") or "transparency" in image.info
-            pixels = np.array(image.convert("RGBA" if transparent else "RGB"))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError) as error:
-        raise ValueError(
-            f"The picture {file.name} in {file.parent.parent.name}/{file.parent.name} can't be read: replace "
-            "or remove it."
-        ) from error
-    return torch.from_numpy(pixels).float() / 255
-
-
-def prompt_of(file: Path) -> str:
-    text = file.with_suffix(".txt")
-    return " ".join(text.read_text(encoding="utf-8", errors="replace").split()) if text.is_file() else ""
-
-
-def clean_picture(image: torch.Tensor, name: str = "picture") -> torch.Tensor:
-    """Any picture [H, W, C] -> float32 [H, W, 3] in 0..1 on the CPU.
-
-    Grey is repeated, alpha is laid on white, the long side is brought to at most 1024. Raises ValueError that names the
-    picture for NaN, infinity, a missing side or another number of channels.
-    """
-    image = image.detach().cpu().float()
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim != 3 or 0 in image.shape or image.shape[-1] > 4:
-        raise ValueError(f"The {name} has the shape {[*image.shape]}, which is no picture [height, width, 1 to 4].")
-    if not torch.isfinite(image).all():
-        raise ValueError(
-            f"The {name} holds values that are not numbers (NaN or infinity): check the node that makes it."
-        )
-    image = image.clamp(0, 1)
-    channels = image.shape[-1]
-    if channels in (2, 4):
-        image = image[..., :-1] * image[..., -1:] + (1 - image[..., -1:])
-    if image.shape[-1] == 1:
-        image = image.expand(-1, -1, 3)
-    height, width = image.shape[:2]
-    if max(height, width) > LONG_SIDE:
-        scale = LONG_SIDE / max(height, width)
-        image = resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
-    return image.contiguous()
-
-
-def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Bicubic with antialiasing, [H, W, 3] in 0..1; the same size is returned as it is."""
-    if image.shape[:2] == (height, width):
-        return image
-    moved = image.movedim(-1, 0)[None]
-    return F.interpolate(moved, (height, width), mode="bicubic", antialias=True)[0].movedim(0, -1).clamp(0, 1)
+def shares(liked: int, disliked: int) -> tuple[int, int]:
+    """How many liked and disliked pictures are read of so many: all, or MAX_ITEMS together, half and half where both
+    sides have that many."""
+    disliked = min(disliked, max(MAX_ITEMS // 2, MAX_ITEMS - liked))
+    return min(liked, MAX_ITEMS - disliked), disliked
 
 
 def montage(history: PreferenceHistory, columns: int = 8, cell: int = 96) -> torch.Tensor:
@@ -195,3 +143,6 @@ def montage(history: PreferenceHistory, columns: int = 8, cell: int = 96) -> tor
         left = x + border + (inner - picture.shape[1]) // 2
         sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return sheet[None]
+
+
+__all__ = ["LONG_SIDE", "MAX_ITEMS", "HistoryItem", "PreferenceHistory", "clean_picture", "montage", "resize", "shares"]

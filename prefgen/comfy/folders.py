@@ -6,14 +6,14 @@ path.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import folder_paths
 
 from ..atelier import users
 from ..atelier.models import MLLM_FOLDER, WEIGHTS
-from ..history import picture_files
+from ..history_folder import HistoryFolder
+from ..pictures import is_hidden
 
 EMBEDDED = "atelier"
 EXAMPLE = "example: "
@@ -67,13 +67,20 @@ def mllm_loras() -> dict[str, Path | None]:
 
 
 def histories() -> dict[str, Path | int]:
-    """Combo entry -> history folder, or the number of a bundled example user."""
+    """Combo entry -> history folder with a liked picture, or the number of a bundled example user."""
     found: dict[str, Path | int] = {EXAMPLE + name: number for name, number in users.EXAMPLE_USERS.items()}
-    root = Path(folder_paths.get_input_directory()) / HISTORY_FOLDER
-    for path in sorted(root.iterdir()) if root.is_dir() else ():
-        if path.is_dir():
-            found[path.name] = path
+    for path in _history_folders():
+        try:
+            HistoryFolder(path).check()
+        except (ValueError, OSError):  # empty, or not to be opened: choosing it by name says so
+            continue
+        found[path.name] = path
     return found
+
+
+def _history_folders() -> list[Path]:
+    root = Path(folder_paths.get_input_directory()) / HISTORY_FOLDER
+    return sorted(path for path in root.iterdir() if path.is_dir() and not is_hidden(path)) if root.is_dir() else []
 
 
 def resolve(choices: dict, name: str, what: str, where: str):
@@ -96,17 +103,14 @@ def mllm_lora_path(name: str) -> Path | None:
 
 
 def history_of(name: str) -> Path | int:
+    """ValueError says what a folder of this name lacks, ChoiceError that there is none."""
+    for path in _history_folders():
+        if path.name == name:
+            HistoryFolder(path).check()
     return resolve(histories(), name, "history", f"input/{HISTORY_FOLDER}")
 
 
 def history_fingerprint(name: str) -> str:
-    """Changes whenever a picture of the history does: names, sizes and times of its files."""
+    """Changes whenever a picture of the history, a prompt or their order does."""
     history = history_of(name)
-    if isinstance(history, int):
-        return name
-    digest = hashlib.sha256()
-    for side in ("liked", "disliked"):
-        for file in picture_files(history / side):
-            status = file.stat()
-            digest.update(f"{side} {file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    return name if isinstance(history, int) else HistoryFolder(history).fingerprint()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import comfy.model_management
+import comfy.utils
 import torch
 
 from ..history import PreferenceHistory
@@ -12,14 +14,31 @@ EXAMPLE_PICTURES, EXAMPLE_SEED = 8, 1
 
 
 def load(history: Path | int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """(liked, disliked): pictures [1, H, W, 3] in 0..1, each in its own size.
+    """(liked, disliked): pictures [1, H, W, 3] in 0..1, each in its own size up to what a history keeps.
 
-    history: a folder (see `PreferenceHistory.from_folder` for what is refused), or the number of an example user.
+    history: a folder (see `PreferenceHistory.from_folder` for what is refused), or the number of an example user. Shows
+    ComfyUI's progress bar, stops at its interrupt, and tells on the node which pictures can't be read.
     """
     if isinstance(history, int):
         return _draw(history)
-    read = PreferenceHistory.from_folder(history)
+    bar = comfy.utils.ProgressBar(1)
+    read = PreferenceHistory.from_folder(
+        history,
+        progress=lambda done, total: bar.update_absolute(done, total),
+        interrupt=comfy.model_management.throw_exception_if_processing_interrupted,
+    )
+    _tell(read.left_out)
     return [item.image[None] for item in read.liked], [item.image[None] for item in read.disliked]
+
+
+def _tell(message: str) -> None:
+    """Show a message on the node that is being executed, as ComfyUI's own API nodes do; "" shows nothing."""
+    from comfy_execution.utils import get_executing_context
+    from server import PromptServer
+
+    context, server = get_executing_context(), getattr(PromptServer, "instance", None)
+    if message and context is not None and server is not None:
+        server.send_progress_text(message, context.node_id)
 
 
 def _draw(number: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

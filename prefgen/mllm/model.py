@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from ..compat import hidden_states_of, load_image_text_to_text
-from ..history import HistoryItem, PreferenceHistory, resize
+from ..history import HistoryItem, PreferenceHistory
+from ..pictures import resize
 from .cache import LeastRecentlyUsed
 from .families import family_of
 from .files import MLLMError, chat_template_of, check_folder, preprocessor_of, weights_digest

@@ -1,6 +1,7 @@
 """Histories: whatever a graph or a folder holds becomes pictures, or one clear sentence."""
 
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -65,11 +66,13 @@ def test_the_digest_follows_pictures_verdicts_prompts_and_order():
     assert PreferenceHistory.from_images([a, b], []).digest in digests
 
 
-def test_a_folder_is_read_in_order_of_name_with_its_prompts(tmp_path):
+def test_a_folder_is_read_oldest_first_with_its_prompts(tmp_path):
     for side, names in (("liked", ["b.png", "a.jpg"]), ("disliked", ["c.webp"])):
         (tmp_path / side).mkdir()
         for name in names:
             Image.new("RGB", (20, 10), (200, 10, 10) if name[0] == "a" else (10, 10, 200)).save(tmp_path / side / name)
+    os.utime(tmp_path / "liked" / "b.png", (1_700_000_100, 1_700_000_100))
+    os.utime(tmp_path / "liked" / "a.jpg", (1_700_000_000, 1_700_000_000))
     (tmp_path / "liked" / "a.txt").write_text("a red\n cat ")
     (tmp_path / "liked" / "notes.md").write_text("not a picture")
     history = PreferenceHistory.from_folder(tmp_path)
@@ -110,11 +113,14 @@ def test_a_folder_that_is_no_history_says_so(tmp_path, files, message):
         PreferenceHistory.from_folder(folder)
 
 
-def test_a_truncated_picture_is_named(tmp_path):
+def test_a_truncated_picture_is_named_and_the_rest_is_read(tmp_path, caplog):
     (tmp_path / "liked").mkdir()
     whole = tmp_path / "liked" / "whole.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(whole)
     (tmp_path / "liked" / "broken.png").write_bytes(whole.read_bytes()[:2000])
+    history = PreferenceHistory.from_folder(tmp_path)
+    assert len(history) == 1 and "broken.png" in history.left_out and "broken.png" in caplog.text
+    whole.unlink()
     with pytest.raises(ValueError, match="broken.png"):
         PreferenceHistory.from_folder(tmp_path)
 

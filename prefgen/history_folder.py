@@ -1,0 +1,195 @@
+"""A folder of liked and disliked pictures: what in it counts, in which order, and reading it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .pictures import PictureError, is_hidden, picture_suffixes, read_picture
+from .text_files import read_text
+
+VERDICTS = ("liked", "disliked")
+NAMED = 5  # of the pictures that can't be read, so many are named where none can
+
+
+@dataclass(frozen=True)
+class FolderPicture:
+    """A picture as it was read: uint8 [H, W, 3], and its prompt, "" for none."""
+
+    pixels: np.ndarray
+    prompt: str
+
+
+class HistoryFolder:
+    """The pictures of a history folder, oldest first.
+
+    `liked` and `disliked` are sub folders in any case and may be links. Pictures directly in the folder count as liked
+    where no sub folder holds liked ones. A file's time is that of its last change; files of one time go by name, with
+    numbers in it as numbers. Raises FileNotFoundError for a folder that isn't there.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise FileNotFoundError(
+                f"The history folder {self.path.name} is not there: choose another, or create it with a "
+                "`liked` sub folder of pictures."
+            )
+        entries = entries_of(self.path)
+        self.files: dict[str, list[Path]] = {
+            verdict: in_order(
+                file
+                for entry in entries
+                if entry.name.lower() == verdict and entry.is_dir()
+                for file in picture_files(entry)
+            )
+            for verdict in VERDICTS
+        }
+        loose = in_order(picture_files(self.path))
+        self.unsorted = loose if self.files["liked"] else []
+        if not self.files["liked"]:
+            self.files["liked"] = loose
+
+    def check(self) -> None:
+        """Raises ValueError with one sentence where there is no liked picture."""
+        if not self.files["liked"]:
+            raise ValueError(
+                f"The history folder {self.path.name} has no pictures in its `liked` sub folder: put at least one "
+                "there, as PNG, JPEG, WebP or whatever else Pillow opens."
+            )
+
+    def fingerprint(self) -> str:
+        """Changes with every picture, every prompt and their order; looks at names, sizes and times alone."""
+        digest = hashlib.sha256()
+        for verdict, files in self.files.items():
+            for file in files:
+                for part in (file, prompt_file(file)):
+                    digest.update(f"{verdict} {_stamp(part)}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def read(
+        self,
+        limits: dict[str, int],
+        progress: Callable[[int, int], None] | None = None,
+        interrupt: Callable[[], None] | None = None,
+    ) -> tuple[dict[str, list[FolderPicture]], list[PictureError]]:
+        """(the newest `limits[verdict]` pictures of each verdict, oldest first; those that can't be read).
+
+        progress(done, total) is called after every picture; interrupt() is called before it and may raise. Raises
+        PictureError or ValueError with one sentence where no liked picture is left.
+        """
+        self.check()
+        total = sum(min(limits[verdict], len(files)) for verdict, files in self.files.items())
+        done, broken = 0, []
+        pictures: dict[str, list[FolderPicture]] = {verdict: [] for verdict in VERDICTS}
+        for verdict, files in self.files.items():
+            waiting = list(files)
+            while waiting and len(pictures[verdict]) < limits[verdict]:
+                if interrupt:
+                    interrupt()
+                file = waiting.pop()  # the newest
+                try:
+                    pictures[verdict].append(FolderPicture(read_picture(file), prompt_of(file)))
+                except PictureError as error:
+                    broken.append(error)
+                    continue
+                done += 1
+                if progress:
+                    progress(done, total)
+            pictures[verdict].reverse()
+            if waiting:
+                logging.warning(
+                    "PrefGen reads the newest %d %s pictures of %s; %d older ones are left out.",
+                    len(pictures[verdict]),
+                    verdict,
+                    self.path.name,
+                    len(waiting),
+                )
+            if verdict == "liked" and not pictures[verdict]:
+                raise _nothing_left(self.path.name, broken)
+        return pictures, broken
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """Pictures directly in a folder, in no particular order: whatever has a picture's suffix and isn't hidden."""
+    suffixes = picture_suffixes()
+    return [file for file in entries_of(folder) if file.suffix.lower() in suffixes and not is_hidden(file)]
+
+
+def entries_of(folder: Path) -> list[Path]:
+    """What lies in a folder. Raises ValueError with one sentence where that can't be known."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise ValueError(
+            f"The history folder {folder.name} can't be opened ({(error.strerror or 'damaged').lower()}): let ComfyUI "
+            "read it, or choose another."
+        ) from error
+
+
+def in_order(files: Iterator[Path] | list[Path]) -> list[Path]:
+    """Oldest first by the time of the last change, then by name with numbers as numbers: 2.png before 10.png."""
+    return sorted(files, key=lambda file: (_time(file), _natural(file.name), file.name, str(file)))
+
+
+def prompt_file(file: Path) -> Path:
+    """The text file beside a picture that holds its prompt; it need not be there."""
+    shouted = file.with_suffix(".TXT")
+    return shouted if shouted.is_file() else file.with_suffix(".txt")
+
+
+def prompt_of(file: Path) -> str:
+    """The prompt in the text file beside a picture, on one line; "" where there is none."""
+    text = prompt_file(file)
+    try:
+        return " ".join(read_text(text).split()) if text.is_file() else ""
+    except OSError as error:
+        logging.warning("PrefGen can't read the prompt %s (%s).", text.name, error.strerror or "damaged")
+        return ""
+
+
+def left_out(broken: list[PictureError], name: str) -> str:
+    """One message on the pictures of a history that can't be read; "" where all can."""
+    if not broken:
+        return ""
+    if len(broken) == 1:
+        return f"Left out of {name}: {broken[0]}"
+    named = "; ".join(f"{error.name} ({error.reason})" for error in broken)
+    return f"Left out of {name}, {len(broken)} pictures that can't be read: {named}. Replace or remove them."
+
+
+def _nothing_left(name: str, broken: list[PictureError]) -> ValueError:
+    if len(broken) == 1:
+        return broken[0]
+    named = ", ".join(error.name.split(" in ")[0] for error in broken[:NAMED])
+    more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+    reason = broken[0].reason
+    return ValueError(
+        f"None of the liked pictures of {name} can be read: {named}{more} (the first because {reason}). Replace them."
+    )
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    parts = re.split(r"(\d+)", name.casefold())
+    return [(1, int(part), "") if part.isdecimal() else (2, 0, part) for part in parts if part]
+
+
+def _time(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:  # a link to nowhere
+        return 0
+
+
+def _stamp(file: Path) -> str:
+    try:
+        status = file.stat()
+    except OSError:
+        return f"{file.name} none"
+    return f"{file.parent.name}/{file.name} {status.st_size} {status.st_mtime_ns}"

@@ -1,0 +1,404 @@
+"""The one reader of pictures: for histories on the graph, for training, for published data.
+
+A file or its bytes become uint8 [H, W, 3] as a viewer shows them: the first frame, turned as EXIF says, transparency
+on white, 16 bits brought to 8. One resampler shrinks whatever is larger than a history keeps: Pillow's bicubic with
+antialiasing on 8-bit values, for files and for tensors alike, so that a PNG that is read here and one that comes
+through ComfyUI's Load Image become the same picture. A JPEG is decoded at a half, a quarter or an eighth of its size
+first (Pillow's `draft`), at twice the kept size at least: tests/engine/test_pictures.py states how little that moves.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from .errors import MendableError
+
+LONG_SIDE = 1024  # pixels; what a history keeps of a picture
+DRAFT = 2  # a JPEG is decoded at this many times the kept size or more
+MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit, which other packs switch off for the whole process
+PUBLISHED = ("PNG", "JPEG", "WEBP")  # what published data sets hold: of a stranger's bytes no other decoder is tried
+
+# Pillow names these formats but hands them to another program (EPS to Ghostscript) or to nobody.
+UNDECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# Of a camera's raw file Pillow opens the thumbnail, as a TIFF.
+RAW = set(".3fr .arw .cr2 .cr3 .dng .erf .nef .nrw .orf .pef .raf .raw .rw2 .rwl .sr2 .srw .x3f".split())
+# Pictures by their suffix that a Pillow without plugins can't open, or that some builds of it can't.
+FOREIGN = RAW | set(".ai .avif .emf .eps .exr .hdr .heic .heif .hif .jp2 .jxl .jxr .kra .ps .svg .svgz".split())
+FOREIGN |= set(".tif .tiff .webp .wmf .xcf".split())
+CONVERT = "save it as PNG or JPEG, or remove it"
+SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}
+HIDDEN = stat.FILE_ATTRIBUTE_HIDDEN | stat.FILE_ATTRIBUTE_SYSTEM  # on Windows
+
+TURNS = {  # EXIF 2.3, tag 274: how the stored picture is to be turned
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_TURNING = (b"XML:com.adobe.xmp", b"Raw profile type exif")  # texts that may hold the orientation
+MAX_PNG_TEXT = 1 << 19  # bytes, unpacked; Pillow refuses a picture for a text or profile of more than 1 MiB
+
+
+class PictureError(MendableError, ValueError):
+    """A picture that can't be read, in one sentence. name: as the sentence calls it; reason: why."""
+
+    def __init__(self, name: str, reason: str, remedy: str = "replace or remove it"):
+        super().__init__(f"The picture {name} can't be read ({reason}): {remedy}.")
+        self.name, self.reason = name, reason
+
+
+def picture_formats() -> list[str]:
+    """Pillow's names of the formats that it decodes itself here, plugins of other packs included."""
+    Image.init()
+    return [name for name in Image.ID if name in Image.OPEN and name not in UNDECODED]
+
+
+def picture_suffixes() -> set[str]:
+    """Suffixes, lower case, of files that are taken for pictures, those that will have to be refused by name too."""
+    formats = {*picture_formats(), "MPO"}  # a JPEG with several frames, opened as JPEG
+    return FOREIGN | {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a file or folder is the system's and not the artist's: a dotfile, `._x.jpg` of macOS, Thumbs.db, or one
+    that Windows hides."""
+    if path.name.startswith(".") or path.name.lower() in SYSTEM_NAMES:
+        return True
+    try:
+        return bool(getattr(path.stat(), "st_file_attributes", 0) & HIDDEN)
+    except OSError:  # a link to nowhere: reading it says so
+        return False
+
+
+def read_picture(
+    source: str | Path | bytes | BinaryIO,
+    long_side: int | None = LONG_SIDE,
+    name: str | None = None,
+    formats: Sequence[str] | None = None,
+) -> np.ndarray:
+    """A picture as uint8 [H, W, 3], its longer side at most `long_side` pixels (None: as large as it is).
+
+    source: a path, a file's bytes or an open file. name: what a sentence calls it; the default is a path's last three
+    parts. formats: Pillow's names of those that may be opened; the default is all. Raises PictureError.
+    """
+    with open_picture(source, name, formats) as image:
+        return to_pixels(image, long_side)
+
+
+@contextmanager
+def open_picture(
+    source: str | Path | bytes | BinaryIO, name: str | None = None, formats: Sequence[str] | None = None
+) -> Iterator[Image.Image]:
+    """A picture whose header has been read, for `to_pixels`. Whatever Pillow raises, here or while the picture is
+    decoded inside the `with`, becomes a PictureError; see `read_picture` for the arguments."""
+    name = name or name_of(source)
+    opened = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures and of odd metadata: what matters is checked here
+            opened = _stream(source)
+            with Image.open(_without_texts(opened), formats=formats or picture_formats()) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                yield image
+    except PictureError:
+        raise
+    except UnidentifiedImageError as error:
+        raise PictureError(name, *_unknown(opened, source)) from error
+    except Image.DecompressionBombError as error:
+        raise PictureError(name, f"it says it has more than {MAX_PIXELS // 10**6} million pixels") from error
+    except MemoryError as error:
+        raise PictureError(name, "it needs more memory than is free", "shrink or remove it") from error
+    except Exception as error:  # noqa: BLE001  Pillow's decoders raise nearly anything on damaged bytes
+        raise PictureError(name, _reason(error)) from error
+    finally:
+        if opened is not None and opened is not source:
+            opened.close()
+
+
+def to_pixels(image: Image.Image, long_side: int | None = LONG_SIDE) -> np.ndarray:
+    """uint8 [H, W, 3] of a picture from `open_picture`, shrunk while it is decoded where its format can."""
+    stored = image.size
+    drafted = long_side and image.draft(None, tuple(DRAFT * side for side in kept_size(*stored, long_side)))
+    depth = _depth(image)
+    image.load()  # a TIFF is turned by Pillow here, and says so
+    turn = TURNS.get(orientation_of(image))
+    width, height = stored if drafted else image.size
+    seen = as_seen(image, depth)
+    if long_side:
+        seen = shrunk(seen, *kept_size(width, height, long_side))
+    if turn is not None:
+        seen = seen.transpose(turn)
+    return np.array(seen.convert("RGB"))
+
+
+def kept_size(width: int, height: int, long_side: int = LONG_SIDE) -> tuple[int, int]:
+    """(width, height) with the longer side brought down to `long_side`; no side below 1."""
+    scale = min(1.0, long_side / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def shrunk(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The one resampler of 8-bit pictures: bicubic, antialiased (a = -0.5, as torch's with antialias=True)."""
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8. Nothing else of EXIF is looked at, since cameras and editors write what Pillow can't
+    write again; where not even this can be read, 1."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # noqa: BLE001  struct.error, ValueError, SyntaxError and more, by what is broken
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def as_seen(image: Image.Image, depth: int | None = None) -> Image.Image:
+    """A loaded picture as L or RGB of 8 bits: transparency on white, deep grey brought to 8 bits.
+
+    depth: bits of a PNG's or TIFF's grey or colour values as stored, where Pillow's mode doesn't tell. Raises
+    ValueError for values whose white nobody knows.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _grey(image, depth)
+    if image.mode == "LAB":
+        return _from_lab(image)
+    clear = image.info.get("transparency")
+    if image.mode in ("1", "L", "RGB"):
+        flat = image if image.mode == "RGB" else image.convert("L")
+        return flat if clear is None else _keyed(flat, clear, depth)
+    palette = image.palette.mode if image.mode == "P" and image.palette else ""
+    if clear is not None or palette.endswith("A") or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        seen = image if image.mode == "RGBA" else image.convert("RGBA")
+        if seen.getchannel("A").getextrema() == (255, 255):
+            return seen.convert("RGB")
+        sheet = Image.new("RGB", seen.size, "white")
+        sheet.paste(seen, mask=seen)
+        return sheet
+    return image.convert("RGB")
+
+
+def clean_picture(image: torch.Tensor, name: str = "picture") -> torch.Tensor:
+    """Any picture [H, W, C] -> float32 [H, W, 3] in 0..1 on the CPU, the input's own memory where nothing changes.
+
+    Grey is repeated, alpha is laid on white, the long side is brought to at most 1024 (in 8 bits, as files are).
+    Raises ValueError that names the picture for NaN, infinity, a missing side or another number of channels.
+    """
+    image = image.detach().cpu().float()
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or 0 in image.shape or image.shape[-1] > 4:
+        raise ValueError(f"The {name} has the shape {[*image.shape]}, which is no picture [height, width, 1 to 4].")
+    low, high = (float(value) for value in image.aminmax())  # NaN anywhere makes both NaN
+    if not (-float("inf") < low and high < float("inf")):
+        raise ValueError(
+            f"The {name} holds values that are not numbers (NaN or infinity): check the node that makes it."
+        )
+    if low < 0 or high > 1:
+        image = image.clamp(0, 1)
+    channels = image.shape[-1]
+    if channels in (2, 4):
+        image = image[..., :-1] * image[..., -1:] + (1 - image[..., -1:])
+    if image.shape[-1] == 1:
+        image = image.expand(-1, -1, 3)
+    height, width = image.shape[:2]
+    if max(height, width) > LONG_SIDE:
+        pixels = Image.fromarray((image * 255).round_().to(torch.uint8).numpy())
+        image = as_tensor(np.array(shrunk(pixels, *kept_size(width, height))))
+    return image.contiguous()
+
+
+def as_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """uint8 [H, W, 3] -> float32 in 0..1."""
+    return torch.from_numpy(pixels).float().div_(255)
+
+
+def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Bicubic with antialiasing, [H, W, 3] in 0..1; the same size is returned as it is."""
+    if image.shape[:2] == (height, width):
+        return image
+    moved = image.movedim(-1, 0)[None]
+    return F.interpolate(moved, (height, width), mode="bicubic", antialias=True)[0].movedim(0, -1).clamp(0, 1)
+
+
+def name_of(source) -> str:
+    """How a sentence calls a picture: file and the two folders above it, never the machine's path."""
+    if not isinstance(source, (str, Path)):
+        return "that was handed over"
+    file = Path(source)
+    return f"{file.name} in {file.parent.parent.name}/{file.parent.name}"
+
+
+def _stream(source) -> BinaryIO:
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(source)
+    if not isinstance(source, (str, Path)):
+        return source
+    suffix = Path(source).suffix.lower()
+    mode = Path(source).stat().st_mode
+    if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
+        raise PictureError(name_of(source), "it is a folder" if stat.S_ISDIR(mode) else "it is no file")
+    if suffix in RAW and suffix not in Image.registered_extensions():  # of a pack that reads them
+        raise PictureError(name_of(source), "it is a camera's raw file", CONVERT)
+    return open(source, "rb")
+
+
+def _without_texts(stream: BinaryIO) -> BinaryIO:
+    """A PNG without its colour profile and its texts, but those that may hold an orientation; anything else as it is.
+
+    Pillow unpacks them all and refuses the picture for a long or damaged one; its limits are the whole process's.
+    """
+    start = stream.tell()
+    dropped, pieces, place = False, [(start, start + 8)], start + 8
+    if stream.read(8) == PNG_SIGNATURE:
+        while len(header := stream.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", header)
+            end = place + 12 + length
+            if kind == b"iCCP" or (kind in (b"tEXt", b"zTXt", b"iTXt") and not _turning(kind, stream.read(length))):
+                dropped = True
+            else:
+                pieces.append((place, end))
+            place = end
+            stream.seek(place)
+    if dropped:
+        stream.seek(start)
+        data = memoryview(stream.read())
+        return io.BytesIO(b"".join(data[a - start : b - start] for a, b in pieces))
+    stream.seek(start)
+    return stream
+
+
+def _turning(kind: bytes, text: bytes) -> bool:
+    """Whether a text chunk of a PNG may hold an orientation, and unpacks to a bounded size."""
+    keyword, _, rest = text.partition(b"\0")
+    if keyword not in PNG_TURNING:
+        return False
+    if kind == b"tEXt" or (kind == b"iTXt" and rest[:1] == b"\0"):
+        return len(rest) < MAX_PNG_TEXT
+    packed = rest[1:] if kind == b"zTXt" else rest[2:].split(b"\0", 2)[-1]
+    try:
+        return len(zlib.decompressobj().decompress(packed, MAX_PNG_TEXT)) < MAX_PNG_TEXT
+    except zlib.error:
+        return False
+
+
+def _depth(image: Image.Image) -> int | None:
+    """Bits of a grey or colour value as the file holds it, where that differs from what Pillow's mode says."""
+    if image.format == "PNG":
+        raw = image.tile[0].args if image.tile else None
+        bits = {"1": 1, "L;2": 2, "L;4": 4, "I;16B": 16, "RGB;16B": 16, "LA;16B": 16, "RGBA;16B": 16}
+        return bits.get(raw if isinstance(raw, str) else (raw or [None])[0], 8)
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(258, 1)
+        return bits[0] if isinstance(bits, tuple) else bits
+    return None
+
+
+def _keyed(image: Image.Image, clear, depth: int | None) -> Image.Image:
+    """L or RGB with one colour that stands for nothing (PNG's tRNS), which becomes white."""
+    key = np.atleast_1d(np.array([*clear] if isinstance(clear, (bytes, tuple, list)) else clear, np.int64))
+    if depth in (2, 4):
+        key = key * (255 // (2**depth - 1))  # Pillow spreads the pixels over 0..255 but not this
+    elif depth == 16:
+        key = key >> 8  # Pillow keeps the upper 8 bits of 16-bit colours
+    pixels = np.array(image)
+    hit = pixels == key[0] if pixels.ndim == 2 else (pixels == key).all(-1)
+    pixels[hit] = 255
+    return Image.fromarray(pixels)
+
+
+def _grey(image: Image.Image, depth: int | None) -> Image.Image:
+    """Modes I, I;16 and F as L. Raises ValueError where a picture's white can't be known."""
+    values = np.array(image)
+    clear = image.info.get("transparency")
+    hit = values == clear if isinstance(clear, int) else None
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        white = 4095 if depth == 12 else 65535
+    elif image.mode == "I":
+        white, values = _white_of_integers(image, values)
+    else:
+        white = _white_of_floats(values)
+    grey = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), 64):  # bands, so that the wide intermediate stays small
+        band = values[top : top + 64].astype(np.float64) * (255 / white)
+        grey[top : top + 64] = np.rint(band.clip(0, 255))
+    if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # white is zero; Pillow turns 8 bits alone
+        grey = 255 - grey
+    if hit is not None:
+        grey[hit] = 255
+    return Image.fromarray(grey)
+
+
+def _white_of_integers(image: Image.Image, values: np.ndarray) -> tuple[int, np.ndarray]:
+    """Of 32-bit grey: the format's own white where values reach beyond 16 bits, else 65535."""
+    if image.format == "TIFF" and image.tag_v2.get(339, (1,))[0] == 1:
+        values = values.view(np.uint32)
+    high = int(values.max())
+    if high <= 255:
+        raise ValueError(f"its 32-bit values end at {high}, so nobody knows what is white; save it with 8 or 16 bits")
+    return (65535 if high <= 65535 else np.iinfo(values.dtype).max), values
+
+
+def _white_of_floats(values: np.ndarray) -> float:
+    """1 for 0..1, 255 for 0..255, as far as the values tell the two apart."""
+    high = float(values.max())
+    if not np.isfinite(values).all() or 1 < high < 16 or high > 512:
+        raise ValueError(f"its values reach {high:.3g}, so nobody knows what is white; save it with 8 or 16 bits")
+    return 1.0 if high <= 1 else 255.0
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms  # not in every build of Pillow
+
+    profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+
+
+def _reason(error: Exception) -> str:
+    """Why, in a few words without a path or the name of an exception."""
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
+    if isinstance(error, (OSError, SyntaxError, ValueError)) and str(error) and "<" not in str(error):
+        return str(error).splitlines()[0][:100].rstrip(" .")
+    return "its data are damaged"
+
+
+def _unknown(stream: BinaryIO | None, source) -> tuple[str, str]:
+    """(reason, remedy) for bytes that Pillow doesn't know: what they are instead, if their beginning tells."""
+    try:
+        stream.seek(0)
+        head = stream.read(512)
+    except (OSError, ValueError, AttributeError):
+        head = b""
+    suffix = Path(source).suffix.lower() if isinstance(source, (str, Path)) else ""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        return "it is empty", "replace or remove it"
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "it is a web page", "fetch the picture itself, or remove it"
+    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
+        return "it is HEIC, which isn't read here", CONVERT
+    if head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "it is JPEG XL, which isn't read here", CONVERT
+    if b"<svg" in text:
+        return "it is a drawing (SVG)", CONVERT
+    if suffix in FOREIGN and suffix not in (".webp", ".tif", ".tiff", ".avif", ".jp2"):
+        return f"{suffix[1:].upper()} isn't read here", CONVERT
+    return "it is no picture", "replace or remove it"
