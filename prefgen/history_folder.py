@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ class HistoryFolder:
     """The pictures of a history folder, oldest first.
 
     `liked` and `disliked` are sub folders in any case and may be links. Pictures directly in the folder count as liked
-    where no sub folder holds liked ones. A file's time is that of its last change; files of one time go by name, with
+    where no sub folder `liked` holds any. A file's time is that of its last change; files of one time go by name, with
     numbers in it as numbers. Raises FileNotFoundError for a folder that isn't there.
     """
 
@@ -41,24 +42,20 @@ class HistoryFolder:
                 f"The history folder {self.path.name} is not there: choose another, or create it with a "
                 "`liked` sub folder of pictures."
             )
-        entries = entries_of(self.path)
-        self.files: dict[str, list[Path]] = {
-            verdict: in_order(
-                file
-                for entry in entries
-                if entry.name.lower() == verdict and entry.is_dir()
-                for file in picture_files(entry)
-            )
-            for verdict in VERDICTS
-        }
-        loose = in_order(picture_files(self.path))
-        self.unsorted = loose if self.files["liked"] else []
-        if not self.files["liked"]:
-            self.files["liked"] = loose
+        self._files: dict[str, list[Path]] = {verdict: [] for verdict in VERDICTS}
+        for entry in entries_of(self.path):
+            if entry.name.lower() in VERDICTS and entry.is_dir():
+                self._files[entry.name.lower()] += picture_files(entry)
+        self._files["liked"] = self._files["liked"] or picture_files(self.path)
+
+    @cached_property
+    def files(self) -> dict[str, list[Path]]:
+        """The pictures of each verdict, oldest first; looks at the time of every file."""
+        return {verdict: in_order(files) for verdict, files in self._files.items()}
 
     def check(self) -> None:
-        """Raises ValueError with one sentence where there is no liked picture."""
-        if not self.files["liked"]:
+        """Raises ValueError with one sentence where there is no liked picture; looks at names alone."""
+        if not self._files["liked"]:
             raise ValueError(
                 f"The history folder {self.path.name} has no pictures in its `liked` sub folder: put at least one "
                 "there, as PNG, JPEG, WebP or whatever else Pillow opens."
@@ -133,7 +130,7 @@ def entries_of(folder: Path) -> list[Path]:
         ) from error
 
 
-def in_order(files: Iterator[Path] | list[Path]) -> list[Path]:
+def in_order(files: Iterable[Path]) -> list[Path]:
     """Oldest first by the time of the last change, then by name with numbers as numbers: 2.png before 10.png."""
     return sorted(files, key=lambda file: (_time(file), _natural(file.name), file.name, str(file)))
 

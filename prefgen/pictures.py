@@ -10,6 +10,7 @@ first (Pillow's `draft`), at twice the kept size at least: tests/engine/test_pic
 from __future__ import annotations
 
 import io
+import os
 import stat
 import struct
 import warnings
@@ -29,7 +30,8 @@ from .errors import MendableError
 LONG_SIDE = 1024  # pixels; what a history keeps of a picture
 DRAFT = 2  # a JPEG is decoded at this many times the kept size or more
 MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit, which other packs switch off for the whole process
-PUBLISHED = ("PNG", "JPEG", "WEBP")  # what published data sets hold: of a stranger's bytes no other decoder is tried
+# Of a stranger's bytes (published data sets) no other decoder is tried.
+PUBLISHED = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 
 # Pillow names these formats but hands them to another program (EPS to Ghostscript) or to nobody.
 UNDECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -81,8 +83,10 @@ def is_hidden(path: Path) -> bool:
     that Windows hides."""
     if path.name.startswith(".") or path.name.lower() in SYSTEM_NAMES:
         return True
+    if not hasattr(os.stat_result, "st_file_attributes"):  # Windows alone has them
+        return False
     try:
-        return bool(getattr(path.stat(), "st_file_attributes", 0) & HIDDEN)
+        return bool(path.stat().st_file_attributes & HIDDEN)
     except OSError:  # a link to nowhere: reading it says so
         return False
 
@@ -114,7 +118,8 @@ def open_picture(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures and of odd metadata: what matters is checked here
             opened = _stream(source)
-            with Image.open(_without_texts(opened), formats=formats or picture_formats()) as image:
+            tried = [known for known in picture_formats() if formats is None or known in formats]
+            with Image.open(_without_texts(opened), formats=tried) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 yield image

@@ -12,7 +12,6 @@ Leaves output/demo/sheet.png, output/demo/report.json and the pictures in output
 from __future__ import annotations
 
 import argparse
-import io
 import itertools
 import json
 import os
@@ -32,6 +31,7 @@ from prefgen.atelier import captions
 from prefgen.atelier import users as world
 from prefgen.atelier.judge import load_judge
 from prefgen.atelier.renderer import render
+from prefgen.pictures import read_picture
 from training.bootstrap import bootstrap
 
 from . import demo_sheet
@@ -156,7 +156,7 @@ def make_pictures(client: ComfyClient, jobs: list[Job], target: Path) -> dict[tu
             path = target / f"{job.prefix}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-            pictures[job.user, job.prompt, job.condition] = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+            pictures[job.user, job.prompt, job.condition] = read_picture(data, long_side=None)
     return pictures
 
 

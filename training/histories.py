@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from prefgen.atelier import captions
+from prefgen.pictures import LONG_SIDE, PUBLISHED, PictureError, read_picture
 
 from .data.errors import DataError
 from .data.schema import LIKED, TEST, TRAIN
@@ -82,8 +83,9 @@ class Histories(ABC):
         """How many pictures the world has."""
 
     @abstractmethod
-    def pictures(self, numbers) -> list[np.ndarray]:
-        """Pictures as uint8 [H, W, 3]; numbers that ascend are read fastest."""
+    def pictures(self, numbers, long_side: int | None = LONG_SIDE) -> list[np.ndarray]:
+        """Pictures as uint8 [H, W, 3] with at most `long_side` pixels a side, by default what a history keeps, None for
+        all of them; numbers that ascend are read fastest."""
 
     def texts(self, user: int) -> list[str]:
         """Each taste in the words of a prompt: "pastel palette, thick outline, ..."."""
@@ -148,7 +150,7 @@ class AtelierHistories(Histories):
     def __len__(self) -> int:
         return len(self.pool)
 
-    def pictures(self, numbers) -> list[np.ndarray]:
+    def pictures(self, numbers, long_side: int | None = LONG_SIDE) -> list[np.ndarray]:
         return [np.array(self.pool.pictures[i]) for i in numbers]
 
 
@@ -266,12 +268,8 @@ class DataSetHistories(Histories):
     def __len__(self) -> int:
         return len(self.owner)
 
-    def pictures(self, numbers) -> list[np.ndarray]:
+    def pictures(self, numbers, long_side: int | None = LONG_SIDE) -> list[np.ndarray]:
         """Each row group is read once for the numbers that lie in it."""
-        import io
-
-        from PIL import Image
-
         numbers = np.asarray(numbers)
         encoded: dict[int, bytes] = {}
         for number, image in self._images(numbers):
@@ -279,11 +277,11 @@ class DataSetHistories(Histories):
         found = []
         for number in numbers.tolist():
             try:
-                with Image.open(io.BytesIO(encoded[number]), formats=["PNG", "JPEG", "WEBP"]) as image:
-                    found.append(np.array(image.convert("RGB")))
-            except (OSError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
+                found.append(read_picture(encoded[number] or b"", long_side, formats=PUBLISHED))
+            except PictureError as error:
                 raise DataError(
-                    f"Picture {number} of {self.folder} can't be read: run `python -m training.data check` on the set."
+                    f"Picture {number} of {self.folder} can't be read ({error.reason}): run "
+                    "`python -m training.data check` on the set."
                 ) from error
         return found
 

@@ -150,7 +150,7 @@ class Latents:
         columns = {"latents": (self.shape, np.float16), "sizes": ((4,), np.int32)}
 
         def fill(start: int, stop: int) -> dict[str, np.ndarray]:
-            latents, sizes = base.latents(histories.pictures(self.numbers[start:stop]))
+            latents, sizes = base.latents(histories.pictures(self.numbers[start:stop], long_side=None))
             return {"latents": latents.numpy(), "sizes": sizes}
 
         arrays = cached(args.runs, "latents", len(self.numbers), columns, key, fill, PICTURES, run.rank, run.world)

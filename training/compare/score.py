@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from prefgen.pictures import read_picture
+
 from ..evaluate.metrics import cmmd, interval
 from ..evaluate.scores import Clip, Csd, ViperProxy
 from .painter import Job
@@ -40,11 +42,7 @@ MEASURES = {
 
 
 def opened(folder: Path, wanted: list[Job]) -> list[Image.Image]:
-    found = []
-    for job in wanted:
-        with Image.open(folder / job.name, formats=["PNG"]) as picture:
-            found.append(picture.convert("RGB"))
-    return found
+    return [Image.fromarray(read_picture(folder / job.name, long_side=None)) for job in wanted]
 
 
 def score_row(folder: Path, wanted: list[Job], people: list[Person], read: Read, judges: Judges) -> dict[str, list]:

@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageOps
 
+from prefgen.pictures import PUBLISHED, PictureError, read_picture
+
 from .schema import DISLIKED, LIKED
 from .store import Store
 
-FORMATS = ("PNG", "JPEG", "WEBP")  # of published bytes no other decoder is tried: Pillow's EPS starts Ghostscript
 SHEET_USERS, SHEET_PICTURES, SHEET_SIDE = 8, 6, 112  # rows, pictures of each verdict, pixels
 
 MADE = {
@@ -199,7 +200,7 @@ def contact_sheet(folder: Path, db, seed: int = 0) -> bytes | None:
             ).fetchall()
             for i, (shard, place) in enumerate(places):
                 image = None
-                with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # the check names it
+                with suppress(PictureError, OSError):  # the check names it
                     image = read_image(shards[shard], place)
                 if image is not None:
                     any_picture = True
@@ -213,12 +214,13 @@ def contact_sheet(folder: Path, db, seed: int = 0) -> bytes | None:
 
 
 def read_image(shard: Path, row: int) -> Image.Image | None:
-    """One picture of a shard, RGB; reads the row group that it is in and nothing else."""
+    """One picture of a shard, RGB, no larger than a history keeps it; reads the row group that it is in and nothing
+    else. PictureError for one that can't be read."""
     with pq.ParquetFile(shard) as file:
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
             if row < rows:
                 data = file.read_row_group(group, columns=["image"])["image"][row].as_py()
-                return None if data is None else Image.open(io.BytesIO(data), formats=FORMATS).convert("RGB")
+                return None if data is None else Image.fromarray(read_picture(data, formats=PUBLISHED))
             row -= rows
     raise IndexError(f"{shard} has no such row")

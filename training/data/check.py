@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+
+from prefgen.pictures import PUBLISHED, PictureError, read_picture
 
 from . import card
 from .errors import DataError
@@ -185,7 +185,7 @@ def _pictures(folder: Path) -> Iterator[str]:
                 for data in batch.column(0):
                     if data.is_valid:
                         try:
-                            Image.open(io.BytesIO(data.as_py()), formats=card.FORMATS).load()
-                        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                            yield f"{shard.name}: the picture of row {row} can't be decoded ({error})"
+                            read_picture(data.as_py(), formats=PUBLISHED)
+                        except PictureError as error:
+                            yield f"{shard.name}: the picture of row {row} can't be decoded ({error.reason})"
                     row += 1

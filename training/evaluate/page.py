@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from prefgen.atelier import users
 from prefgen.atelier.models import IMAGE_SIZE
 from prefgen.files import write_atomic
+from prefgen.pictures import read_picture
 
 from .painter import GUIDANCE, STEPS, history_of
 from .rows import CONTROLS, METHODS, PARTS, ROWS, SIZES, TRAINED, WEIGHTS
@@ -47,8 +48,8 @@ def save_pictures(pictures: torch.Tensor, path: Path) -> None:
 def kept_picture(path: Path, number: int) -> Image.Image:
     """One picture of a file of `save_pictures`."""
     top, left = (IMAGE_SIZE * place for place in divmod(number, COLUMNS))
-    with Image.open(path) as sheet:
-        return sheet.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE))
+    sheet = read_picture(path, long_side=None)
+    return Image.fromarray(sheet[top : top + IMAGE_SIZE, left : left + IMAGE_SIZE])
 
 
 def write(result: dict, pictures: dict[str, Path], people: list[users.User], out: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
 from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
+
+from prefgen.pictures import PUBLISHED, PictureError, open_picture, to_pixels
 
 BROKEN, TINY, DARK, UNIFORM = "broken", "tiny", "near-black", "near-uniform"
 FAULTS = (BROKEN, TINY, DARK, UNIFORM)
@@ -40,19 +40,16 @@ def look(data: bytes | None) -> tuple[str | None, int, bytes]:
     """
     digest = hashlib.blake2b(data or b"", digest_size=16).digest()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data or b""), formats=("JPEG", "PNG", "WEBP")) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    return BROKEN, 0, digest
-                small = min(image.size) < MIN_SIDE
-                image.draft("RGB", (4 * CELLS, 4 * CELLS))  # a JPEG decodes to a fraction of its size
-                image = image.convert("RGB")
-    except Exception:  # noqa: BLE001  Pillow's decoders raise nearly anything on damaged bytes
+        with open_picture(data or b"", formats=PUBLISHED) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return BROKEN, 0, digest
+            small = min(image.size) < MIN_SIDE
+            pixels = to_pixels(image, 4 * CELLS)  # a JPEG decodes to a fraction of its size
+    except PictureError:
         return BROKEN, 0, digest
     if small:
         return TINY, 0, digest
-    cells = np.asarray(image.resize((CELLS, CELLS), Image.Resampling.BOX))  # [CELLS, CELLS, 3]
+    cells = np.asarray(Image.fromarray(pixels).resize((CELLS, CELLS), Image.Resampling.BOX))  # [CELLS, CELLS, 3]
     if cells.max() < DARK_BELOW:
         return DARK, 0, digest
     if (cells.max((0, 1)).astype(int) - cells.min((0, 1))).max() <= UNIFORM_BELOW:

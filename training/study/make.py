@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from itertools import combinations, zip_longest
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
+
+from prefgen.pictures import PictureError, read_picture
 
 from ..data.errors import DataError
 from .pictures import VERDICTS, Pictures
@@ -73,17 +75,13 @@ def choose(pictures: Pictures, plan: Plan) -> tuple[list[Trial], int]:
     return trials[: plan.trials or None], len(trials)
 
 
-def opened(path: Path) -> Image.Image:
-    """The picture as it is seen, RGB on white, with nothing but its pixels. DataError if it is none."""
+def opened(path: Path, size: int | None = None) -> Image.Image:
+    """The picture as it is seen, RGB on white, with nothing but its pixels, shrunk to `size` pixels a side at most.
+    DataError if it is none."""
     try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.has_transparency_data:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            pixels = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"Can't read the picture {path}: {error}.") from error
-    return Image.frombytes("RGB", pixels.size, pixels.tobytes())
+        return Image.fromarray(read_picture(path, size))
+    except PictureError as error:
+        raise DataError(f"Can't read the picture {path}: {error.reason}.") from error
 
 
 def png(image: Image.Image) -> bytes:
@@ -109,11 +107,8 @@ class Blind:
         """Every picture as `folder`/NAME.png, in the order of the names and all of one age."""
         folder.mkdir()
         for name, (path, size) in sorted(self.shown.items()):
-            image = opened(path)
-            if size:
-                image.thumbnail((size, size), Image.Resampling.LANCZOS)
             file = folder / f"{name}.png"
-            file.write_bytes(png(image))
+            file.write_bytes(png(opened(path, size)))
             os.utime(file, (0, 0))
 
 
