@@ -141,14 +141,15 @@ def open_picture(
 def to_pixels(image: Image.Image, long_side: int | None = LONG_SIDE) -> np.ndarray:
     """uint8 [H, W, 3] of a picture from `open_picture`, shrunk while it is decoded where its format can."""
     stored = image.size
-    drafted = long_side and image.draft(None, tuple(DRAFT * side for side in kept_size(*stored, long_side)))
+    drafted = image.draft(None, tuple(DRAFT * side for side in kept_size(*stored, long_side))) if long_side else None
     depth = _depth(image)
     image.load()  # a TIFF is turned by Pillow here, and says so
     turn = TURNS.get(orientation_of(image))
     width, height = stored if drafted else image.size
     seen = as_seen(image, depth)
     if long_side:
-        seen = shrunk(seen, *kept_size(width, height, long_side))
+        # A draft's last row and column may be the remains of a cell: what the picture covers is the box.
+        seen = shrunk(seen, *kept_size(width, height, long_side), drafted[1] if drafted else None)
     if turn is not None:
         seen = seen.transpose(turn)
     return np.array(seen.convert("RGB"))
@@ -160,9 +161,10 @@ def kept_size(width: int, height: int, long_side: int = LONG_SIDE) -> tuple[int,
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def shrunk(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The one resampler of 8-bit pictures: bicubic, antialiased (a = -0.5, as torch's with antialias=True)."""
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+def shrunk(image: Image.Image, width: int, height: int, box: tuple | None = None) -> Image.Image:
+    """The one resampler of 8-bit pictures: bicubic, antialiased (a = -0.5, as torch's with antialias=True). box: the
+    part of the picture that is to be shown, in its pixels (left, top, right, bottom); the default is all."""
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC, box)
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -352,21 +354,21 @@ def _grey(image: Image.Image, depth: int | None) -> Image.Image:
 
 
 def _white_of_integers(image: Image.Image, values: np.ndarray) -> tuple[int, np.ndarray]:
-    """Of 32-bit grey: the format's own white where values reach beyond 16 bits, else 65535."""
+    """(white, values) of 32-bit grey: the narrowest of 8, 16 and all bits that holds the values, since 32-bit files are
+    mostly narrower values that were never converted."""
     if image.format == "TIFF" and image.tag_v2.get(339, (1,))[0] == 1:
         values = values.view(np.uint32)
     high = int(values.max())
-    if high <= 255:
-        raise ValueError(f"its 32-bit values end at {high}, so nobody knows what is white; save it with 8 or 16 bits")
-    return (65535 if high <= 65535 else np.iinfo(values.dtype).max), values
+    return next((white for white in (255, 65535) if high <= white), np.iinfo(values.dtype).max), values
 
 
 def _white_of_floats(values: np.ndarray) -> float:
-    """1 for 0..1, 255 for 0..255, as far as the values tell the two apart."""
+    """1, 255 or 65535, as far as the values tell: beyond 1 they may be light above white (HDR) or the dark end of 0 to
+    255, and then nobody knows."""
     high = float(values.max())
-    if not np.isfinite(values).all() or 1 < high < 16 or high > 512:
+    if not np.isfinite(values).all() or 1 < high < 16 or high > 65536:
         raise ValueError(f"its values reach {high:.3g}, so nobody knows what is white; save it with 8 or 16 bits")
-    return 1.0 if high <= 1 else 255.0
+    return 1.0 if high <= 1 else 255.0 if high < 512 else 65535.0
 
 
 def _from_lab(image: Image.Image) -> Image.Image:
