@@ -18,6 +18,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACK_NAME = "prefgen"
 READY_SECONDS = 180.0
 STOP_SECONDS = 10.0
+TEXT_EVENT = struct.pack(">I", 3)  # BinaryEventTypes.TEXT of ComfyUI's protocol.py
 
 
 class ServerError(RuntimeError):
@@ -335,7 +337,11 @@ class ComfyClient:
             except (websocket.WebSocketException, OSError) as error:
                 self._alive()
                 raise ServerError(f"The connection to ComfyUI at {self.address} broke: {error}") from error
-            if isinstance(message, bytes):  # preview pictures
+            if isinstance(message, bytes):  # preview pictures, and texts that nodes show
+                if on_event and message[:4] == TEXT_EVENT:
+                    (length,) = struct.unpack(">I", message[4:8])
+                    node, text = message[8 : 8 + length].decode(), message[8 + length :].decode()
+                    on_event("progress_text", {"node": node, "text": text})
                 continue
             event = json.loads(message)
             kind, data = event["type"], event.get("data") or {}

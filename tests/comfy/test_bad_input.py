@@ -150,6 +150,18 @@ def test_one_picture_forty_pictures_and_pictures_of_every_kind_are_read(client, 
         assert works(client, graph)
 
 
+def test_a_picture_that_cannot_be_read_is_named_on_the_node_and_the_graph_runs_with_the_rest(client, graph, histories):
+    picture(histories / "torn" / "liked" / "good.png")
+    (histories / "torn" / "liked" / "bad.jpg").write_bytes(b"words, not pixels")
+    inputs(graph, HISTORY)["history"] = "torn"
+    inputs(graph, "KSampler")["seed"] = next(SEEDS)
+    shown = []
+    client.wait(client.queue(graph), on_event=lambda kind, data: kind == "progress_text" and shown.append(data))
+    (said,) = shown
+    assert said["node"] == graphs.find(graph, HISTORY)
+    assert "bad.jpg in torn/liked" in said["text"] and "no picture" in said["text"]
+
+
 def test_no_liked_picture_is_connected(client, graph):
     del inputs(graph, ENCODE)["liked"]
     assert "liked" in refused(client, graph)
