@@ -138,10 +138,11 @@ def open_picture(
             opened.close()
 
 
-def to_pixels(image: Image.Image, long_side: int | None = LONG_SIDE) -> np.ndarray:
-    """uint8 [H, W, 3] of a picture from `open_picture`, shrunk while it is decoded where its format can."""
+def to_pixels(image: Image.Image, long_side: int | None = LONG_SIDE, draft: int = DRAFT) -> np.ndarray:
+    """uint8 [H, W, 3] of a picture from `open_picture`, shrunk while it is decoded where its format can: to `draft`
+    times what is asked for at least."""
     stored = image.size
-    drafted = image.draft(None, tuple(DRAFT * side for side in kept_size(*stored, long_side))) if long_side else None
+    drafted = image.draft(None, tuple(draft * side for side in kept_size(*stored, long_side))) if long_side else None
     depth = _depth(image)
     image.load()  # a TIFF is turned by Pillow here, and says so
     turn = TURNS.get(orientation_of(image))
@@ -382,6 +383,8 @@ def _reason(error: Exception) -> str:
     """Why, in a few words without a path or the name of an exception."""
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
+    if "truncated" in str(error).lower():
+        return "it is cut short"
     if isinstance(error, (OSError, SyntaxError, ValueError)) and str(error) and "<" not in str(error):
         return str(error).splitlines()[0][:100].rstrip(" .")
     return "its data are damaged"
