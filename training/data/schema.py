@@ -34,7 +34,7 @@ _FIELDS = {
     "heldout": pa.bool_(),  # belongs to a pair of PAIRS, so not to the history
     "seed": pa.int64(),  # of the renderer; null for real pictures
 }
-PICTURES = pa.schema([("image", pa.binary()), *_FIELDS.items()])  # image: PNG, JPEG or WebP; null when not published
+PICTURES = pa.schema([("image", pa.binary()), *_FIELDS.items()])  # image: a file of prefgen.pictures.PUBLISHED, or null
 INDEX = pa.schema([*_FIELDS.items(), ("shard", pa.int32()), ("row", pa.int32())])
 OPINION = pa.struct([("attribute", pa.string()), ("weight", pa.float32())])  # "family/name", 0..1
 USERS = pa.schema(
