@@ -110,7 +110,7 @@ class PreferenceHistory:
         folder = HistoryFolder(path)
         counts = shares(*(min(limit, len(folder.files[verdict])) for verdict in VERDICTS))
         pictures, broken = folder.read(dict(zip(VERDICTS, counts, strict=True)), progress, interrupt)
-        message = left_out(broken, folder.path.name)
+        message = left_out(broken, folder.name)
         if message:
             logging.warning("PrefGen: %s", message)
         tensors = ([as_tensor(picture.pixels) for picture in pictures[verdict]] for verdict in VERDICTS)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .pictures import PictureError, is_hidden, picture_suffixes, read_picture
+from .pictures import PictureError, is_hidden, picture_suffixes, printable, read_picture
 from .text_files import read_text
 
 VERDICTS = ("liked", "disliked")
@@ -37,16 +37,20 @@ class HistoryFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.name = printable(self.path.name)
         if not self.path.is_dir():
             raise FileNotFoundError(
-                f"The history folder {self.path.name} is not there: choose another, or create it with a "
+                f"The history folder {self.name} is not there: choose another, or create it with a "
                 "`liked` sub folder of pictures."
             )
         self._files: dict[str, list[Path]] = {verdict: [] for verdict in VERDICTS}
+        self._unread = [self.path]  # folders whose pictures are of no verdict
         for entry in entries_of(self.path):
             if entry.name.lower() in VERDICTS and entry.is_dir():
                 self._files[entry.name.lower()] += picture_files(entry)
-        self._files["liked"] = self._files["liked"] or picture_files(self.path)
+                self._unread += [inner for inner in entries_of(entry) if inner.is_dir() and not is_hidden(inner)]
+        if not self._files["liked"]:
+            self._files["liked"] = picture_files(self._unread.pop(0))
 
     @cached_property
     def files(self) -> dict[str, list[Path]]:
@@ -57,7 +61,7 @@ class HistoryFolder:
         """Raises ValueError with one sentence where there is no liked picture; looks at names alone."""
         if not self._files["liked"]:
             raise ValueError(
-                f"The history folder {self.path.name} has no pictures in its `liked` sub folder: put at least one "
+                f"The history folder {self.name} has no pictures in its `liked` sub folder: put at least one "
                 "there, as PNG, JPEG, WebP or whatever else Pillow opens."
             )
 
@@ -82,6 +86,14 @@ class HistoryFolder:
         PictureError or ValueError with one sentence where no liked picture is left.
         """
         self.check()
+        for unread in self._unread:
+            if count := len(picture_files(unread)):
+                logging.warning(
+                    "PrefGen passes over %d pictures in %s: they lie in neither liked nor disliked of %s themselves.",
+                    count,
+                    printable(unread.name),
+                    self.name,
+                )
         total = sum(min(limits[verdict], len(files)) for verdict, files in self.files.items())
         done, broken = 0, []
         pictures: dict[str, list[FolderPicture]] = {verdict: [] for verdict in VERDICTS}
@@ -105,11 +117,11 @@ class HistoryFolder:
                     "PrefGen reads the newest %d %s pictures of %s; %d older ones are left out.",
                     len(pictures[verdict]),
                     verdict,
-                    self.path.name,
+                    self.name,
                     len(waiting),
                 )
             if verdict == "liked" and not pictures[verdict]:
-                raise _nothing_left(self.path.name, broken)
+                raise _nothing_left(self.name, broken)
         return pictures, broken
 
 
@@ -124,9 +136,10 @@ def entries_of(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError as error:
+        reason = (error.strerror or "damaged").lower()
         raise ValueError(
-            f"The history folder {folder.name} can't be opened ({(error.strerror or 'damaged').lower()}): let ComfyUI "
-            "read it, or choose another."
+            f"The history folder {printable(folder.name)} can't be opened ({reason}): let ComfyUI read it, or choose "
+            "another."
         ) from error
 
 
@@ -147,7 +160,7 @@ def prompt_of(file: Path) -> str:
     try:
         return " ".join(read_text(text).split()) if text.is_file() else ""
     except OSError as error:
-        logging.warning("PrefGen can't read the prompt %s (%s).", text.name, error.strerror or "damaged")
+        logging.warning("PrefGen can't read the prompt %s (%s).", printable(text.name), error.strerror or "damaged")
         return ""
 
 

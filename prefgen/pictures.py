@@ -251,7 +251,12 @@ def name_of(source) -> str:
     if not isinstance(source, (str, Path)):
         return "that was handed over"
     file = Path(source)
-    return f"{file.name} in {file.parent.parent.name}/{file.parent.name}"
+    return printable(f"{file.name} in {file.parent.parent.name}/{file.parent.name}")
+
+
+def printable(name: str) -> str:
+    """A file's name for a message: line breaks and bytes that are no text (both are allowed in names) become `?`."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def _stream(source) -> BinaryIO:
@@ -310,7 +315,7 @@ def _turning(kind: bytes, text: bytes) -> bool:
 def _depth(image: Image.Image) -> int | None:
     """Bits of a grey or colour value as the file holds it, where that differs from what Pillow's mode says."""
     if image.format == "PNG":
-        raw = image.tile[0].args if image.tile else None
+        raw = image.tile[0][3] if image.tile else None
         bits = {"1": 1, "L;2": 2, "L;4": 4, "I;16B": 16, "RGB;16B": 16, "LA;16B": 16, "RGBA;16B": 16}
         return bits.get(raw if isinstance(raw, str) else (raw or [None])[0], 8)
     if image.format == "TIFF":

@@ -102,6 +102,27 @@ def test_loose_pictures_count_as_liked_where_no_liked_folder_has_any(tmp_path):
     assert shades(PreferenceHistory.from_folder(tmp_path / "ada").liked) == [30]
 
 
+def test_pictures_of_no_verdict_are_counted_in_the_log(folder, caplog):
+    put(folder / "liked" / "a.png")
+    put(folder / "overview.png")
+    put(folder / "liked" / "2024" / "b.png")
+    put(folder / "disliked" / "2024" / "c.txt.png")
+    with caplog.at_level(logging.WARNING):
+        history = PreferenceHistory.from_folder(folder)
+    assert len(history) == 1
+    assert caplog.text.count("passes over 1 pictures in 2024") == 2 and "passes over 1 pictures in ada" in caplog.text
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such names there")
+def test_names_that_are_no_text_can_be_spoken_of(folder):
+    put(folder / "liked" / "good.png")
+    with open(os.fsencode(folder / "liked") + b"/caf\xe9\nbad.png", "wb") as file:
+        file.write(b"words")
+    history = PreferenceHistory.from_folder(folder)
+    assert len(history) == 1 and "caf??bad.png" in history.left_out
+    assert history.left_out.encode() and HistoryFolder(folder).fingerprint()
+
+
 def test_linked_folders_and_pictures_are_followed(tmp_path):
     put(tmp_path / "elsewhere" / "a.png", shade=10)
     put(tmp_path / "b.png", shade=20)
