@@ -74,7 +74,8 @@ def picture_formats() -> list[str]:
 
 def picture_suffixes() -> set[str]:
     """Suffixes, lower case, of files that are taken for pictures, those that will have to be refused by name too."""
-    formats = {*picture_formats(), "MPO"}  # a JPEG with several frames, opened as JPEG
+    # MPO is a JPEG with several frames, opened as JPEG. SPIDER has no suffix; old Pillows note whatever it was saved as.
+    formats = {*picture_formats(), "MPO"} - {"SPIDER"}
     return FOREIGN | {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
 
 
@@ -144,8 +145,8 @@ def to_pixels(image: Image.Image, long_side: int | None = LONG_SIDE, draft: int 
     stored = image.size
     drafted = image.draft(None, tuple(draft * side for side in kept_size(*stored, long_side))) if long_side else None
     depth = _depth(image)
-    image.load()  # a TIFF is turned by Pillow here, and says so
-    turn = TURNS.get(orientation_of(image))
+    image.load()  # which turns a TIFF, though not every Pillow then says so
+    turn = None if image.format == "TIFF" else TURNS.get(orientation_of(image))
     width, height = stored if drafted else image.size
     seen = as_seen(image, depth)
     if long_side:
