@@ -44,13 +44,12 @@ class HistoryFolder:
                 "`liked` sub folder of pictures."
             )
         self._files: dict[str, list[Path]] = {verdict: [] for verdict in VERDICTS}
-        self._unread = [self.path]  # folders whose pictures are of no verdict
-        for entry in entries_of(self.path):
-            if entry.name.lower() in VERDICTS and entry.is_dir():
-                self._files[entry.name.lower()] += picture_files(entry)
-                self._unread += [inner for inner in entries_of(entry) if inner.is_dir() and not is_hidden(inner)]
-        if not self._files["liked"]:
-            self._files["liked"] = picture_files(self._unread.pop(0))
+        self._folders = [e for e in entries_of(self.path) if e.name.lower() in VERDICTS and e.is_dir()]
+        for folder in self._folders:
+            self._files[folder.name.lower()] += picture_files(folder)
+        self._loose = not self._files["liked"]
+        if self._loose:
+            self._files["liked"] = picture_files(self.path)
 
     @cached_property
     def files(self) -> dict[str, list[Path]]:
@@ -86,7 +85,7 @@ class HistoryFolder:
         PictureError or ValueError with one sentence where no liked picture is left.
         """
         self.check()
-        for unread in self._unread:
+        for unread in self._passed_over():
             if count := len(picture_files(unread)):
                 logging.warning(
                     "PrefGen passes over %d pictures in %s: they lie in neither liked nor disliked of %s themselves.",
@@ -123,6 +122,12 @@ class HistoryFolder:
             if verdict == "liked" and not pictures[verdict]:
                 raise _nothing_left(self.name, broken)
         return pictures, broken
+
+    def _passed_over(self) -> list[Path]:
+        """Folders whose pictures are of no verdict: this one, where it isn't the liked one, and those further in."""
+        inner = [e for folder in self._folders for e in entries_of(folder) if e.is_dir() and not is_hidden(e)]
+        return inner if self._loose else [self.path, *inner]
+
 
 
 def picture_files(folder: Path) -> list[Path]:

@@ -74,7 +74,7 @@ def picture_formats() -> list[str]:
 
 def picture_suffixes() -> set[str]:
     """Suffixes, lower case, of files that are taken for pictures, those that will have to be refused by name too."""
-    # MPO is a JPEG with several frames, opened as JPEG. SPIDER has no suffix; old Pillows note whatever it was saved as.
+    # MPO is a JPEG with several frames. SPIDER has no suffix; old Pillows note any that it was saved as.
     formats = {*picture_formats(), "MPO"} - {"SPIDER"}
     return FOREIGN | {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from prefgen.errors import MendableError
 from prefgen.header import FAMILY_NAMES, FAMILY_OF_WIDTH
+from prefgen.pictures import shrunk
 
 from .config.schema import Config
 
@@ -157,7 +158,7 @@ def square(picture: np.ndarray, pixels: int) -> tuple[np.ndarray, tuple[int, int
     scale = pixels / min(height, width)
     size = max(pixels, round(height * scale)), max(pixels, round(width * scale))
     if size != (height, width):
-        picture = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.LANCZOS))
+        picture = np.asarray(shrunk(Image.fromarray(picture), *size[::-1]))
     top, left = (size[0] - pixels) // 2, (size[1] - pixels) // 2
     return picture[top : top + pixels, left : left + pixels], (height, width, top, left)
 
