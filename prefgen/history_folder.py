@@ -94,7 +94,8 @@ class HistoryFolder:
                     self.name,
                 )
         total = sum(min(limits[verdict], len(files)) for verdict, files in self.files.items())
-        done, broken = 0, []
+        done = 0
+        broken: list[PictureError] = []
         pictures: dict[str, list[FolderPicture]] = {verdict: [] for verdict in VERDICTS}
         for verdict, files in self.files.items():
             waiting = list(files)
@@ -127,7 +128,6 @@ class HistoryFolder:
         """Folders whose pictures are of no verdict: this one, where it isn't the liked one, and those further in."""
         inner = [e for folder in self._folders for e in entries_of(folder) if e.is_dir() and not is_hidden(e)]
         return inner if self._loose else [self.path, *inner]
-
 
 
 def picture_files(folder: Path) -> list[Path]:

@@ -119,7 +119,7 @@ def open_picture(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures and of odd metadata: what matters is checked here
             opened = _stream(source)
-            tried = [known for known in picture_formats() if formats is None or known in formats]
+            tried = [form for form in picture_formats() if formats is None or form in formats]
             with Image.open(_without_texts(opened), formats=tried) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
@@ -148,13 +148,13 @@ def to_pixels(image: Image.Image, long_side: int | None = LONG_SIDE, draft: int 
     image.load()  # which turns a TIFF, though not every Pillow then says so
     turn = None if image.format == "TIFF" else TURNS.get(orientation_of(image))
     width, height = stored if drafted else image.size
-    seen = as_seen(image, depth)
+    flat = as_seen(image, depth)
     if long_side:
         # A draft's last row and column may be the remains of a cell: what the picture covers is the box.
-        seen = shrunk(seen, *kept_size(width, height, long_side), drafted[1] if drafted else None)
+        flat = shrunk(flat, *kept_size(width, height, long_side), drafted[1] if drafted else None)
     if turn is not None:
-        seen = seen.transpose(turn)
-    return np.array(seen.convert("RGB"))
+        flat = flat.transpose(turn)
+    return np.array(flat.convert("RGB"))
 
 
 def kept_size(width: int, height: int, long_side: int = LONG_SIDE) -> tuple[int, int]:
@@ -195,11 +195,11 @@ def as_seen(image: Image.Image, depth: int | None = None) -> Image.Image:
         return flat if clear is None else _keyed(flat, clear, depth)
     palette = image.palette.mode if image.mode == "P" and image.palette else ""
     if clear is not None or palette.endswith("A") or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        seen = image if image.mode == "RGBA" else image.convert("RGBA")
-        if seen.getchannel("A").getextrema() == (255, 255):
-            return seen.convert("RGB")
-        sheet = Image.new("RGB", seen.size, "white")
-        sheet.paste(seen, mask=seen)
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        if rgba.getchannel("A").getextrema() == (255, 255):
+            return rgba.convert("RGB")
+        sheet = Image.new("RGB", rgba.size, "white")
+        sheet.paste(rgba, mask=rgba)
         return sheet
     return image.convert("RGB")
 
@@ -280,7 +280,9 @@ def _without_texts(stream: BinaryIO) -> BinaryIO:
     Pillow unpacks them all and refuses the picture for a long or damaged one; its limits are the whole process's.
     """
     start = stream.tell()
-    dropped, pieces, place = False, [(start, start + 8)], start + 8
+    dropped = False
+    place = start + 8
+    pieces = [(start, place)]
     if stream.read(8) == PNG_SIGNATURE:
         while len(header := stream.read(8)) == 8:
             length, kind = struct.unpack(">I4s", header)
