@@ -68,17 +68,16 @@ class FuseUserVector(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, adapter, **_):
-        status = folders.adapter_path(adapter).stat()
-        return f"{adapter} {status.st_size} {status.st_mtime_ns}"
+        return folders.file_fingerprint(adapter, folders.adapter_path(adapter))
 
     @classmethod
     def execute(
         cls, preference, adapter, semantic=1.0, core=1.0, image=1.0, pooling=ways.PUSH_AWAY, push=0.5
     ) -> io.NodeOutput:
-        from ..prefgen.adapter import check_encoded, load_adapter
+        from ..prefgen.adapter import check_encoded, load_adapter_once
         from ..prefgen.fusion import fuse_user
 
-        loaded = load_adapter(folders.adapter_path(adapter))
+        loaded = load_adapter_once(folders.adapter_path(adapter))
         check_encoded(loaded.header, preference)
         return io.NodeOutput(fuse_user(loaded, preference, semantic, core, image, pooling, push, label=adapter))
 

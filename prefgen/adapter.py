@@ -6,7 +6,6 @@ diffusers loads the file), `prefgen.*` for the aligner and normalisers, and one 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -14,18 +13,16 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from .adapter_file import AGAIN, AdapterFile, assign, check_to_write, read_weights, weight_of
 from .aligner import LayerStandardiser, SemanticAligner
 from .encoded import EncodedPreference
 from .files import write_atomic
 from .fusion import UserProjection, core_part, semantic_part
 from .header import FAMILY_NAMES, FORMAT_VERSION, AdapterError, AdapterHeader
 from .ip_adapter import EMBEDDING, ImageAdapter, build_image_adapter, encoder_name, is_ip_adapter
-
-AGAIN = "Download or export it again."
 
 
 class UserAdapter(nn.Module):
@@ -39,10 +36,10 @@ class UserAdapter(nn.Module):
         sem_norm: LayerStandardiser,
         core_norm: LayerStandardiser,
         name: str = "",
-        digest: str = "",
+        file: AdapterFile | None = None,
     ):
         super().__init__()
-        self.header, self.name, self.digest = header, name, digest
+        self.header, self.name, self.file = header, name, file
         self.projection, self.aligner, self.sem_norm, self.core_norm = projection, aligner, sem_norm, core_norm
         for side in ("to_k_ip", "to_v_ip"):
             setattr(
@@ -52,6 +49,24 @@ class UserAdapter(nn.Module):
                     nn.Linear(header.cross_attention_dim, width, bias=False) for width in header.block_widths
                 ),
             )
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Every module by the prefix of its keys in the file."""
+        parts = {
+            "image_proj.": self.projection,
+            "prefgen.aligner.": self.aligner,
+            "prefgen.sem_norm.": self.sem_norm,
+            "prefgen.core_norm.": self.core_norm,
+        }
+        for i, (k, v) in enumerate(zip(self.to_k_ip, self.to_v_ip, strict=True)):
+            parts |= {f"ip_adapter.{2 * i + 1}.to_k_ip.": k, f"ip_adapter.{2 * i + 1}.to_v_ip.": v}
+        return parts
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the file that it was read from, read when asked for; empty without one. Raises AdapterError if the
+        file has changed since."""
+        return self.file.digest if self.file else ""
 
     def semantic(self, hidden: torch.Tensor) -> torch.Tensor:
         """ĕ_sem [B, C] from H [B, layers, D]."""
@@ -72,74 +87,59 @@ class UserAdapter(nn.Module):
 
 
 def save_adapter(adapter: UserAdapter, path: str | os.PathLike) -> None:
-    """Write the adapter file atomically, fp32."""
-    tensors = {}
-    for prefix, module in (
-        ("image_proj.", adapter.projection),
-        ("prefgen.aligner.", adapter.aligner),
-        ("prefgen.sem_norm.", adapter.sem_norm),
-        ("prefgen.core_norm.", adapter.core_norm),
-    ):
-        tensors |= {prefix + key: value for key, value in module.state_dict().items()}
-    for i, (k, v) in enumerate(zip(adapter.to_k_ip, adapter.to_v_ip, strict=True)):
-        tensors[f"ip_adapter.{2 * i + 1}.to_k_ip.weight"] = k.weight
-        tensors[f"ip_adapter.{2 * i + 1}.to_v_ip.weight"] = v.weight
-    data = save(
-        {k: v.detach().contiguous() for k, v in tensors.items()},
-        # One entry only: safetensors orders several at random, and equal adapters should be equal files.
-        metadata={"prefgen": json.dumps(asdict(adapter.header))},
-    )
-    write_atomic(path, data)
+    """Write the adapter file atomically, fp32. Raises AdapterError for weights that `load_adapter` would refuse, before
+    anything is written."""
+    tensors = {
+        prefix + key: value.detach().contiguous()
+        for prefix, module in adapter.parts().items()
+        for key, value in module.state_dict().items()
+    }
+    check_to_write(Path(path).name, tensors)
+    # One entry only: safetensors orders several at random, and equal adapters should be equal files.
+    write_atomic(path, save(tensors, metadata={"prefgen": json.dumps(asdict(adapter.header))}))
 
 
+@torch.inference_mode(False)
 def load_adapter(path: str | os.PathLike) -> UserAdapter | ImageAdapter:
     """Read and check an adapter file: a PrefGen export, or a public IP-Adapter file, known by its keys.
 
     Raises AdapterError with one sentence that names the file and what to do.
     """
     path = Path(path)
-    tensors, metadata = _read(path)
+    file = AdapterFile.of(path) if path.is_file() else None  # as it was before it is read
+    weights, names, metadata = read_weights(path)
     if "prefgen" in metadata:
         header, against = _header(path, metadata["prefgen"]), "its own header"
-    elif is_ip_adapter(tensors):
+    elif is_ip_adapter(names):
         header, against = None, "each other"
     else:
         raise AdapterError(
             f"{path.name} is not a PrefGen adapter and not an IP-Adapter: choose a file from a PrefGen training export "
             "or an IP-Adapter for SD1.5 or SDXL."
         )
-    for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise AdapterError(f"{path.name} holds values that are not numbers (in {key}). {AGAIN}")
     try:
-        return _build(path, tensors, header) if header else build_image_adapter(path.name, tensors)
+        if header is None:
+            return build_image_adapter(path.name, weights, file)
+        return _build(path.name, weights, header, file)
     except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, AdapterError):
             raise
         raise AdapterError(f"{path.name} is damaged: its weights don't match {against}. {AGAIN}") from error
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file."""
-    if not path.is_file():
-        raise AdapterError(
-            f"The adapter {path.name} is not there any more: put it into models/prefgen or choose another."
-        )
-    if path.stat().st_size == 0:
-        raise AdapterError(f"{path.name} is empty (0 bytes). {AGAIN}")
-    try:
-        with safe_open(str(path), "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        # Only now: a safetensors file starts with a length, which may happen to look like a pickle's first byte.
-        with path.open("rb") as file:
-            start = file.read(2)
-        if start == b"PK" or start in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5"):
-            raise AdapterError(
-                f"{path.name} is a pickle under a .safetensors name, which PrefGen never opens: get a real "
-                "safetensors file."
-            ) from error
-        raise AdapterError(f"{path.name} is damaged or not a whole safetensors file. {AGAIN}") from error
+_last: dict[AdapterFile, UserAdapter | ImageAdapter] = {}
+
+
+def load_adapter_once(path: str | os.PathLike) -> UserAdapter | ImageAdapter:
+    """`load_adapter`, but the file that was read last is not read again until it is replaced. Don't change what is
+    returned: the next caller gets the same."""
+    if not os.path.isfile(path):
+        return load_adapter(path)
+    file = AdapterFile.of(path)
+    if file not in _last:
+        _last.clear()  # before the next one is read: two of SDXL's are 2.7 GB
+        _last[file] = load_adapter(path)
+    return _last[file]
 
 
 def _header(path: Path, entry: str) -> AdapterHeader:
@@ -164,39 +164,29 @@ def _header(path: Path, entry: str) -> AdapterHeader:
     return header
 
 
-def _build(path: Path, tensors: dict[str, torch.Tensor], header: AdapterHeader) -> UserAdapter:
-    def part(prefix: str) -> dict[str, torch.Tensor]:
-        return {k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)}
+def _build(name: str, weights: dict[str, torch.Tensor], header: AdapterHeader, file: AdapterFile | None) -> UserAdapter:
+    def size(key: str) -> torch.Size:
+        return weight_of(name, weights, key, 2).shape
 
-    projection, aligner = part("image_proj."), part("prefgen.aligner.")
-    hidden = projection["proj.0.weight"].shape[0]
-    sem, core = part("prefgen.sem_norm."), part("prefgen.core_norm.")
-    adapter = UserAdapter(
-        header,
-        UserProjection(header.user_width, header.cross_attention_dim, header.tokens, hidden),
-        SemanticAligner(*sem["mean"].shape, header.semantic_width, aligner["mlp.0.weight"].shape[0]),
-        LayerStandardiser(*sem["mean"].shape),
-        LayerStandardiser(*core["mean"].shape),
-        name=path.name,
-        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
-    )
-    branch = {key for key in tensors if key.startswith("ip_adapter.")}
-    sem_layers = header.mllm["sem_layers"] if header.mllm else sem["mean"]
-    if (
-        core["mean"].shape != (1, header.core_width)
-        or len(branch) != 2 * len(header.block_widths)
-        or len(sem_layers) != len(sem["mean"])
-    ):
-        raise AdapterError(
-            f"{path.name} is damaged: its weights don't match its own header. Download or export it again."
+    sem_layers, width = size("prefgen.sem_norm.mean")
+    if header.mllm and len(header.mllm["sem_layers"]) != sem_layers:
+        raise AdapterError(f"{name} is damaged: prefgen.sem_norm.mean doesn't match its own header. {AGAIN}")
+    hidden, aligner_hidden = size("image_proj.proj.0.weight")[0], size("prefgen.aligner.mlp.0.weight")[0]
+    with torch.device("meta"):  # nothing is drawn at random that the file replaces
+        adapter = UserAdapter(
+            header,
+            UserProjection(header.user_width, header.cross_attention_dim, header.tokens, hidden),
+            SemanticAligner(sem_layers, width, header.semantic_width, aligner_hidden),
+            LayerStandardiser(sem_layers, width),
+            LayerStandardiser(1, header.core_width),
+            name=name,
+            file=file,
         )
-    adapter.projection.load_state_dict(projection)
-    adapter.aligner.load_state_dict(aligner)
-    adapter.sem_norm.load_state_dict(sem)
-    adapter.core_norm.load_state_dict(core)
-    for i, (k, v) in enumerate(zip(adapter.to_k_ip, adapter.to_v_ip, strict=True)):
-        k.load_state_dict({"weight": tensors[f"ip_adapter.{2 * i + 1}.to_k_ip.weight"].float()})
-        v.load_state_dict({"weight": tensors[f"ip_adapter.{2 * i + 1}.to_v_ip.weight"].float()})
+    for prefix, module in adapter.parts().items():
+        assign(name, module, prefix, weights)
+    extra = next((key for key in weights if not key.startswith(tuple(adapter.parts()))), None)
+    if extra is not None:
+        raise AdapterError(f"{name} is damaged: its own header speaks of no {extra}. {AGAIN}")
     return adapter.eval().requires_grad_(False)
 
 

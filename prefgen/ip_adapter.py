@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .adapter_file import OTHER_PREFIX, AdapterFile, assign, check_shapes, weight_of
 from .header import FAMILY_OF_WIDTH, FORMAT_VERSION, AdapterError, AdapterHeader
 
 EMBEDDING, STATES = "image_embeds", "penultimate_hidden_states"
@@ -28,8 +29,8 @@ ENCODERS = {
     STATES: {1024: "CLIP ViT-L", 1280: "CLIP ViT-H", 1664: "CLIP ViT-bigG"},
 }
 HEAD_WIDTH = 64  # of every published resampler
+PROJECTION = "image_proj."
 FACE_WIDTH = 512  # InsightFace's embedding; no CLIP vision model has this width
-OTHER_PREFIX = "adapter_modules."  # what some converters write for `ip_adapter.`
 
 
 class EmbeddingProjection(nn.Module):
@@ -119,11 +120,17 @@ class ImageAdapter:
     to_k_ip: tuple[torch.Tensor, ...]
     to_v_ip: tuple[torch.Tensor, ...]
     name: str = ""
+    file: AdapterFile | None = None
 
     @property
     def reads(self) -> str:
         """EMBEDDING or STATES."""
         return self.header.clip_vision["output"]
+
+    @property
+    def digest(self) -> str:
+        """As a UserAdapter's."""
+        return self.file.digest if self.file else ""
 
     def user_tokens(self, pictures: torch.Tensor) -> torch.Tensor:
         """k pictures a user, side by side: [B, k, C] or [B, k, T, E] -> [B, k * N, X]."""
@@ -141,24 +148,22 @@ def is_ip_adapter(keys) -> bool:
     return any(key.startswith(("ip_adapter.", "image_proj.", OTHER_PREFIX, "ip_adapter_proj_model.")) for key in keys)
 
 
-def build_image_adapter(name: str, tensors: dict[str, torch.Tensor]) -> ImageAdapter:
-    """The adapter of a file's tensors. Raises AdapterError with one sentence for a kind that isn't supported; KeyError,
-    RuntimeError or ValueError for weights that are missing or don't fit together."""
+def build_image_adapter(name: str, tensors: dict[str, torch.Tensor], file: AdapterFile | None = None) -> ImageAdapter:
+    """The adapter of a file's weights. Raises AdapterError with one sentence for a kind that isn't supported and for a
+    weight that is missing or doesn't fit; ValueError for weights that don't fit together."""
     tensors = {re.sub(f"^{re.escape(OTHER_PREFIX)}", "ip_adapter.", key): value for key, value in tensors.items()}
-    image_proj = {k.removeprefix("image_proj."): v for k, v in tensors.items() if k.startswith("image_proj.")}
-    other = _unsupported(tensors, image_proj)
+    other = _unsupported(tensors)
     if other:
         raise AdapterError(
             f"{name} is {other}, which PrefGen doesn't load: choose a base, plus or full-face IP-Adapter for SD1.5 or "
             "SDXL."
         )
-    projection, reads, width = _projection(image_proj)
-    projection.load_state_dict({key: value.float() for key, value in image_proj.items()})
+    with torch.device("meta"):
+        projection, reads, width = _projection(name, tensors)
+    assign(name, projection, PROJECTION, tensors)
     projection.eval().requires_grad_(False)
-    text_width = _norm_width(image_proj)
-    to_k_ip, to_v_ip = (_branch(tensors, side, text_width) for side in "kv")
-    if [len(k) for k in to_k_ip] != [len(v) for v in to_v_ip]:
-        raise ValueError("to_k_ip and to_v_ip differ")
+    text_width = _text_width(name, tensors)
+    to_k_ip, to_v_ip = _branch(name, tensors, text_width)
     header = AdapterHeader(
         format_version=FORMAT_VERSION,
         kind="ip_adapter",
@@ -171,7 +176,7 @@ def build_image_adapter(name: str, tensors: dict[str, torch.Tensor]) -> ImageAda
         block_widths=[len(weight) for weight in to_k_ip],
         clip_vision={"name": encoder_name(reads, width), "width": width, "output": reads},
     )
-    return ImageAdapter(header, projection, to_k_ip, to_v_ip, name)
+    return ImageAdapter(header, projection, to_k_ip, to_v_ip, name, file)
 
 
 def encoder_name(reads: str, width: int) -> str:
@@ -179,52 +184,65 @@ def encoder_name(reads: str, width: int) -> str:
     return ENCODERS[reads].get(width, f"a CLIP vision model of width {width}")
 
 
-def _unsupported(tensors: dict, image_proj: dict) -> str:
+def _unsupported(tensors: dict[str, torch.Tensor]) -> str:
     """What a file is, if it is something else than the three layouts; else nothing."""
+    image_proj = {key.removeprefix(PROJECTION) for key in tensors if key.startswith(PROJECTION)}
     if any("lora" in key for key in tensors) or any("perceiver_resampler" in key for key in image_proj):
         return "an IP-Adapter FaceID file"
-    if {"proj.0.weight", "norm.weight"} <= image_proj.keys():
+    if {"proj.0.weight", "norm.weight"} <= image_proj:
         return "an IP-Adapter FaceID file"
-    if "latents" in image_proj and image_proj["proj_in.weight"].shape[-1] == FACE_WIDTH:
+    reads = tensors[PROJECTION + "proj_in.weight"].shape[-1:] if "proj_in.weight" in image_proj else ()
+    if "latents" in image_proj and reads == (FACE_WIDTH,):
         return "an InstantID file"
-    known = {"proj.weight", "latents", "proj.3.weight"} & image_proj.keys()
-    numbers = [int(n) for n in re.findall(r"^ip_adapter\.(\d+)\.", "\n".join(tensors), re.MULTILINE)]
+    layouts = {"proj.weight", "latents", "proj.3.weight"} & image_proj
+    branch = [key for key in tensors if key.startswith("ip_adapter.")]
+    numbers = [int(n) for n in re.findall(r"^ip_adapter\.(\d+)\.", "\n".join(branch), re.MULTILINE)]
     # A UNet's self-attentions take the even numbers, so a branch that has them is for something else.
-    if any(n % 2 == 0 for n in numbers) or not (known or numbers):
+    if any(n % 2 == 0 for n in numbers) or not (layouts or numbers):
         return "an IP-Adapter for another kind of model"
-    return "an IP-Adapter of an unknown kind" if image_proj and not known else ""
+    plain = all(re.fullmatch(r"ip_adapter\.\d+\.to_[kv]_ip\.weight", key) for key in branch)
+    return "" if plain and (layouts or not image_proj) else "an IP-Adapter of an unknown kind"
 
 
-def _projection(weights: dict[str, torch.Tensor]) -> tuple[nn.Module, str, int]:
+def _projection(name: str, weights: dict[str, torch.Tensor]) -> tuple[nn.Module, str, int]:
     """(module of the right shape, what it reads, how wide that is)."""
-    if "latents" in weights:
-        _, tokens, hidden = weights["latents"].shape
-        width = weights["proj_in.weight"].shape[1]
-        depth = len({key.split(".")[1] for key in weights if key.startswith("layers.")})
-        inner, ff = weights["layers.0.0.to_q.weight"].shape[0], weights["layers.0.1.1.weight"].shape[0]
+
+    def size(key: str, dims: int = 2) -> torch.Size:
+        return weight_of(name, weights, PROJECTION + key, dims).shape
+
+    text_width = _text_width(name, weights)
+    if PROJECTION + "latents" in weights:
+        _, tokens, hidden = size("latents", 3)
+        depth = len({key.split(".")[2] for key in weights if key.startswith(PROJECTION + "layers.")})
+        inner, ff = size("layers.0.0.to_q.weight")[0], size("layers.0.1.1.weight")[0]
         if inner % HEAD_WIDTH:
             raise ValueError(f"an attention {inner} wide")
-        return Resampler(width, hidden, _norm_width(weights), tokens, depth, inner, ff), STATES, width
-    if "proj.3.weight" in weights:
-        width = weights["proj.0.weight"].shape[1]
-        return StatesProjection(width, _norm_width(weights)), STATES, width
-    rows, width = weights["proj.weight"].shape
-    return EmbeddingProjection(width, _norm_width(weights), rows // _norm_width(weights)), EMBEDDING, width
+        width = size("proj_in.weight")[1]
+        return Resampler(width, hidden, text_width, tokens, depth, inner, ff), STATES, width
+    if PROJECTION + "proj.3.weight" in weights:
+        width = size("proj.0.weight")[1]
+        return StatesProjection(width, text_width), STATES, width
+    rows, width = size("proj.weight")
+    return EmbeddingProjection(width, text_width, max(1, rows // text_width)), EMBEDDING, width
 
 
-def _norm_width(weights: dict[str, torch.Tensor]) -> int:
+def _text_width(name: str, weights: dict[str, torch.Tensor]) -> int:
     """X, the width of a user token: that of the layer norm every layout ends with."""
-    (norm,) = {"norm.weight", "norm_out.weight", "proj.3.weight"} & weights.keys()
-    width = weights[norm].shape[0]
-    if not width:
-        raise ValueError(f"an empty {norm}")
-    return width
+    if PROJECTION + "latents" in weights:
+        norm = "norm_out.weight"
+    else:
+        norm = "proj.3.weight" if PROJECTION + "proj.3.weight" in weights else "norm.weight"
+    return weight_of(name, weights, PROJECTION + norm, 1).shape[0]
 
 
-def _branch(tensors: dict[str, torch.Tensor], side: str, text_width: int) -> tuple[torch.Tensor, ...]:
-    """to_k_ip or to_v_ip of blocks 1, 3, 5 ... without a gap."""
-    found = [key for key in tensors if re.fullmatch(rf"ip_adapter\.\d+\.to_{side}_ip\.weight", key)]
-    weights = tuple(tensors[f"ip_adapter.{2 * i + 1}.to_{side}_ip.weight"] for i in range(len(found)))
-    if not weights or any(weight.ndim != 2 or weight.shape[1] != text_width for weight in weights):
-        raise ValueError(f"to_{side}_ip")
-    return weights
+def _branch(
+    name: str, tensors: dict[str, torch.Tensor], text_width: int
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """to_k_ip and to_v_ip of blocks 1, 3, 5 ... without a gap."""
+    branch = {key: value for key, value in tensors.items() if key.startswith("ip_adapter.")}
+    blocks = range(1, 2 * max(1, -(-len(branch) // 2)), 2)
+    keys, values = ([f"ip_adapter.{i}.to_{side}_ip.weight" for i in blocks] for side in "kv")
+    widths = [weight_of(name, branch, key, 2).shape[0] for key in keys for _ in "kv"]
+    in_order = [key for pair in zip(keys, values, strict=True) for key in pair]
+    check_shapes(name, {key: (width, text_width) for key, width in zip(in_order, widths, strict=True)}, branch)
+    return tuple(branch[key] for key in keys), tuple(branch[key] for key in values)

@@ -6,10 +6,13 @@ path.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import folder_paths
 
+from ..adapter_file import file_state
 from ..atelier import users
 from ..atelier.models import MLLM_FOLDER, WEIGHTS
 from ..history_folder import HistoryFolder
@@ -19,6 +22,8 @@ EMBEDDED = "atelier"
 EXAMPLE = "example: "
 NO_LORA = "none"
 HISTORY_FOLDER = "prefgen"  # below ComfyUI's input folder
+SUFFIXES = (".safetensors", ".sft")
+NOT_ADAPTERS = ("mllm", "mllm_lora", "users")  # folders of models/prefgen for other things
 
 _MODELS = Path(folder_paths.models_dir)
 folder_paths.add_model_folder_path("prefgen", str(_MODELS / "prefgen"))
@@ -31,39 +36,71 @@ class ChoiceError(ValueError):
 
 
 def adapters() -> dict[str, Path]:
-    """Combo entry -> adapter file: the embedded one, every .safetensors below the prefgen model folders, then those
-    below the ipadapter folders as `ipadapter/<name>`."""
-    found = {EMBEDDED: WEIGHTS / "adapter.safetensors"}
-    for kind, prefix in (("prefgen", ""), ("ipadapter", "ipadapter/")):
-        for root in map(Path, folder_paths.get_folder_paths(kind)):
-            for path in sorted(root.rglob("*.safetensors")) if root.is_dir() else ():
-                name = prefix + path.relative_to(root).as_posix()
-                # MLLMs and their LoRAs below models/prefgen are folders of their own, not shelves of adapters.
-                if not name.startswith(("mllm/", "mllm_lora/")):
-                    found.setdefault(name, path)
-    return found
+    """Combo entry -> adapter file: the embedded one, every .safetensors and .sft file below the prefgen model folders,
+    then those below the ipadapter folders as `ipadapter/<name>`. A name in two folders is the first one's, as in core.
+    """
+    choices = {EMBEDDED: WEIGHTS / "adapter.safetensors"}
+    for kind, prefix, reserved in (("prefgen", "", NOT_ADAPTERS), ("ipadapter", "ipadapter/", ())):
+        for root in folder_paths.get_folder_paths(kind):
+            for folder, _, files in _walk(root, reserved):
+                for file in files:
+                    path = os.path.join(folder, file)
+                    # A link whose file is gone counts as a file for os.walk.
+                    if os.path.splitext(file)[1].lower() in SUFFIXES and os.path.isfile(path):
+                        choices.setdefault(prefix + _name(path, root), Path(path))
+    return choices
 
 
 def mllms() -> dict[str, Path]:
-    """Combo entry -> folder of a transformers model: the embedded one, models/prefgen/mllm/*, models/LLM/*."""
-    found = {EMBEDDED: MLLM_FOLDER}
-    roots = [Path(root) / "mllm" for root in folder_paths.get_folder_paths("prefgen")]
-    roots += [Path(root) for root in folder_paths.get_folder_paths("LLM")]
-    for root in roots:
-        for path in sorted(root.iterdir()) if root.is_dir() else ():
-            if (path / "config.json").is_file():
-                found.setdefault(path.name, path)
-    return found
+    """Combo entry -> folder of a transformers model: the embedded one, those below prefgen/mllm and LLM."""
+    roots = [os.path.join(root, "mllm") for root in folder_paths.get_folder_paths("prefgen")]
+    embedded = {EMBEDDED: MLLM_FOLDER}
+    return embedded | _folders_with("config.json", [*roots, *folder_paths.get_folder_paths("LLM")]) | embedded
 
 
 def mllm_loras() -> dict[str, Path | None]:
-    """Combo entry -> folder that peft has saved: none, then models/prefgen/mllm_lora/*."""
-    found: dict[str, Path | None] = {NO_LORA: None}
-    for root in (Path(root) / "mllm_lora" for root in folder_paths.get_folder_paths("prefgen")):
-        for path in sorted(root.iterdir()) if root.is_dir() else ():
-            if (path / "adapter_config.json").is_file():
-                found.setdefault(path.name, path)
-    return found
+    """Combo entry -> folder that peft has saved: none, then those below models/prefgen/mllm_lora."""
+    roots = [os.path.join(root, "mllm_lora") for root in folder_paths.get_folder_paths("prefgen")]
+    none: dict[str, Path | None] = {NO_LORA: None}
+    return none | _folders_with("adapter_config.json", roots) | none
+
+
+def _folders_with(file: str, roots: list[str]) -> dict[str, Path]:
+    """Combo entry -> every folder below the roots that holds `file`; what lies inside such a folder is its own."""
+    choices: dict[str, Path] = {}
+    for root in roots:
+        for folder, inner, _ in _walk(root):
+            if folder != root and os.path.isfile(os.path.join(folder, file)):
+                inner.clear()
+                choices.setdefault(_name(folder, root), Path(folder))
+    return choices
+
+
+def _walk(root: str, reserved: Collection[str] = ()) -> Iterator[tuple[str, list[str], list[str]]]:
+    """os.walk in order of name, through links and junctions as core's `folder_paths.recursive_search` goes.
+
+    Two things are otherwise than there. A link back to a folder that was come through, or to one above it, is passed
+    over: core goes round until the system stops it, and two such links never end. Hidden names are passed over: the
+    `._x.safetensors` of macOS, bins, `.cache`. Folders that can't be read are empty. reserved: folders of the root to
+    leave out.
+    """
+    come_through = {root: (os.path.realpath(root),)}
+    for folder, inner, files in os.walk(root, followlinks=True):
+        trail, onward = come_through.pop(folder), []
+        for name in sorted(inner):
+            path = os.path.join(folder, name)
+            real = os.path.realpath(path)
+            leads_back = any(passed == real or passed.startswith(os.path.join(real, "")) for passed in trail)
+            if name[0] != "." and not leads_back and not (folder == root and name.lower() in reserved):
+                come_through[path] = (*trail, real)
+                onward.append(name)
+        inner[:] = onward
+        yield folder, inner, sorted(name for name in files if name[0] != ".")
+
+
+def _name(path: str, root: str) -> str:
+    """Combo entry of something below a root, with slashes on Windows too: graphs travel."""
+    return Path(os.path.relpath(path, root)).as_posix()
 
 
 def histories() -> dict[str, Path | int]:
@@ -84,14 +121,22 @@ def _history_folders() -> list[Path]:
 
 
 def resolve(choices: dict, name: str, what: str, where: str):
-    """What a combo entry stands for. Raises ChoiceError with one sentence for a name that was not offered."""
-    if name not in choices:
+    """What a combo entry stands for. Raises ChoiceError with one sentence for a name that was not offered; one with the
+    backslashes of Windows, as core writes names there, is taken for the same with slashes."""
+    if isinstance(name, str) and name not in choices:
+        name = name.replace("\\", "/")
+    if not isinstance(name, str) or name not in choices:
         raise ChoiceError(f"There is no {what} named {name!r}: choose one from the list, or put it into {where}.")
     return choices[name]
 
 
 def adapter_path(name: str) -> Path:
     return resolve(adapters(), name, "adapter", "models/prefgen or models/ipadapter")
+
+
+def file_fingerprint(name: str, path: Path) -> str:
+    """Of a combo entry and the file that it stands for: changes when the file is replaced. OSError if it is gone."""
+    return " ".join(map(str, (name, *file_state(path))))
 
 
 def mllm_path(name: str) -> Path:
