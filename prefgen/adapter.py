@@ -22,7 +22,8 @@ from .encoded import EncodedPreference
 from .files import write_atomic
 from .fusion import UserProjection, core_part, semantic_part
 from .header import FAMILY_NAMES, FORMAT_VERSION, AdapterError, AdapterHeader
-from .ip_adapter import EMBEDDING, ImageAdapter, build_image_adapter, encoder_name, is_ip_adapter
+from .image_encoder import CLIP, spoken_of
+from .ip_adapter import STATES, ImageAdapter, build_image_adapter, encoder_name, is_ip_adapter, other_width_of
 
 
 class UserAdapter(nn.Module):
@@ -223,24 +224,49 @@ def check_encoded(header: AdapterHeader, encoded: EncodedPreference) -> None:
                     f"This adapter was trained with the MLLM {_described(made)}; the history was read by "
                     f"{_described(used)}. Choose that MLLM in Load Preference MLLM, or an adapter for this one."
                 )
-    width = encoded.clip_vision.get("width")
+    if encoded.clip_vision:
+        _check_encoder(header, encoded.clip_vision)
+
+
+def _check_encoder(header: AdapterHeader, used: dict) -> None:
+    """Raise AdapterError when the pictures of a PrefGen adapter were read by another encoder than in its training."""
+    made, width = header.clip_vision, used.get("width")
+    name = made.get("name", "unknown")
+    if used.get("architecture", CLIP) != CLIP:
+        raise AdapterError(
+            f"This adapter needs CLIP vision embeddings of width {header.image_width} ({name}); the connected model is "
+            f"{spoken_of(used)}, which sees pictures in other terms. Connect the right one, or none."
+        )
     if width is not None and width != header.image_width:
         raise AdapterError(
-            f"This adapter needs CLIP vision embeddings of width {header.image_width} "
-            f"({header.clip_vision.get('name', 'unknown')}); the connected CLIP vision model gives {width}. Connect "
-            "the right one, or none."
+            f"This adapter needs CLIP vision embeddings of width {header.image_width} ({name}); the connected CLIP "
+            f"vision model gives {width}. Connect the right one, or none."
         )
+    differences = {"hidden_size": "is another one of equal width", "digest": "has the same shape and other weights"}
+    for key, what in differences.items():
+        if made.get(key) and used.get(key) and made[key] != used[key]:
+            raise AdapterError(
+                f"This adapter was trained with the CLIP vision model {name}; the connected one {what}. Connect {name} "
+                "in Encode Preference History, or none."
+            )
 
 
 def _check_pictures(header: AdapterHeader, encoded: EncodedPreference) -> None:
     """The same for an IP-Adapter file, which needs one CLIP vision model and nothing else."""
-    name, reads = header.clip_vision["name"], header.clip_vision["output"]
+    name, reads, used = header.clip_vision["name"], header.clip_vision["output"], encoded.clip_vision
+    if used.get("architecture", CLIP) != CLIP:
+        raise AdapterError(
+            f"This IP-Adapter reads {name} (width {header.image_width}); the connected model is {spoken_of(used)}, "
+            f"which sees pictures in other terms: connect {name} in Encode Preference History."
+        )
     if encoded.image_embed_liked is None:
         raise AdapterError(
             f"An IP-Adapter sees the history through CLIP vision alone: connect {name} to clip_vision in Encode "
             "Preference History."
         )
-    width = encoded.clip_vision.get("width" if reads == EMBEDDING else "states_width")
+    width, other_width = used.get("width"), used.get("states_width")
+    if reads == STATES:
+        width, other_width = other_width, width
     if width is None:
         raise AdapterError(
             f"This IP-Adapter reads the hidden states of {name}; the connected CLIP vision model gives none: connect "
@@ -250,6 +276,12 @@ def _check_pictures(header: AdapterHeader, encoded: EncodedPreference) -> None:
         raise AdapterError(
             f"This IP-Adapter reads {name} (width {header.image_width}); the connected CLIP vision model is "
             f"{encoder_name(reads, width)} (width {width}): connect {name} in Encode Preference History."
+        )
+    right = other_width_of(reads, width)
+    if right is not None and other_width is not None and other_width != right:
+        raise AdapterError(
+            f"This IP-Adapter reads {name} (widths {width} and {right}); the connected CLIP vision model has {width} "
+            f"and {other_width}, so it is another one: connect {name} in Encode Preference History."
         )
 
 

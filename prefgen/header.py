@@ -21,7 +21,8 @@ class AdapterHeader:
 
     block_widths: attention width of every cross-attention in file order (down, up, mid).
     mllm: name, revision, lora, prompt_version, precision, num_layers, hidden_size, sem_layers, core_layer; None for an
-    image-only adapter. clip_vision: name, width, preprocessing; for an IP-Adapter file also output, what it reads.
+    image-only adapter. clip_vision: name, width, preprocessing, and since encoders have one their digest (see
+    `image_encoder.described`); for an IP-Adapter file also output, what it reads.
     kind: "prefgen", or "ip_adapter" for a public IP-Adapter file. tokens: 0 where the pictures decide.
     """
 

@@ -184,6 +184,13 @@ def encoder_name(reads: str, width: int) -> str:
     return ENCODERS[reads].get(width, f"a CLIP vision model of width {width}")
 
 
+def other_width_of(reads: str, width: int) -> int | None:
+    """Of the CLIP vision model whose `reads` are so wide: how wide the other thing is that it gives, None for a model
+    that isn't a known one. A ViT-g has the embedding's width of a ViT-H, and other states."""
+    other = ENCODERS[STATES if reads == EMBEDDING else EMBEDDING]
+    return next((wide for wide, name in other.items() if name == ENCODERS[reads].get(width)), None)
+
+
 def _unsupported(tensors: dict[str, torch.Tensor]) -> str:
     """What a file is, if it is something else than the three layouts; else nothing."""
     image_proj = {key.removeprefix(PROJECTION) for key in tensors if key.startswith(PROJECTION)}

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from prefgen.compat import hidden_states_of
+from prefgen.image_encoder import described
 from prefgen.mllm.files import MLLMError
 from prefgen.mllm.model import PreferenceMLLM
 from prefgen.mllm.prompt import CLOSING_QUESTION
@@ -162,7 +163,8 @@ def stacked(rows: list, length: int):
 
 
 class Eyes:
-    """CLIP image embeddings of a world's pictures. about: name, width, preprocessing, for the adapter's header."""
+    """CLIP image embeddings of a world's pictures. about: name, width, preprocessing and what `described` tells, for
+    the adapter's header."""
 
     def __init__(self, world: Histories, about: dict):
         self.world, self.about = world, about
@@ -183,10 +185,12 @@ class AtelierEyes(Eyes):
 
         width = CLIP_VISION_CONFIG["projection_dim"]
         preprocessing = "bicubic 128, mean 0.5, std 0.5"
-        super().__init__(world, {"name": "atelier", "width": width, "preprocessing": preprocessing})
-        path, pool = runs / "clip_images.npy", world.pool
+        clip = load_clip()
+        about = {"name": "atelier", "width": width, "preprocessing": preprocessing} | described(clip.state_dict())
+        super().__init__(world, about)
+        # By the CLIP that read them: another one's features would be taken for this one's.
+        path, pool = runs / f"clip_images-{about.get('digest', '')[:8]}.npy", world.pool
         if not path.exists():
-            clip = load_clip()
             with torch.inference_mode():
                 rows = [image_features(clip, pool.batch(slice(s, s + 128))) for s in range(0, len(pool), 128)]
             core.save_array(F.normalize(torch.cat(rows), dim=1).half().numpy(), path)
@@ -209,7 +213,8 @@ class ClipEyes(Eyes):
         self.vision = Vision(folder, device)
         side = self.vision.model.config.image_size
         about = {"name": Path(folder).name, "width": self.vision.model.config.projection_dim}
-        super().__init__(world, about | {"preprocessing": f"bicubic {side}, CLIP's mean and std"})
+        about |= {"preprocessing": f"bicubic {side}, CLIP's mean and std"}
+        super().__init__(world, about | self.vision.about)
         self.known = LeastRecentlyUsed(self.KEPT)
 
     def __call__(self, pictures: np.ndarray) -> torch.Tensor:

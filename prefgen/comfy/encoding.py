@@ -10,14 +10,16 @@ import torch
 
 from ..encoded import EncodedPreference
 from ..history import HistoryItem, PreferenceHistory
+from ..image_encoder import CLIP, described
 from ..mllm.cache import LeastRecentlyUsed
 from ..mllm.traits import Traits
 from .memory import ManagedMLLM
 
 NOTHING = ""  # in place of a picture's digest
 CACHED_PICTURES = 128  # the states of one picture are 1.3 MB with CLIP ViT-H
-# CLIP vision model -> {picture digest: (embedding, states)}. It goes with its model.
+# CLIP vision model -> {picture digest: (embedding, states)}, and -> what it is. Both go with their model.
 _read: WeakKeyDictionary = WeakKeyDictionary()
+_described: WeakKeyDictionary = WeakKeyDictionary()
 
 
 def encode_history(
@@ -30,9 +32,12 @@ def encode_history(
             "Nothing reads the history: connect an MLLM (for a PrefGen adapter) or a CLIP vision model (for an "
             "IP-Adapter) to Encode Preference History."
         )
+    encoder = encoder_of(clip_vision) if clip_vision is not None else {}
+    # No adapter reads another kind: Fuse User Vector names it beside the one that the adapter needs.
+    looks = clip_vision is not None and encoder.get("architecture", CLIP) == CLIP
     interrupt = comfy.model_management.throw_exception_if_processing_interrupted
     steps = len(history) + 1 if managed is not None else 0
-    bar = comfy.utils.ProgressBar(steps + (len(history) if clip_vision is not None else 0))
+    bar = comfy.utils.ProgressBar(steps + (len(history) if looks else 0))
     interrupt()
     hidden = None
     if managed is not None:
@@ -43,21 +48,20 @@ def encode_history(
                 hidden = mllm.encode(history, progress=lambda done, _: bar.update_absolute(done), interrupt=interrupt)
         bar.update_absolute(steps)
     liked = disliked = states_liked = states_disliked = states_none = None
-    widths = {}
-    if clip_vision is not None:
+    if looks:
         liked, states_liked = read_pictures(clip_vision, history.liked, bar, interrupt)
         if history.disliked:
             disliked, states_disliked = read_pictures(clip_vision, history.disliked, bar, interrupt)
-        widths["width"] = liked.shape[-1]
+        encoder["width"] = liked.shape[-1]
         if states_liked is not None:
             states_none = read_nothing(clip_vision)
-            widths["states_width"] = states_liked.shape[-1]
+            encoder["states_width"] = states_liked.shape[-1]
     return EncodedPreference(
         hidden=hidden,
         image_embed_liked=liked,
         image_embed_disliked=disliked,
         mllm=managed.mllm.fingerprint if managed is not None else {},
-        clip_vision=widths,
+        clip_vision=encoder,
         n_liked=len(history.liked),
         n_disliked=len(history.disliked),
         digest=history.digest,
@@ -81,11 +85,19 @@ def describe_history(history: PreferenceHistory, managed: ManagedMLLM) -> Traits
         return Traits.asked(answer, bool(history.disliked))
 
 
+def encoder_of(clip_vision) -> dict:
+    """What a CLIP_VISION is, by its weights (see `described`); {} for one of another pack that has none to look at."""
+    model = clip_vision.model
+    if model not in _described:
+        _described[model] = described(model.state_dict()) if isinstance(model, torch.nn.Module) else {}
+    return dict(_described[model])
+
+
 def read_pictures(
     clip_vision, items: tuple[HistoryItem, ...], bar, interrupt
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """CLIP image embeddings [n, I] and penultimate hidden states [n, T, E] (None if the model gives none), fp32 on the
-    CPU, each picture read once."""
+    CPU, each picture read once. Raises ValueError with one sentence for what can't be a picture's."""
     known = _read.setdefault(clip_vision.model, LeastRecentlyUsed(CACHED_PICTURES))
     rows = []
     for item in items:
@@ -95,11 +107,23 @@ def read_pictures(
             output = clip_vision.encode_image(item.image[None])
             states = getattr(output, "penultimate_hidden_states", None)
             row = output["image_embeds"][0].float().cpu(), None if states is None else states[0].float().cpu()
+            _check_read(row)
             known[item.digest] = row
         rows.append(row)
         bar.update(1)
     embeds, states = zip(*rows, strict=True)
     return torch.stack(embeds), None if states[0] is None else torch.stack(states)
+
+
+def _check_read(row: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+    """ComfyUI fills what a CLIP vision file lacks with whatever the memory holds, and only its log says so."""
+    embedding = row[0]
+    sound = all(torch.isfinite(part).all() for part in row if part is not None)
+    if embedding.ndim != 1 or not sound or not embedding.any():
+        raise ValueError(
+            "The connected CLIP vision model gives no embedding of a picture, or values that are not numbers: its file "
+            "is damaged, or holds no image projection. Choose another in Load CLIP Vision."
+        )
 
 
 def read_nothing(clip_vision) -> torch.Tensor:

@@ -97,7 +97,8 @@ class Read:
             for name, numbers in (("liked", person.liked), ("disliked", person.disliked)):
                 if numbers:
                     tensors[name] = self.vision(self.pictures(numbers))
-            write_atomic(path, save(tensors, {"mllm": json.dumps(self.mllm.fingerprint), "digest": history.digest}))
+            about = {"mllm": json.dumps(self.mllm.fingerprint), "clip_vision": json.dumps(self.vision.about)}
+            write_atomic(path, save(tensors, about | {"digest": history.digest}))
         from safetensors import safe_open
 
         with safe_open(str(path), "pt") as file:
@@ -108,7 +109,8 @@ class Read:
             image_embed_liked=tensors["liked"],
             image_embed_disliked=tensors.get("disliked"),
             mllm=json.loads(about["mllm"]),
-            clip_vision={"width": tensors["liked"].shape[1]},
+            # What an earlier version kept doesn't say which encoder it was.
+            clip_vision=json.loads(about.get("clip_vision", "{}")) | {"width": tensors["liked"].shape[1]},
             n_liked=len(person.liked),
             n_disliked=len(person.disliked),
             digest=about["digest"],

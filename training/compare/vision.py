@@ -8,21 +8,34 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from prefgen.image_encoder import described
+
 from ..evaluate.scores import BATCH, ScoreError, clip_pixels
 
 
 class Vision:
-    """transformers' CLIPVisionModelWithProjection. Gives image embeddings, float32 [B, I], not normalised."""
+    """transformers' CLIPVisionModelWithProjection. Gives image embeddings, float32 [B, I], not normalised. about: what
+    `image_encoder.described` tells of it."""
 
     def __init__(self, folder: Path, device: str = "cpu"):
         from transformers import CLIPVisionModelWithProjection
 
         try:
-            model = CLIPVisionModelWithProjection.from_pretrained(str(folder), local_files_only=True)
+            model, report = CLIPVisionModelWithProjection.from_pretrained(
+                str(folder), local_files_only=True, output_loading_info=True
+            )
         except Exception as error:  # transformers and safetensors raise many kinds for a broken folder
             raise ScoreError(
                 f"{folder} is no CLIP vision folder of transformers with safetensors weights: download it whole."
             ) from error
+        # transformers draws at random what a folder lacks, such as all of a SigLIP or the projection of a bare tower.
+        absent = sorted(report["missing_keys"])
+        if absent:
+            raise ScoreError(
+                f"{folder} lacks {absent[0]}{' and more' if absent[1:] else ''}: it is no CLIP vision model with its "
+                "projection. Choose one that is, such as CLIP ViT-H."
+            )
+        self.about = described(model.state_dict())
         self.model = model.to(device).eval()
 
     @torch.inference_mode()

@@ -1,0 +1,77 @@
+"""What an image encoder is, told from its weights: its architecture and its widths, and which weights they are.
+
+ComfyUI calls every image encoder CLIP_VISION. Adapters read CLIP (arXiv 2103.00020) alone, and a vector of equal width
+from another encoder is noise to them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+
+CLIP, SIGLIP, LLAVA, DINO = "CLIP", "SigLIP", "LLaVA's CLIP", "DINO"
+PREFIX, PROJECTION = "vision_model.", "visual_projection."  # as transformers and ComfyUI name a CLIP's image side
+SAMPLED = 4096  # values of each tensor
+
+
+def described(state: Mapping[str, torch.Tensor]) -> dict:
+    """{"architecture", "hidden_size", "digest"} of an encoder's weights by ComfyUI's or transformers' names; what can't
+    be told is left out, so an encoder of another kind is {}."""
+    about: dict = {}
+    architecture = architecture_of(state)
+    if architecture:
+        about["architecture"] = architecture
+    patches = next((value for key, value in state.items() if "patch_embedding" in key and value.ndim == 4), None)
+    if patches is not None:
+        about["hidden_size"] = patches.shape[0]
+    digest = weights_digest(state) if architecture == CLIP else None
+    if digest:
+        about["digest"] = digest
+    return about
+
+
+def architecture_of(state: Mapping[str, torch.Tensor]) -> str | None:
+    """CLIP, SIGLIP, LLAVA or DINO, by the names of the weights; None for another."""
+    names = set(state)
+    if any("layer_scale1" in name or name.endswith("embeddings.cls_token") for name in names):
+        return DINO
+    if not any(name.startswith(PREFIX) for name in names):
+        return None
+    if any(name.startswith("multi_modal_projector.") for name in names):
+        return LLAVA  # its files hold no visual_projection, so ComfyUI's embedding of one is what the memory held
+    return CLIP if PREFIX + "embeddings.class_embedding" in names else SIGLIP
+
+
+@torch.no_grad()
+def weights_digest(state: Mapping[str, torch.Tensor]) -> str | None:
+    """sha256 over names, shapes and evenly spaced values of every tensor of a CLIP's image side, rounded to fp16.
+
+    The same for fp32 weights and for the fp16 ones that ComfyUI may make of them, in ComfyUI's and in transformers'
+    classes; training anew moves values of every tensor. What was rounded coarser (bf16, fp8) can't be told from other
+    weights that round alike: then it is None, as for weights that aren't there (meta device).
+    """
+    side = {
+        name.removeprefix(PREFIX): value
+        for name, value in state.items()
+        if name.startswith((PREFIX, PROJECTION)) and value.is_floating_point()
+    }
+    digest = hashlib.sha256()
+    for name in sorted(side):
+        value = side[name]
+        if value.is_meta:
+            return None
+        flat = value.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // SAMPLED)].float().cpu()
+        # A matrix whose every value bf16 holds exactly was bf16 or fp8 once. Norms of ones and biases of zeros may be.
+        if value.ndim > 1 and sample.any() and torch.equal(sample.bfloat16().float(), sample):
+            return None
+        digest.update(f"{name} {[*value.shape]}\n".encode())
+        digest.update(sample.half().numpy().tobytes())
+    return digest.hexdigest() if side else None
+
+
+def spoken_of(about: Mapping) -> str:
+    """An encoder in words, from what `described` says of it and its `width`: "SigLIP (width 1152)"."""
+    return f"{about['architecture']} (width {about.get('hidden_size', about.get('width', '?'))})"
