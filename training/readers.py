@@ -188,8 +188,7 @@ class AtelierEyes(Eyes):
         clip = load_clip()
         about = {"name": "atelier", "width": width, "preprocessing": preprocessing} | described(clip.state_dict())
         super().__init__(world, about)
-        # By the CLIP that read them: another one's features would be taken for this one's.
-        path, pool = runs / f"clip_images-{about.get('digest', '')[:8]}.npy", world.pool
+        path, pool = runs / "clip_images.npy", world.pool
         if not path.exists():
             with torch.inference_mode():
                 rows = [image_features(clip, pool.batch(slice(s, s + 128))) for s in range(0, len(pool), 128)]

@@ -41,7 +41,7 @@ def adapters() -> dict[str, Path]:
     """
     choices = {EMBEDDED: WEIGHTS / "adapter.safetensors"}
     for kind, prefix, reserved in (("prefgen", "", NOT_ADAPTERS), ("ipadapter", "ipadapter/", ())):
-        for root in folder_paths.get_folder_paths(kind):
+        for root in _roots(kind):
             for folder, _, files in _walk(root, reserved):
                 for file in files:
                     path = os.path.join(folder, file)
@@ -53,16 +53,21 @@ def adapters() -> dict[str, Path]:
 
 def mllms() -> dict[str, Path]:
     """Combo entry -> folder of a transformers model: the embedded one, those below prefgen/mllm and LLM."""
-    roots = [os.path.join(root, "mllm") for root in folder_paths.get_folder_paths("prefgen")]
+    roots = [os.path.join(root, "mllm") for root in _roots("prefgen")] + _roots("LLM")
     embedded = {EMBEDDED: MLLM_FOLDER}
-    return embedded | _folders_with("config.json", [*roots, *folder_paths.get_folder_paths("LLM")]) | embedded
+    return embedded | _folders_with("config.json", roots) | embedded
 
 
 def mllm_loras() -> dict[str, Path | None]:
     """Combo entry -> folder that peft has saved: none, then those below models/prefgen/mllm_lora."""
-    roots = [os.path.join(root, "mllm_lora") for root in folder_paths.get_folder_paths("prefgen")]
+    roots = [os.path.join(root, "mllm_lora") for root in _roots("prefgen")]
     none: dict[str, Path | None] = {NO_LORA: None}
     return none | _folders_with("adapter_config.json", roots) | none
+
+
+def _roots(kind: str) -> list[str]:
+    """Model folders of a kind in core's order, as text: other packs add paths of their own."""
+    return [os.fspath(root) for root in folder_paths.get_folder_paths(kind)]
 
 
 def _folders_with(file: str, roots: list[str]) -> dict[str, Path]:

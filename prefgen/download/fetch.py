@@ -106,10 +106,26 @@ def fetch(wanted: FileSet, models: Path) -> Iterator[Path]:
             )
         target = models / file.to
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(there, target)
+        _move(there, target)
         yield target
     with suppress(OSError):  # it stays while it holds what another set has begun
         staging.rmdir()
+
+
+def _move(file: Path, target: Path) -> None:
+    """Rename; where the target's folder is a link to another disk, copy beside the target first and rename that."""
+    try:
+        os.replace(file, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        beside = target.with_name(f".{target.name}.part")
+        try:
+            shutil.copyfile(file, beside)
+            os.replace(beside, target)
+        finally:
+            beside.unlink(missing_ok=True)
+        file.unlink()
 
 
 def _part(file: PinnedFile) -> str:

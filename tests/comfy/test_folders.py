@@ -21,7 +21,8 @@ def models(folders, tmp_path, monkeypatch):
         place.mkdir()
     roots = {"prefgen": places[:2], "ipadapter": [tmp_path / "ipadapter"], "LLM": [tmp_path / "LLM"]}
     for kind, paths in roots.items():
-        entry = ([str(path) for path in paths], {".safetensors", ".sft"})
+        # The second as some packs add theirs, as a Path.
+        entry = ([str(paths[0]), *paths[1:]], {".safetensors", ".sft"})
         monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, entry)
     return places
 

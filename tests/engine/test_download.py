@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from functools import partial
@@ -289,3 +290,19 @@ def test_nothing_else_in_the_pack_downloads():
     for folder in ("nodes", "prefgen"):
         for path in (ROOT / folder).rglob("*.py"):
             assert path.parent.name == "download" or not speaks.search(path.read_text()), path
+
+
+def test_a_models_folder_that_is_a_link_to_another_disk_is_filled(hub, sets, tmp_path):
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second disk here")
+    far = Path(tempfile.mkdtemp(dir=other))
+    try:
+        (tmp_path / "models").mkdir()
+        (tmp_path / "models/LLM").symlink_to(far, target_is_directory=True)
+        code, _, errors = ended(start(hub, sets, tmp_path / "models"))
+        assert code == 0, errors
+        assert content(far) == {name.removeprefix("LLM/"): data for name, data in WHOLE.items()}
+        assert [path.name for path in (tmp_path / "models").iterdir()] == ["LLM"]
+    finally:
+        shutil.rmtree(far)
