@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from .adapter_file import AGAIN, AdapterFile, assign, check_to_write, read_weights, weight_of
+from .adapter_file import AGAIN, AdapterFile, assign, check_to_write, read_header, read_weights, weight_of
 from .aligner import LayerStandardiser, SemanticAligner
 from .encoded import EncodedPreference
 from .files import write_atomic
@@ -108,12 +108,10 @@ def load_adapter(path: str | os.PathLike) -> UserAdapter | ImageAdapter:
     """
     path = Path(path)
     file = AdapterFile.of(path) if path.is_file() else None  # as it was before it is read
-    weights, names, metadata = read_weights(path)
-    if "prefgen" in metadata:
-        header, against = _header(path, metadata["prefgen"]), "its own header"
-    elif is_ip_adapter(names):
-        header, against = None, "each other"
-    else:
+    dtypes, metadata = read_header(path)
+    header = _header(path, metadata["prefgen"]) if "prefgen" in metadata else None
+    weights, names = read_weights(path, dtypes)
+    if header is None and not is_ip_adapter(names):
         raise AdapterError(
             f"{path.name} is not a PrefGen adapter and not an IP-Adapter: choose a file from a PrefGen training export "
             "or an IP-Adapter for SD1.5 or SDXL."
@@ -125,6 +123,7 @@ def load_adapter(path: str | os.PathLike) -> UserAdapter | ImageAdapter:
     except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, AdapterError):
             raise
+        against = "each other" if header is None else "its own header"
         raise AdapterError(f"{path.name} is damaged: its weights don't match {against}. {AGAIN}") from error
 
 
@@ -154,13 +153,17 @@ def _header(path: Path, entry: str) -> AdapterHeader:
             )
         known = {f.name for f in fields(AdapterHeader)}
         header = AdapterHeader(**{k: v for k, v in raw.items() if k in known})
+        if header.kind != "prefgen" or not isinstance(header.base_family, str):
+            raise ValueError(f"{header.kind} for {header.base_family}")
+        if not all(isinstance(part, dict) for part in (header.mllm or {}, header.clip_vision, header.training)):
+            raise TypeError("a part of the header is no object")
         if header.mllm:
             layers = [*header.mllm["sem_layers"], header.mllm["core_layer"]]
             if not all(layer in range(header.mllm.get("num_layers", max(layers) + 1)) for layer in layers):
                 raise ValueError(f"layers {layers}")
     except AdapterError:
         raise
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise AdapterError(f"{path.name} has a mangled prefgen header. {AGAIN}") from error
     return header
 
@@ -287,6 +290,6 @@ def _check_pictures(header: AdapterHeader, encoded: EncodedPreference) -> None:
 
 def _described(mllm: dict) -> str:
     revision = str(mllm.get("revision", ""))[:8]
-    lora = f", LoRA {mllm['lora'][:8]}" if mllm.get("lora") else ""
+    lora = f", LoRA {str(mllm['lora'])[:8]}" if mllm.get("lora") else ""
     layers = f"{mllm.get('num_layers', '?')} layers of {mllm.get('hidden_size', '?')}"
     return f"{mllm.get('name', '?')} ({layers}, {revision}{lora})"

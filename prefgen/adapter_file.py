@@ -69,53 +69,59 @@ def file_state(path: str | os.PathLike) -> tuple[int, int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns
 
 
-def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], list[str], dict[str, str]]:
-    """(weights in the file's own precision, the names of all of its tensors, metadata) of a safetensors file.
-
-    The weights are copies: what a file maps into memory changes when somebody writes over the file. Raises
-    AdapterError with one sentence that names the file, and the tensor where it is about one.
-    """
+def read_header(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """({name of a tensor: its dtype}, metadata) by our own reading, since safetensors opens no file with a dtype that
+    it doesn't know; both empty for a broken header, of which `read_weights` speaks. Raises AdapterError with one
+    sentence for a file that is missing or empty."""
     if not path.is_file():
         raise AdapterError(
             f"The adapter {path.name} is not there any more: put it into models/prefgen or choose another."
         )
-    if path.stat().st_size == 0:
-        raise AdapterError(f"{path.name} is empty (0 bytes). {AGAIN}")
-    _check_dtypes(path)
+    try:
+        if path.stat().st_size == 0:
+            raise AdapterError(f"{path.name} is empty (0 bytes). {AGAIN}")
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length)) if 2 <= length <= LARGEST_HEADER else {}
+        metadata = header.pop("__metadata__", None) or {}
+        dtypes = {name: str(entry["dtype"]) for name, entry in header.items()}
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError, RecursionError):
+        return {}, {}
+    return dtypes, metadata if isinstance(metadata, dict) else {}
+
+
+def read_weights(path: Path, dtypes: Mapping[str, str]) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """(weights in the file's own precision, the names of all of its tensors) of a safetensors file with these dtypes.
+
+    The weights are copies: what a file maps into memory changes when somebody writes over the file. Raises
+    AdapterError with one sentence that names the file, and the tensor where it is about one.
+    """
+    _check_dtypes(path.name, dtypes)
     try:
         with safe_open(str(path), "pt") as file:
             names = list(file.keys())
             weights = {name: file.get_tensor(name).clone() for name in names if name.startswith(WEIGHTS)}
-            metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise _damaged(path) from error
     for name, weight in weights.items():
         fault = fault_of(weight)
         if fault:
             raise AdapterError(f"{path.name} {fault} (in {name}). {AGAIN}")
-    return weights, names, metadata
+    return weights, names
 
 
-def _check_dtypes(path: Path) -> None:
-    """Refuse weights that aren't plain floats, by the header alone: safetensors opens no file with a dtype that it
-    doesn't know, and torch casts whole numbers without a word."""
-    try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length)) if 2 <= length <= LARGEST_HEADER else {}
-        dtypes = {name: str(entry["dtype"]) for name, entry in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
-        return  # damaged: safetensors says so
+def _check_dtypes(file: str, dtypes: Mapping[str, str]) -> None:
+    """Refuse weights that aren't plain floats before they are read: torch casts whole numbers without a word."""
     scale = next((name for name in dtypes if SCALES.search(name)), None)
     if scale is not None and any(name.startswith(WEIGHTS) for name in dtypes):
         raise AdapterError(
-            f"{path.name} is quantised, with scales of its own ({scale}), which PrefGen doesn't read: choose the same "
+            f"{file} is quantised, with scales of its own ({scale}), which PrefGen doesn't read: choose the same "
             "adapter in fp16 or fp32."
         )
     for name, dtype in dtypes.items():
         if name.startswith(WEIGHTS) and dtype not in FLOATS:
             raise AdapterError(
-                f"{path.name} stores {name} as {dtype}, which PrefGen can't read as a weight: choose the same adapter "
+                f"{file} stores {name} as {dtype}, which PrefGen can't read as a weight: choose the same adapter "
                 "in fp16 or fp32."
             )
 

@@ -34,7 +34,7 @@ def linked(path, new):
 
 def test_the_same_file_is_read_once(path, tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr(prefgen.adapter, "read_weights", lambda p: read.append(p) or reading(p))
+    monkeypatch.setattr(prefgen.adapter, "read_weights", lambda *given: read.append(given) or reading(*given))
     reading = prefgen.adapter_file.read_weights
     first = load_adapter_once(path)
     assert load_adapter_once(path) is first and load_adapter_once(str(path)) is first and len(read) == 1

@@ -194,3 +194,31 @@ def test_the_header_of_an_adapter_survives_its_weights_precision(path):
     header = load_adapter(path).header
     rewrite(path, lambda tensors: {key: value.half() for key, value in tensors.items()})
     assert dataclasses.asdict(load_adapter(path).header) == dataclasses.asdict(header)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"clip_vision": None},
+        {"clip_vision": []},
+        {"training": 3},
+        {"mllm": ["tiny"]},
+        {"kind": "ip_adapter"},
+        {"kind": None},
+        {"base_family": ["sdxl"]},
+    ],
+)
+def test_a_header_whose_parts_are_something_else_is_refused_when_it_is_read(tmp_path, new_adapter, change, refused):
+    path = tmp_path / "taste.safetensors"
+    save_adapter(new_adapter(), path)
+    header = dataclasses.asdict(new_adapter().header) | change
+    save_file(load_file(path), path, metadata={"prefgen": json.dumps(header)})
+    assert "header" in refused(path)
+
+
+def test_a_newer_format_is_told_before_the_dtypes_that_it_may_bring(tmp_path, new_adapter, refused):
+    path = tmp_path / "taste.safetensors"
+    save_adapter(new_adapter(), path)
+    tensors = load_file(path) | {"image_proj.scale_weight": torch.ones(1, dtype=torch.int8)}
+    save_file(tensors, path, metadata={"prefgen": json.dumps({"format_version": 2})})
+    assert "update PrefGen" in refused(path)
