@@ -1,10 +1,82 @@
-"""Writing files so that nothing is ever half written."""
+"""Files of people's: written so that nothing is ever half written, listed without what a system hides, read as text."""
 
 from __future__ import annotations
 
+import codecs
 import os
+import stat
 import tempfile
 from pathlib import Path
+
+from .errors import MendableError
+
+# What systems leave in folders besides names that begin with a dot, in lower case: Windows, macOS, Synology.
+SYSTEM_NAMES = {
+    "thumbs.db",
+    "ehthumbs.db",
+    "ehthumbs_vista.db",
+    "desktop.ini",
+    "icon\r",
+    "__macosx",
+    "@eadir",
+    "$recycle.bin",
+    "system volume information",
+}
+WINDOWS_ATTRIBUTES = stat.FILE_ATTRIBUTE_HIDDEN | stat.FILE_ATTRIBUTE_SYSTEM
+BYTE_ORDER_MARKS = (  # UTF-32's begins like UTF-16's, so it is looked for first
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+)
+
+
+class TextError(MendableError, ValueError):
+    """A file that can't be read as text: one sentence."""
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a file or folder is hidden or the system's own, by its own name (not its parents') and, on Windows, by
+    its attributes: `._photo.jpg`, `.ipynb_checkpoints`, `Thumbs.db`, `__MACOSX`."""
+    path = Path(path)
+    if path.name.startswith(".") or path.name.lower() in SYSTEM_NAMES:
+        return True
+    if not hasattr(os.stat_result, "st_file_attributes"):
+        return False
+    try:
+        return bool(path.stat().st_file_attributes & WINDOWS_ATTRIBUTES)
+    except OSError:
+        return False
+
+
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """Files in a folder (or below it, with `**/`) that match a pattern, sorted, without what is hidden there or lies
+    in a hidden folder below it. Empty where there is no such folder."""
+    folder = Path(folder)
+
+    def shown(path: Path) -> bool:
+        below = path.relative_to(folder).parts
+        return not any(is_hidden(folder.joinpath(*below[: i + 1])) for i in range(len(below)))
+
+    return sorted(path for path in folder.glob(pattern) if shown(path) and path.is_file())
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """A text file that anybody's editor may have saved: UTF-8 with or without a byte order mark, UTF-16 or UTF-32 with
+    one. Ends of lines become "\\n".
+
+    TextError (a ValueError) with one sentence for any other encoding, OSError where the file can't be opened.
+    """
+    data = Path(path).read_bytes()
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise TextError(f"{path} is no UTF-8 text: open it in an editor and save it as UTF-8.") from error
+    if "\0" in text:  # UTF-16 without its mark reads as UTF-8 with a zero after every letter
+        raise TextError(f"{path} is no UTF-8 text: open it in an editor and save it as UTF-8.")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_atomic(path: str | os.PathLike, data: bytes) -> None:
