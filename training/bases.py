@@ -15,6 +15,7 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from prefgen.errors import MendableError
+from prefgen.files import read_text
 from prefgen.header import FAMILY_NAMES, FAMILY_OF_WIDTH
 from prefgen.pictures import shrunk
 
@@ -220,7 +221,7 @@ def _check_family(family: str, path: Path) -> None:
     if not (path / "model_index.json").is_file():
         raise BaseError(f"base.path {path} is no diffusers folder: it has no model_index.json.")
     try:
-        unet = json.loads((path / "unet/config.json").read_text())
+        unet = json.loads(read_text(path / "unet/config.json"))
     except (OSError, ValueError) as error:
         raise BaseError(f"base.path {path} has no UNet (unet/config.json): take SD1.5 or SDXL.") from error
     found = FAMILY_OF_WIDTH.get(unet.get("cross_attention_dim"), "unknown")

@@ -19,7 +19,7 @@ import numpy as np
 import torch.distributed as dist
 from tqdm import tqdm
 
-from prefgen.files import write_atomic
+from prefgen.files import read_text, write_atomic
 
 Columns = dict[str, tuple[tuple[int, ...], type]]
 
@@ -86,7 +86,7 @@ class _Files:
         """The rows that the note knows of, none if a file has been taken away since."""
         if not self.note.exists():
             return 0
-        found = json.loads(self.note.read_text())
+        found = json.loads(read_text(self.note))
         changed = sorted(k for k in found["key"] | self.key if found["key"].get(k) != self.key.get(k))
         if changed:
             raise SystemExit(

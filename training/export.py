@@ -18,6 +18,7 @@ import torch
 
 from prefgen.adapter import FORMAT_VERSION, AdapterHeader, UserAdapter, save_adapter
 from prefgen.aligner import LayerStandardiser, SemanticAligner
+from prefgen.files import read_text
 from prefgen.fusion import UserProjection
 
 from . import core
@@ -35,7 +36,7 @@ def chosen_layers(runs: Path, count: int) -> dict:
     path = runs / "probe_layers" / "layers.json"
     if not path.exists():
         raise SystemExit(f"There is no {path}: run `python -m training.probe_layers` first.")
-    layers = json.loads(path.read_text())
+    layers = json.loads(read_text(path))
     if not all(layer in range(count) for layer in (*layers["sem_layers"], layers["core_layer"])):
         raise SystemExit(
             f"{path} names layers that an MLLM of {count} layers hasn't: run `training.probe_layers` again."

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from prefgen.files import read_text
+
 from . import core
 from .cache import cached
 from .config.command import arguments
@@ -84,7 +86,7 @@ class Extracted:
         self.hidden = np.load(folder / "hidden.npy", mmap_mode="r")
         self.images = np.load(folder / "images.npy", mmap_mode="r")
         self.owners = np.load(folder / "owners.npy")
-        self.index = json.loads((folder / "index.json").read_text())
+        self.index = json.loads(read_text(folder / "index.json"))
 
 
 if __name__ == "__main__":

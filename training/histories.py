@@ -162,6 +162,7 @@ class DataSetHistories(Histories):
     """
 
     def __init__(self, folder: Path):
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         self.folder = Path(folder)
@@ -169,9 +170,9 @@ class DataSetHistories(Histories):
             raise DataError(f"{self.folder} is no finished data set: it has no manifest.json.")
         columns = ["user", "verdict", "prompt", "attributes", "split", "heldout", "shard", "row"]
         try:
-            self.index = pq.read_table(self.folder / "index.parquet", columns=columns)
-            users = pq.read_table(self.folder / "users.parquet")
-        except (OSError, ValueError, KeyError) as error:
+            self.index = pq.read_table(self.folder / "index.parquet", columns=columns, partitioning=None)
+            users = pq.read_table(self.folder / "users.parquet", partitioning=None)
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise DataError(
                 f"{self.folder} can't be read ({error}): run `python -m training.data check` on it."
             ) from error
@@ -302,7 +303,7 @@ class DataSetHistories(Histories):
                         images = file.read_row_group(int(group), columns=["image"])["image"]
                         for i in mine[groups == group]:
                             yield int(numbers[i]), images[int(rows[i] - starts[group])].as_py()
-            except (OSError, pa.ArrowInvalid, IndexError) as error:
+            except (OSError, pa.ArrowException, IndexError) as error:
                 raise DataError(
                     f"{path} is damaged or missing: delete it and run the command that made the set again."
                 ) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from prefgen.atelier.attributes import FAMILIES
+from prefgen.files import read_text
 from prefgen.mllm.prompt import AVOID_QUESTION, CLOSING_QUESTION
 
 from .data.errors import DataError
@@ -52,8 +53,8 @@ class Questions:
         if folder is None:
             raise DataError("data.questions is missing: make them by `python -m training.vqa DATA FOLDER`.")
         try:
-            config = json.loads((folder / "report.json").read_text())["config"]
-            self.table = pq.read_table(folder / f"{split}.parquet")
+            config = json.loads(read_text(folder / "report.json"))["config"]
+            self.table = pq.read_table(folder / f"{split}.parquet", partitioning=None)
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{folder} holds no questions of training.vqa: run it on {world.folder}.") from error
         if config["source_sha256"] != sha256(world.folder / "manifest.json"):

@@ -12,6 +12,7 @@ import numpy as np
 
 from prefgen.atelier import captions
 from prefgen.atelier.attributes import FAMILIES
+from prefgen.files import TextError, read_text
 
 from ..data.errors import DataError
 from ..data.schema import TEST, TRAIN, prompt_split
@@ -77,7 +78,7 @@ def atelier() -> Vocabulary:
 def load(path: Path = REAL_WORLD) -> Vocabulary:
     """Read a vocabulary file (docs/vocabulary.md describes it). DataError when it doesn't hold together."""
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(read_text(path))
         families, subjects = content["families"], content["subjects"]
         keys = [f"{family}/{name}" for family, names in families.items() for name in names]
         phrases = [name for names in families.values() for name in names]
@@ -85,6 +86,8 @@ def load(path: Path = REAL_WORLD) -> Vocabulary:
         name, version = content["name"], content["version"]
     except OSError as error:
         raise DataError(f"Can't read the vocabulary {path}: {error.strerror}.") from error
+    except TextError as error:
+        raise DataError(str(error)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} is no vocabulary ({error}): it needs name, version, families, excludes, subjects."

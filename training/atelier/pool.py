@@ -21,6 +21,7 @@ from prefgen.atelier.attributes import FAMILIES, PROPS
 from prefgen.atelier.captions import train_prompts
 from prefgen.atelier.models import IMAGE_SIZE
 from prefgen.atelier.renderer import Scene, attribute_labels, random_scene, render, subject_index
+from prefgen.files import read_text
 
 from .. import core
 from ..config.command import arguments
@@ -75,7 +76,7 @@ def main() -> None:
     if run.finished:
         return
     progress = run.folder / "shards.json"
-    finished = set(json.loads(progress.read_text())) if progress.exists() else set()
+    finished = set(json.loads(read_text(progress))) if progress.exists() else set()
     mode = "r+" if finished else "w+"
     shape = (args.count, IMAGE_SIZE, IMAGE_SIZE, 3)
     pictures = np.lib.format.open_memmap(run.folder / "pictures.npy", mode, np.uint8, None if finished else shape)

@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 
 from prefgen.atelier.attributes import FAMILIES
-from prefgen.files import write_atomic
+from prefgen.files import read_text, write_atomic
 
 from ..probe_layers import page as probe_page
 
@@ -36,7 +36,7 @@ LABELS = {
 def read(path: Path) -> dict:
     if not path.exists():
         raise SystemExit(f"{path} is missing: finish the pipeline and run both demos first.")
-    return json.loads(path.read_text())
+    return json.loads(read_text(path))
 
 
 def of_stage(stage: str, runs: Path, record: dict) -> tuple[dict, dict]:
@@ -52,7 +52,7 @@ def of_stage(stage: str, runs: Path, record: dict) -> tuple[dict, dict]:
 
 def seconds(log: Path) -> float:
     """Time that a stage worked, from its log; the pause before a resumed run does not count."""
-    times = [json.loads(line)["time"] for line in log.read_text().splitlines()]
+    times = [json.loads(line)["time"] for line in read_text(log).splitlines()]
     gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
     usual = sorted(gaps)[len(gaps) // 2] if gaps else 0.0
     return sum(gap for gap in gaps if gap < 10 * usual + 60)
@@ -216,7 +216,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT, help="where atelier.md and atelier.json go")
     args = parser.parse_args()
     earlier = args.out / "atelier.json"
-    record = json.loads(earlier.read_text()) if earlier.exists() else {}
+    record = json.loads(read_text(earlier)) if earlier.exists() else {}
     found = {stage: of_stage(stage, args.runs, record) for stage in STAGES}
     figures = {stage: figures for stage, (figures, _) in found.items()}
     figures["settings"] = {stage: settings for stage, (_, settings) in found.items()}

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from prefgen.adapter import AdapterError, load_adapter
-from prefgen.files import write_atomic
+from prefgen.files import read_text, visible_files, write_atomic
 
 from ..config.command import ConfigError, load
 from ..data.cli import positive
@@ -122,14 +122,14 @@ def compare(args: argparse.Namespace, config) -> None:
     }
     write_atomic(args.out / "compare.json", (json.dumps(result, indent=1) + "\n").encode())
     write_atomic(args.out / "compare.md", page(result, csd=args.csd is not None).encode())
-    print((args.out / "compare.md").read_text())
+    print(read_text(args.out / "compare.md"))
 
 
 def settings(args: argparse.Namespace, config) -> dict:
     """All that the pictures depend on; the adapters and the LoRA by their content."""
 
     def digest(path: Path | None) -> str | None:
-        files = [] if path is None else [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
+        files = [] if path is None else [path] if path.is_file() else visible_files(path, "**/*.safetensors")
         return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest() if files else None
 
     plain = ("prompts", "seeds", "history", "guidance", "steps", "seed")
@@ -147,7 +147,7 @@ def settings(args: argparse.Namespace, config) -> dict:
 
 def seconds(folder: Path) -> float:
     """Of a picture, over all batches that were painted into the folder."""
-    rows = [json.loads(line) for line in (folder / "time.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in read_text(folder / "time.jsonl").splitlines()]
     return round(sum(row["seconds"] for row in rows) / sum(row["pictures"] for row in rows), 3)
 
 

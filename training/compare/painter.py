@@ -139,7 +139,7 @@ def paint_rows(
                 spent = time.monotonic() - start
                 for job, picture in zip(batch, pictures, strict=True):
                     save(picture, folder / job.name)
-                with open(folder / "time.jsonl", "a") as file:
+                with open(folder / "time.jsonl", "a", encoding="utf-8") as file:
                     file.write(json.dumps({"pictures": len(batch), "seconds": round(spent, 3)}) + "\n")
                 bar.update(len(batch))
     painter.put_on(None)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from prefgen.adapter import UserAdapter, check_encoded
 from prefgen.encoded import EncodedPreference
-from prefgen.files import write_atomic
+from prefgen.files import read_text, write_atomic
 from prefgen.fusion import fuse_user_vector
 from prefgen.history import PreferenceHistory
 from prefgen.mllm.model import PreferenceMLLM
@@ -122,7 +122,7 @@ class Read:
             history = self.history(person)
             traits = Traits.asked(lambda question: self.mllm.answer(history, question), bool(person.disliked))
             write_atomic(path, traits.to_json().encode())
-        said = json.loads(path.read_text())
+        said = json.loads(read_text(path))
         return Traits(tuple(said["liked"]), tuple(said["disliked"]))
 
     def all(self, people: list[Person], words: bool) -> None:

@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from prefgen.errors import MendableError
+from prefgen.files import TextError, read_text, visible_files
 
 from ..one_sentence import one_sentence
 from .schema import Config, Section
@@ -49,10 +50,14 @@ def load(name: str | Path, changes: list[str] = ()) -> Config:
 def _read(name: str | Path, folder: Path) -> tuple[Path, dict]:
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else folder / f"{name}.yaml"
     try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        content = yaml.safe_load(read_text(path))
+    except TextError as error:
+        raise ConfigError(str(error)) from error
+    except FileNotFoundError as error:
+        known = ", ".join(file.stem for file in visible_files(folder, "*.yaml"))
         raise ConfigError(f"There is no configuration {name}: name one of {known}, or a YAML file.") from error
+    except OSError as error:
+        raise ConfigError(f"Can't read the configuration {path}: {error.strerror}.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from prefgen.atelier import models as atelier
+from prefgen.files import read_text
 
 from .schema import Config
 
@@ -144,7 +145,7 @@ def unet(config: Config) -> torch.nn.Module:
     shape = UNETS[config.base.family]
     own = config.base.path and config.base.path / "unet" / "config.json"
     if own and own.exists():
-        shape = {k: v for k, v in json.loads(own.read_text()).items() if not k.startswith("_")}
+        shape = {k: v for k, v in json.loads(read_text(own)).items() if not k.startswith("_")}
     with torch.device("meta"):
         return UNet2DConditionModel(**shape).requires_grad_(False)
 

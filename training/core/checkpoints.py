@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from prefgen.files import write_atomic
+from prefgen.files import read_text, write_atomic
 
 
 class _Hashed:
@@ -98,7 +98,7 @@ def last_state(stage: Path) -> dict:
 def _read(path: Path) -> tuple[dict | None, str]:
     """(state, "") of a whole checkpoint, (None, what is wrong with it) of any other."""
     try:
-        note = json.loads(path.with_suffix(".json").read_text())
+        note = json.loads(read_text(path.with_suffix(".json")))
         digest = hashlib.sha256()
         with open(path, "rb") as file:
             while block := file.read(1 << 22):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 from torch import nn
 
-from prefgen.files import write_atomic
+from prefgen.files import read_text, write_atomic
 
 from . import checkpoints
 from .journal import Journal
@@ -52,7 +52,7 @@ class RunFolder:
         path = self.folder / "config.json"
         if path.exists():
             try:
-                then, now = _flat(json.loads(path.read_text())), _flat(config)
+                then, now = _flat(json.loads(read_text(path))), _flat(config)
             except (ValueError, AttributeError) as error:
                 raise SystemExit(f"{path} is damaged: use another --runs folder, or put a copy back.") from error
             changed = sorted(k for k in then | now if then.get(k) != now.get(k) and k not in FREE)

@@ -26,7 +26,7 @@ class Journal:
         """Go on at `step`: lines from there on belong to steps about to be done again, a torn one to none."""
         self._first = step
         if self.path.exists():
-            lines = self.path.read_text(errors="replace").splitlines()
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _step_of(line) < step]
             write_atomic(self.path, "".join(line + "\n" for line in kept).encode())
 
@@ -37,7 +37,7 @@ class Journal:
         self.seconds["step"] = now - self._since
         seconds = {name: round(total / count, 4) for name, total in self.seconds.items()}
         line = {"step": step, "time": round(time.time(), 1)} | values | {"grad": gradients, "seconds": seconds}
-        with open(self.path, "a") as file:
+        with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if board := self.board():
             for part in (values, {f"grad/{k}": v for k, v in gradients.items()}):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import platform
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,10 +15,12 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageOps
 
+from prefgen.files import read_text
 from prefgen.pictures import PUBLISHED, PictureError, read_picture
 
+from . import duck
 from .schema import DISLIKED, LIKED
-from .store import Store
+from .store import Store, shards_of
 
 SHEET_USERS, SHEET_PICTURES, SHEET_SIDE = 8, 6, 112  # rows, pictures of each verdict, pixels
 
@@ -67,13 +70,17 @@ def write(store: Store) -> None:
     store.write_bytes("card.md", text.encode())
 
 
-def database(folder: Path) -> duckdb.DuckDBPyConnection:
-    """A connection with the set's tables as the views pictures (of the index), users and pairs."""
-    db = duckdb.connect(config={"memory_limit": "1GB", "temp_directory": str(folder / ".work" / "spill")})
-    for view, file in (("pictures", "index"), ("users", "users"), ("pairs", "pairs")):
-        path = str(folder / f"{file}.parquet").replace("'", "''")
-        db.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet('{path}')")
-    return db
+@contextmanager
+def database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection with the set's tables as the views pictures (of the index), users and pairs.
+
+    DataError for what DuckDB can't read, then or inside.
+    """
+    options = {"memory_limit": "1GB", "temp_directory": str(folder / ".work" / "spill")}
+    with duck.explained(folder), duckdb.connect(config=options) as db:
+        for view, file in (("pictures", "index"), ("users", "users"), ("pairs", "pairs")):
+            db.execute(f"CREATE VIEW {view} AS SELECT * FROM {duck.parquet([folder / f'{file}.parquet'])}")
+        yield db
 
 
 def _text(store: Store, db, with_sheet: bool) -> str:
@@ -109,7 +116,7 @@ def _text(store: Store, db, with_sheet: bool) -> str:
     ]
     report = store.folder / "report.json"
     if report.exists():
-        rules = json.loads(report.read_text())["rules"]
+        rules = json.loads(read_text(report))["rules"]
         lines += ["## Rules", "", "In the order in which they were applied.", ""]
         lines += ["| rule | unit | dropped |", "|---|---|---|"]
         lines += [f"| {rule['rule']} | {rule['unit']} | {rule['dropped']:,} |" for rule in rules] + [""]
@@ -189,7 +196,7 @@ def contact_sheet(folder: Path, db, seed: int = 0) -> bytes | None:
     ]
     side, gap = SHEET_SIDE, 12
     sheet = Image.new("RGB", (2 * SHEET_PICTURES * side + gap, max(1, len(users)) * (side + 14)), "white")
-    shards = sorted((folder / "pictures").glob("*.parquet"))
+    shards = shards_of(folder)
     any_picture = False
     for row, user in enumerate(users):
         ImageDraw.Draw(sheet).text((2, row * (side + 14) + 1), f"user {user}", fill="black")

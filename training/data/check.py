@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 
 from prefgen.pictures import PUBLISHED, PictureError, read_picture
 
+from prefgen.files import read_text, visible_files
+
 from . import card
 from .errors import DataError
 from .schema import DISLIKED, FORMAT_VERSION, INDEX, LIKED, MIXED, PAIRS, PICTURES, TEST, TRAIN, USERS, normal_prompt
-from .store import MANIFEST, WORK, sha256
+from .store import MANIFEST, sha256, shards_of
 
 BALANCE = (0.35, 0.65)  # share of liked pictures, over all histories
 
@@ -27,7 +29,7 @@ def check(folder: Path, pictures: bool = False) -> Iterator[tuple[str, list[str]
     if not (folder / MANIFEST).exists():
         raise DataError(f"{folder} has no {MANIFEST}: it is no data set, or its making was not finished.")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads(read_text(folder / MANIFEST))
         version, files = manifest["format"], manifest["files"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / MANIFEST} is damaged ({error}): make the set again.") from error
@@ -63,8 +65,8 @@ def _files(folder: Path, files: dict) -> Iterator[str]:
             yield f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
         elif sha256(path) != entry["sha256"]:
             yield f"{name} has another checksum"
-    present = {p.relative_to(folder) for p in folder.rglob("*") if p.is_file()}
-    present = {p.as_posix() for p in present if p.parts[0] != WORK} - {MANIFEST}
+    present = {p.relative_to(folder) for p in visible_files(folder, "**/*")}
+    present = {p.as_posix() for p in present} - {MANIFEST}
     yield from (f"{name} is not in the manifest" for name in sorted(present - set(files)))
 
 
@@ -76,7 +78,7 @@ def _schemas(folder: Path, files: dict) -> Iterator[str]:
             continue
         try:
             found = pq.read_schema(folder / name)
-        except (pa.ArrowInvalid, OSError):
+        except (pa.ArrowException, OSError):
             yield f"{name} is no whole Parquet file: it was cut short or overwritten"
             continue
         for field in wanted:
@@ -90,11 +92,12 @@ def _schemas(folder: Path, files: dict) -> Iterator[str]:
 
 
 def _index(db, folder: Path) -> Iterator[str]:
-    shards = sorted((folder / "pictures").glob("*.parquet"))
+    shards = shards_of(folder)
     known = PICTURES.names[1:]
     for number, shard in enumerate(shards):
-        there = pq.read_table(shard, columns=known)
-        listed = pq.read_table(folder / "index.parquet", filters=[("shard", "=", number)]).sort_by("row")
+        there = pq.read_table(shard, columns=known, partitioning=None)
+        mine = [("shard", "=", number)]
+        listed = pq.read_table(folder / "index.parquet", filters=mine, partitioning=None).sort_by("row")
         if listed["row"].to_pylist() != list(range(len(there))):
             yield f"{shard.name} holds {len(there)} pictures, the index lists {len(listed)} or not each once"
         elif not listed.select(known).equals(there):
@@ -178,7 +181,7 @@ def _balance(db, folder: Path) -> Iterator[str]:
 
 
 def _pictures(folder: Path) -> Iterator[str]:
-    for shard in sorted((folder / "pictures").glob("*.parquet")):
+    for shard in shards_of(folder):
         row = 0
         with pq.ParquetFile(shard) as file:
             for batch in file.iter_batches(256, columns=["image"]):

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefgen.files import write_atomic
+from prefgen.files import is_hidden, read_text, visible_files, write_atomic
 
 from .errors import DataError
 from .schema import FORMAT_VERSION, INDEX, PICTURES
@@ -41,8 +41,8 @@ class Store:
         self.work = self.folder / WORK
         known = self.folder / MANIFEST if self.done else self.work / CONFIG
         if known.exists():
-            self._refuse_another(json.loads(known.read_text()))
-        elif self.folder.exists() and any(p != self.work for p in self.folder.iterdir()):
+            self._refuse_another(json.loads(read_text(known)))
+        elif self.folder.exists() and not all(map(is_hidden, self.folder.iterdir())):
             raise DataError(f"{self.folder} holds other files: name an empty or a new folder.")
         else:
             with _explained(known):
@@ -64,7 +64,7 @@ class Store:
 
     def _reopen_if_files_are_gone(self) -> None:
         """Damaged files that were deleted are made again: a set that lacks files is not finished."""
-        files = json.loads((self.folder / MANIFEST).read_text())["files"]
+        files = json.loads(read_text(self.folder / MANIFEST))["files"]
         there = {name: entry for name, entry in files.items() if (self.folder / name).exists()}
         if len(there) < len(files):
             with _explained(self.work):
@@ -77,12 +77,12 @@ class Store:
         """Whether a file is whole and noted. A file that was renamed, but not yet noted, is noted now."""
         note, path = self._note(name), self.folder / name
         if note.exists():
-            return path.exists() and path.stat().st_size == json.loads(note.read_text())["bytes"]
+            return path.exists() and path.stat().st_size == json.loads(read_text(note))["bytes"]
         if not path.exists():
             return False
         try:
             self._write_note(name)
-        except pa.ArrowInvalid:  # cut short by something else than us: it is made again
+        except pa.ArrowException:  # cut short by something else than us: it is made again
             return False
         return True
 
@@ -93,7 +93,7 @@ class Store:
                 old.unlink(missing_ok=True)
             write_parquet(self.folder / name, schema, tables)
             self._write_note(name)
-        return json.loads(self._note(name).read_text())["rows"]
+        return json.loads(read_text(self._note(name)))["rows"]
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write one small file of the set."""
@@ -103,14 +103,15 @@ class Store:
 
     def shards(self) -> list[str]:
         """Names of the picture shards in order."""
-        return sorted(f"pictures/{p.name}" for p in (self.folder / "pictures").glob("*.parquet"))
+        return [f"pictures/{path.name}" for path in shards_of(self.folder)]
 
     def write_index(self) -> None:
         """Everything but the images of all shards, with the shard and the row in it. One shard in memory at a time."""
 
         def tables():
             for number, shard in enumerate(self.shards()):
-                table = pq.read_table(self.folder / shard, columns=[c for c in PICTURES.names if c != "image"])
+                columns = [name for name in PICTURES.names if name != "image"]
+                table = pq.read_table(self.folder / shard, columns=columns, partitioning=None)
                 place = [pa.array([number] * len(table), pa.int32()), pa.array(range(len(table)), pa.int32())]
                 yield pa.table([*table.columns, *place], schema=INDEX)
 
@@ -134,8 +135,8 @@ class Store:
         for leftover in self.folder.rglob("*.tmp"):
             leftover.unlink(missing_ok=True)
         files = {}
-        for note in sorted((self.work / "finished").glob("*.json")):
-            entry = json.loads(note.read_text())
+        for note in visible_files(self.work / "finished", "*.json"):
+            entry = json.loads(read_text(note))
             files[entry.pop("file")] = entry
         manifest = {"format": FORMAT_VERSION, "config": self.config, "versions": versions, "files": files}
         with _explained(self.folder / MANIFEST):
@@ -155,6 +156,11 @@ class Store:
 
 def shard_name(number: int) -> str:
     return f"pictures/pictures-{number:05d}.parquet"
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """The picture shards of a set in order; what a system hides among them is none."""
+    return visible_files(folder / "pictures", "*.parquet")
 
 
 def write_parquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:

@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from prefgen.atelier import models, users
-from prefgen.files import write_atomic
+from prefgen.files import read_text, visible_files, write_atomic
 
 from ..users_pool import users_of
 from . import metrics, page, painter
@@ -52,7 +52,7 @@ class Kept:
         path = self.folder / f"{name}.json"
         if not path.exists():
             write_atomic(path, json.dumps(make()).encode())
-        return json.loads(path.read_text())
+        return json.loads(read_text(path))
 
     def file(self, name: str) -> str:
         """What a row is kept as: other weights are another name."""
@@ -148,7 +148,7 @@ def groups(readings: dict, aligned: dict, people: list[users.User], asked: Asked
 
 def checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of every weights file, by its name in the folder."""
-    files = sorted(folder.rglob("*.safetensors"))
+    files = visible_files(folder, "**/*.safetensors")
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 

@@ -13,6 +13,8 @@ import argparse
 import re
 from pathlib import Path
 
+from prefgen.files import TextError, read_text
+
 from ..data.cli import add_engine, engine_of, natural, positive
 from ..data.errors import DataError
 from ..one_sentence import one_sentence
@@ -34,10 +36,15 @@ def words(file: Path | None) -> tuple[str, ...]:
     if file is None:
         return ()
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in read_text(file).splitlines()]
+    except TextError as error:
+        raise DataError(str(error)) from error
+    except OSError as error:
         raise DataError(f"Can't read the word list {file}: {error}.") from error
-    return tuple(sorted({line for line in lines if line and not line.startswith("#")}))
+    listed = sorted({line for line in lines if line and not line.startswith("#")})
+    if not listed:
+        raise DataError(f"{file} holds no word, and so would drop no prompt: write one a line, or leave it out.")
+    return tuple(listed)
 
 
 def ratio(text: str) -> float:

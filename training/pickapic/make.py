@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ..data import card, engine
+from ..data import card, duck, engine
 from ..data.errors import DataError
 from ..data.schema import PAIRS, PICTURES, USERS
 from ..data.store import ROW_GROUP, Store, shard_name, write_parquet
@@ -67,11 +67,12 @@ def make(
     run: an engine's, for the jobs that read pictures. Ray's tasks see the source and the folder under the same paths.
     """
     config = {"kind": "pickapic", "source_sha256": source.digest, "unit_mb": unit_mb} | limits.config()
+    duck.check_place(folder)
     store = Store(folder, config)
     if store.done:
         print(f"{folder} is finished already.")
         return
-    with store.lock(), _explained(store):
+    with store.lock(), duck.explained(store.work, "--memory"):
         if store.done:
             return
         with closing(_read(store, source, limits, memory, processes or engine.cores())) as db:
@@ -92,22 +93,6 @@ def make(
         store.write_index()
         card.write(store)
         store.seal(card.versions())
-
-
-@contextmanager
-def _explained(store: Store) -> Iterator[None]:
-    try:
-        yield
-    except (
-        duckdb.IOException,
-        duckdb.OutOfMemoryException,
-        duckdb.TransactionException,
-        duckdb.FatalException,
-    ) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise DataError(
-            f"Can't work in {store.work} ({reason}): make room or raise --memory, and run it again."
-        ) from error
 
 
 def _read(store: Store, source: Source, limits: rules.Limits, memory: str, threads: int) -> duckdb.DuckDBPyConnection:
@@ -141,7 +126,7 @@ def _look(store: Store, source: Source, db: duckdb.DuckDBPyConnection, run: engi
 
 def look_at_unit(work: Work) -> None:
     """Write LOOKS of one unit's listed pictures."""
-    ids = pq.read_table(work.listed)["id"].to_numpy()
+    ids = pq.read_table(work.listed, partitioning=None)["id"].to_numpy()
 
     def tables() -> Iterator[pa.Table]:
         pictures = zip(ids.tolist(), work.source.pictures(work.unit, ids), strict=True)
@@ -177,7 +162,7 @@ def copy_unit(store: Store, work: Work) -> None:
 
 
 def _with_images(work: Work) -> Iterator[pa.Table]:
-    chosen = pq.read_table(work.listed)
+    chosen = pq.read_table(work.listed, partitioning=None)
     places, repeats = np.unique(chosen["id"].to_numpy(), return_counts=True)  # one picture may be of several users
     images, start = [], 0
     for data, times in zip(work.source.pictures(work.unit, places), repeats.tolist(), strict=True):

@@ -25,17 +25,20 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from ..data.duck import parquet
 from ..data.schema import DISLIKED, LIKED, MIXED, normal_prompt, prompt_split, user_split
 from . import looks
 from .cycles import on_cycles
 from .source import BATCH, CHOICES, Source
 
+UNREADABLE = "unreadable"
 INCOMPLETE, UNLABELLED, TIED, SAME, UNCLEAR = "incomplete", "unlabelled", "tied", "the same picture", "unclear winner"
 NSFW, FAULTY, NEAR, NEAR_CHOICE = "word list", "choice with a faulty picture", "near-duplicate", "near-duplicate choice"
 REPEATED, OPPOSITE, CYCLE = "repeated", "A over B and B over A", "cycle"
 EVEN, FEW, SURPLUS = "even", "too few", "surplus"
 ROW, PICTURE, MERGED, USER = "row", "picture", "picture of a user", "user"
 RULES = {  # in the order in which they are applied: (unit, what it drops)
+    UNREADABLE: (ROW, "a prompt or a picture's name that isn't UTF-8 text"),
     INCOMPLETE: (ROW, "no user, prompt or picture named"),
     UNLABELLED: (ROW, "no label"),
     TIED: (ROW, "both pictures equally good"),
@@ -87,6 +90,7 @@ def read(db: duckdb.DuckDBPyConnection, source: Source, limits: Limits) -> None:
     """Rules that need nothing but the row itself: fills choices, pictures, captions, prompts, users, dropped."""
     judged = f"""SELECT number, user_id AS user, coalesce(created_at, 0) AS created, caption, image_0_uid, image_1_uid,
         label_0 > label_1 AS first, CASE
+            WHEN unreadable THEN '{UNREADABLE}'
             WHEN user_id IS NULL OR coalesce(trim(caption), '') = '' OR coalesce(image_0_uid, '') = ''
                  OR coalesce(image_1_uid, '') = '' THEN '{INCOMPLETE}'
             WHEN has_label IS NOT TRUE OR label_0 IS NULL OR label_1 IS NULL OR isnan(label_0) OR isnan(label_1)
@@ -133,7 +137,9 @@ def read(db: duckdb.DuckDBPyConnection, source: Source, limits: Limits) -> None:
 
 def _captions(db: duckdb.DuckDBPyConnection, words: tuple[str, ...]) -> None:
     """Normalised prompts, their split and the word list, once a distinct caption."""
-    banned = re.compile(r"\b(?:" + "|".join(re.escape(normal_prompt(w)) for w in words) + r")\b") if words else None
+    # Not \b, which finds no border beside a word's own sign, such as that of "c++".
+    listed = "|".join(re.escape(normal_prompt(word)) for word in words)
+    banned = re.compile(rf"(?<!\w)(?:{listed})(?!\w)") if words else None
     numbers: dict[str, int] = {}
     splits: list[str] = []
     db.execute("CREATE OR REPLACE TABLE captions (number BIGINT, text VARCHAR, prompt BIGINT, nsfw BOOLEAN)")
@@ -176,7 +182,7 @@ def _drop(db: duckdb.DuckDBPyConnection, rule: str, numbers: str) -> None:
 
 def judge(db: duckdb.DuckDBPyConnection, looked: list[str]) -> None:
     """Rules about the pictures themselves. looked: Parquet files of (id, fault, hash, digest)."""
-    db.execute("CREATE TEMP TABLE looks AS SELECT * FROM read_parquet(?)", [looked])
+    db.execute(f"CREATE TEMP TABLE looks AS SELECT * FROM {parquet(looked)}")
     db.execute(f"INSERT INTO gone SELECT fault, '{PICTURE}', NULL, id, NULL FROM looks WHERE fault IS NOT NULL")
     both = "SELECT number FROM live JOIN looks w ON w.id = winner JOIN looks l ON l.id = loser WHERE"
     _drop(db, FAULTY, f"{both} w.fault IS NOT NULL OR l.fault IS NOT NULL")

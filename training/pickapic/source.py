@@ -1,4 +1,4 @@
-"""Pick-a-Pic's Parquet as published: found, checked against the published columns, streamed.
+"""Pick-a-Pic's Parquet as published: listed, checked against the published columns, streamed.
 
 Columns: README of yuvalkirstain/pickapic_v1, _v2 and _v2_no_images. A row is one choice between two pictures; the
 no-images variant lacks jpg_0 and jpg_1. A row's number counts through all files in the order of their names.
@@ -12,13 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as kinds
+from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from prefgen.files import is_hidden
 
 from ..data.errors import DataError
 
@@ -53,6 +57,7 @@ CHOICES = pa.schema(
         *((name, pa.float64()) for name in ("label_0", "label_1")),
         *((name, pa.bool_()) for name in ("has_label", "are_different")),
         ("created_at", pa.int64()),  # microseconds since 1970
+        ("unreadable", pa.bool_()),  # a text isn't UTF-8; it is null then
     ]
 )
 
@@ -84,7 +89,7 @@ class Source:
         for file in self.files:
             with opened(self.url, file) as parquet:
                 for batch in parquet.iter_batches(BATCH, columns=list(COLUMNS)):
-                    yield _as_choices(batch, number)
+                    yield _as_choices(batch, number, file)
                     number += len(batch)
 
     def pictures(self, unit: Unit, places: np.ndarray) -> Iterator[bytes | None]:
@@ -106,12 +111,14 @@ def find(url: str, pattern: str, unit_bytes: int) -> Source:
     DataError: no such folder, no such file in it, a file that is cut short, lacks a column or has one of another type.
     """
     try:
-        system, folder = url_to_fs(url)
+        system, folder = _filesystem(url)
         if system.isfile(folder):
-            url, found = str(PurePosixPath(url).parent) if "://" not in url else url.rpartition("/")[0], [folder]
+            url = url.rpartition("/")[0] if "://" in url and not Path(url).exists() else str(Path(url).parent)
+            found = [folder]
             folder = folder.rpartition("/")[0]
         else:
-            found = sorted(system.glob(f"{escape(folder.rstrip('/'))}/{pattern}"))
+            root = folder.rstrip("/")
+            found = sorted(path for path in system.glob(f"{escape(root)}/{pattern}") if not _hidden_below(root, path))
     except (ValueError, ImportError, OSError) as error:
         raise DataError(f"Can't read {url}: {error}.") from error
     if not found:
@@ -120,7 +127,7 @@ def find(url: str, pattern: str, unit_bytes: int) -> Source:
     units, rows, sizes, images = [], [], [], None
     for file, path in zip(files, found, strict=True):
         with opened(url, file) as parquet:
-            with_images = _checked(parquet.schema_arrow, file)
+            with_images = _checked(_schema(parquet, file), file)
             metadata = parquet.metadata
         if images is not None and images != with_images:
             raise DataError(f"{file} has {'' if with_images else 'no '}pictures, unlike {files[0]}: read them apart.")
@@ -132,17 +139,62 @@ def find(url: str, pattern: str, unit_bytes: int) -> Source:
     return Source(url, tuple(files), tuple(rows), bool(images), tuple(units), hashlib.sha256(listed).hexdigest())
 
 
+def _filesystem(url: str) -> tuple[AbstractFileSystem, str]:
+    """(fsspec's file system, path in it). What lies on this machine is no URL, whatever signs its name has."""
+    if Path(url).exists():
+        return LocalFileSystem(), Path(url).absolute().as_posix()
+    return url_to_fs(url)
+
+
 @contextmanager
 def opened(url: str, file: str) -> Iterator[pq.ParquetFile]:
     """One file, read in small pieces. DataError when it can't be read, now or on the way."""
     try:
-        system, folder = url_to_fs(url)
+        system, folder = _filesystem(url)
         with system.open(f"{folder.rstrip('/')}/{file}", "rb") as stream:
             with pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False) as parquet:
                 yield parquet
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise DataError(f"{file} in {url} is no whole Parquet file ({reason}): fetch it again.") from error
+    except MemoryError as error:  # Arrow's is one too
+        raise DataError(
+            f"The memory is full while {file} in {url} is read: close other programs, or take fewer --processes."
+        ) from error
+    except pa.ArrowNotImplementedError as error:
+        raise DataError(
+            f"{file} in {url} is written in a way that pyarrow {pa.__version__} can't read ({_reason(error)}): update "
+            "pyarrow, or write the file anew."
+        ) from error
+    except OSError as error:
+        if error.errno is None and not isinstance(error, TimeoutError):  # Arrow's own, about what the file holds
+            raise _damaged(url, file, error) from error
+        raise DataError(
+            f"Can't read {file} in {url} ({error.strerror or _reason(error)}): see that it is there and may be read, "
+            "and run the same command again."
+        ) from error
+    except pa.ArrowException as error:
+        raise _damaged(url, file, error) from error
+
+
+def _damaged(url: str, file: str, error: Exception) -> DataError:
+    return DataError(f"{file} in {url} is no whole Parquet file ({_reason(error)}): fetch it again.")
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _hidden_below(root: str, path: str) -> bool:
+    """Whether a file, or a folder between it and the root, is hidden or the system's own."""
+    below = PurePosixPath(path[len(root) :].lstrip("/")).parts
+    return any(is_hidden(Path(root, *below[: i + 1])) for i in range(len(below)))
+
+
+def _schema(parquet: pq.ParquetFile, file: str) -> pa.Schema:
+    """A file's columns. DataError for names that aren't UTF-8."""
+    try:
+        return parquet.schema_arrow
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} has a column whose name isn't UTF-8: fetch the published file.") from error
 
 
 def _checked(schema: pa.Schema, file: str) -> bool:
@@ -151,6 +203,8 @@ def _checked(schema: pa.Schema, file: str) -> bool:
     for name, (words, fits) in wanted.items():
         if name not in schema.names:
             raise DataError(f"{file} lacks the column {name!r} of Pick-a-Pic: fetch the published file.")
+        if schema.names.count(name) > 1:
+            raise DataError(f"{file} has the column {name!r} twice: fetch the published file.")
         kind = schema.field(name).type
         if not fits(kind):
             raise DataError(f"{file} has the column {name!r} as {kind} instead of {words}: fetch the published file.")
@@ -170,11 +224,44 @@ def _units(metadata: pq.FileMetaData, file: str, start: int, unit_bytes: int) ->
         yield Unit(file, tuple(groups), start, rows)
 
 
-def _as_choices(batch: pa.RecordBatch, number: int) -> pa.Table:
+def _as_choices(batch: pa.RecordBatch, number: int, file: str) -> pa.Table:
+    """A batch as CHOICES, its first row having this number. DataError for a value that CHOICES can't hold."""
     columns = {"number": pa.array(np.arange(number, number + len(batch)))}
+    unreadable = np.zeros(len(batch), bool)
     for name in COLUMNS:
-        column = batch.column(name)
-        if name == "created_at":
-            column = column.cast(pa.timestamp("us"), safe=False)
-        columns[name] = column.cast(CHOICES.field(name).type)
+        column, wanted = batch.column(name), CHOICES.field(name).type
+        try:
+            if name == "created_at":
+                column = column.cast(pa.timestamp("us"), safe=False)
+            column = column.cast(wanted)
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"{file} has a value in the column {name!r} that doesn't belong there ({_reason(error)}): fetch the "
+                "published file."
+            ) from error
+        if wanted == pa.string():
+            column, broken = _readable(column)
+            unreadable |= broken
+        columns[name] = column
+    columns["unreadable"] = pa.array(unreadable)
     return pa.table(columns, CHOICES)
+
+
+def _readable(texts: pa.StringArray) -> tuple[pa.StringArray, np.ndarray]:
+    """(texts, null where they aren't UTF-8; bool [n]: where that is). Parquet's readers take any bytes for text."""
+    try:
+        texts.validate(full=True)
+        return texts, np.zeros(len(texts), bool)
+    except pa.ArrowInvalid:
+        pass
+
+    def decoded(data: bytes | None) -> str | None:
+        try:
+            return None if data is None else data.decode()
+        except UnicodeDecodeError:
+            return None
+
+    raw = texts.cast(pa.binary()).to_pylist()
+    read = [decoded(data) for data in raw]
+    broken = [data is not None and text is None for data, text in zip(raw, read, strict=True)]
+    return pa.array(read, pa.string()), np.array(broken, bool)

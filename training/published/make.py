@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ..data import card, engine
+from ..data import card, duck, engine
 from ..data.errors import DataError
 from ..data.schema import PAIRS, PICTURES, USERS
 from ..data.store import ROW_GROUP, Store, shard_name, write_parquet
-from ..pickapic.make import _explained, _tables
+from ..pickapic.make import _tables
 from . import rules
 from .layouts import AGENTS, FRAMES, Options, Source, detect
 from .unpickler import load
@@ -74,7 +74,7 @@ def make(source: Path, folder: Path, options: Options, unit_mb: int, processes: 
     if store.done:
         print(f"{folder} is finished already.")
         return
-    with store.lock(), _explained(store):
+    with store.lock(), duck.explained(store.work):
         if store.done:
             return
         with tqdm(files, unit="file", desc="read", mininterval=1) as bar:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+
+from prefgen.files import TextError, read_text
 
 from ..data.errors import DataError
 from .make import FORMAT
@@ -45,7 +48,7 @@ def read_key(folder: Path) -> dict:
     """The key of the study in `folder`. DataError if there is none."""
     path = folder / "key.json"
     try:
-        key = json.loads(path.read_text(encoding="utf-8"))
+        key = json.loads(read_text(path))
         if key["format"] != FORMAT:
             raise DataError(f"{path} has format {key['format']}; this version of PrefGen reads {FORMAT}.")
         for trial in key["trials"].values():
@@ -77,12 +80,13 @@ def read_answers(files: list[Path], key: dict) -> Answers:
 def read_file(file: Path) -> list[tuple[int, dict]]:
     """[(line, row)] of a CSV file as the page saves it."""
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            if reader.fieldnames != COLUMNS:
-                raise DataError(f"{file} has not the columns {', '.join(COLUMNS)}: give it as the page saved it.")
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(read_text(file), newline=""))
+        if reader.fieldnames != COLUMNS:
+            raise DataError(f"{file} has not the columns {', '.join(COLUMNS)}: give it as the page saved it.")
+        rows = [(reader.line_num, row) for row in reader]
+    except TextError as error:
+        raise DataError(str(error)) from error
+    except (OSError, csv.Error) as error:
         raise DataError(f"Can't read {file}: {error}.") from error
     if not rows:
         raise DataError(f"{file} holds no answer: leave it out.")

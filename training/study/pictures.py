@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prefgen.files import TextError, read_text
+
 from ..data.errors import DataError
 
 VERDICTS = ("liked", "disliked")
@@ -53,13 +55,16 @@ def rows_of(file: Path) -> Iterator[tuple[str, dict]]:
         if file.suffix == ".parquet":
             import pyarrow.parquet as pq
 
-            yield from ((f"{file}, row {i}", row) for i, row in enumerate(pq.read_table(file).to_pylist(), 1))
+            rows = pq.read_table(file, partitioning=None).to_pylist()
+            yield from ((f"{file}, row {i}", row) for i, row in enumerate(rows, 1))
         elif file.suffix == ".jsonl":
-            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            for number, line in enumerate(read_text(file).split("\n"), 1):
                 if line.strip():
                     yield f"{file}, line {number}", json.loads(line)
         else:
             raise DataError(f"{file} is no table: PICTURES is a .jsonl or .parquet file, or a folder.")
+    except TextError as error:
+        raise DataError(str(error)) from error
     except (OSError, ValueError) as error:  # what pyarrow raises is one of these as well
         raise DataError(f"Can't read {file}: {str(error).splitlines()[0]}.") from error
 
@@ -96,7 +101,7 @@ def read_demo(folder: Path, scratch: Path) -> Pictures:
     from scripts import demo
 
     try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report = json.loads(read_text(folder / "report.json"))
         people = demo.unseen_users(int(report["users"]))
         prompts = demo.spread(captions.heldout_prompts(), int(report["prompts"]))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 from tqdm import tqdm
 
-from prefgen.files import write_atomic
+from prefgen.files import read_text, write_atomic
 
 from ..data import card
 from ..data.cli import natural, positive
@@ -97,13 +97,13 @@ def make(data: Path, folder: Path, each: int, seed: int) -> dict:
     """Write train.parquet, test.parquet and report.json; returns the report. DataError for no whole data set."""
     if not (data / MANIFEST).exists():
         raise DataError(f"{data} has no {MANIFEST}: it is no data set, or its making was not finished.")
-    source = json.loads((data / MANIFEST).read_text())
+    source = json.loads(read_text(data / MANIFEST))
     config = {"questions_a_user": each, "seed": seed, "source": source["config"]}
     config["source_sha256"] = sha256(data / MANIFEST)
     done = folder / "report.json"
-    if done.exists() and json.loads(done.read_text())["config"] == config:
+    if done.exists() and json.loads(read_text(done))["config"] == config:
         print(f"{folder} is finished already.")
-        return json.loads(done.read_text())
+        return json.loads(read_text(done))
     if done.exists():
         raise DataError(f"{folder} holds questions of another set or other options: name another folder.")
     control, kinds, answers, right = TextOnly(), {TRAIN: Counter(), TEST: Counter()}, Counter(), Counter()
