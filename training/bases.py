@@ -44,14 +44,19 @@ class Base:
     """A frozen UNet with its VAE, text encoders and noise schedule.
 
     encoders: (tokenizer, CLIP text model) in the order in which the UNet reads them. scheduler: DDIM of the base's own
-    schedule; `alphas` [timesteps] and `prediction` ("epsilon", "v_prediction") come from it. Encoders and VAE compute
-    in fp32 weights (SDXL's VAE overflows in half precision), the UNet in `dtype`.
+    schedule; `prediction` ("epsilon", "v_prediction") comes from it, and so does `alphas` [timesteps], the cumulative
+    ones on the CPU, where none are given. Encoders and VAE compute in fp32 weights (SDXL's VAE overflows in half
+    precision), the UNet in `dtype`.
     """
 
-    def __init__(self, family, unet, vae, encoders, scheduler, pixels: int, dtype: torch.dtype, device):
+    def __init__(self, family, unet, vae, encoders, scheduler, pixels: int, dtype: torch.dtype, device, alphas=None):
         self.family, self.pixels, self.dtype, self.device = family, pixels, dtype, torch.device(device)
         self.unet, self.vae, self.encoders, self.scheduler = unet, vae, list(encoders), scheduler
-        self.alphas = scheduler.alphas_cumprod.to(self.device)
+        self.alphas = (scheduler.alphas_cumprod if alphas is None else alphas).cpu()
+        # The tables are made in the schedule's own precision, which may be fp64; MPS takes fp32 alone.
+        self.signal_scale = self.alphas.sqrt().float().to(self.device)
+        self.noise_scale = (1 - self.alphas).sqrt().float().to(self.device)
+        self.alphas32 = self.alphas.float().to(self.device)
         self.prediction = scheduler.config.prediction_type
         if self.prediction not in ("epsilon", "v_prediction"):
             raise BaseError(f"base.path: a scheduler of prediction_type {self.prediction} can't be trained with.")
@@ -92,12 +97,12 @@ class Base:
 
     def added_conditions(self, text: Text, sizes: torch.Tensor | None) -> dict | None:
         """What SDXL's UNet reads besides the states: the pooled embedding, and original size, crop and target size in
-        pixels. sizes: [B, 4], height and width of the original, top and left of the crop."""
+        pixels, fp32. sizes: [B, 4], height and width of the original, top and left of the crop."""
         if self.family != "sdxl":
             return None
         target = torch.full((len(sizes), 2), self.pixels)
         ids = torch.cat([sizes.cpu().float(), target], 1).to(self.device)  # [B, 6]
-        return {"text_embeds": text.pooled.to(self.dtype), "time_ids": ids.to(self.dtype)}
+        return {"text_embeds": text.pooled.to(self.dtype), "time_ids": ids}  # in bf16 1,300 pixels are 1,296
 
     def predict(self, noisy, timesteps, text: Text, sizes: torch.Tensor | None = None) -> torch.Tensor:
         """The UNet's output [B, c, h, w], fp32, for noisy latents of that shape."""
@@ -109,17 +114,17 @@ class Base:
 
     def noised(self, latents, timesteps, noise) -> tuple[torch.Tensor, torch.Tensor]:
         """(noisy latents, what the UNet should predict), both [B, c, h, w]."""
-        signal = self.alphas[timesteps].sqrt().float()[:, None, None, None]
-        spread = (1 - self.alphas[timesteps]).sqrt().float()[:, None, None, None]
-        target = noise if self.prediction == "epsilon" else signal * noise - spread * latents
-        return signal * latents + spread * noise, target
+        signal = self.signal_scale[timesteps][:, None, None, None]
+        level = self.noise_scale[timesteps][:, None, None, None]
+        target = noise if self.prediction == "epsilon" else signal * noise - level * latents
+        return signal * latents + level * noise, target
 
     def min_snr_weights(self, timesteps, gamma: float | None) -> torch.Tensor:
         """Weight [B] of each sample's loss: min(SNR, gamma) in terms of x0 (Hang et al., arXiv 2303.09556), ones
         without gamma."""
         if gamma is None:
             return torch.ones(len(timesteps), device=self.device)
-        alphas = self.alphas[timesteps].float()
+        alphas = self.alphas32[timesteps]
         snr = alphas / (1 - alphas)
         if self.prediction == "epsilon":
             return (gamma / snr).clamp(max=1)
@@ -179,9 +184,8 @@ def _atelier(config: Config, device, text_only: bool) -> Base:
     unet, vae = (None, None) if text_only else (models.load_unet_diffusers(), models.load_vae_diffusers())
     encoders = [(models.clip_tokenizer(), models.load_clip())]
     pixels, dtype = models.IMAGE_SIZE, DTYPES[config.base.precision]
-    base = AtelierBase("atelier", unet, vae, encoders, atelier_scheduler(), pixels, dtype, device)
-    base.alphas = models.alphas_cumprod().to(base.device)  # its last one is no exact zero
-    return base
+    alphas = models.alphas_cumprod()  # its last one is no exact zero, as the scheduler's is
+    return AtelierBase("atelier", unet, vae, encoders, atelier_scheduler(), pixels, dtype, device, alphas)
 
 
 def _published(config: Config, device, text_only: bool) -> Base:

@@ -20,6 +20,7 @@ from prefgen.mllm.files import MLLMError
 from prefgen.mllm.model import PreferenceMLLM
 from prefgen.mllm.prompt import CLOSING_QUESTION
 
+from . import core
 from .bases import DTYPES
 from .histories import AtelierHistories, Histories, History
 
@@ -116,8 +117,7 @@ class Reader:
                 f"The tokenizer of {self.mllm.name} begins {answers[0]!r} and {answers[1]!r} alike, so nothing tells "
                 "them apart: its files are damaged, or of another family."
             )
-        said = self.mllm.model.get_output_embeddings()(states).float()
-        return said[:, first] - said[:, second]
+        return _difference(states, self.mllm.model.get_output_embeddings(), first, second)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(H [B, layers, D] float32 at the end of every prompt, last states [B, T, D])."""
@@ -152,6 +152,15 @@ class Reader:
         return self.forward(self.batch([Asked(history) for history in histories]))[0].cpu()
 
 
+@core.full_precision
+def _difference(states: torch.Tensor, head: torch.nn.Linear, first: int, second: int) -> torch.Tensor:
+    """Logit of one token less that of another, fp32 [B]. In bf16 a logit of 20 is known to 0.06, and here a difference
+    counts."""
+    rows = head.weight[[first, second]].float()
+    said = F.linear(states, rows, None if head.bias is None else head.bias[[first, second]].float())
+    return said[:, 0] - said[:, 1]
+
+
 def stacked(rows: list, length: int):
     """One of the decoder's arguments for several conversations. Tensors [1, T, ...] are padded to [B, length, ...],
     positions [3, 1, T] to [3, B, length]; lists (the deeper layers' image tokens) are joined."""
@@ -180,7 +189,6 @@ class AtelierEyes(Eyes):
     def __init__(self, world: AtelierHistories, runs: Path):
         from prefgen.atelier.models import CLIP_VISION_CONFIG, load_clip
 
-        from . import core
         from .atelier.clip import image_features
 
         width = CLIP_VISION_CONFIG["projection_dim"]

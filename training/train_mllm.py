@@ -68,12 +68,35 @@ def taste_targets(world: Histories, users: list[int]) -> torch.Tensor:
     return truth
 
 
+@core.full_precision
 def identity_loss(once: torch.Tensor, again: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
     """Symmetric InfoNCE between two histories [users, D] each: row i of both is one user."""
     a, b = (F.normalize(F.layer_norm(half, half.shape[-1:]), dim=1) for half in (once, again))
     logits = a @ b.T / temperature
     target = torch.arange(len(a), device=a.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+@core.full_precision
+def answer_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Sum of the cross entropy over the answers' tokens. logits [tokens, vocabulary], truth [tokens]."""
+    return F.cross_entropy(logits, truth, reduction="sum")
+
+
+@core.full_precision
+def reading_loss(read: TasteHeads, states: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Mean binary cross entropy of the heads. states [B, layers, D], truth [B, 2 * attributes]."""
+    # The positives are rare (about 10 of 98): weigh them up, or the heads first learn to say nothing.
+    weight = torch.tensor(4.0, device=truth.device)
+    return F.binary_cross_entropy_with_logits(read(states), truth, pos_weight=weight)
+
+
+@core.full_precision
+def contrast_loss(leaning: torch.Tensor) -> torch.Tensor:
+    """Sum of -log sigmoid(liked - disliked). leaning [2 * pairs]: towards "yes", of the liked picture and of the
+    disliked one by turns."""
+    liked, disliked = leaning.unflatten(0, (-1, 2)).unbind(1)
+    return F.softplus(disliked - liked).sum()
 
 
 def open_mllm(args, world: Histories, run: core.Run) -> tuple[Reader, nn.Module, object]:
@@ -182,13 +205,10 @@ def losses_of(model, reader: Reader, heads: TasteHeads | None, samples: Samples,
     losses = dict.fromkeys(("answer", "reading", "identity", "contrast"), nothing)
     head, answered = model.get_output_embeddings(), batch.labels[:, 1:] != -100
     if answered.any():
-        said, truth = head(last[:, :-1][answered]).float(), batch.labels[:, 1:][answered]
-        losses["answer"] = F.cross_entropy(said, truth, reduction="sum") * (shares / tokens)
+        said, truth = head(last[:, :-1][answered]), batch.labels[:, 1:][answered]
+        losses["answer"] = answer_loss(said, truth) * (shares / tokens)
     if heads is not None and args.reading:
-        # The positives are rare (about 10 of 98): weigh them up, or the heads first learn to say nothing.
-        truth, weight = taste_targets(reader.world, users * 2).to(device), torch.tensor(4.0, device=device)
-        with torch.autocast(device.type, enabled=False):
-            read = F.binary_cross_entropy_with_logits(heads(closing), truth, pos_weight=weight)
+        read = reading_loss(heads, closing, taste_targets(reader.world, users * 2).to(device))
         losses["reading"] = read * (len(users) * shares / len(samples.users))
     if args.identity:
         counts = [len(samples.users[rank * args.accumulate + piece :: shares]) for rank in range(run.world)]
@@ -198,8 +218,7 @@ def losses_of(model, reader: Reader, heads: TasteHeads | None, samples: Samples,
             losses["identity"] = identity_loss(*halves) * share
     if mine.pairs:
         ends = last[torch.arange(len(last), device=device), batch.last][-len(mine.pairs) :]
-        leaning = reader.leaning(ends, (YES, NO)).unflatten(0, (-1, 2))  # of the liked picture, of the disliked
-        losses["contrast"] = F.softplus(leaning[:, 1] - leaning[:, 0]).sum() * (2 * shares / len(samples.pairs))
+        losses["contrast"] = contrast_loss(reader.leaning(ends, (YES, NO))) * (2 * shares / len(samples.pairs))
     return losses
 
 

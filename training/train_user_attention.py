@@ -317,6 +317,7 @@ def connect(branch: list[UserAttention], keys_values: list | None) -> None:
         processor.keys_values = pair
 
 
+@core.full_precision
 def squared(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean squared error of every sample, [B]."""
     return F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)

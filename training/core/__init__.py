@@ -29,6 +29,7 @@ sharded.py      weights that are spread over processes
 journal.py      log.jsonl, TensorBoard, where a step's time goes
 trouble.py      signals, memory, disk: one sentence each
 optim.py        learning rate, weight decay, EMA
+precision.py    losses in fp32, whatever computes around them
 order.py        which samples a step sees
 files.py        weights, arrays and pictures, written atomically
 """
@@ -39,6 +40,7 @@ from .checkpoints import last_state
 from .files import picture_grid, save_array, save_weights
 from .optim import Ema, cosine, parameter_groups
 from .order import batch_indices, step_seed
+from .precision import full_precision
 from .run import Run, optimise
 from .sharded import whole
 
@@ -47,6 +49,7 @@ __all__ = [
     "Run",
     "batch_indices",
     "cosine",
+    "full_precision",
     "last_state",
     "optimise",
     "parameter_groups",
