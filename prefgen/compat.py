@@ -21,9 +21,7 @@ def load_image_text_to_text(folder: Path, dtype: torch.dtype, nf4_device: str | 
     import transformers
     from transformers import AutoModelForImageTextToText
 
-    # The keyword moved in 4.56; the old one warns from then on.
-    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    options = {"dtype" if version >= (4, 56) else "torch_dtype": dtype}
+    options = dtype_option(dtype)
     if nf4_device is not None:
         options["device_map"] = {"": nf4_device}
         options["quantization_config"] = transformers.BitsAndBytesConfig(
@@ -46,6 +44,14 @@ def load_image_text_to_text(folder: Path, dtype: torch.dtype, nf4_device: str | 
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
     return model.eval()
+
+
+def dtype_option(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """from_pretrained's keyword for the weights' precision: it moved in 4.56, and the old one warns from then on."""
+    import transformers
+
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    return {"dtype" if version >= (4, 56) else "torch_dtype": dtype}
 
 
 def transformers_knows(model_type: str) -> bool:

@@ -21,7 +21,7 @@ from prefgen.atelier.models import WEIGHTS
 from prefgen.files import write_atomic
 
 UPSTREAM = ("atelier.pool", "atelier.mllm_vision", "extract", "probe_layers", "train_alignment")
-CACHES = ("latents.npy", "clip_images.npy")
+CACHES = ("latents", "clip_images")
 WEIGHT_FILES = ("clip.safetensors", "clip_tokenizer", "judge.safetensors", "unet.safetensors", "vae.safetensors")
 
 
@@ -51,7 +51,8 @@ def prepare(name: str, runs: Path, out: Path) -> Path:
     for kind in ("runs", "weights"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     anew = {*ablation.stages, *(["probe_layers"] if ablation.layers else [])}
-    shared = {folder / "runs" / part: runs / part for part in (*UPSTREAM, *CACHES) if part not in anew}
+    caches = [part for name in CACHES if (runs / f"{name}.json").exists() for part in (f"{name}.npy", f"{name}.json")]
+    shared = {folder / "runs" / part: runs / part for part in (*UPSTREAM, *caches) if part not in anew}
     shared |= {folder / "weights" / part: WEIGHTS / part for part in WEIGHT_FILES}
     if "train_mllm" in ablation.stages:
         (folder / "weights/mllm").mkdir(exist_ok=True)

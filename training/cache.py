@@ -7,6 +7,7 @@ how far they are. Files grow at their end only, are cut to what the note vouches
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -16,12 +17,24 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.distributed as dist
+from torch import nn
 from tqdm import tqdm
 
 from prefgen.files import read_text, write_atomic
 
 Columns = dict[str, tuple[tuple[int, ...], type]]
+
+
+def digest_of(*modules: nn.Module) -> str:
+    """SHA-256 of the modules' weights by name, dtype, shape and content, for the key of what they computed."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def cached(

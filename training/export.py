@@ -3,7 +3,8 @@
     python -m training.export --config sdxl_24gb --out taste.safetensors
 
 A checkpoint resumes a run; this file is for use: the branch's averaged weights, the aligner and normalisers, and a
-header that says what they were made for. `--unfinished` takes a run that has steps left.
+header that says what they were made for. `--unfinished` takes a run that has steps left. Weights are stored as fp16, as
+public adapters have them; the normalisers stay fp32.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from prefgen.files import read_text
 from prefgen.fusion import UserProjection
 
 from . import core
+from .bases import DTYPES
 from .config.command import arguments
 from .core.folder import RunFolder
 from .extract import Extracted
@@ -122,8 +124,23 @@ def trained_adapter(args: SimpleNamespace, unfinished: bool = False) -> UserAdap
     return adapter.eval().requires_grad_(False)
 
 
+def stored(adapter: UserAdapter, dtype: str) -> UserAdapter:
+    """The adapter with its weights as they are stored, in place. The normalisers' means may be larger than fp16 holds,
+    so they stay fp32. SystemExit where a weight isn't finite, before the cast or after it."""
+    broken = [name for name, value in adapter.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise SystemExit(f"{broken[0]} of the checkpoint is not finite: export an earlier checkpoint, or train anew.")
+    for part in (adapter.projection, adapter.aligner, adapter.to_k_ip, adapter.to_v_ip):
+        part.to(DTYPES[dtype])
+    broken = [name for name, value in adapter.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise SystemExit(f"{broken[0]} has weights too large for {dtype}: export with --dtype fp32.")
+    return adapter
+
+
 def options(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="fp16", help="of the stored weights")
     parser.add_argument("--unfinished", action="store_true", help="export a run that has steps left")
 
 
@@ -133,7 +150,7 @@ def main() -> None:
         raise SystemExit(f"--out {args.options.out}: the file's name has to end in .safetensors.")
     adapter = trained_adapter(args, args.options.unfinished)
     RunFolder(args)  # refuses a configuration that isn't the run's
-    save_adapter(adapter, args.options.out)
+    save_adapter(stored(adapter, args.options.dtype), args.options.out)
     megabytes = args.options.out.stat().st_size / 1e6
     print(f"{args.options.out}: {megabytes:.1f} MB, step {adapter.header.training['step']} of {args.steps}")
 

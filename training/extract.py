@@ -56,13 +56,15 @@ def main() -> None:
         return
     world = histories_of(args.config, args.runs)
     jobs = jobs_of(world, args)
-    reader, eyes = (of(args, world, run.accelerator.device) for of in (reader_of, eyes_of))
+    reader = reader_of(args, world, run.accelerator.device)
+    eyes = eyes_of(args, world, run.accelerator.device, run.rank, run.world)
     mllm = reader.fingerprint
     columns = {
         "hidden": ((mllm["num_layers"], mllm["hidden_size"]), np.float16),
         "images": ((eyes.about["width"],), np.float16),
     }
     key = {"mllm": mllm, "clip_vision": eyes.about, "world": world.name, "jobs": args.fingerprint}
+    key |= {"clip_vision_weights": eyes.digest, "pictures": world.digest}
 
     def fill(start: int, stop: int) -> dict[str, np.ndarray]:
         return read(world, reader, eyes, args, jobs[start:stop])

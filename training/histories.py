@@ -6,6 +6,7 @@ schema (training/data/schema.py), whose users have the pictures that they have.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from prefgen.atelier import captions
+from prefgen.files import read_text
 from prefgen.pictures import LONG_SIDE, PUBLISHED, PictureError, read_picture
 
 from .data.errors import DataError
 from .data.schema import LIKED, TEST, TRAIN
+from .data.store import sha256
 from .users_pool import ATTRIBUTE_INDEX, Dealer, interleaved, users_of
 
 
@@ -73,6 +76,15 @@ class Histories(ABC):
     @abstractmethod
     def dislikes(self, user: int) -> list[int]:
         """Numbers of the disliked attributes; empty when unknown."""
+
+    def has_disliked(self, user: int) -> bool:
+        """Whether a history can show a picture that the user dislikes."""
+        return True
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 of the world's pictures and of what is known of its users, for caches."""
 
     @abstractmethod
     def phrase(self, attribute: int) -> str:
@@ -142,6 +154,10 @@ class AtelierHistories(Histories):
 
     def dislikes(self, user: int) -> list[int]:
         return [ATTRIBUTE_INDEX[tuple(pair)] for pair in self.person(user).disliked]
+
+    @property
+    def digest(self) -> str:
+        return self.pool.digest
 
     def phrase(self, attribute: int) -> str:
         family, name = list(ATTRIBUTE_INDEX)[attribute]
@@ -253,6 +269,13 @@ class DataSetHistories(Histories):
     def dislikes(self, user: int) -> list[int]:
         return [self._number[o["attribute"]] for o in self._people[user]["dislikes"] or ()]
 
+    def has_disliked(self, user: int) -> bool:
+        return len(self._of(user, False)) > 0
+
+    @cached_property
+    def digest(self) -> str:
+        return sha256(self.folder / "manifest.json")  # it holds the checksum of every file
+
     def phrase(self, attribute: int) -> str:
         return self._phrases[attribute]
 
@@ -310,8 +333,36 @@ class DataSetHistories(Histories):
 
 
 def histories_of(config, runs: Path) -> Histories:
-    """The world that a configuration names."""
-    return AtelierHistories(runs) if config.data.path is None else DataSetHistories(config.data.path)
+    """The world that a configuration names. DataError where its pictures are smaller than what is trained on."""
+    if config.data.path is None:
+        return AtelierHistories(runs)
+    world = DataSetHistories(config.data.path)
+    check_size(world.folder, config.base.pixels)
+    return world
 
 
-__all__ = ["TEST", "TRAIN", "AtelierHistories", "DataSetHistories", "Histories", "History", "Wanted", "histories_of"]
+def check_size(folder: Path, pixels: int) -> None:
+    """DataError for a set that was painted smaller than base.pixels: training would enlarge every picture and learn
+    that blur is liked. Real people's sets have pictures of many sizes, which no manifest names."""
+    try:
+        painted = json.loads(read_text(folder / "manifest.json"))["config"].get("size")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder / 'manifest.json'} is damaged: make the set again.") from error
+    if isinstance(painted, int) and painted < pixels:
+        raise DataError(
+            f"{folder} was painted at {painted} pixels, base.pixels is {pixels}: paint it with --size {pixels}, or set "
+            f"base.pixels={painted // 64 * 64 or 64}."
+        )
+
+
+__all__ = [
+    "TEST",
+    "TRAIN",
+    "AtelierHistories",
+    "DataSetHistories",
+    "Histories",
+    "History",
+    "Wanted",
+    "check_size",
+    "histories_of",
+]

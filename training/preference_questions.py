@@ -12,7 +12,7 @@ from prefgen.files import read_text
 from prefgen.mllm.prompt import AVOID_QUESTION, CLOSING_QUESTION
 
 from .data.errors import DataError
-from .data.schema import TRAIN
+from .data.schema import DISLIKED, LIKED, TRAIN
 from .data.store import sha256
 from .histories import AtelierHistories, DataSetHistories, Histories, History
 from .readers import Asked
@@ -28,7 +28,8 @@ def taste_answer(world: Histories, user: int) -> str:
     if not world.tastes(user):
         return ""
     liked = " or ".join(world.texts(user))
-    return f"likes {liked} ; avoids {', '.join(world.phrase(a) for a in world.dislikes(user))}"
+    avoided = ", ".join(world.phrase(a) for a in world.dislikes(user))
+    return f"likes {liked} ; avoids {avoided}" if avoided else f"likes {liked}"
 
 
 def closing(world: Histories, user: int, rng: np.random.Generator, liked: int, disliked: int) -> Asked:
@@ -67,6 +68,11 @@ class Questions:
     def ask(self, user: int, rng: np.random.Generator, liked: int, disliked: int) -> Asked:
         """One question about a user."""
         if self.table is not None:
+            if not len(self.table):
+                raise DataError(
+                    f"The questions made of {self.world.folder} are none, as of a set whose users dislike nothing: set "
+                    "train_mllm.others=0."
+                )
             return self._made(int(rng.choice(self.rows.get(user) or range(len(self.table)))))
         history = self.world.history(user, rng, liked, disliked)
         return self._dealt(self.world, user, history, rng)
@@ -121,9 +127,15 @@ class Questions:
 
 
 def would(world: Histories, user: int, history: History, rng: np.random.Generator, liked: bool) -> Asked:
-    """Whether the user would like one more picture, which is not in the history."""
+    """Whether the user would like one more picture, which is not in the history where the user has another.
+
+    DataError for a user without a picture of that verdict: any other picture's answer would be wrong.
+    """
     more = world.history(user, rng, len(history.pictures) + 1, len(history.pictures) + 1)
     fresh = [p for p, verdict in zip(more.pictures, more.liked, strict=True) if verdict == liked]
     unseen = [p for p in fresh if p not in history.pictures]
-    picture = (unseen or fresh or history.pictures[history.liked == liked].tolist() or history.pictures.tolist())[0]
+    judged = unseen or fresh or history.pictures[history.liked == liked].tolist()
+    if not judged:
+        raise DataError(f"User {user} of {world.name} has no {LIKED if liked else DISLIKED} picture to be asked about.")
+    picture = judged[0]
     return Asked(history, WOULD, YES if liked else NO, np.array([picture], np.int64))

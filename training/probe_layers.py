@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ from prefgen.atelier.models import MLLM_FOLDER
 from prefgen.mllm.model import PreferenceMLLM
 
 from . import core, probes
-from .bootstrap import bootstrap
+from .bootstrap import bootstrap, resampled
 from .config.command import arguments
 from .data.errors import DataError
 from .data.schema import normal_prompt
@@ -142,7 +143,7 @@ def read_group(args, run, mllm, world: Histories, group: str, people: dict[int, 
     users, parts = list(people), []
     for start in tqdm(range(0, len(users), PIECE), desc=f"{run.args.stage} {group}"):
         here = users[start : start + PIECE]
-        key = json.dumps([mllm.fingerprint, group, args.histories, args.pictures, args.seed, here])
+        key = json.dumps([mllm.fingerprint, world.digest, group, args.histories, args.pictures, args.seed, here])
         path = run.folder / "readings" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
@@ -253,7 +254,24 @@ def analyse(readings: dict[str, dict], truth: dict[str, torch.Tensor], seed: int
         for other in (str(layers - 1), "embedding", "compared", "colour")
     }
     table = {row: summary(values) for row, values in by_user.items()}
-    return chosen | {"table": table, "differences": less}
+    return chosen | {"table": table, "differences": less, "unbeaten": unbeaten(by_user, layers)}
+
+
+def unbeaten(by_user: dict[str, dict[str, np.ndarray]], layers: int) -> list[str]:
+    """A sentence for every measure and control that no decoder layer beats. by_user: {row: {measure: [users]}}.
+
+    A layer beats a control when the interval of their difference, over users, lies above zero: 95 % for all layers
+    together (Bonferroni), since the best of many is above zero by luck.
+    """
+    sentences = []
+    for name, words in MEASURES.items():
+        if name not in by_user["colour"]:
+            continue
+        for label, row, measure in (("shuffled labels", None, f"{name}_shuffled"), ("colour alone", "colour", name)):
+            less = [by_user[str(i)][name] - by_user[row or str(i)][measure] for i in range(layers)]
+            if not any(np.percentile(resampled(difference), 2.5 / layers) > 0 for difference in less):
+                sentences.append(f"No layer beats {label} in '{words}'.")
+    return sentences
 
 
 MEASURES = {
@@ -299,7 +317,9 @@ def page(figures: dict) -> str:
         for row, values in figures["differences"].items()
     ]
     head = [MEASURES[n] for n in names]
-    return f"""e_sem: layers {figures["sem_layers"]} joined, e_core: layer {figures["core_layer"]} of {
+    doubts = "".join(f"**{sentence}** " for sentence in figures.get("unbeaten", ()))
+    doubts += "The chosen layers mean little where that is so.\n\n" if doubts else ""
+    return f"""{doubts}e_sem: layers {figures["sem_layers"]} joined, e_core: layer {figures["core_layer"]} of {
         len([r for r in figures["table"] if r.isdecimal()])
     } (0 is the first decoder layer). Chosen on {figures["users"]["choose"]} users, the figures below are of {
         figures["users"]["report"]
@@ -370,6 +390,8 @@ def main() -> None:
     figures = analyse(readings, {group: truth_of(world, people[group]) for group in GROUPS}, args.seed)
     figures |= {"histories": args.histories, "users": {group: len(people[group]) for group in GROUPS}}
     layers = {key: figures[key] for key in ("sem_layers", "core_layer")}
+    for sentence in figures["unbeaten"]:
+        print(f"probe_layers: {sentence} The layers that it chose mean little there.", file=sys.stderr, flush=True)
     draw(figures, run.folder / "layers.png")
     core.write_atomic(run.folder / "probes.md", page(figures).encode())
     core.write_atomic(run.folder / "layers.json", json.dumps(layers).encode())

@@ -22,6 +22,8 @@ from prefgen.mllm.prompt import CLOSING_QUESTION
 
 from . import core
 from .bases import DTYPES
+from .cache import cached, digest_of
+from .devices import default_device
 from .histories import AtelierHistories, Histories, History
 
 ENDS = ("<end_of_utterance>", "<|im_end|>")
@@ -173,10 +175,10 @@ def stacked(rows: list, length: int):
 
 class Eyes:
     """CLIP image embeddings of a world's pictures. about: name, width, preprocessing and what `described` tells, for
-    the adapter's header."""
+    the adapter's header; digest: of the encoder's weights, for the key of what it computed."""
 
-    def __init__(self, world: Histories, about: dict):
-        self.world, self.about = world, about
+    def __init__(self, world: Histories, about: dict, digest: str):
+        self.world, self.about, self.digest = world, about, digest
 
     def __call__(self, pictures: np.ndarray) -> torch.Tensor:
         """Unit embeddings [B, I]."""
@@ -184,24 +186,31 @@ class Eyes:
 
 
 class AtelierEyes(Eyes):
-    """The embedded CLIP; the whole pool is read once and kept beside the runs."""
+    """The embedded CLIP; the whole pool is read once and kept beside the runs. rank, processes: as of `cached`.
 
-    def __init__(self, world: AtelierHistories, runs: Path):
+    SystemExit where what is kept was read by another CLIP, or off another pool.
+    """
+
+    def __init__(self, world: AtelierHistories, runs: Path, rank: int = 0, processes: int = 1):
         from prefgen.atelier.models import CLIP_VISION_CONFIG, load_clip
 
         from .atelier.clip import image_features
 
         width = CLIP_VISION_CONFIG["projection_dim"]
         preprocessing = "bicubic 128, mean 0.5, std 0.5"
-        clip = load_clip()
+        clip, pool = load_clip(), world.pool
+        digest = digest_of(clip.vision_model, clip.visual_projection)
         about = {"name": "atelier", "width": width, "preprocessing": preprocessing} | described(clip.state_dict())
-        super().__init__(world, about)
-        path, pool = runs / "clip_images.npy", world.pool
-        if not path.exists():
+        super().__init__(world, about, digest)
+
+        def fill(start: int, stop: int) -> dict[str, np.ndarray]:
             with torch.inference_mode():
-                rows = [image_features(clip, pool.batch(slice(s, s + 128))) for s in range(0, len(pool), 128)]
-            core.save_array(F.normalize(torch.cat(rows), dim=1).half().numpy(), path)
-        self.embeds = np.load(path, mmap_mode="r")
+                features = image_features(clip, pool.batch(slice(start, stop)))
+                return {"clip_images": F.normalize(features, dim=1).half().numpy()}
+
+        columns, key = {"clip_images": ((width,), np.float16)}, {"clip": digest, "pool": pool.digest}
+        arrays = cached(runs, "clip_images", len(pool), columns, key, fill, 128, rank, processes)
+        self.embeds = arrays["clip_images"]
 
     def __call__(self, pictures: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(self.embeds[pictures]).float()
@@ -221,7 +230,7 @@ class ClipEyes(Eyes):
         side = self.vision.model.config.image_size
         about = {"name": Path(folder).name, "width": self.vision.model.config.projection_dim}
         about |= {"preprocessing": f"bicubic {side}, CLIP's mean and std"}
-        super().__init__(world, about | self.vision.about)
+        super().__init__(world, about | self.vision.about, digest_of(self.vision.model))
         self.known = LeastRecentlyUsed(self.KEPT)
 
     def __call__(self, pictures: np.ndarray) -> torch.Tensor:
@@ -235,10 +244,6 @@ class ClipEyes(Eyes):
         return torch.stack([self.known[int(p)] for p in pictures])
 
 
-def device_of() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def reader_of(args, world: Histories, device=None) -> Reader:
     """The finished MLLM of a configuration: the atelier's, or a folder with the LoRA that `train_mllm` made."""
     if args.config.mllm.path is None:
@@ -249,16 +254,16 @@ def reader_of(args, world: Histories, device=None) -> Reader:
     given = lora if mllm.lora is not None else None
     if given is not None and not given.is_dir():
         raise SystemExit(f"{given} is missing: run `python -m training.train_mllm` first, or set mllm.lora=null.")
-    device = str(device or device_of())
+    device = str(device or default_device())
     loaded = PreferenceMLLM.load(mllm.path, DTYPES[mllm.precision], device, given, mllm.nf4 and given is None)
     return Reader(loaded, world)
 
 
-def eyes_of(args, world: Histories, device=None) -> Eyes:
-    """The image encoder of a configuration."""
+def eyes_of(args, world: Histories, device=None, rank: int = 0, processes: int = 1) -> Eyes:
+    """The image encoder of a configuration, for one of so many processes."""
     if args.config.clip_vision.path is None:
-        return AtelierEyes(world, args.runs)
-    return ClipEyes(world, args.config.clip_vision.path, str(device or device_of()))
+        return AtelierEyes(world, args.runs, rank, processes)
+    return ClipEyes(world, args.config.clip_vision.path, str(device or default_device()))
 
 
 def atelier_tokens(runs: Path) -> np.ndarray:

@@ -17,6 +17,7 @@ real one gets a LoRA on its decoder, written to `lora/` in the run's folder; FSD
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,12 +147,14 @@ def new_atelier(args, world) -> tuple[Reader, nn.Module]:
 @dataclass(frozen=True)
 class Samples:
     """One step's samples. closing: two histories each of `users` with the closing question; others: other questions;
-    pairs: one history with a liked and with a disliked picture, by turns."""
+    pairs: one history with a liked and with a disliked picture, by turns. skipped: users who would have got a pair and
+    have no disliked picture."""
 
     users: list[int]
     closing: list[Asked]
     others: list[Asked]
     pairs: list[Asked]
+    skipped: int = 0
 
     @property
     def all(self) -> list[Asked]:
@@ -183,11 +186,14 @@ def samples_of(
     liked, disliked = int(rng.choice(sizes)), int(rng.choice([0, *sizes[1:]]))
     asked = [closing(world, user, rng, liked, disliked) for user in (*chosen, *chosen)]
     more = [questions.ask(user, rng, liked, disliked) for user in rest[:others]]
-    contrasts = []
+    contrasts, skipped = [], 0
     for user in rest[others:]:
         history = world.history(user, rng, liked, max(1, disliked))
+        if history.liked.all():  # a liked picture in place of a disliked one would be a wrong answer
+            skipped += 1
+            continue
         contrasts += [would(world, user, history, rng, verdict) for verdict in (True, False)]
-    return Samples(chosen, asked, more, contrasts)
+    return Samples(chosen, asked, more, contrasts, skipped)
 
 
 def losses_of(model, reader: Reader, heads: TasteHeads | None, samples: Samples, tokens: int, piece: int, run, args):
@@ -236,7 +242,13 @@ def main() -> None:
 
 def train(args, run: core.Run) -> None:
     world = histories_of(args.config, args.runs)
-    users, questions = world.users(TRAIN, args.users), Questions(world, args.config.data.questions)
+    users = world.users(TRAIN, args.users)
+    questions = Questions(world, args.config.data.questions) if args.others else None
+    lacking = sum(not world.has_disliked(user) for user in users) if args.contrast else 0
+    if lacking and run.rank == 0:
+        helps = " Set train_mllm.contrast=0." if lacking == len(users) else ""
+        words = f"{lacking} of {len(users)} users have no disliked picture, and no pair for the contrast loss.{helps}"
+        print(f"train_mllm: {words}", file=sys.stderr, flush=True)
     reader, text, peft_model = open_mllm(args, world, run)
     model = reader.mllm.model.train(peft_model is not None)  # LoRA's dropout; the atelier's model has none
     device = reader.mllm.device
@@ -261,10 +273,13 @@ def train(args, run: core.Run) -> None:
                 means[name] += loss.detach() / args.accumulate
             run.backward(sum(weights[name] * loss for name, loss in losses.items()))
         norm = run.update(optimiser, core.cosine(step, args.steps, args.lr, args.warmup))
-        run.log(loss=run.loss, **{name: mean for name, mean in means.items() if weights[name]}, grad_norm=norm)
+        known = {name: mean for name, mean in means.items() if weights[name]}
+        known |= {"pairs_skipped": samples.skipped} if lacking else {}
+        run.log(loss=run.loss, **known, grad_norm=norm)
 
     model.eval()
     figures = evaluate(world, reader, heads if args.reading else None, args)
+    figures |= {"users_without_dislikes": lacking} if lacking else {}
     if peft_model is not None:
         adapter = core.whole({name: p for name, p in peft_model.named_parameters() if p.requires_grad})
         if run.rank == 0:  # one process writes
@@ -313,7 +328,8 @@ def evaluate(world: Histories, reader: Reader, heads: TasteHeads | None, args, c
             for i in range(len(truth))
             if truth[i, part].any()
         ]
-        figures[name] = torch.stack(hits).mean().item()
+        if hits:  # of a set whose users dislike nothing there are none
+            figures[name] = torch.stack(hits).mean().item()
     return figures
 
 

@@ -32,7 +32,7 @@ from prefgen.branch import scaled_dot_product, user_residual
 
 from . import core
 from .bases import Base, BaseError, Text, load_base
-from .cache import cached
+from .cache import cached, digest_of
 from .config.command import arguments
 from .config.schema import PARTS
 from .export import STAGE, check_world, first_heldout, new_adapter, trained_adapter, trained_parts
@@ -138,12 +138,13 @@ class Latents:
             from .atelier.unet import cached_latents
 
             self.numbers, self.sizes = np.arange(len(histories)), None
-            self.latents = cached_latents(args, histories.pool)
+            self.latents = cached_latents(args, histories.pool, run.rank, run.world)
             self.shape = self.latents.shape[1:]
             return
         self.numbers = np.unique([w.picture for w in wanted])
         config = args.config.base
         key = {"world": histories.name, "base": str(config.path), "pixels": config.pixels}
+        key |= {"vae": digest_of(base.vae), "data": histories.digest}
         key |= {"pictures": hashlib.sha256(self.numbers.tobytes()).hexdigest()}
         side = config.pixels // 2 ** (len(base.vae.config.block_out_channels) - 1)
         self.shape = (base.vae.config.latent_channels, side, side)
@@ -171,6 +172,7 @@ class CachedTexts:
         self.rows = {text: i for i, text in enumerate(texts)}
         config, first = args.config.base, base.encode_text([""])
         key = {"world": histories.name, "base": str(config.path), "precision": config.precision}
+        key |= {"encoders": digest_of(*(model for _, model in base.encoders))}
         key |= {"texts": hashlib.sha256("\n".join(texts).encode()).hexdigest()}
         columns = {"text_states": (tuple(first.states.shape[1:]), np.float16)}
         if first.pooled is not None:

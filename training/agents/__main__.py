@@ -1,7 +1,7 @@
 """Simulated users and their judged pictures, at any number.
 
     python -m training.agents data/agents
-    python -m training.agents data/real --renderer diffusers --pipeline models/sdxl --device cuda:0 --part 0/4
+    python -m training.agents data/real --renderer diffusers --pipeline models/sdxl --config sdxl_24gb --device cuda:0
 
 agents -> histories -> pictures -> sharded Parquet, in the layout of `training.data.schema`. A shard is a pure function
 of its users, so the same command goes on where it was stopped, several machines can share a folder (--part), and one
@@ -19,6 +19,8 @@ from ..one_sentence import one_sentence
 from . import renderers, vocabulary
 from .make import World, make, make_one
 
+USERS, PICTURES = 50_153, 990_998  # the paper's
+
 
 def main() -> None:
     args = arguments()
@@ -32,24 +34,40 @@ def main() -> None:
 
 def world_of(args: argparse.Namespace) -> World:
     """The world that a command line names. DataError when it names none."""
-    if args.pictures < 2 * args.users:
+    pictures = args.pictures or round(args.users * PICTURES / USERS)
+    if pictures < 2 * args.users:
         raise DataError("--pictures must be at least twice --users: everyone likes one and dislikes one.")
     if args.engine == "ray" and args.renderer == "diffusers":
         raise DataError("--engine ray draws the atelier. For a pipeline start one command a device, with --part.")
     if args.renderer == "atelier":
-        renderer: renderers.Renderer = renderers.Atelier(args.size or 128)
+        renderer: renderers.Renderer = renderers.Atelier(size_of(args, 128))
     elif args.pipeline:
+        from ..devices import checked_device  # torch, which the atelier's workers needn't wait for
+
+        checked_device(args.device)
         options = {"steps": args.steps, "guidance": args.guidance, "batch": args.batch}
         where = {"device": args.device, "dtype": args.dtype, "jpeg": args.jpeg, "download": args.allow_download}
-        renderer = renderers.Diffusers(args.pipeline, args.size or 512, **options, **where)
+        renderer = renderers.Diffusers(args.pipeline, size_of(args, 512), **options, **where)
     else:
         raise DataError("--renderer diffusers needs --pipeline: a folder that diffusers can load.")
     file = args.vocabulary or (vocabulary.REAL_WORLD if args.renderer == "diffusers" else None)
     shard_users = args.shard_users or (64 if args.renderer == "diffusers" else 256)
-    world = World(args.users, args.pictures, args.seed, shard_users, renderer, file)
+    world = World(args.users, pictures, args.seed, shard_users, renderer, file)
     if args.renderer == "atelier":
         renderers.check_atelier(world.vocabulary)
     return world
+
+
+def size_of(args: argparse.Namespace, otherwise: int) -> int:
+    """Pixels a side: of --size, or of the configuration that will train on the set. DataError when they differ."""
+    if args.config is None:
+        return args.size or otherwise
+    from ..config.command import load
+
+    pixels = load(args.config).base.pixels
+    if args.size not in (None, pixels):
+        raise DataError(f"--size {args.size}: {args.config} trains on {pixels} pixels (base.pixels); leave --size out.")
+    return pixels
 
 
 def part(text: str) -> tuple[int, int]:
@@ -65,11 +83,14 @@ def arguments() -> argparse.Namespace:
         prog="python -m training.agents", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="the set's folder")
-    parser.add_argument("--users", type=positive, default=50_153)
-    parser.add_argument("--pictures", type=positive, default=990_998, help="of all users together")
+    parser.add_argument("--users", type=positive, default=USERS)
+    parser.add_argument(
+        "--pictures", type=positive, help=f"of all users together; {PICTURES:,} for {USERS:,} users, in proportion else"
+    )
     parser.add_argument("--seed", type=natural, default=0)
     parser.add_argument("--renderer", choices=("atelier", "diffusers"), default="atelier")
     parser.add_argument("--size", type=int, help="pixels a side; 128 in the atelier, 512 from a pipeline")
+    parser.add_argument("--config", help="a configuration of training, whose base.pixels is the --size")
     parser.add_argument("--vocabulary", type=Path, help="a vocabulary file; by default the one of the renderer's world")
     parser.add_argument("--shard-users", type=positive, help="users a shard; 256 in the atelier, 64 with diffusers")
     add_engine(parser)

@@ -9,7 +9,9 @@ pure function of (seed, i), so a stopped run goes on and a picture can be made a
 
 from __future__ import annotations
 
+import hashlib
 import json
+from functools import cached_property
 from multiprocessing import Pool as Processes
 from pathlib import Path
 
@@ -63,6 +65,14 @@ class PicturePool:
     def batch(self, where: slice | np.ndarray) -> torch.Tensor:
         """Pictures [B, 3, 128, 128] in -1..1; where: a slice or indices."""
         return torch.from_numpy(np.array(self.pictures[where])).movedim(-1, 1).float() / 127.5 - 1
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all pictures and labels, for the key of what was computed from them."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.labels))
+        for start in range(0, len(self), SHARD):
+            digest.update(np.ascontiguousarray(self.pictures[start : start + SHARD]))
+        return digest.hexdigest()
 
     @property
     def train_count(self) -> int:

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from tqdm import tqdm
 
 from prefgen.atelier import captions
 from prefgen.atelier.attributes import FAMILIES
 from prefgen.atelier.judge import load_judge
 from prefgen.atelier.models import (
     UNET_CONFIG,
+    VAE_CONFIG,
     WEIGHTS,
     alphas_cumprod,
     clip_tokenizer,
@@ -28,24 +28,29 @@ from prefgen.atelier.models import (
 )
 
 from .. import core
+from ..cache import cached, digest_of
 from ..config.command import arguments
 from ..sampling import decode, sample
 from .clip import random_caption, text_features, tokenize
 from .pool import PicturePool
 
 
-def cached_latents(args, pool: PicturePool) -> torch.Tensor:
-    """Unit-variance latents of the whole pool, float16 [n, 8, 16, 16], encoded once (stored beside the run)."""
-    path = args.runs / "latents.npy"
-    if not path.exists():
-        vae = load_vae_diffusers()
-        chunks = []
+def cached_latents(args, pool: PicturePool, rank: int = 0, world: int = 1) -> torch.Tensor:
+    """Unit-variance latents of the whole pool, float16 [n, 8, 16, 16], encoded once (stored beside the run).
+
+    rank, world: as of `cached`. SystemExit where they were made by another VAE, or of another pool.
+    """
+    vae = load_vae_diffusers()
+    shape = (VAE_CONFIG["latent_channels"], UNET_CONFIG["sample_size"], UNET_CONFIG["sample_size"])
+
+    def fill(start: int, stop: int) -> dict[str, np.ndarray]:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            for start in tqdm(range(0, len(pool), 64), desc="latents"):
-                mean = vae.encode(pool.batch(slice(start, start + 64))).latent_dist.mean.float()
-                chunks.append((mean * vae.config.scaling_factor).half())
-        core.save_array(torch.cat(chunks).numpy(), path)
-    return torch.from_numpy(np.load(path))
+            mean = vae.encode(pool.batch(slice(start, stop))).latent_dist.mean.float()
+            return {"latents": (mean * vae.config.scaling_factor).half().numpy()}
+
+    key = {"vae": digest_of(vae), "scaling_factor": vae.config.scaling_factor, "pool": pool.digest}
+    arrays = cached(args.runs, "latents", len(pool), {"latents": (shape, np.float16)}, key, fill, 64, rank, world)
+    return torch.from_numpy(np.array(arrays["latents"]))
 
 
 def noised(latents: torch.Tensor, alphas: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -25,6 +25,8 @@ from prefgen.files import read_text, visible_files, write_atomic
 
 from ..config.command import ConfigError, load
 from ..data.cli import positive
+from ..data.store import MANIFEST, sha256
+from ..devices import checked_device, default_device
 from ..evaluate.scores import Clip, Csd, ViperProxy
 from ..histories import DataSetHistories
 from ..one_sentence import one_sentence
@@ -58,7 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=positive, default=30)
     parser.add_argument("--batch", type=positive, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=default_device(), help="default: %(default)s")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     if args.users < 2:
@@ -75,6 +77,7 @@ def main() -> None:
 
 
 def compare(args: argparse.Namespace, config) -> None:
+    checked_device(args.device)
     adapters = {"main": args.adapter} | ({"image_only": args.image_only} if args.image_only else {})
     headers = {name: load_adapter(path).header for name, path in adapters.items()}  # refused before anything is made
     wrong = [h.base_family for h in headers.values() if h.base_family != config.base.family]
@@ -126,11 +129,11 @@ def compare(args: argparse.Namespace, config) -> None:
 
 
 def settings(args: argparse.Namespace, config) -> dict:
-    """All that the pictures depend on; the adapters and the LoRA by their content."""
+    """All that the pictures depend on; weights and data by their content."""
 
     def digest(path: Path | None) -> str | None:
         files = [] if path is None else [path] if path.is_file() else visible_files(path, "**/*.safetensors")
-        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest() if files else None
+        return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest() if files else None
 
     plain = ("prompts", "seeds", "history", "guidance", "steps", "seed")
     return {name: getattr(args, name) for name in plain} | {
@@ -142,6 +145,10 @@ def settings(args: argparse.Namespace, config) -> dict:
         "adapter": digest(args.adapter),
         "image_only_adapter": digest(args.image_only),
         "lora": digest(args.lora),
+        "base_weights": digest(config.base.path),
+        "mllm_weights": digest(config.mllm.path),
+        "clip_vision_weights": digest(config.clip_vision.path),
+        "data_sha256": sha256(config.data.path / MANIFEST),
     }
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from prefgen.image_encoder import described
 
-from ..evaluate.scores import BATCH, ScoreError, clip_pixels
+from ..evaluate.scores import BATCH, BROKEN, ScoreError, clip_pixels
 
 
 class Vision:
@@ -22,9 +22,9 @@ class Vision:
 
         try:
             model, report = CLIPVisionModelWithProjection.from_pretrained(
-                str(folder), local_files_only=True, output_loading_info=True
+                str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
             )
-        except Exception as error:  # transformers and safetensors raise many kinds for a broken folder
+        except BROKEN as error:
             raise ScoreError(
                 f"{folder} is no CLIP vision folder of transformers with safetensors weights: download it whole."
             ) from error

@@ -121,7 +121,7 @@ class TrainMllm(Training):
     @property
     def groups(self) -> tuple[int, int, int]:
         """How many users (two histories each), other questions and pairs for the contrast a batch holds."""
-        others = max(1, int(self.batch * self.others))
+        others = max(1, int(self.batch * self.others)) if self.others else 0
         pairs = max(1, others // 2) if self.contrast else 0
         return (self.batch - others - 2 * pairs) // 2, others, pairs
 

@@ -15,12 +15,14 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 
-from prefgen.compat import embedding_of, load_image_text_to_text
+from prefgen.compat import dtype_option, embedding_of, load_image_text_to_text
 from prefgen.errors import MendableError
 from prefgen.mllm.lora import merge_lora
 
 BATCH = 16
 LIKE, DISLIKE = "▁+", "▁-"  # the ViPer proxy's two answers, as Idefics2's vocabulary writes a word
+# What transformers and safetensors raise for a broken folder. Not TypeError: that would be a call of ours.
+BROKEN = (OSError, ValueError, KeyError, RuntimeError, AttributeError, SafetensorError)
 VIPER_SIZE = {"longest_edge": 448, "shortest_edge": 378}
 # CSD's published weights name their parts as OpenAI's CLIP does.
 OPENAI_BLOCK = {
@@ -60,12 +62,15 @@ class Clip:
         from transformers import CLIPModel, CLIPTokenizerFast
 
         try:
-            self.model = CLIPModel.from_pretrained(str(folder), local_files_only=True, dtype=dtype).to(device).eval()
+            model = CLIPModel.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, **dtype_option(dtype)
+            )
             self.tokenizer = CLIPTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-        except Exception as error:  # transformers and safetensors raise many kinds for a broken folder
+        except BROKEN as error:
             raise ScoreError(
                 f"{folder} is no CLIP folder of transformers with safetensors weights: download it whole."
             ) from error
+        self.model = model.to(device).eval()
         self.side = self.model.config.vision_config.image_size
 
     @torch.inference_mode()
@@ -192,7 +197,7 @@ class ViperProxy:
                 str(folder), local_files_only=True, size=VIPER_SIZE, do_image_splitting=False
             )
             self.model = load_image_text_to_text(Path(folder), dtype)
-        except Exception as error:
+        except BROKEN as error:
             raise ScoreError(f"{folder} can't be loaded as Idefics2 ({error}): download it whole.") from error
         if lora is not None:
             merge_lora(self.model, Path(lora))

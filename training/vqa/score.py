@@ -33,10 +33,11 @@ from ..config.command import load
 from ..data.cli import natural, positive
 from ..data.errors import DataError
 from ..data.schema import TEST, TRAIN
+from ..devices import default_device
 from ..histories import Histories, histories_of
 from ..one_sentence import one_sentence
 from ..preference_questions import Questions
-from ..readers import Asked, Reader, atelier_tokens, device_of, reader_of
+from ..readers import Asked, Reader, atelier_tokens, reader_of
 from .control import TextOnly
 from .questions import ANSWERS, WOULD, Picture, Question
 
@@ -174,7 +175,7 @@ def untuned_of(args: SimpleNamespace, world: Histories) -> Reader:
     """The MLLM before `train_mllm`: without the LoRA; the atelier's with its trained eyes and new words."""
     mllm = args.config.mllm
     if mllm.path is not None:
-        return Reader(PreferenceMLLM.load(mllm.path, DTYPES[mllm.precision], device_of(), None, mllm.nf4), world)
+        return Reader(PreferenceMLLM.load(mllm.path, DTYPES[mllm.precision], default_device(), None, mllm.nf4), world)
     from prefgen.atelier.models import mllm_tokenizer
 
     from ..atelier.mllm_vision import new_mllm
