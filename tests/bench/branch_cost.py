@@ -26,8 +26,7 @@ import numpy as np
 from agents_scale import machine
 
 ROOT = Path(__file__).parents[2]
-# ComfyUI has a package `tests` of its own, so ours are found by their folders.
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/comfy"), str(ROOT / "tests/engine")]
+sys.path.insert(0, str(ROOT))
 
 RECORD = ROOT / "docs/performance-branch.json"
 PIXELS = {"sd15": 512, "sdxl": 1024}
@@ -47,7 +46,7 @@ def main() -> None:
     neighbour = Path(os.environ.get("PREFGEN_NEIGHBOURS", ""), "ComfyUI_IPAdapter_plus")
     if not neighbour.is_dir():
         raise SystemExit("PREFGEN_NEIGHBOURS must name a folder with a checkout of ComfyUI_IPAdapter_plus.")
-    import conftest  # enters ComfyUI, on the CPU
+    from tests.comfy import conftest  # enters ComfyUI, on the CPU; before that, since it has a package `tests` too
 
     theirs = pack_of(neighbour)
     for family in args.families:
@@ -68,7 +67,8 @@ def pack_of(folder: Path) -> tuple[ModuleType, ModuleType]:
 
 def measure(family: str, pack, theirs, args) -> dict:
     import torch
-    from tiny_models import clip_vision
+
+    from tests.comfy.tiny_models import clip_vision
 
     load = os.getloadavg()[0]
     model = full_size(family)
@@ -96,7 +96,8 @@ def full_size(family: str):
     import comfy.supported_models
     import torch
     from comfy.model_patcher import ModelPatcher
-    from tiny_models import COMFY, CPU
+
+    from tests.comfy.tiny_models import COMFY, CPU
 
     shape = COMFY[family] | {"model_channels": 320}
     config = {"sd15": comfy.supported_models.SD15, "sdxl": comfy.supported_models.SDXL}[family](shape)
@@ -129,10 +130,11 @@ def steps(patcher, family: str, rounds: int = 2) -> list[float]:
 
 def compare(patcher, family: str, layout: str, vision, folder: Path, pack, theirs) -> dict:
     """Milliseconds a step of both packs' branches, summed over all blocks that both reach."""
-    import ip_adapter_files as files
     import torch
 
-    path = files.write(folder, layout, times=10, dtype=torch.float16)
+    from tests.engine import ip_adapter_files
+
+    path = ip_adapter_files.write(folder, layout, times=10, dtype=torch.float16)
     pictures = [torch.rand(1, 56, 56, 3, generator=torch.Generator().manual_seed(i)) for i in range(2)]
     history = pack("prefgen.history").PreferenceHistory.from_images(pictures[:1], pictures[1:])
     patch = pack("prefgen.comfy.patcher")

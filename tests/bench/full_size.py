@@ -21,8 +21,7 @@ from pathlib import Path
 from agents_scale import descendants, machine, memory
 
 ROOT = Path(__file__).parents[2]
-# ComfyUI has a package `tests` of its own, so ours are found by their folders.
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/comfy"), str(ROOT / "tests/engine")]
+sys.path.insert(0, str(ROOT))
 
 RECORD = ROOT / "docs/performance-full-size.json"
 FAMILIES = {
@@ -56,10 +55,11 @@ def main() -> None:
 
 def write_models(family: str, models: Path) -> None:
     """Checkpoint, IP-Adapter and CLIP vision as ComfyUI's loaders expect them; what is there stays."""
-    import conftest  # noqa: F401  enters ComfyUI, on the CPU
-    import ip_adapter_files
     import torch
     from safetensors.torch import save_file
+
+    from tests.comfy import conftest  # noqa: F401  enters ComfyUI, on the CPU
+    from tests.engine import ip_adapter_files
 
     for kind in ("checkpoints", "ipadapter", "clip_vision"):
         (models / kind).mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,8 @@ def checkpoint_of(family: str) -> dict:
     import comfy.supported_models
     import torch
     from comfy.ldm.models.autoencoder import AutoencoderKL
-    from tiny_models import COMFY
+
+    from tests.comfy.tiny_models import COMFY
 
     config = {"sd15": comfy.supported_models.SD15, "sdxl": comfy.supported_models.SDXL}[family](
         COMFY[family] | {"model_channels": 320}

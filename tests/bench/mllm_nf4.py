@@ -5,6 +5,7 @@ python tests/bench/mllm_nf4.py        needs bitsandbytes and accelerate; prints 
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +19,7 @@ def main() -> None:
     from prefgen.compat import has_nf4, transformers_knows
     from tests.engine.tiny_mllms import FAMILIES, write_nf4_folder
 
+    argparse.ArgumentParser(prog="python tests/bench/mllm_nf4.py", description=__doc__.splitlines()[0]).parse_args()
     if not has_nf4():
         raise SystemExit("Packing into 4 bits needs bitsandbytes and accelerate: pip install both.")
     with tempfile.TemporaryDirectory() as scratch:

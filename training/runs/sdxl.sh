@@ -16,7 +16,7 @@ QUESTIONS=${QUESTIONS:-data/questions}        # data.questions of the configurat
 PIPELINE=${PIPELINE:-models/sdxl-base-1.0}    # what paints the simulated users' pictures
 OUT=${OUT:-runs/$(basename "$config" .yaml)/prefgen.safetensors}
 
-$PYTHON -m training.agents "$DATA" --renderer diffusers --pipeline "$PIPELINE" --device cuda --dtype bfloat16
+$PYTHON -m training.agents "$DATA" --config "$config" --renderer diffusers --pipeline "$PIPELINE" --device cuda --dtype bfloat16
 $PYTHON -m training.data check "$DATA"        # or a set of real people's choices: docs/pickapic.md
 $PYTHON -m training.vqa "$DATA" "$QUESTIONS"  # questions that only a history answers
 
