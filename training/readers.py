@@ -6,6 +6,7 @@ and the last token of every prompt is found again by its place.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from prefgen.compat import hidden_states_of
+from prefgen.files import read_text
 from prefgen.image_encoder import described
 from prefgen.mllm.files import MLLMError
 from prefgen.mllm.model import PreferenceMLLM
@@ -249,7 +251,8 @@ def reader_of(args, world: Histories, device=None) -> Reader:
     if args.config.mllm.path is None:
         from prefgen.atelier.models import MLLM_FOLDER
 
-        return Reader(PreferenceMLLM.load(MLLM_FOLDER), world, atelier_tokens(args.runs))
+        mllm = PreferenceMLLM.load(MLLM_FOLDER)
+        return Reader(mllm, world, atelier_tokens(args.runs, world, mllm.model))
     mllm, lora = args.config.mllm, args.runs / "train_mllm" / "lora"
     given = lora if mllm.lora is not None else None
     if given is not None and not given.is_dir():
@@ -266,6 +269,20 @@ def eyes_of(args, world: Histories, device=None, rank: int = 0, processes: int =
     return ClipEyes(world, args.config.clip_vision.path, str(device or default_device()))
 
 
-def atelier_tokens(runs: Path) -> np.ndarray:
-    """Image tokens of the whole pool, as `atelier.mllm_vision` left them."""
-    return np.load(runs / "atelier.mllm_vision" / "tokens.npy", mmap_mode="r")
+def atelier_tokens(runs: Path, world: AtelierHistories, model=None) -> np.ndarray:
+    """Image tokens of the whole pool, as `atelier.mllm_vision` left them.
+
+    SystemExit where they are of another pool than the world's, or were read by other eyes than the model's.
+    """
+    from .atelier.mllm_vision import eyes_digest
+
+    note = runs / "atelier.mllm_vision" / "tokens.json"
+    made_of = json.loads(read_text(note)) if note.exists() else {}
+    now = {"pool": world.pool.digest} | ({} if model is None else {"eyes": eyes_digest(model)})
+    other = [name for name, digest in now.items() if made_of.get(name) != digest]
+    if other:
+        raise SystemExit(
+            f"The image tokens in {note.parent} were made with another {' and other '.join(other)}: delete that folder "
+            "and run `python -m training.atelier.mllm_vision` again."
+        )
+    return np.load(note.with_name("tokens.npy"), mmap_mode="r")

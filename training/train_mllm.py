@@ -141,7 +141,7 @@ def new_atelier(args, world) -> tuple[Reader, nn.Module]:
     eyes.load_state_dict(load_file(str(args.runs / "atelier.mllm_vision" / "eyes.safetensors")))
     eyes.requires_grad_(False)
     mllm = PreferenceMLLM(model, mllm_tokenizer(), "atelier", "")
-    return Reader(mllm, world, atelier_tokens(args.runs)), model.model.text_model
+    return Reader(mllm, world, atelier_tokens(args.runs, world)), model.model.text_model
 
 
 @dataclass(frozen=True)

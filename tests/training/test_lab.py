@@ -466,3 +466,26 @@ def test_a_set_is_known_by_its_manifest(tmp_path):
     make(World(12, 60, 3, 12, Atelier(32), None), tmp_path / "set", processes=1)
     assert DataSetHistories(tmp_path / "set").digest == sha256(tmp_path / "set/manifest.json")
     assert Store(tmp_path / "set", World(12, 60, 3, 12, Atelier(32), None).config()).done
+
+
+def test_image_tokens_are_refused_with_other_eyes_or_another_pool_than_made_them(pool, tmp_path):
+    from prefgen.atelier.models import MLLM_FOLDER
+    from prefgen.mllm.model import PreferenceMLLM
+    from training.atelier.mllm_vision import eyes_digest
+    from training.readers import atelier_tokens
+
+    model = PreferenceMLLM.load(MLLM_FOLDER).model
+    folder = tmp_path / "atelier.mllm_vision"
+    folder.mkdir()
+    np.save(folder / "tokens.npy", np.zeros((70, 4, 192), np.float16))
+    world = SimpleNamespace(pool=pool)
+    for made_of, words in (
+        ({}, "another pool and other eyes"),
+        ({"pool": pool.digest, "eyes": "0"}, "another eyes"),
+        ({"pool": "0", "eyes": eyes_digest(model)}, "another pool"),
+    ):
+        (folder / "tokens.json").write_text(json.dumps(made_of))
+        with pytest.raises(SystemExit, match=f"were made with {words}: delete that folder"):
+            atelier_tokens(tmp_path, world, model)
+    (folder / "tokens.json").write_text(json.dumps({"pool": pool.digest, "eyes": eyes_digest(model)}))
+    assert len(atelier_tokens(tmp_path, world, model)) == 70

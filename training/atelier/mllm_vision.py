@@ -8,6 +8,9 @@ the picture. Then the tokens of the whole pool are cached: the language model tr
 
 from __future__ import annotations
 
+import copy
+import json
+
 import numpy as np
 import torch
 from torch import nn
@@ -16,6 +19,7 @@ from tqdm import tqdm
 from prefgen.atelier.models import load_clip, mllm_config
 
 from .. import core
+from ..cache import digest_of
 from ..config.command import arguments
 from .clip import AttributeHeads
 from .pool import PicturePool
@@ -52,6 +56,11 @@ def image_tokens(model, pictures: torch.Tensor) -> torch.Tensor:
     )
     states = model.model.vision_model(pixel_values=pictures, patch_attention_mask=mask).last_hidden_state
     return model.model.connector(states)
+
+
+def eyes_digest(model) -> str:
+    """Of what makes the image tokens, at the precision in which the MLLM's folder stores it."""
+    return digest_of(copy.deepcopy(model.model.vision_model).half(), copy.deepcopy(model.model.connector).half())
 
 
 def main() -> None:
@@ -91,6 +100,8 @@ def main() -> None:
             for i, head in enumerate(heads.heads)
         ]
     core.save_array(tokens.half().numpy(), run.folder / "tokens.npy")
+    made_of = {"pool": pool.digest, "eyes": eyes_digest(model)}
+    core.write_atomic(run.folder / "tokens.json", json.dumps(made_of).encode())
     core.save_weights(eyes.state_dict(), run.folder / "eyes.safetensors", dtype=torch.float32)
     run.finish(heads=[round(float(a), 4) for a in accuracy])
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefgen.pictures import PUBLISHED, PictureError, read_picture
-
 from prefgen.files import read_text, visible_files
+from prefgen.pictures import PUBLISHED, PictureError, read_picture
 
 from . import card
 from .errors import DataError

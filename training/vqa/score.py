@@ -181,9 +181,8 @@ def untuned_of(args: SimpleNamespace, world: Histories) -> Reader:
     from ..atelier.mllm_vision import new_mllm
 
     # The eyes' tokens are cached, so that only the language model runs.
-    return Reader(
-        PreferenceMLLM(new_mllm().eval(), mllm_tokenizer(), "atelier untuned", ""), world, atelier_tokens(args.runs)
-    )
+    untuned = PreferenceMLLM(new_mllm().eval(), mllm_tokenizer(), "atelier untuned", "")
+    return Reader(untuned, world, atelier_tokens(args.runs, world))
 
 
 def closed(world: Histories, args, split: str) -> list[Closed]:
