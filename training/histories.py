@@ -7,6 +7,7 @@ schema (training/data/schema.py), whose users have the pictures that they have.
 from __future__ import annotations
 
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -333,26 +334,27 @@ class DataSetHistories(Histories):
 
 
 def histories_of(config, runs: Path) -> Histories:
-    """The world that a configuration names. DataError where its pictures are smaller than what is trained on."""
+    """The world that a configuration names. Says at once, hours before it is refused, where the branch can't be trained
+    on its pictures."""
     if config.data.path is None:
         return AtelierHistories(runs)
     world = DataSetHistories(config.data.path)
-    check_size(world.folder, config.base.pixels)
+    if fault := too_small(world.folder, config.base.pixels):
+        print(f"train_user_attention will refuse this: {fault}", file=sys.stderr, flush=True)
     return world
 
 
-def check_size(folder: Path, pixels: int) -> None:
-    """DataError for a set that was painted smaller than base.pixels: training would enlarge every picture and learn
-    that blur is liked. Real people's sets have pictures of many sizes, which no manifest names."""
+def too_small(folder: Path, pixels: int) -> str | None:
+    """A sentence for a set that was painted smaller than base.pixels: the branch would learn off enlarged ones that
+    blur is liked. None for any other; real people's sets have pictures of many sizes, which no manifest names."""
     try:
         painted = json.loads(read_text(folder / "manifest.json"))["config"].get("size")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / 'manifest.json'} is damaged: make the set again.") from error
-    if isinstance(painted, int) and painted < pixels:
-        raise DataError(
-            f"{folder} was painted at {painted} pixels, base.pixels is {pixels}: paint it with --size {pixels}, or set "
-            f"base.pixels={painted // 64 * 64 or 64}."
-        )
+    if not isinstance(painted, int) or painted >= pixels:
+        return None
+    lower = f", or set base.pixels={painted // 64 * 64}" if painted >= 64 else ""
+    return f"{folder} was painted at {painted} pixels, base.pixels is {pixels}: paint it with --size {pixels}{lower}."
 
 
 __all__ = [
@@ -363,6 +365,6 @@ __all__ = [
     "Histories",
     "History",
     "Wanted",
-    "check_size",
     "histories_of",
+    "too_small",
 ]

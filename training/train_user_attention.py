@@ -37,7 +37,7 @@ from .config.command import arguments
 from .config.schema import PARTS
 from .export import STAGE, check_world, first_heldout, new_adapter, trained_adapter, trained_parts
 from .extract import Extracted
-from .histories import Histories, Wanted, histories_of
+from .histories import Histories, Wanted, histories_of, too_small
 from .one_sentence import one_sentence
 from .sampling import decode
 from .users_pool import users_of
@@ -201,6 +201,8 @@ def main() -> None:
     config, device, first = args.config, run.accelerator.device, run.rank == 0
     histories, extracted = histories_of(config, args.runs), Extracted(args.runs)
     check_world(extracted, histories)
+    if config.data.path is not None and (fault := too_small(config.data.path, config.base.pixels)):
+        raise SystemExit(f"{STAGE}: {fault}")
     if config.base.precision == "fp16" and run.accelerator.scaler is None:
         raise SystemExit(
             "base.precision fp16: gradients underflow without a loss scaler; take bf16, or start with `accelerate "

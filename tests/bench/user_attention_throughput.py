@@ -100,7 +100,7 @@ def write_world(folder: Path, args) -> None:
     from training.agents.renderers import Atelier
 
     write_base(folder, args.width)
-    make(World(20, 60, 3, 20, Atelier(256), None), folder / "agents", processes=1)
+    make(World(20, 60, 3, 20, Atelier(max(256, args.pixels)), None), folder / "agents", processes=1)
     write_upstream(folder / "runs", folder / "agents")
     stage = {"steps": STEPS, "batch": args.batch, "distil": 0.0, "lr": 1e-4, "users": 1}
     content = {

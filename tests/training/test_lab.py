@@ -56,14 +56,24 @@ def test_a_sets_size_is_that_of_the_configuration_which_trains_on_it(monkeypatch
         world_of(monkeypatch, *words, "--config", "sdxl_24gb", "--size", 512)
 
 
-def test_a_set_that_was_painted_smaller_than_the_base_trains_on_is_refused_before_anything_runs(tmp_path):
-    make(World(12, 60, 3, 12, Atelier(48), None), tmp_path / "set", processes=1)
-    config = load("sd15_12gb", [f"data.path={tmp_path / 'set'}"])
-    with pytest.raises(DataError, match="was painted at 48 pixels, base.pixels is 512: paint it with --size 512"):
-        histories_of(config, tmp_path)
-    make(World(12, 60, 3, 12, Atelier(64), None), tmp_path / "larger", processes=1)
-    fitting = load("sd15_12gb", [f"data.path={tmp_path / 'larger'}", "base.pixels=64"])
-    assert histories_of(fitting, tmp_path).name == str(tmp_path / "larger")
+def test_a_set_that_was_painted_smaller_than_the_base_trains_on_is_told_by_every_stage(tmp_path, capsys):
+    make(World(12, 60, 3, 12, Atelier(64), None), tmp_path / "set", processes=1)
+    sentence = "was painted at 64 pixels, base.pixels is 512: paint it with --size 512, or set base.pixels=64."
+    histories_of(load("sd15_12gb", [f"data.path={tmp_path / 'set'}"]), tmp_path)
+    assert sentence in capsys.readouterr().err
+    histories_of(load("sd15_12gb", [f"data.path={tmp_path / 'set'}", "base.pixels=64"]), tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_set_that_was_painted_smaller_is_refused_by_the_branch(trained, monkeypatch, tmp_path):
+    from training import train_user_attention
+
+    line = ["train", "--config", str(trained.config), "--runs", str(tmp_path), "--set", "base.pixels=128"]
+    monkeypatch.setattr(sys, "argv", line)
+    for folder in ("extract", "probe_layers", "train_alignment"):
+        (tmp_path / folder).symlink_to(trained.runs / folder)
+    with pytest.raises(SystemExit, match="was painted at 80 pixels, base.pixels is 128: paint it with --size 128"):
+        train_user_attention.main()
 
 
 # Devices
