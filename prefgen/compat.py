@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,12 +12,16 @@ import torch
 # widths fit bitsandbytes' blocks.
 VISION_PARTS = ("vision_model", "vision_tower", "visual", "connector", "multi_modal_projector")
 
+HEAD = "lm_head."
+LAYER = re.compile(r"\.(layers|blocks|deepstack_merger_list)\.\d+\.")
+
 
 def load_image_text_to_text(folder: Path, dtype: torch.dtype, nf4_device: str | None = None):
     """AutoModelForImageTextToText from a local folder: safetensors only, no remote code, eval mode.
 
     nf4_device: where the decoder's linear layers are packed into 4 bits, computed in `dtype`; None packs nothing.
-    Raises ValueError for a checkpoint that lacks weights: transformers would go on with random ones.
+    Raises ValueError for a checkpoint whose weights and config don't fit each other: transformers would go on with
+    random weights, or without some layers. Only the language head may be missing, see `lost_its_head`.
     """
     import transformers
     from transformers import AutoModelForImageTextToText
@@ -40,9 +45,16 @@ def load_image_text_to_text(folder: Path, dtype: torch.dtype, nf4_device: str | 
         **options,
     )
     # Histories are read without the language head.
-    missing = sorted(key for key in loading["missing_keys"] if not key.startswith("lm_head."))
+    missing = sorted(key for key in loading["missing_keys"] if HEAD not in key)
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
+    mismatched = sorted(str(entry[0]) for entry in loading.get("mismatched_keys") or ())
+    if mismatched:
+        raise ValueError(f"{mismatched[0]} has another size than config.json says")
+    left_over = sorted(key for key in loading["unexpected_keys"] if _of_a_layer(key))
+    if left_over:
+        raise ValueError(f"config.json has no place for {len(left_over)} weights, such as {left_over[0]}")
+    model.head_is_random = len(missing) < len(loading["missing_keys"])
     return model.eval()
 
 
@@ -52,6 +64,18 @@ def dtype_option(dtype: torch.dtype) -> dict[str, torch.dtype]:
 
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     return {"dtype" if version >= (4, 56) else "torch_dtype": dtype}
+
+
+def _of_a_layer(key: str) -> bool:
+    """Whether a weight that the model has no place for belongs to one of its layers: the config says fewer layers, or
+    layers of another kind. Tables that are computed, and heads for several tokens at once, are left out by right."""
+    left_out = key.endswith("inv_freq") or key.removeprefix("model.").startswith("mtp.")
+    return bool(LAYER.search(key)) and not left_out
+
+
+def lost_its_head(model) -> bool:
+    """Whether a loaded model has a language head of random numbers, because its checkpoint holds none."""
+    return getattr(model, "head_is_random", False)
 
 
 def transformers_knows(model_type: str) -> bool:

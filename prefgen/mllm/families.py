@@ -6,6 +6,8 @@ fixed size, so its image tokens depend on nothing but itself and can be kept.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ..compat import decoder_of, image_token_of, merged_tokens, module_of
@@ -16,17 +18,21 @@ SIDE = 448  # pixels, for families that read pictures of any size
 
 
 class Family:
-    """What every family has. preprocessor: the folder's preprocessor_config.json, empty if it has none."""
+    """What every family has. preprocessor: how the folder's image processor is set, empty if it has none.
+
+    mean, std: of folders without one. silent_mean, silent_std: what transformers takes where the folder's says nothing.
+    """
 
     mean, std = HALF, HALF
+    silent_mean, silent_std = HALF, HALF
     inline = False  # whether the chat template would tear pictures and verdicts apart, so that both go in as text
 
     def __init__(self, model, preprocessor: dict | None = None):
         preprocessor = preprocessor or {}
         self.text = decoder_of(model)
         self.image_token_id = image_token_of(model.config)
-        self.mean = tuple(preprocessor.get("image_mean") or self.mean)
-        self.std = tuple(preprocessor.get("image_std") or self.std)
+        if preprocessor:
+            self.mean, self.std = normalisation(preprocessor, self.silent_mean, self.silent_std)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalised pictures [B, 3, S, S] -> image tokens [B, n, D]."""
@@ -73,7 +79,7 @@ class Idefics2Family(Family):
     def __init__(self, model, preprocessor: dict | None = None):
         super().__init__(model, preprocessor)
         self.vision, self.connector = module_of(model, "vision_model"), module_of(model, "connector")
-        vision, size = model.config.vision_config, (preprocessor or {}).get("size") or {}
+        vision, size = model.config.vision_config, sizes_of(preprocessor or {})
         self.patch_size = vision.patch_size
         longest = min(size.get("longest_edge", vision.image_size), vision.image_size)
         self.image_size = fitting_side(self.patch_size, size.get("shortest_edge", 1), longest)
@@ -93,6 +99,7 @@ class LlavaOnevisionFamily(Family):
     itself reads several pictures; anyres tiles are left out, so every picture has the same number of tokens."""
 
     model_types = ("llava_onevision",)
+    silent_mean, silent_std = CLIP_MEAN, CLIP_STD
     inline = True
 
     def __init__(self, model, preprocessor: dict | None = None):
@@ -117,6 +124,7 @@ class Qwen25VLFamily(Family):
 
     model_types = ("qwen2_5_vl",)
     mean, std = CLIP_MEAN, CLIP_STD
+    silent_mean, silent_std = CLIP_MEAN, CLIP_STD
 
     def __init__(self, model, preprocessor: dict | None = None):
         super().__init__(model, preprocessor)
@@ -204,6 +212,34 @@ def whole(pixels: torch.Tensor, patch_size: int) -> dict:
     return {"pixel_values": pixels, "patch_attention_mask": mask}
 
 
+def normalisation(preprocessor: dict, mean: tuple, std: tuple) -> tuple[tuple, tuple]:
+    """(mean, std), three numbers each, by which an image processor of these settings normalises pictures in 0..1. mean,
+    std: where the settings are silent. Pictures that it doesn't bring to 0..1 first are scaled with them."""
+    factor = preprocessor.get("rescale_factor")
+    scale = 255 * (1 / 255 if factor is None else factor) if preprocessor.get("do_rescale", True) else 255.0
+    if preprocessor.get("do_normalize", True):
+        mean = _three(preprocessor.get("image_mean"), mean)
+        std = _three(preprocessor.get("image_std"), std)
+    else:
+        mean, std = (0.0,) * 3, (1.0,) * 3
+    if math.isclose(scale, 1, rel_tol=1e-6):
+        return mean, std
+    return tuple(m / scale for m in mean), tuple(s / scale for s in std)
+
+
+def sizes_of(preprocessor: dict) -> dict:
+    """The sizes by name; one number for both sides, as old folders have it, limits nothing."""
+    sizes = preprocessor.get("size")
+    return sizes if isinstance(sizes, dict) else {}
+
+
+def _three(value: list | float | None, default: tuple) -> tuple:
+    """A number for each channel."""
+    if value is None:
+        return default
+    return tuple(value) if isinstance(value, (list, tuple)) else (float(value),) * 3
+
+
 def fitting_side(unit: int, shortest: float, longest: float) -> int:
     """The multiple of `unit` next below SIDE that keeps to the limits, in pixels; at least one unit."""
     return max(unit, int(min(max(SIDE, shortest), longest)) // unit * unit)
@@ -211,7 +247,7 @@ def fitting_side(unit: int, shortest: float, longest: float) -> int:
 
 def pixel_limits(preprocessor: dict) -> tuple[float, float]:
     """The least and largest side of a square picture. Qwen's processors count pixels, under two names."""
-    size = preprocessor.get("size") or {}
+    size = sizes_of(preprocessor)
     least = preprocessor.get("min_pixels") or size.get("shortest_edge") or 1
     most = preprocessor.get("max_pixels") or size.get("longest_edge") or SIDE**2
     return least**0.5, most**0.5

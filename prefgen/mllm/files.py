@@ -10,8 +10,11 @@ from pathlib import Path
 
 from ..compat import VISION_PARTS, transformers_knows, transformers_version
 from ..errors import MendableError
+from . import foreign
 from .families import FAMILY_NAMES, family_of
 
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 NF4_BYTES = 0.56  # a weight, with its share of the scales
 UNPACKED = ("embed", "lm_head", *VISION_PARTS)
 HEADER_LIMIT = 100 * 2**20  # bytes; safetensors' own limit
@@ -24,63 +27,98 @@ class MLLMError(MendableError, ValueError):
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder before anything of it is loaded. Raises MLLMError with one sentence."""
+    refuse(foreign.lora_in_place_of_a_model(folder))
     if not (folder / "config.json").is_file():
-        raise MLLMError(f"The MLLM folder {folder.name} has no config.json: choose a folder of a transformers model.")
-    config = read_json(folder / "config.json", f"The config.json of the MLLM folder {folder.name}")
+        raise MLLMError(foreign.without_config(folder))
+    config = read_json(folder / "config.json", _of(folder))
     if asks_for_code(folder, config):
         raise MLLMError(
             f"The MLLM folder {folder.name} asks to run code of its own, which PrefGen never does: choose a model "
             "that transformers knows."
         )
-    model_type = config.get("model_type", "")
+    _check_family(folder, config)
+    refuse(foreign.quantised(folder, config))
+    _check_weights(folder)
+
+
+def refuse(sentence: str | None) -> None:
+    """Raise MLLMError with a sentence, if there is one."""
+    if sentence:
+        raise MLLMError(sentence)
+
+
+def _of(folder: Path) -> str:
+    return f"the MLLM folder {folder.name}"
+
+
+def _check_family(folder: Path, config: dict) -> None:
+    """The kind of model, by its config."""
+    if "_diffusers_version" in config and "model_type" not in config:
+        raise MLLMError(f"The folder {folder.name} holds a part of a diffusers model: choose one of an MLLM.")
+    model_type = str(config.get("model_type") or "")
     if family_of(model_type) is None:
         raise MLLMError(
-            f"The MLLM folder {folder.name} holds a {model_type or 'model'}, which PrefGen can't read histories with: "
-            f"choose a {FAMILY_NAMES} model."
+            f"The MLLM folder {folder.name} holds a {model_type[:40] or 'model'}, which PrefGen can't read histories "
+            f"with: choose a {FAMILY_NAMES} model."
         )
     if not transformers_knows(model_type):
         raise MLLMError(
             f"The MLLM folder {folder.name} holds a {model_type}, which the installed transformers "
             f"{transformers_version()} doesn't know: update transformers, or choose another model."
         )
-    if not list(folder.glob("*.safetensors")):
-        pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
-        what = "only pickled weights, which PrefGen never opens" if pickles else "no weights"
-        raise MLLMError(f"The MLLM folder {folder.name} has {what}: put its .safetensors files there.")
+
+
+def _check_weights(folder: Path) -> None:
+    """The weight files, by their names and headers."""
+    present = {file.name for file in folder.glob("*.safetensors")}
+    if not present:
+        raise MLLMError(foreign.without_weights(folder))
     missing = missing_shards(folder)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise MLLMError(f"The MLLM folder {folder.name} lacks {missing[0]}{more}: download what is missing.")
+    waiting = foreign.unfinished(folder)
+    if waiting and waiting.lower().endswith(".aria2"):  # aria2 makes a file as long as it will be, of zeros
+        raise MLLMError(foreign.without_weights(folder))
+    if WEIGHTS not in present and not (folder / INDEX).is_file():
+        rather = INDEX if any(SHARD.search(name) for name in present) else WEIGHTS
+        raise MLLMError(
+            f"The MLLM folder {folder.name} has no {rather}, by which transformers finds its weights "
+            f"({min(present)[:60]} is there): get that file from where the model comes from."
+        )
     for file in sorted(folder.glob("*.safetensors")):
-        header_of(file)
+        header, metadata = read_header(file)
+        refuse(foreign.quantised_tensors(folder, header))
+        refuse(foreign.converted(folder, metadata))
 
 
 def asks_for_code(folder: Path, config: dict) -> bool:
     """Whether the model or its tokenizer comes with Python code. A model that transformers knows needs none of it."""
     tokenizer = folder / "tokenizer_config.json"
-    if tokenizer.is_file() and "auto_map" in read_json(tokenizer, f"{tokenizer.name} of the MLLM folder {folder.name}"):
-        return True
-    return "auto_map" in config
+    return "auto_map" in config or (tokenizer.is_file() and "auto_map" in read_json(tokenizer, _of(folder)))
 
 
-def read_json(path: Path, what: str) -> dict:
-    """A JSON object. Raises MLLMError naming `what` if the file holds none."""
+def read_json(path: Path, where: str) -> dict:
+    """A JSON object. where: which folder, for the sentence. Raises MLLMError if the file holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("no object")
-    except (OSError, ValueError) as error:
-        raise MLLMError(f"{what} is damaged: download it again.") from error
+    except OSError as error:
+        raise MLLMError(foreign.unreadable(error, path, where)) from error
+    except (ValueError, RecursionError) as error:
+        refuse(foreign.damage(path, where))
+        raise MLLMError(f"{path.name} of {where} is damaged: download it again.") from error
     return content
 
 
 def missing_shards(folder: Path) -> list[str]:
     """Weight files that the index or the other shards' own names speak of and that aren't there."""
     present = {file.name for file in folder.glob("*.safetensors")}
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     wanted = set()
     if index.is_file():
-        content = read_json(index, f"{index.name} of the MLLM folder {folder.name}")
+        content = read_json(index, _of(folder))
         try:
             wanted = {str(name) for name in content["weight_map"].values()}
         except (KeyError, AttributeError) as error:
@@ -96,23 +134,29 @@ def missing_shards(folder: Path) -> list[str]:
 def header_of(file: Path) -> dict[str, dict]:
     """Tensor name -> {"dtype", "shape", "data_offsets"} of a safetensors file, without reading weights. Raises
     MLLMError for a file that ends too early."""
-    again = f"{file.name} of the MLLM folder {file.parent.name} is damaged or not fully downloaded: download it again."
-    length = file.stat().st_size
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        if length < 8 or size > min(length - 8, HEADER_LIMIT):
-            raise MLLMError(again)
-        try:
-            header = json.loads(stream.read(size))
-            header.pop("__metadata__", None)
-            ends = [entry["data_offsets"][1] for entry in header.values()]
-            if any(math.prod(entry["shape"]) < 0 for entry in header.values()):
-                raise ValueError("negative size")
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise MLLMError(again) from error
-    if 8 + size + max(ends, default=0) != length:
-        raise MLLMError(again)
-    return header
+    return read_header(file)[0]
+
+
+def read_header(file: Path) -> tuple[dict[str, dict], dict]:
+    """What `header_of` gives, and the file's metadata."""
+    where = _of(file.parent)
+    try:
+        length = file.stat().st_size
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            text = stream.read(size) if 8 <= length and size <= min(length - 8, HEADER_LIMIT) else b""
+    except OSError as error:
+        raise MLLMError(foreign.unreadable(error, file, where)) from error
+    try:
+        header = json.loads(text)
+        metadata = header.pop("__metadata__", None) or {}
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if any(math.prod(entry["shape"]) < 0 for entry in header.values()) or 8 + size + end != length:
+            raise ValueError("not this file's sizes")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        refuse(foreign.damage(file, where))
+        raise MLLMError(f"{file.name} of {where} is damaged or not fully downloaded: download it again.") from error
+    return header, metadata
 
 
 def weight_bytes(folder: Path, itemsize: int, nf4: bool = False) -> int:
@@ -140,19 +184,3 @@ def weights_digest(folder: Path, pieces: int = 64, size: int = 1 << 16) -> str:
                 stream.seek(i * (length - size) // (pieces - 1))
                 digest.update(stream.read(size))
     return digest.hexdigest()
-
-
-def preprocessor_of(folder: Path) -> dict:
-    """preprocessor_config.json of a folder, empty if it has none."""
-    file = folder / "preprocessor_config.json"
-    return read_json(file, f"{file.name} of the MLLM folder {folder.name}") if file.is_file() else {}
-
-
-def chat_template_of(folder: Path) -> str | None:
-    """The chat template that a folder keeps beside its tokenizer's files, as newer and processor-only folders do."""
-    plain, wrapped = folder / "chat_template.jinja", folder / "chat_template.json"
-    if plain.is_file():
-        return plain.read_text(encoding="utf-8")
-    if wrapped.is_file():
-        return read_json(wrapped, f"{wrapped.name} of the MLLM folder {folder.name}").get("chat_template")
-    return None

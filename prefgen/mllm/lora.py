@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,22 +13,41 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from .files import MLLMError, read_json
+from . import foreign
+from .files import MLLMError, read_json, refuse
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
-# What a config may ask for that a plain W += scale * B A is not.
-UNSUPPORTED: dict[str, tuple[str, Callable]] = {
-    "use_dora": ("uses DoRA", bool),
-    "bias": ("trains biases", lambda value: value not in (None, "none")),
-    "lora_bias": ("trains biases", bool),
-    "modules_to_save": ("replaces whole layers", bool),
-    "layer_replication": ("repeats layers", bool),
-    "fan_in_fan_out": ("is for transposed layers", bool),
-    "init_lora_weights": (
-        "started from changed base weights",
-        lambda value: str(value).startswith(("pissa", "olora", "corda", "loftq")),
-    ),
+# What a config of a plain W += scale * B A may hold: peft's own keys from 0.3 to 0.21, and those that ms-swift adds.
+# A key that stands in neither list may be new and change the layer, so it must be empty.
+ANY_VALUE = frozenset(
+    # what it was made for and by
+    "peft_type peft_version task_type auto_mapping base_model_name_or_path revision inference_mode "
+    # which layers have a pair, which the tensors themselves say
+    "target_modules exclude_modules layers_to_transform layers_pattern "
+    # what the scale is computed from: see `scale_of`
+    "r rank_pattern lora_alpha alpha_pattern use_rslora "
+    # how it was trained, which leaves the pair as it is
+    "lora_dropout lora_dtype lorap_lr_ratio lorap_emb_lr eva_config runtime_config ephemeral_gpu_offload "
+    # settings of what another key has to switch on
+    "megatron_core qalora_group_size".split()
+)
+# Starts of the pair that leave the base weights as they are. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change them.
+PLAIN_STARTS = ("true", "false", "gaussian", "eva", "orthogonal")
+PLAIN_VALUES: dict[str, Callable] = {
+    "bias": lambda value: value in (None, "none"),
+    "init_lora_weights": lambda value: value is None or str(value).lower() in PLAIN_STARTS,
+}
+DOES = {
+    "use_dora": "uses DoRA",
+    "bias": "trains biases",
+    "lora_bias": "trains biases",
+    "modules_to_save": "replaces whole layers",
+    "layer_replication": "repeats layers",
+    "fan_in_fan_out": "is for transposed layers",
+    "init_lora_weights": "started from changed base weights",
+    "alora_invocation_tokens": "acts behind certain words alone (aLoRA)",
+    "trainable_token_indices": "changes single words",
 }
 
 
@@ -39,6 +59,7 @@ def merge_lora(model: nn.Module, folder: Path) -> str:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
+        refuse(foreign.damage(path, f"the LoRA {folder.name}"))
         raise MLLMError(f"{WEIGHTS} of the LoRA {folder.name} is damaged: download or export it again.") from error
     with torch.no_grad():
         for weight, delta in [*deltas(model, tensors, config, folder.name)]:
@@ -49,22 +70,47 @@ def merge_lora(model: nn.Module, folder: Path) -> str:
 def check_lora(folder: Path) -> dict:
     """The config of a LoRA folder. Raises MLLMError with one sentence for one that can't be merged."""
     if not (folder / CONFIG).is_file():
-        raise MLLMError(f"The LoRA folder {folder.name} has no {CONFIG}: choose a folder that peft has saved.")
-    config = read_json(folder / CONFIG, f"{CONFIG} of the LoRA {folder.name}")
+        raise MLLMError(foreign.lora_in_place(folder, CONFIG, WEIGHTS))
+    config = read_json(folder / CONFIG, f"the LoRA {folder.name}")
     if not (folder / WEIGHTS).is_file():
         raise MLLMError(f"The LoRA folder {folder.name} has no {WEIGHTS}: save it as safetensors, never as a pickle.")
     if config.get("peft_type") != "LORA":
         raise MLLMError(
-            f"{folder.name} is a {config.get('peft_type', 'file')} adapter, not a LoRA: choose a LoRA that peft has "
-            "saved, or none."
+            f"{folder.name} is a {str(config.get('peft_type', 'file'))[:40]} adapter, not a LoRA: choose a LoRA that "
+            "peft has saved, or none."
         )
-    for key, (does, asked) in UNSUPPORTED.items():
-        if asked(config.get(key)):
+    for key, value in config.items():
+        if not is_plain(key, value):
+            does = DOES.get(key, "asks for more than a plain LoRA")
             raise MLLMError(
-                f"The LoRA {folder.name} {does}, which PrefGen can't merge: merge it into its MLLM with peft and load "
-                "the result, or choose none."
+                f"The LoRA {folder.name} {does} ({key[:40]}), which PrefGen can't merge: merge it into its MLLM with "
+                "peft and load the result, or choose none."
             )
+    if not _scales(config):
+        raise MLLMError(f"{CONFIG} of the LoRA {folder.name} is damaged: download or export it again.")
     return config
+
+
+def is_plain(key: str, value: object) -> bool:
+    """Whether a key of adapter_config.json asks for nothing beyond W += scale * B A."""
+    if key in PLAIN_VALUES:
+        return PLAIN_VALUES[key](value)
+    return key in ANY_VALUE or not value
+
+
+def _scales(config: dict) -> bool:
+    """Whether what the scale is computed from has the types that peft writes."""
+    numbers = [config[key] for key in ("r", "lora_alpha") if config.get(key) is not None]
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(key) or {}
+        if not isinstance(patterns, dict):
+            return False
+        numbers += patterns.values()
+        try:
+            [re.compile(pattern) for pattern in patterns]
+        except re.error:
+            return False
+    return all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
 
 
 def deltas(model: nn.Module, tensors: dict[str, torch.Tensor], config: dict, name: str):
@@ -78,11 +124,14 @@ def deltas(model: nn.Module, tensors: dict[str, torch.Tensor], config: dict, nam
                 f"The LoRA {name} holds {key}, which is no LoRA of a linear layer: merge it into its MLLM with peft "
                 "and load the result, or choose none."
             )
-        layers.setdefault(match["module"], {})[match["side"]] = tensor.float()
+        pair = layers.setdefault(canonical(match["module"]), {"path": match["module"]})
+        if match["side"] in pair:
+            raise MLLMError(f"The LoRA {name} is damaged, it holds {key[:60]} twice: download or export it again.")
+        pair[match["side"]] = tensor.float()
     if not layers:
         raise MLLMError(f"The LoRA {name} is empty: download or export it again.")
-    for path, pair in layers.items():
-        linear = linears.get(canonical(path))
+    for place, pair in layers.items():
+        linear, path = linears.get(place), pair.pop("path")
         if set(pair) != {"A", "B"} or not all(torch.isfinite(side).all() for side in pair.values()):
             raise MLLMError(f"The LoRA {name} is damaged at {path}: download or export it again.")
         a, b = pair["A"], pair["B"]
@@ -99,17 +148,27 @@ def deltas(model: nn.Module, tensors: dict[str, torch.Tensor], config: dict, nam
                 f"The LoRA {name} changes a language head that this MLLM shares with its words: merge it into its MLLM "
                 "with peft and load the result, or choose none."
             )
+        if config.get("r") is not None and len(a) != number_for(path, config, "rank_pattern", "r", 8):
+            raise MLLMError(
+                f"The LoRA {name} is damaged: {path} has rank {len(a)}, which isn't what {CONFIG} says, so download or "
+                "export it again."
+            )
         yield linear.weight, scale_of(path, len(a), config) * (b @ a)
 
 
 def scale_of(path: str, rank: int, config: dict) -> float:
     """alpha / rank, or alpha / sqrt(rank) for rsLoRA; single layers may have an alpha of their own."""
-    alpha = config.get("lora_alpha", 8)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", path):
-            alpha = value
-            break
+    alpha = number_for(path, config, "alpha_pattern", "lora_alpha", 8)
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def number_for(path: str, config: dict, patterns: str, key: str, default: float) -> float:
+    """A layer's own number by the first of config[patterns] that fits its path, as peft looks it up, or config[key]."""
+    for pattern, value in (config.get(patterns) or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", path):
+            return value
+    value = config.get(key)
+    return default if value is None else value
 
 
 def canonical(path: str) -> str:

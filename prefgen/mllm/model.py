@@ -7,14 +7,17 @@ from pathlib import Path
 
 import torch
 
-from ..compat import hidden_states_of, load_image_text_to_text
+from ..compat import hidden_states_of, load_image_text_to_text, lost_its_head, transformers_version
+from ..errors import out_of_memory
 from ..history import HistoryItem, PreferenceHistory
 from ..pictures import resize
+from . import foreign
 from .cache import LeastRecentlyUsed
 from .families import family_of
-from .files import MLLMError, chat_template_of, check_folder, preprocessor_of, weights_digest
+from .files import MLLMError, check_folder, refuse, weights_digest
 from .lora import check_lora, merge_lora
 from .prompt import CLOSING_QUESTION, PROMPT_VERSION, build_messages, render_prompt
+from .reading import chat_template_of, check_conversation, preprocessor_of, reading_digest
 
 BATCH = 8
 CACHED_PICTURES, CACHED_HISTORIES = 512, 256
@@ -61,31 +64,24 @@ class PreferenceMLLM:
 
         Raises MLLMError with one sentence for a folder that can't or must not be loaded.
         """
-        from transformers import AutoTokenizer
-
         folder = Path(folder)
         check_folder(folder)
+        preprocessor = preprocessor_of(folder)
         if lora is not None:
             check_lora(Path(lora))
             if nf4:
                 raise MLLMError(f"The LoRA {Path(lora).name} can't be merged into nf4: choose bf16, fp16 or fp32.")
-        try:
-            model = load_image_text_to_text(folder, dtype, device if nf4 else None)
-        except Exception as error:  # transformers and safetensors raise many kinds for a broken folder
-            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-            raise MLLMError(f"The MLLM folder {folder.name} can't be loaded ({reason}): download it again.") from error
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # a missing file is an OSError, a ValueError or a KeyError, by version
-            raise MLLMError(
-                f"The tokenizer files of the MLLM folder {folder.name} are missing or damaged: download them again."
-            ) from error
-        tokenizer.chat_template = getattr(tokenizer, "chat_template", None) or chat_template_of(folder)
+        # The tokenizer first: it is small, and what is wrong with it is known before gigabytes are read.
+        tokenizer = _load_tokenizer(folder)
+        tokenizer.chat_template = chat_template_of(folder, tokenizer)
+        model = _load_model(folder, dtype, device if nf4 else None)
         merged = None if lora is None else merge_lora(model, Path(lora))
         # 4-bit weights are packed where they are to be used.
         model = model if nf4 else model.to(device)
-        mllm = cls(model, tokenizer, folder.name, weights_digest(folder), preprocessor_of(folder))
-        mllm.fingerprint |= {"lora": merged} | ({"precision": "nf4"} if nf4 else {})
+        mllm = cls(model, tokenizer, folder.name, weights_digest(folder), preprocessor)
+        check_conversation(mllm)
+        mllm.fingerprint |= {"lora": merged, "reading": reading_digest(mllm)}
+        mllm.fingerprint |= {"precision": "nf4"} if nf4 else {}
         return mllm
 
     @property
@@ -138,19 +134,31 @@ class PreferenceMLLM:
         """What the MLLM answers to a question about the history, in its likeliest words, at most `limit` tokens long.
 
         progress(done, total) is called as pictures are read; interrupt() is called before every word and may raise.
+        Raises MLLMError with one sentence for values that are not numbers. The host waits once for every word.
         """
+        if lost_its_head(self.model):
+            raise MLLMError(
+                f"The MLLM folder {self.name} has no language head, so it reads histories and can't answer: choose one "
+                "that is saved with lm_head."
+            )
         total = len(history) + 1
         features = self.image_features(history.items, lambda n: progress and progress(n, total), interrupt)
         words: list[int] = []
+        ends = self._ends
         inputs, past = self._inputs(history, features, question), None
         while len(words) < limit:
             if interrupt:
                 interrupt()
             output = self.family.text(**inputs, past_key_values=past, use_cache=True)
-            word = self.model.get_output_embeddings()(output.last_hidden_state[:, -1]).argmax(-1)
-            if int(word) in self._ends:
+            logits = self.model.get_output_embeddings()(output.last_hidden_state[:, -1])
+            word = logits.argmax(-1)
+            # The word and whether it means anything come to the host together.
+            token = int(torch.where(logits.isfinite().all(), word, -1))
+            if token < 0:
+                raise self._not_numbers()
+            if token in ends:
                 break
-            words.append(int(word))
+            words.append(token)
             inputs = self.family.next_inputs(inputs, self.model.get_input_embeddings()(word)[None])
             past = output.past_key_values
         if progress:
@@ -160,8 +168,15 @@ class PreferenceMLLM:
     @property
     def _ends(self) -> set[int]:
         """The tokens that end an answer."""
-        ends = self.model.generation_config.eos_token_id
-        return {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+        generation = getattr(self.model, "generation_config", None)
+        ends = getattr(generation, "eos_token_id", None)
+        return {self.tokenizer.eos_token_id, *(ends if isinstance(ends, (list, tuple)) else [ends])}
+
+    def _not_numbers(self) -> MLLMError:
+        return MLLMError(
+            f"{self.name} gives values that are not numbers in {self.fingerprint['precision']}: choose another "
+            "precision, or download its files again."
+        )
 
     @torch.inference_mode()
     def image_features(
@@ -240,28 +255,101 @@ class PreferenceMLLM:
         self.stats["prefill_runs"] += 1
         states = torch.stack(kept)
         if not torch.isfinite(states).all():
-            raise MLLMError(
-                f"{self.name} gives values that are not numbers in {self.fingerprint['precision']}: choose another "
-                "precision, or download its files again."
-            )
+            raise self._not_numbers()
         return states
 
     def token_ids(self, items: Sequence[tuple[bool, str]], question: str, shown: int = 0) -> list[int]:
         """The conversation about a history of (liked, prompt), up to where the assistant answers. shown: how many more
         pictures the question asks about."""
-        verdicts, prompts = [liked for liked, _ in items], [self._plain(prompt) for _, prompt in items]
-        image_token = self.tokenizer.convert_ids_to_tokens(self.family.image_token_id)
+        text = self.written(items, question, shown)
         if getattr(self.tokenizer, "chat_template", None):
-            inline = image_token if self.family.inline else None
-            messages = build_messages(verdicts, prompts, question, inline, shown)
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            text = text.replace(image_token, self.family.image_text(image_token))
-        else:
-            text = render_prompt(verdicts, prompts, question, image_token, self.family.tokens_per_image, shown)
+            text = text.replace(self.image_token, self.family.image_text(self.image_token))
         return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def written(self, items: Sequence[tuple[bool, str]], question: str, shown: int = 0) -> str:
+        """The same as text; by a chat template every picture is one image token, without one all that it takes."""
+        verdicts, prompts = [liked for liked, _ in items], [self._plain(prompt) for _, prompt in items]
+        if not getattr(self.tokenizer, "chat_template", None):
+            per_picture = self.family.tokens_per_image
+            return render_prompt(verdicts, prompts, question, self.image_token, per_picture, shown)
+        inline = self.image_token if self.family.inline else None
+        messages = build_messages(verdicts, prompts, question, inline, shown)
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    @property
+    def image_token(self) -> str:
+        """The tokenizer's sign for a picture."""
+        token = self.tokenizer.convert_ids_to_tokens(self.family.image_token_id)
+        if token is None:
+            raise MLLMError(
+                f"The tokenizer of {self.name} has no token {self.family.image_token_id}, which its config.json takes "
+                "for pictures: take all files from one release of the model."
+            )
+        return token
 
     def _plain(self, prompt: str) -> str:
         """A prompt without the tokenizer's own signs: "<image>" in it would be taken for one more picture."""
         for sign in self.tokenizer.get_added_vocab():
             prompt = prompt.replace(sign, " ")
         return " ".join(prompt.split())
+
+
+def _load_tokenizer(folder: Path):
+    """The folder's tokenizer. Raises MLLMError with one sentence that names what is missing or too old."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a missing file is an OSError, a ValueError or a KeyError, by version
+        refuse(_tokenizer_files(folder))
+        reason = _first_line(error)
+        for package in ("sentencepiece", "tiktoken", "protobuf"):
+            if package in str(error).lower() and not (folder / "tokenizer.json").is_file():
+                raise MLLMError(
+                    f"The tokenizer files of the MLLM folder {folder.name} lack tokenizer.json: put it there from "
+                    f"where the model comes from, or pip install {package}."
+                ) from error
+        if "untagged enum" in str(error) or "unknown variant" in str(error):
+            raise MLLMError(
+                f"The tokenizer files of the MLLM folder {folder.name} are newer than the installed tokenizers can "
+                f"read: update transformers ({transformers_version()} is installed) and tokenizers."
+            ) from error
+        raise MLLMError(
+            f"The tokenizer files of the MLLM folder {folder.name} are missing or damaged ({reason}): download them "
+            "again."
+        ) from error
+
+
+def _tokenizer_files(folder: Path) -> str | None:
+    """What stands in a tokenizer file in place of it, in one sentence."""
+    where = f"the MLLM folder {folder.name}"
+    for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt"):
+        file = folder / name
+        try:
+            if file.is_file() and (sentence := foreign.damage(file, where)):
+                return sentence
+        except OSError as error:
+            return foreign.unreadable(error, file, where)
+    return None
+
+
+def _load_model(folder: Path, dtype: torch.dtype, nf4_device: str | None):
+    """The folder's model. Raises MLLMError with one sentence."""
+    try:
+        return load_image_text_to_text(folder, dtype, nf4_device)
+    except Exception as error:  # transformers and safetensors raise many kinds for a broken folder
+        if out_of_memory(error):
+            raise MLLMError(
+                f"Memory ran out while {folder.name} was loaded: close other programs, choose precision bf16, or a "
+                "smaller MLLM."
+            ) from error
+        raise MLLMError(
+            f"The MLLM folder {folder.name} can't be loaded by transformers {transformers_version()} "
+            f"({_first_line(error)}): take config.json and all weights from one release of the model."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, short enough to stand in a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:80].rstrip(" .:") if lines else "no reason given"

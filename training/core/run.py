@@ -15,11 +15,13 @@ from torch import nn
 from torch.distributed.nn.functional import all_gather
 from tqdm import tqdm
 
+from prefgen.errors import out_of_memory
+
 from . import sharded
 from .files import grid_of, picture_grid
 from .folder import RunFolder
 from .order import step_seed
-from .trouble import StopSignals, out_of_memory
+from .trouble import StopSignals
 from .update import Trouble, Updater, new_accelerator
 
 

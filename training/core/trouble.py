@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import signal
 
-import torch
-
 NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "file size limit"}
 
 
@@ -29,14 +27,6 @@ class StopSignals:
 
     def _note(self, number: int, _frame) -> None:
         self.received = number
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device or the machine has no memory left."""
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
-    )
 
 
 def no_room(error: BaseException) -> str | None:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from prefgen.errors import out_of_memory
 from prefgen.files import write_atomic
 from prefgen.mllm.model import PreferenceMLLM
 
@@ -239,7 +240,9 @@ def main() -> None:
     try:
         config = load(args.config, args.set)
         figures = score(SimpleNamespace(config=config, runs=runs, users=args.users, each=args.each, batch=args.batch))
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
         raise SystemExit(f"The GPU's memory is full: take less than --batch {args.batch}.") from error
     out = args.out or runs / "vqa"
     out.mkdir(parents=True, exist_ok=True)
