@@ -26,7 +26,9 @@ class DescribePreference(io.ComfyNode):
             "that no adapter reaches (Flux, SD3, Qwen-Image).",
             is_input_list=True,
             inputs=[
-                MLLM.Input("mllm", tooltip="From Load Preference MLLM."),
+                MLLM.Input(
+                    "mllm", lazy=True, tooltip="From Load Preference MLLM. Not loaded if your own words say it all."
+                ),
                 io.Image.Input("liked", tooltip="Pictures you like: a batch or a list, any sizes."),
                 io.Image.Input("disliked", optional=True, tooltip="Pictures you don't like, any number. Optional."),
                 traits("liked_traits", "liked", "positive"),
@@ -40,13 +42,24 @@ class DescribePreference(io.ComfyNode):
         )
 
     @classmethod
+    def check_lazy_status(cls, disliked=None, liked_traits=None, disliked_traits=None, **_):
+        pictures = any(batch is not None and len(batch) for batch in disliked or [])
+        return ["mllm"] if _typed(liked_traits, disliked_traits).lacks(pictures) else []
+
+    @classmethod
     def execute(cls, mllm, liked, disliked=None, liked_traits=None, disliked_traits=None) -> io.NodeOutput:
         from ..prefgen.comfy.encoding import describe_history
         from ..prefgen.history import PreferenceHistory
-        from ..prefgen.mllm.traits import Traits
 
         history = PreferenceHistory.from_images(liked, disliked or [])
-        typed = Traits.typed(*(text[0] if text else "" for text in (liked_traits, disliked_traits)))
-        traits = typed.or_else(lambda: describe_history(history, mllm[0]))
+        typed = _typed(liked_traits, disliked_traits)
+        traits = typed.or_else(lambda: describe_history(history, mllm[0]), bool(history.disliked))
         shown = ui.PreviewText(f"liked: {traits.positive}\ndisliked: {traits.negative}")
         return io.NodeOutput(traits.positive, traits.negative, traits.to_json(), ui=shown)
+
+
+def _typed(liked, disliked):
+    """The artist's own words, of two inputs that ComfyUI gives as lists."""
+    from ..prefgen.mllm.traits import Traits
+
+    return Traits.typed(*((text[0] or "") if text else "" for text in (liked, disliked)))

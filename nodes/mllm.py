@@ -56,6 +56,10 @@ class LoadPreferenceMLLM(io.ComfyNode):
         return checked(folders.mllm_path, mllm)
 
     @classmethod
+    def fingerprint_inputs(cls, mllm, lora=folders.NO_LORA, **_):
+        return folders.mllm_fingerprint(mllm, lora)
+
+    @classmethod
     def execute(cls, mllm, precision="auto", device="auto", lora=folders.NO_LORA) -> io.NodeOutput:
         folder, adapter = folders.mllm_path(mllm), folders.mllm_lora_path(lora)
         return io.NodeOutput(memory.load_mllm(folder, precision, device, adapter))

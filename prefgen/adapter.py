@@ -227,6 +227,7 @@ def check_encoded(header: AdapterHeader, encoded: EncodedPreference) -> None:
                     f"This adapter was trained with the MLLM {_described(made)}; the history was read by "
                     f"{_described(used)}. Choose that MLLM in Load Preference MLLM, or an adapter for this one."
                 )
+        _check_reading(made, used)
     if encoded.clip_vision:
         _check_encoder(header, encoded.clip_vision)
 
@@ -252,6 +253,17 @@ def _check_encoder(header: AdapterHeader, used: dict) -> None:
                 f"This adapter was trained with the CLIP vision model {name}; the connected one {what}. Connect {name} "
                 "in Encode Preference History, or none."
             )
+
+
+def _check_reading(made: dict, used: dict) -> None:
+    """The same MLLM reads another way with another chat template, tokenizer or image processor. Adapters of before
+    this was written down don't know."""
+    if made.get("reading") and used.get("reading") and made["reading"] != used["reading"]:
+        raise AdapterError(
+            f"The folder of the MLLM {used.get('name', '?')} has another chat template, tokenizer or image processor "
+            "than the one that this adapter was trained with: put those files back as the MLLM was released, or choose "
+            "an adapter for this one."
+        )
 
 
 def _check_pictures(header: AdapterHeader, encoded: EncodedPreference) -> None:

@@ -6,6 +6,7 @@ path.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -164,3 +165,17 @@ def history_fingerprint(name: str) -> str:
     """Changes whenever a picture of the history, a prompt or their order does."""
     history = history_of(name)
     return name if isinstance(history, int) else HistoryFolder(history).fingerprint()
+
+
+def mllm_fingerprint(name: str, lora: str | None = NO_LORA) -> str:
+    """Changes whenever a file of the MLLM's folder or of its LoRA's does: names, sizes and times."""
+    digest = hashlib.sha256()
+    for root in (mllm_path(name), mllm_lora_path(lora or NO_LORA)):
+        # One level below, too: additional_chat_templates.
+        files = [] if root is None else [*root.iterdir(), *root.glob("*/*.jinja")]
+        for file in sorted(file for file in files if file.is_file()):
+            status = file.stat()
+            place = file.relative_to(root).as_posix()
+            digest.update(f"{root.name}/{place} {status.st_size} {status.st_mtime_ns}\n".encode())
+        digest.update(b"\n")
+    return digest.hexdigest()

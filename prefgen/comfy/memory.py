@@ -11,6 +11,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..compat import has_nf4
+from ..errors import out_of_memory
 from ..mllm.files import MLLMError, check_folder, weight_bytes
 from ..mllm.model import PreferenceMLLM
 
@@ -38,18 +39,63 @@ class ManagedMLLM:
     @contextmanager
     def on_device(self) -> Iterator:
         """The PreferenceMLLM, loaded on its device for the length of the block and taken off it afterwards. Raises
-        MLLMError with one sentence if the device's memory runs out."""
+        MLLMError with one sentence if the memory there isn't enough."""
         try:
-            management.load_models_gpu([self.patcher])
+            load_whole(self.patcher)
+            self._check_whole()
             yield self.mllm
-        except torch.cuda.OutOfMemoryError as error:
+        except Exception as error:  # every backend has an error of its own for it
+            if not _no_memory(error):
+                raise
             raise MLLMError(
-                f"The graphics card ran out of memory while {self.mllm.name} was reading: choose device cpu or a "
-                "smaller MLLM in Load Preference MLLM."
+                f"{_place(self.patcher.load_device).capitalize()} ran out of memory while {self.mllm.name} was "
+                f"reading: choose {self._instead()}a smaller MLLM in Load Preference MLLM."
             ) from error
         finally:
             others = [loaded for loaded in management.current_loaded_models if loaded.model is not self.patcher]
             management.free_memory(1e30, self.patcher.load_device, keep_loaded=others)
+
+    def _check_whole(self) -> None:
+        """transformers' layers don't fetch weights that ComfyUI left elsewhere, so all of them must be there."""
+        device = self.patcher.load_device
+        left = [t for t in _tensors(self.patcher.model) if not _is_on(t, device)]
+        if left:
+            size = sum(tensor.nbytes for tensor in left) / GIB
+            raise MLLMError(
+                f"ComfyUI left {size:.1f} GiB of {self.mllm.name} off {_place(device)}, which it needs whole: choose "
+                f"{self._instead()}a smaller MLLM in Load Preference MLLM, or start ComfyUI without --novram."
+            )
+
+    def _instead(self) -> str:
+        """What takes less memory than this, beside a smaller model."""
+        precision = "" if self.mllm.fingerprint["precision"] != "float32" else "precision bf16, "
+        device = "" if management.is_device_cpu(self.patcher.load_device) else "device cpu, "
+        return precision + device + ("or " if precision or device else "")
+
+
+def load_whole(patcher: ModelPatcher) -> None:
+    """Put all of a model on its device, whatever ComfyUI leaves elsewhere to keep memory free."""
+    management.load_models_gpu([patcher], force_full_load=True)
+
+
+def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def _is_on(tensor: torch.Tensor, device: torch.device) -> bool:
+    """Whether a tensor lies on a device; one without a number is any of its kind."""
+    return tensor.device.type == device.type and device.index in (None, tensor.device.index)
+
+
+def _no_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has run out, by our own list or by ComfyUI's."""
+    theirs = getattr(management, "OOM_EXCEPTION", Exception)  # Exception, where torch has none
+    return out_of_memory(error) or (theirs is not Exception and isinstance(error, theirs))
+
+
+def _place(device: torch.device) -> str:
+    return "main memory" if management.is_device_cpu(device) else "the graphics card"
 
 
 def pick_device(choice: str) -> torch.device:
@@ -109,6 +155,8 @@ def check_memory(folder: Path, device: torch.device, dtype: torch.dtype, nf4: bo
     into what ComfyUI can free: while it loads in main memory, while it reads on its device."""
     needed = weight_bytes(folder, dtype.itemsize, nf4)
     for place in dict.fromkeys((device,) if nf4 else (torch.device("cpu"), device)):
+        if not management.is_device_cpu(place) and directml():
+            continue
         on_cpu = management.is_device_cpu(place)
         available = management.get_free_memory(place)
         if not on_cpu:
@@ -121,9 +169,14 @@ def check_memory(folder: Path, device: torch.device, dtype: torch.dtype, nf4: bo
             instead += "device cpu, " + ("precision nf4, " if has_nf4() and not nf4 else "")
         raise MLLMError(
             f"{folder.name} needs {needed / GIB:.1f} GiB in {precision_name(dtype, nf4)} and "
-            f"{'main memory' if on_cpu else 'the graphics card'} has {max(available, 0) / GIB:.1f} GiB for it: choose "
+            f"{_place(place)} has {max(available, 0) / GIB:.1f} GiB for it: choose "
             f"{instead}{'or ' if instead else ''}a smaller MLLM."
         )
+
+
+def directml() -> bool:
+    """Whether the graphics card is used through DirectML, where ComfyUI tells 1 GiB free whatever there is."""
+    return bool(getattr(management, "directml_enabled", False))
 
 
 def precision_name(dtype: torch.dtype, nf4: bool) -> str:

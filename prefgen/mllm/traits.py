@@ -58,9 +58,14 @@ class Traits:
             traits = cls.of_answers(said, answer(AVOID_QUESTION))
         return traits if disliked else cls(traits.liked, ())
 
-    def or_else(self, read: Callable[[], Traits]) -> Traits:
+    def lacks(self, disliked: bool) -> bool:
+        """Whether these traits leave a side open that a history has pictures for. disliked: whether it has disliked
+        ones; without them nothing is said of that side."""
+        return not self.liked or (disliked and not self.disliked)
+
+    def or_else(self, read: Callable[[], Traits], disliked: bool = True) -> Traits:
         """These traits, with a side that is empty taken from `read`, which is called only if it is needed."""
-        if self.liked and self.disliked:
+        if not self.lacks(disliked):
             return self
         other = read()
         return Traits(self.liked or other.liked, self.disliked or other.disliked)
