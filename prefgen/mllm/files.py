@@ -27,6 +27,7 @@ class MLLMError(MendableError, ValueError):
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder before anything of it is loaded. Raises MLLMError with one sentence."""
+    refuse(foreign.broken_link(folder, _of(folder)))
     refuse(foreign.lora_in_place_of_a_model(folder))
     if not (folder / "config.json").is_file():
         raise MLLMError(foreign.without_config(folder))

@@ -39,13 +39,22 @@ def damage(file: Path, where: str) -> str | None:
     return None
 
 
+def broken_link(folder: Path, where: str) -> str | None:
+    """A link to nowhere among the files that count: to everybody who only asks whether it is there, it isn't."""
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if file.suffix in READ and file.is_symlink() and not file.exists():
+            return (
+                f"{file.name} of {where} is a link to a file that isn't there: copy the file itself into the folder, "
+                "or put its target back."
+            )
+    return None
+
+
+READ = (".json", ".safetensors", ".jinja", ".model", ".txt")
+
+
 def unreadable(error: OSError, file: Path, where: str) -> str:
     """Why the operating system doesn't hand out a file that is there."""
-    if file.is_symlink() and not file.exists():
-        return (
-            f"{file.name} of {where} is a link to a file that isn't there: copy the file itself into the folder, or "
-            "put its target back."
-        )
     if isinstance(error, PermissionError):
         return f"{file.name} of {where} may not be read by ComfyUI: give its user the right to read that file."
     return f"{file.name} of {where} can't be read ({error.strerror or 'no reason given'}): look to its drive."
@@ -76,8 +85,6 @@ def without_config(folder: Path) -> str:
     if not folder.is_dir():
         there = "is a file, not a folder" if folder.exists() else "isn't there"
         return f"The MLLM folder {folder.name} {there}: choose a folder of a transformers model, with its config.json."
-    if (folder / "config.json").is_symlink():
-        return unreadable(FileNotFoundError(), folder / "config.json", f"the MLLM folder {folder.name}")
     if (folder / "model_index.json").is_file():
         return f"The folder {folder.name} holds a diffusers pipeline, which paints: choose one of an MLLM."
     inner = sorted({file.parent.relative_to(folder) for place in INNER for file in folder.glob(f"{place}/config.json")})

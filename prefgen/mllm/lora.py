@@ -69,6 +69,7 @@ def merge_lora(model: nn.Module, folder: Path) -> str:
 
 def check_lora(folder: Path) -> dict:
     """The config of a LoRA folder. Raises MLLMError with one sentence for one that can't be merged."""
+    refuse(foreign.broken_link(folder, f"the LoRA {folder.name}"))
     if not (folder / CONFIG).is_file():
         raise MLLMError(foreign.lora_in_place(folder, CONFIG, WEIGHTS))
     config = read_json(folder / CONFIG, f"the LoRA {folder.name}")

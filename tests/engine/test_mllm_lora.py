@@ -1,5 +1,6 @@
 """A LoRA merged into a preference MLLM: the same weights as peft's own merge, and a sentence for what doesn't fit."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from prefgen.history import PreferenceHistory
-from prefgen.mllm.lora import canonical, merge_lora
+from prefgen.mllm.lora import ANY_VALUE, PLAIN_VALUES, canonical, check_lora, merge_lora
 from prefgen.mllm.model import MLLMError, PreferenceMLLM
 from tests.engine.tiny_mllms import write_folder
 
@@ -85,15 +86,26 @@ def test_the_encoding_and_the_fingerprint_tell_of_the_lora(folder, model, tmp_pa
     assert PreferenceMLLM.load(folder, lora=stronger).fingerprint["lora"] != told
 
 
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"alpha_pattern": {"v_proj": 3}}])
+PLAIN = [
+    {},
+    {"use_rslora": True},
+    {"alpha_pattern": {"v_proj": 3}},
+    {"rank_pattern": {"v_proj": 4}},
+    {"rank_pattern": {"layers.1.self_attn.v_proj": 3}, "alpha_pattern": {"q_proj": 2.5}, "use_rslora": True},
+    {"layers_to_transform": [0, 2], "layers_pattern": "layers", "target_modules": ["q_proj", "up_proj"]},
+    {"exclude_modules": r".*layers\.1\..*"},
+    {"init_lora_weights": "gaussian"},
+    {"init_lora_weights": "orthogonal"},
+    {"init_lora_weights": False},
+    {"lora_dropout": 0.3, "task_type": "CAUSAL_LM", "revision": "main", "inference_mode": True},
+]
+
+
+@pytest.mark.parametrize("options", PLAIN, ids=lambda options: "-".join(options) or "default")
 def test_it_is_what_peft_itself_merges(folder, model, tmp_path, options):
     peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(
-        r=RANK,
-        lora_alpha=ALPHA,
-        target_modules=r".*text_model\.layers\.\d+\.(self_attn\.[qv]|mlp\.down)_proj",
-        **options,
-    )
+    targets = {"target_modules": r".*text_model\.layers\.\d+\.(self_attn\.[qv]|mlp\.down)_proj"}
+    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, **targets | options)
     wrapped = peft.get_peft_model(PreferenceMLLM.load(folder).model, config)
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name:
@@ -104,6 +116,86 @@ def test_it_is_what_peft_itself_merges(folder, model, tmp_path, options):
     ours = model.state_dict()
     assert ours.keys() == theirs.keys()
     assert max((ours[key] - theirs[key]).abs().max() for key in ours) < 1e-5
+
+
+# A value that peft takes for every field that isn't harmless at any value.
+NOT_PLAIN = {
+    "fan_in_fan_out": True,
+    "bias": "lora_only",
+    "modules_to_save": ["lm_head"],
+    "init_lora_weights": ["pissa", "pissa_niter_4", "olora", "OLoRA", "corda", "loftq", "lora_ga", "mica", "new"],
+    "megatron_config": {"tensor_model_parallel_size": 1},
+    "trainable_token_indices": [1, 2],
+    "loftq_config": {"loftq_bits": 4},
+    "corda_config": {"corda_method": "ipm"},
+    "lora_ga_config": {"direction": "ArB2r"},
+    "use_dora": True,
+    "velora_config": {"num_groups": 4},
+    "alora_invocation_tokens": [1, 2, 3],
+    "use_qalora": True,
+    "monteclora_config": {"num_samples": 4},
+    "layer_replication": [[0, 2], [1, 3]],
+    "lora_bias": True,
+    "target_parameters": ["mlp.experts.gate_up_proj"],
+    "use_bdlora": {"nblocks": 2},
+    "arrow_config": {"top_k": 2},
+    "kasa_config": {"beta": 1.0},
+    "ensure_weight_tying": True,
+    "a_key_of_tomorrow": True,
+}
+
+
+@pytest.mark.parametrize("key", NOT_PLAIN)
+def test_what_is_not_known_to_be_plain_is_refused_by_name(model, tmp_path, one_sentence, key):
+    values = NOT_PLAIN[key] if key == "init_lora_weights" else [NOT_PLAIN[key]]
+    for value in values:
+        with pytest.raises(MLLMError, match=key) as raised:
+            merge_lora(model, write_lora(tmp_path / "taste", model, **{key: value}))
+        assert "taste" in one_sentence(raised)
+
+
+def test_no_field_of_the_installed_peft_passes_unnoticed(model, tmp_path):
+    """Each is known to be plain at any value, or is tried above; peft's own defaults pass."""
+    peft = pytest.importorskip("peft")
+    fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+    assert not fields - ANY_VALUE - NOT_PLAIN.keys()
+    assert not (fields & ANY_VALUE) & (NOT_PLAIN.keys() | PLAIN_VALUES.keys())
+    peft.LoraConfig(r=RANK, lora_alpha=ALPHA).save_pretrained(tmp_path / "default")
+    told = json.loads((tmp_path / "default" / "adapter_config.json").read_text())
+    assert check_lora(write_lora(tmp_path / "taste", model, **told | {"target_modules": ["q_proj"]}))
+
+
+def test_an_alora_acts_behind_its_words_alone_so_merging_it_would_be_wrong(folder, model, tmp_path):
+    """What peft computes with one is neither the model without it nor with it merged."""
+    peft = pytest.importorskip("peft")
+    if "alora_invocation_tokens" not in {field.name for field in dataclasses.fields(peft.LoraConfig)}:
+        pytest.skip("this peft has no aLoRA")
+    config = peft.LoraConfig(
+        r=RANK, task_type="CAUSAL_LM", target_modules=r".*text_model.*q_proj", alora_invocation_tokens=[3]
+    )
+    peft.get_peft_model(PreferenceMLLM.load(folder).model, config).save_pretrained(tmp_path / "alora")
+    with pytest.raises(MLLMError, match="alora_invocation_tokens"):
+        merge_lora(model, tmp_path / "alora")
+
+
+def test_a_public_lora_of_ms_swift_is_plain(model, tmp_path):
+    more = {"lora_dtype": "bfloat16", "lorap_lr_ratio": None, "lorap_emb_lr": 1e-06, "model_key_mapping": None}
+    assert merge_lora(model, write_lora(tmp_path / "taste", model, **more))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"lora_alpha": "16"},
+        {"alpha_pattern": ["q_proj"]},
+        {"alpha_pattern": {"(": 1}},
+        {"rank_pattern": {"q_proj": "2"}},
+    ],
+)
+def test_a_scale_that_is_none_is_refused(model, tmp_path, one_sentence, damage):
+    with pytest.raises(MLLMError, match="damaged") as raised:
+        merge_lora(model, write_lora(tmp_path / "taste", model, **damage))
+    one_sentence(raised)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +221,12 @@ DAMAGE = {
     "another width": ({}, lambda t: {k: v.repeat(1, 2) if "_A" in k else v for k, v in t.items()}, "another MLLM"),
     "half a pair": ({}, without_last, "damaged"),
     "not numbers": ({}, lambda t: {k: v * float("nan") for k, v in t.items()}, "damaged"),
+    "another rank": ({"r": RANK + 1}, None, "rank"),
+    "a pair twice": (
+        {},
+        lambda t: t | {k.replace(".weight", ".default.weight"): v.clone() for k, v in t.items()},
+        "twice",
+    ),
     "nothing": ({}, lambda t: {}, "empty"),
     "dora": ({"use_dora": True}, None, "DoRA"),
     "dora keys": ({}, lambda t: t | {"base_model.model.x.lora_magnitude_vector": torch.ones(3)}, "no LoRA"),
@@ -166,3 +264,35 @@ def test_a_lora_is_not_merged_into_four_bits(folder, model, tmp_path, one_senten
     with pytest.raises(MLLMError, match="nf4") as raised:
         PreferenceMLLM.load(folder, lora=write_lora(tmp_path / "taste", model), nf4=True)
     one_sentence(raised)
+
+
+def test_a_whole_model_in_place_of_a_lora_is_named(folder, model, one_sentence):
+    with pytest.raises(MLLMError, match="models/prefgen/mllm/") as raised:
+        merge_lora(model, folder)
+    assert "whole model" in one_sentence(raised)
+
+
+def test_a_lora_of_a_picture_model_and_one_a_level_too_high(model, tmp_path, one_sentence):
+    above = tmp_path / "above"
+    write_lora(above, model)
+    (above / "checkpoint-20").mkdir()
+    for file in [*above.glob("adapter_*")]:
+        file.rename(above / "checkpoint-20" / file.name)
+    with pytest.raises(MLLMError, match="subfolder checkpoint-20") as raised:
+        merge_lora(model, above)
+    one_sentence(raised)
+    painted = tmp_path / "painted"
+    painted.mkdir()
+    save_file({"lora_unet_down.lora_down.weight": torch.ones(2, 2)}, painted / "style.safetensors")
+    with pytest.raises(MLLMError, match="picture models") as raised:
+        merge_lora(model, painted)
+    one_sentence(raised)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_pointer_in_place_of_a_file_is_named(model, tmp_path, one_sentence, name):
+    lora = write_lora(tmp_path / "taste", model)
+    (lora / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(MLLMError, match="Git LFS pointer") as raised:
+        merge_lora(model, lora)
+    assert name in one_sentence(raised)
