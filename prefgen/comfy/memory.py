@@ -47,9 +47,10 @@ class ManagedMLLM:
         except Exception as error:  # every backend has an error of its own for it
             if not _no_memory(error):
                 raise
+            place = "computer" if management.is_device_cpu(self.patcher.load_device) else "graphics card"
             raise MLLMError(
-                f"{_place(self.patcher.load_device).capitalize()} ran out of memory while {self.mllm.name} was "
-                f"reading: choose {self._instead()}a smaller MLLM in Load Preference MLLM."
+                f"The {place} ran out of memory while {self.mllm.name} was reading: choose {self._instead()}a smaller "
+                "MLLM in Load Preference MLLM."
             ) from error
         finally:
             others = [loaded for loaded in management.current_loaded_models if loaded.model is not self.patcher]

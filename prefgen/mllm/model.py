@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -350,6 +351,6 @@ def _load_model(folder: Path, dtype: torch.dtype, nf4_device: str | None):
 
 
 def _first_line(error: Exception) -> str:
-    """What an error says, short enough to stand in a sentence."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:80].rstrip(" .:") if lines else "no reason given"
+    """What an error says, short and plain enough to stand in a sentence."""
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>|\b\w*(?:Error|Exception)\b:?", r"\1", str(error)).strip()
+    return text.splitlines()[0][:80].rstrip(" .:") if text else "no reason given"

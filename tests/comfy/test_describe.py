@@ -65,6 +65,25 @@ def test_without_disliked_pictures_nothing_is_said_of_them(pack, mllm):
     assert output.args[0] and output.args[1] == ""
 
 
+def test_words_for_all_that_there_are_pictures_of_leave_the_mllm_alone(pack, mllm, described):
+    """It is neither run nor loaded: ComfyUI asks for an input that is lazy only if the node names it."""
+    from prefgen.atelier.users import EXAMPLE_USERS
+
+    liked, disliked = pack("prefgen.comfy.histories").load(next(iter(EXAMPLE_USERS.values())))
+    node = pack("nodes").DescribePreference
+    assert next(i for i in node.define_schema().inputs if i.id == "mllm").lazy
+    given = [
+        ({"disliked": disliked, "liked_traits": ["boats"], "disliked_traits": ["noise"]}, ("boats", "noise")),
+        ({"liked_traits": ["boats"]}, ("boats", "")),
+        ({"disliked": [], "liked_traits": ["boats"], "disliked_traits": [""]}, ("boats", "")),
+    ]
+    for inputs, expected in given:
+        assert node.check_lazy_status(mllm=(None,), liked=liked, **inputs) == []
+        assert node.execute(mllm=(None,), liked=liked, **inputs).args[:2] == expected
+    for inputs in ({}, {"disliked": disliked, "liked_traits": ["boats"]}, {"disliked_traits": ["noise"]}):
+        assert node.check_lazy_status(mllm=(None,), liked=liked, **inputs) == ["mllm"]
+
+
 @pytest.mark.slow
 def test_in_a_graph_the_words_reach_both_prompts(tmp_path):
     """Through the real server: described, joined to the prompt, painted with the plain model."""
@@ -89,4 +108,12 @@ def test_in_a_graph_the_words_reach_both_prompts(tmp_path):
             graph[f"90{slot + 1}"] = {"class_type": "StringConcatenate", "inputs": joined}
             text["text"] = [f"90{slot + 1}", 0]
         saved = client.run(graph)
-    assert any(saved.values())
+        # One that can't be loaded, which nobody notices as long as the words are typed.
+        broken = server.base / "models" / "prefgen" / "mllm" / "broken"
+        broken.mkdir(parents=True)
+        (broken / "config.json").write_text("{}")
+        graph[mllm]["inputs"]["mllm"] = "broken"
+        del graph["900"]["inputs"]["disliked"]
+        graph["900"]["inputs"]["liked_traits"] = "boats"
+        typed = client.run(graph)
+    assert any(saved.values()) and any(typed.values())

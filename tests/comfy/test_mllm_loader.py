@@ -165,6 +165,131 @@ def test_the_estimate_is_what_the_weights_take(memory, smol, pack):
     assert 0.9 * loaded.memory_bytes < estimate < 1.1 * loaded.memory_bytes
 
 
+NO_MEMORY = {
+    "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "CUDA later": RuntimeError("CUDA error: out of memory"),
+    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "ROCm": RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB."),
+    "MPS": RuntimeError("MPS backend out of memory (MPS allocated: 9.05 GB, other allocations: 1.2 GB)."),
+    "XPU": RuntimeError("level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"),
+    "DirectML": RuntimeError("Could not allocate tensor with 8388608 bytes. There is not enough GPU video memory!"),
+    "Linux": RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+    "Windows": RuntimeError("[enforce fail] data. DefaultCPUAllocator: not enough memory: you tried to allocate 8."),
+    "a Windows file": OSError("The paging file is too small for this operation to complete. (os error 1455)"),
+    "Python": MemoryError(),
+}
+
+
+@pytest.mark.parametrize("backend", NO_MEMORY)
+def test_memory_that_runs_out_is_told_in_one_sentence_whatever_the_backend(memory, smol, backend):
+    import comfy.model_management as management
+
+    managed = memory.load_mllm(smol, "fp32", "cpu")
+    with pytest.raises(ValueError, match="ran out of memory while smol was reading") as raised:
+        with managed.on_device():
+            raise NO_MEMORY[backend]
+    assert "precision bf16" in sentence(raised)
+    assert managed.patcher not in [loaded.model for loaded in management.current_loaded_models]
+
+
+def test_other_errors_are_not_taken_for_it(memory, smol):
+    managed = memory.load_mllm(smol, "fp32", "cpu")
+    for error in (RuntimeError("shapes cannot be multiplied"), KeyError("memory"), InterruptedError()):
+        with pytest.raises(type(error)) as raised, managed.on_device():
+            raise error
+        assert raised.value is error
+
+
+@pytest.fixture
+def small_card(memory, smol, monkeypatch):
+    """A card with less free than the model takes: "meta" is no CPU, and moving there costs nothing."""
+    import comfy.model_management as management
+
+    card, half = torch.device("meta"), memory.load_mllm(smol, "fp32", "cpu").patcher.model_size() // 2
+    told = management.get_free_memory
+
+    def free(dev=None, torch_free_too=False):
+        if dev != card:
+            return told(dev, torch_free_too)
+        return (half, half) if torch_free_too else half
+
+    monkeypatch.setattr(management, "get_free_memory", free)
+    monkeypatch.setattr(management, "vram_state", management.VRAMState.NORMAL_VRAM)
+    monkeypatch.setattr(management, "lowvram_available", True)
+    monkeypatch.setattr(management, "minimum_inference_memory", lambda: 0)
+    monkeypatch.setattr(management, "current_loaded_models", [])
+    return lambda: memory.ManagedMLLM(memory.load_mllm(smol, "fp32", "cpu").mllm, card)
+
+
+def places(managed):
+    return {str(tensor.device) for tensor in (*managed.mllm.model.parameters(), *managed.mllm.model.buffers())}
+
+
+def test_all_of_it_goes_to_a_card_that_comfyui_would_fill_in_part(memory, small_card):
+    """transformers' layers don't fetch weights that stay behind."""
+    import comfy.model_management as management
+
+    by_itself, ours = small_card(), small_card()
+    management.load_models_gpu([by_itself.patcher])
+    assert places(by_itself) == {"cpu", "meta"}
+    management.current_loaded_models.clear()
+    memory.load_whole(ours.patcher)
+    assert places(ours) == {"meta"}
+
+
+def test_one_that_comfyui_leaves_in_part_elsewhere_is_refused_before_it_reads(small_card, monkeypatch):
+    import comfy.model_management as management
+
+    monkeypatch.setattr(management, "load_models_gpu", lambda models, force_full_load: None)
+    with pytest.raises(ValueError, match="ComfyUI left .* of smol off the graphics card") as raised:
+        with small_card().on_device():
+            pytest.fail("it read")
+    assert "device cpu" in sentence(raised)
+
+
+def test_directml_which_tells_one_gib_whatever_there_is_is_not_asked(memory, smol, tmp_path, monkeypatch):
+    import comfy.model_management as management
+
+    large, card = sparse(tmp_path / "large", smol, {"layer.0": (2**15, 2**15)}), torch.device("meta")
+    monkeypatch.setattr(management, "get_free_memory", lambda dev=None: 2**30 if dev == card else 2**50)
+    with pytest.raises(ValueError, match="large needs 2.0 GiB") as raised:
+        memory.check_memory(large, card, torch.bfloat16, False)
+    sentence(raised)
+    monkeypatch.setattr(management, "directml_enabled", True)
+    memory.check_memory(large, card, torch.bfloat16, False)
+
+
+def test_a_folder_or_lora_that_has_changed_is_read_again(folders, node, smol, tmp_path, monkeypatch):
+    """By what ComfyUI compares before it takes a node's last output for this one's."""
+    import shutil
+
+    roots = {"prefgen": [str(tmp_path)], "LLM": [], "ipadapter": []}
+    monkeypatch.setattr(folder_paths, "get_folder_paths", lambda kind: roots[kind])
+    place, lora = tmp_path / "mllm" / "taste", tmp_path / "mllm_lora" / "mine"
+    shutil.copytree(smol, place)
+    lora.mkdir(parents=True)
+    (lora / "adapter_config.json").write_text("{}")
+    (lora / "adapter_model.safetensors").write_bytes(b"1")
+
+    def told(lora="mine"):
+        return node.fingerprint_inputs(mllm="taste", precision="auto", device="auto", lora=lora)
+
+    seen = [told("none"), told()]
+    assert told() == seen[-1] and told("none") == seen[0]
+    (lora / "adapter_model.safetensors").write_bytes(b"2")
+    os.utime(lora / "adapter_model.safetensors", ns=(1, 1))  # as long as before
+    seen.append(told())
+    (place / "chat_template.jinja").write_text("{{ messages }}")
+    seen.append(told())
+    (place / "additional_chat_templates").mkdir()
+    (place / "additional_chat_templates" / "default.jinja").write_text("{{ messages }}")
+    seen.append(told())
+    os.utime(place / "model.safetensors", ns=(1, 1))
+    seen.append(told())
+    assert len(set(seen)) == len(seen)
+    assert node.fingerprint_inputs(mllm="taste") == told("none")  # a graph that was saved before there were LoRAs
+
+
 def test_low_vram_reads_on_the_cpu(memory, monkeypatch):
     import comfy.model_management as management
 
