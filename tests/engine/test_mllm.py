@@ -336,6 +336,34 @@ class TestAnswers:
         assert same(mllm.encode(history()), PreferenceMLLM.load(tmp_path / "talker").encode(history()))
         assert sum(mllm.seen.pictures) == 5
 
+    def test_the_host_waits_once_for_every_word(self, mllm):
+        """Counted by torch: every number that Python reads off a tensor while the answer is made."""
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        class Reads(TorchDispatchMode):
+            count = 0
+
+            def __torch_dispatch__(self, func, kinds, args=(), kwargs=None):
+                self.count += func in (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
+                return func(*args, **(kwargs or {}))
+
+        counts = []
+        for limit in (3, 9):
+            mllm.answer(history(), limit=limit)  # what is read of the pictures is kept
+            with Reads() as reads:
+                mllm.answer(history(), limit=limit)
+            counts.append(reads.count)
+        assert counts[1] - counts[0] == 9 - 3
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_values_that_are_not_numbers_are_told_and_never_an_empty_answer(self, mllm, one_sentence, value):
+        """As fp16 overflows behind the first decoder layers."""
+        with torch.no_grad():
+            mllm.family.text.norm.weight[0] = value
+        with pytest.raises(MLLMError, match="not numbers in float32") as raised:
+            mllm.answer(history(), limit=4)
+        one_sentence(raised)
+
     def test_an_interrupt_stops_between_two_words(self, mllm):
         times = 0
 
