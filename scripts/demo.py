@@ -12,7 +12,6 @@ Leaves output/demo/sheet.png, output/demo/report.json and the pictures in output
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import shlex
@@ -30,9 +29,16 @@ from tqdm import tqdm
 from prefgen.atelier import captions
 from prefgen.atelier import users as world
 from prefgen.atelier.judge import load_judge
-from prefgen.atelier.renderer import render
 from prefgen.pictures import read_picture
 from training.bootstrap import bootstrap
+from training.study.demo_output import (
+    CONDITIONS,
+    history_name,
+    picture_prefix,
+    spread,
+    unseen_users,
+    write_histories,
+)
 
 from . import demo_sheet
 from . import graph as graphs
@@ -43,9 +49,7 @@ WORKFLOW = ROOT / "workflows" / "prefgen_atelier.json"
 PROMPT_TITLE = "Prompt"
 PLAIN_TITLE = "Save without preference"
 USER_TITLE = "Save with preference"
-CONDITIONS = ("none", "mismatched", "prefgen", "oracle")
 SHEET_USERS, SHEET_PROMPTS = 3, 3
-LIKED, DISLIKED, HISTORY_SEED = 8, 8, 1
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Job:
 
     @property
     def prefix(self) -> str:
-        return f"user{self.user:02d}/prompt{self.prompt:02d}_{self.condition}"
+        return picture_prefix(self.user, self.prompt, self.condition)
 
 
 def seed_of(base: int, user: int, prompt: int) -> int:
@@ -107,37 +111,6 @@ def plan(template: dict, people: list[world.User], prompts: list[tuple], seed: i
                 )
                 jobs.append(Job(user, prompt, condition, job.seed, graph))
     return sorted(jobs, key=lambda job: (job.user, CONDITIONS.index(job.condition), job.prompt))
-
-
-def history_name(user: int) -> str:
-    return f"demo_user_{user:02d}"
-
-
-def unseen_users(count: int) -> list[world.User]:
-    """`count` users of the test split: the bundled examples, who are on the sheet, then the others by number."""
-    numbers = list(world.EXAMPLE_USERS.values())
-    others = (number for number in itertools.count() if world.split(number) == "test" and number not in numbers)
-    numbers += itertools.islice(others, max(0, count - len(numbers)))
-    return [world.user(number) for number in numbers[:count]]
-
-
-def write_histories(folder: Path, people: list[world.User]) -> list[tuple[list[Image.Image], list[Image.Image]]]:
-    """Render every user's history to `folder`/<name>/{liked,disliked}/NN.png, as an artist would lay pictures down.
-
-    Returns the (liked, disliked) pictures of each user.
-    """
-    shown = []
-    for index, person in enumerate(people):
-        pictures = {"liked": [], "disliked": []}
-        for example in world.history(person, LIKED, DISLIKED, HISTORY_SEED):
-            pictures["liked" if example.liked else "disliked"].append(Image.fromarray(render(example.scene)))
-        for verdict, found in pictures.items():
-            target = folder / history_name(index) / verdict
-            target.mkdir(parents=True)
-            for number, picture in enumerate(found):
-                picture.save(target / f"{number:02d}.png")
-        shown.append((pictures["liked"], pictures["disliked"]))
-    return shown
 
 
 def make_pictures(client: ComfyClient, jobs: list[Job], target: Path) -> dict[tuple[int, int, str], np.ndarray]:
@@ -292,11 +265,6 @@ def main(arguments: list[str] | None = None) -> dict:
         shutil.rmtree(fresh, ignore_errors=True)
     say(report, options.out)
     return report
-
-
-def spread(items: list, count: int) -> list:
-    """`count` of `items`, evenly spread, so that subjects differ. All of them if there are fewer."""
-    return [items[index * len(items) // count] for index in range(count)] if count < len(items) else list(items)
 
 
 def say(report: dict, out: Path) -> None:

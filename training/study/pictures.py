@@ -10,6 +10,7 @@ from pathlib import Path
 from prefgen.files import TextError, read_text
 
 from ..data.errors import DataError
+from . import demo_output
 
 VERDICTS = ("liked", "disliked")
 TABLES = ("pictures.jsonl", "pictures.parquet")
@@ -98,23 +99,25 @@ def read_table(file: Path) -> Pictures:
 def read_demo(folder: Path, scratch: Path) -> Pictures:
     """What `make demo` left in `folder`; the histories, which it doesn't keep, are drawn again into `scratch`."""
     from prefgen.atelier import captions
-    from scripts import demo
 
     try:
         report = json.loads(read_text(folder / "report.json"))
-        people = demo.unseen_users(int(report["users"]))
-        prompts = demo.spread(captions.heldout_prompts(), int(report["prompts"]))
+        people = demo_output.unseen_users(int(report["users"]))
+        prompts = demo_output.spread(captions.heldout_prompts(), int(report["prompts"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / 'report.json'} is no report of make demo: run make demo again.") from error
     pictures = Pictures()
-    demo.write_histories(scratch, people)
+    demo_output.write_histories(scratch, people)
     for user in range(len(people)):
         name = f"user{user:02d}"
         pictures.histories[name] = {
-            verdict: sorted((scratch / demo.history_name(user) / verdict).iterdir()) for verdict in VERDICTS
+            verdict: sorted((scratch / demo_output.history_name(user) / verdict).iterdir()) for verdict in VERDICTS
         }
         for prompt, words in enumerate(prompts):
-            files = {c: folder / "pictures" / f"{demo.Job(user, prompt, c, 0, {}).prefix}.png" for c in demo.CONDITIONS}
+            files = {
+                condition: folder / "pictures" / f"{demo_output.picture_prefix(user, prompt, condition)}.png"
+                for condition in demo_output.CONDITIONS
+            }
             for file in files.values():
                 if not file.is_file():
                     raise DataError(f"There is no picture {file}: run make demo again.")
