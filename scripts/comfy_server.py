@@ -80,13 +80,14 @@ class ComfyServer:
         base: Path,
         *,
         python: str = sys.executable,
-        pack: Path = ROOT,
+        pack: Path | None = ROOT,
         port: int | None = None,
         threads: int | None = None,
         arguments: Iterable[str] = (),
     ):
-        """`comfyui`: the folder with main.py; `base`: a folder to write in, made if missing; `port`: a free one if
-        None; `threads`: CPU threads for torch, its own choice if None; `arguments`: more options for ComfyUI."""
+        """`comfyui`: the folder with main.py; `base`: a folder to write in, made if missing; `pack`: linked into its
+        custom_nodes, or None where what should run lies there already; `port`: a free one if None; `threads`: CPU
+        threads for torch, its own choice if None; `arguments`: more options for ComfyUI."""
         self.comfyui, self.base, self.python, self.pack = Path(comfyui), Path(base).resolve(), python, pack
         self.port, self.threads, self.arguments = port, threads, list(arguments)
         self.process: subprocess.Popen | None = None
@@ -121,7 +122,8 @@ class ComfyServer:
         """Start the process and return when it answers. Raises ServerError with the end of its log."""
         for name in ("input", "output", "temp", "user", "models", "custom_nodes"):
             (self.base / name).mkdir(parents=True, exist_ok=True)
-        link_pack(self.base, self.pack)
+        if self.pack is not None:
+            link_pack(self.base, self.pack)
         chosen = self.port
         for attempt in range(3):
             self.port = chosen or free_port()
