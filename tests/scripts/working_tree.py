@@ -1,5 +1,6 @@
 """The repository as it stands here, copied to where a test may build in it."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -13,18 +14,19 @@ from scripts.comfy_server import ROOT
 def source_files() -> list[str]:
     """Every file of the repository, new ones too, relative to its root with forward slashes; nothing that git ignores.
 
-    Where git or its folder is missing (an unpacked source archive), .gitignore is read here.
+    Where git can't tell (no git, an unpacked source archive, a checkout of another owner), .gitignore is read here.
     """
-    if shutil.which("git") and (ROOT / ".git").exists():
-        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
-        return sorted(name for name in listed if name and (ROOT / name).is_file())
-    ignored = PathSpec.from_lines("gitwildmatch", (ROOT / ".gitignore").read_text().splitlines())
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        if (ROOT / ".git").exists():
+            command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+            listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+            return sorted(name for name in listed if name and (ROOT / name).is_file())
+    ignored = PathSpec.from_lines("gitwildmatch", [".git", *(ROOT / ".gitignore").read_text().splitlines()])
     names = []
     for folder, folders, files in os.walk(ROOT):
-        below = Path(folder).relative_to(ROOT).as_posix()
-        folders[:] = [name for name in folders if name != ".git" and not ignored.match_file(f"{below}/{name}/")]
-        names += [f"{below}/{name}".removeprefix("./") for name in files]
+        below = Path(folder).relative_to(ROOT)
+        folders[:] = [name for name in folders if not ignored.match_file(f"{(below / name).as_posix()}/")]
+        names += [(below / name).as_posix() for name in files]
     return sorted(name for name in names if not ignored.match_file(name))
 
 
