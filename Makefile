@@ -1,6 +1,8 @@
 # make demo           the main job, from nothing: output/demo/sheet.png and output/demo/report.json
 # make serve          ComfyUI with PrefGen in it, in your browser
-# make test           the tests            make lint           style and registry checks
+# make test           the tests (within 20 minutes on two cores)
+# make check          lint and the fast half of the tests (within 2)
+# make lint           style and registry checks
 # make train-atelier  the embedded models, from nothing to the files under prefgen/atelier/weights
 # make clean          removes what make made (.venv and .comfyui as well)
 #
@@ -15,10 +17,10 @@ export TOKENIZERS_PARALLELISM := false
 # Threads that wait for each other give up their core soon: beside other work the demo is 3 times faster, alone the same.
 export GOMP_SPINCOUNT ?= 2000
 
-.PHONY: help setup demo serve test lint train-atelier clean
+.PHONY: help setup demo serve test check lint train-atelier clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^#/!q; s/^# //p' Makefile
 
 setup:
 	@$(PYTHON) scripts/setup_env.py
@@ -31,6 +33,9 @@ serve: setup
 
 test: setup
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+check: lint
+	@$(PY) -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 lint: setup
 	@$(PY) -m ruff check .

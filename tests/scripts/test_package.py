@@ -146,6 +146,7 @@ def test_no_packed_file_imports_one_that_stays_behind(archive):
                 assert inside or target.split(".")[0] not in own | {"pack"}, f"{name} needs {target}"
 
 
+@pytest.mark.slow
 def test_the_artists_environment_has_comfyui_s_requirements_and_none_of_training_s(environment):
     python, inside, left_out = environment
     assert inside >= {"torch", "transformers", "safetensors", "numpy", "pillow", "aiohttp", "tqdm"}
@@ -160,6 +161,7 @@ import torch, transformers
     subprocess.run([python, "-c", script], check=True)
 
 
+@pytest.mark.slow
 def test_the_engine_of_the_zip_imports_in_the_artists_environment(archive, environment, tmp_path):
     with zipfile.ZipFile(archive) as opened:
         opened.extractall(tmp_path)

@@ -83,12 +83,16 @@ def test_a_shipped_file_runs_no_strings_no_programs_and_no_pickles(path: Path):
     assert not calls & {"eval", "exec", "__import__", "os.system", "torch.load", "importlib.import_module"}
 
 
-def test_the_published_zip_carries_what_the_nodes_need_and_no_tests():
-    ignored = (ROOT / ".comfyignore").read_text().split()
-    assert {"tests/", "scripts/", "training/"} <= set(ignored)
-    assert not {"nodes/", "prefgen/", "workflows/", "web/", "locales/"} & set(ignored)
+def test_what_stays_out_of_the_zip_is_named_from_the_top_alone():
+    """An unanchored name would leave out folders of that name anywhere: docs/ took web/docs/ with it."""
+    lines = [line for line in (ROOT / ".comfyignore").read_text().splitlines() if line and not line.startswith("#")]
+    assert {"/tests/", "/scripts/", "/training/", "/docs/"} <= set(lines)
+    assert {line for line in lines if not line.startswith("/")} == {"__pycache__/", "*.pyc"}
+    assert not {"/nodes/", "/prefgen/", "/workflows/", "/web/", "/locales/"} & set(lines)
 
 
 def test_make_prints_its_targets():
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert all(f"make {target}" in shown for target in ("demo", "serve", "test", "lint", "train-atelier", "clean"))
+    targets = ("demo", "serve", "test", "check", "lint", "train-atelier", "clean")
+    assert all(f"make {target} " in shown for target in targets)
+    assert all(line.startswith(("make ", "PYTHON=")) for line in shown.splitlines() if line)

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from pathspec import PathSpec
+from pathspec import GitIgnoreSpec
 
 from scripts.comfy_server import ROOT
 
@@ -21,7 +21,7 @@ def source_files() -> list[str]:
             command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
             listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
             return sorted(name for name in listed if name and (ROOT / name).is_file())
-    ignored = PathSpec.from_lines("gitwildmatch", [".git", *(ROOT / ".gitignore").read_text().splitlines()])
+    ignored = GitIgnoreSpec.from_lines([".git", *(ROOT / ".gitignore").read_text().splitlines()])
     names = []
     for folder, folders, files in os.walk(ROOT):
         below = Path(folder).relative_to(ROOT)
