@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from scripts.comfy_server import ROOT
+from tests.scripts.artist_environment import closure, installed
 from tests.scripts.working_tree import copy_sources, source_files
 
 if sys.version_info >= (3, 11):
@@ -97,15 +99,37 @@ print(prefgen.__file__, training.__file__, sep=",")
     assert others == "" and all(path.startswith(str(clone)) for path in ours.split(","))
 
 
+def imported(file: Path) -> set[str]:
+    """The top-level modules that a file imports by their absolute names, at once or later."""
+    modules = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            modules.add(node.module.split(".")[0])
+    return modules
+
+
 def test_no_installed_file_imports_one_that_stays_in_the_clone():
     left = {name.split("/")[0].removesuffix(".py") for name in source_files()} - set(PACKAGES)
     for name in source_files():
         if name.split("/")[0] in PACKAGES and name.endswith(".py"):
-            for node in ast.walk(ast.parse((ROOT / name).read_text())):
-                modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-                if isinstance(node, ast.ImportFrom) and not node.level:
-                    modules = [node.module]
-                assert not {module.split(".")[0] for module in modules} & left, f"{name}: {ast.unparse(node)}"
+            assert not imported(ROOT / name) & left, name
+
+
+def test_the_training_extra_brings_every_library_that_the_training_imports():
+    """torchvision, which lays the samples of a run side by side, was once left to luck."""
+    here = installed()
+    extras = PROJECT["optional-dependencies"]
+    brought = closure(extras["train"], here) | {canonicalize_name(Requirement(line).name) for line in extras["ray"]}
+    distributions_of = packages_distributions()
+    for name in source_files():
+        if name.split("/")[0] not in PACKAGES or not name.endswith(".py") or name.startswith("prefgen/comfy/"):
+            continue
+        beside = {path.stem for path in (ROOT / name).parent.glob("*.py")}  # prefgen/download, run by its folder's path
+        for module in imported(ROOT / name) - set(sys.stdlib_module_names) - set(PACKAGES) - beside:
+            owners = {canonicalize_name(each) for each in distributions_of.get(module, [module])}
+            assert owners & brought, f"{name} imports {module}, which no extra brings"
 
 
 def test_the_tested_environment_is_one_that_the_extras_allow():
