@@ -17,6 +17,9 @@ export TOKENIZERS_PARALLELISM := false
 # Threads that wait for each other give up their core soon: beside other work the demo is 3 times faster, alone the same.
 export GOMP_SPINCOUNT ?= 2000
 
+# The engine, the world, the package and what of the training answers at once: about 130 seconds of one core.
+CHECKED := tests/atelier tests/engine tests/scripts $(addprefix tests/training/test_,agents.py compare.py config.py)
+
 .PHONY: help setup demo serve test check lint train-atelier clean
 
 help:
@@ -35,7 +38,7 @@ test: setup
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: lint
-	@$(PY) -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile -m "not slow" $(CHECKED) $(ARGS)
 
 lint: setup
 	@$(PY) -m ruff check .

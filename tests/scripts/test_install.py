@@ -64,6 +64,7 @@ def test_weights_configurations_and_pages_are_installed_with_the_code(site):
     }
 
 
+@pytest.mark.slow
 def test_what_is_installed_imports_and_reads_its_files_far_from_the_clone(site, tmp_path):
     script = """
 import importlib.util, json, sys

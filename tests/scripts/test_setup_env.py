@@ -77,6 +77,7 @@ def test_an_interrupted_installation_is_taken_up_again(ready, monkeypatch):
     assert (root / ".venv" / setup_env.STAMP).exists()
 
 
+@pytest.mark.slow
 def test_an_environment_left_without_pip_is_made_anew(tmp_path):
     venv = tmp_path / ".venv"
     subprocess.run([setup_env.sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)

@@ -82,6 +82,7 @@ def test_a_user_does_not_depend_on_how_many_others_there_are():
     assert picture_rows(SMALL, 2)[0]["image"] != picture_rows(other, 2)[0]["image"]
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_the_same_command_ends_in_the_same_bytes(whole, tmp_path):
     folder, moments, kept = tmp_path / "set", random.Random(5), {}
     finished = folder / ".work/finished"
@@ -130,6 +131,7 @@ for moment in itertools.count():
 """
 
 
+@pytest.mark.slow
 def test_killed_just_before_and_just_after_renames_the_set_is_still_the_same(whole, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -372,6 +374,7 @@ def pipeline(tmp_path_factory):
     return folder / "tiny"
 
 
+@pytest.mark.slow
 def test_a_pipeline_of_diffusers_paints_the_real_world(pipeline, tmp_path, monkeypatch):
     options = f"--renderer diffusers --pipeline {pipeline} --size 16 --steps 2 --batch 3".split()
 

@@ -113,6 +113,7 @@ def picture(folder, row, name):
         return image.tobytes()
 
 
+@pytest.mark.slow
 def test_every_row_is_painted_and_scored_with_intervals(made, studio):
     result, _ = made
     assert list(result["rows"]) == [
@@ -138,6 +139,7 @@ def test_rows_differ_where_the_method_does_and_share_the_noise(made):
     assert picture(folder, "none", "0000-00-0.png") != picture(folder, "none", "0000-00-1.png")
 
 
+@pytest.mark.slow
 def test_the_same_command_paints_only_what_is_missing(made, studio):
     _, folder = made
     before = (studio / "out/compare.json").read_text()

@@ -60,6 +60,7 @@ def test_a_plan_fits_the_memory_that_the_configuration_is_named_for(name):
     assert len(needs) == 5 and 1 < max(needs) < 0.85 * room
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_lower_batches_and_4_bit_weights_need_less_memory():
     def needs(stage, *changes):
         config = load("sd15_12gb", list(changes))
@@ -220,12 +221,14 @@ def command(*words):
     return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_plan_and_leaves_nothing_behind(tmp_path):
     result = command("--config", "sdxl_24gb", "--plan", "--runs", tmp_path / "runs")
     assert result.returncode == 0 and "train_user_attention" in result.stdout, result.stderr
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_one_sentence(tmp_path):
     result = command("--config", "sdxl_24gb", "--set", "train_alignment.stepps=1", "--runs", tmp_path / "runs")
     assert result.returncode and result.stderr.strip().count("\n") == 0 and "did you mean" in result.stderr
