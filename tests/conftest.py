@@ -1,4 +1,4 @@
-"""What every test shares: the repository's root on the path, however pytest was started."""
+"""What every test shares: the repository's root on the path, and CPUs that this one isn't."""
 
 import re
 import sys
@@ -9,6 +9,33 @@ import pytest
 ROOT = str(Path(__file__).resolve().parent.parent)
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
+
+# Tests of numbers: they must pass on any CPU (scripts/any_cpu.py).
+NUMBERS = ("engine", "comfy")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--perturb", type=int, metavar="SEED", help="round as another CPU might: see tests/perturb.py")
+
+
+def pytest_configure(config):
+    if config.getoption("--perturb") is not None:
+        from tests.perturb import in_children
+
+        in_children(config.getoption("--perturb"))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item):
+    """From the set-up of a test's fixtures to their end."""
+    seed = item.config.getoption("--perturb")
+    if seed is None:
+        yield
+        return
+    from tests.perturb import OtherCpu
+
+    with OtherCpu(seed):
+        yield
 
 
 @pytest.fixture
