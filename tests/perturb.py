@@ -20,6 +20,8 @@ VARIABLE = "PREFGEN_PERTURB"
 # numbers differs by between AVX2, AVX-512 and AMX.
 ULPS = 2.0
 HALF_ULPS = 0.75
+# A sum over one value is that value.
+SUMS = set("sum mean cumsum".split())
 # Sums of products: the summands may be far larger than what comes out.
 PRODUCTS = set("mm addmm bmm baddbmm mv addmv dot linear matmul convolution conv2d convolution_backward".split())
 PRODUCTS |= set("einsum _cdist_forward cdist scaled_dot_product_attention".split())
@@ -69,6 +71,8 @@ class OtherCpu(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         name = function.overloadpacket.__name__.rstrip("_")
         if name not in PRODUCTS and name not in FUNCTIONS:
+            return result
+        if name in SUMS and args[0].numel() == result.numel():
             return result
         outs = result if isinstance(result, (tuple, list)) else [result]
         outs = outs if name.endswith(("backward", "_data")) else outs[:1]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from prefgen.branch import mask_to_tokens, user_residual
+from tests.closeness import assert_close
 
 
 def tensors(batch=2, tokens=12, width=16, user_tokens=4):
@@ -23,14 +24,14 @@ def test_the_residual_is_softmax_attention_by_its_definition():
             scores = (q[b, :, part] @ k[b, :, part].T / size**0.5).softmax(-1)
             expected[b, :, part] = scores @ v[b, :, part]
     got = user_residual(base, q, {"heads": heads, "weight": 0.5}, k, v)
-    assert torch.allclose(got, expected * 0.5, atol=1e-6)
+    assert_close(got, expected * 0.5, ulps=32)
 
 
 def test_one_user_serves_a_whole_batch():
     base, q, k, v = tensors()
     one = user_residual(base, q, {"heads": 4, "weight": 1.0}, k[:1], v[:1])
     many = user_residual(base, q, {"heads": 4, "weight": 1.0}, k[:1].repeat(2, 1, 1), v[:1].repeat(2, 1, 1))
-    assert torch.allclose(one, many, atol=1e-6)
+    assert_close(one, many, ulps=32, unlike=user_residual(base, q, {"heads": 4, "weight": 1.0}, k, v))
 
 
 def test_a_given_attention_is_used_and_the_dtype_is_the_base_outputs():
@@ -60,7 +61,7 @@ def test_a_mask_of_any_size_follows_the_blocks(size):
     half[:, :, :100] = 1
     resized = mask_to_tokens(half, size)
     assert resized.shape == (2, size[0] * size[1], 1)
-    assert resized.mean() == pytest.approx(0.5, abs=0.06)
+    assert 0.44 < resized.mean() < 0.56
     assert mask_to_tokens(torch.ones(1, 7, 5), size).min() == 1
 
 

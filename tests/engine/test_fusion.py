@@ -8,6 +8,7 @@ from prefgen.aligner import LayerStandardiser
 from prefgen.clip import pool_image_embeds
 from prefgen.encoded import EncodedPreference
 from prefgen.fusion import UserProjection, fuse_user_vector
+from tests.closeness import assert_close, assert_far
 
 
 def random(*shape, seed=0):
@@ -41,7 +42,7 @@ def test_every_part_follows_its_definition(new_adapter):
     vector = fuse_user_vector(adapter, read)
     assert vector.dtype == torch.float32 and vector.shape == (header.user_width,)
     for part, right in zip(split(vector, header), expected, strict=True):
-        assert torch.allclose(part, right, atol=1e-6)
+        assert_close(part, right, ulps=32)
 
 
 def test_only_the_layers_that_the_header_names_count(new_adapter):
@@ -60,7 +61,7 @@ def test_states_like_those_of_training_give_a_core_of_about_unit_length(new_adap
     adapter = new_adapter()
     states = adapter.core_norm.mean + adapter.core_norm.std * random(200, 1, adapter.header.core_width)
     lengths = adapter.core(states.expand(-1, adapter.header.mllm["num_layers"], -1)).norm(dim=1)
-    assert lengths.mean() == pytest.approx(1, abs=0.1)
+    assert 0.9 < lengths.mean() < 1.1
 
 
 def test_nothing_encoded_is_no_user(new_adapter):
@@ -77,7 +78,7 @@ def test_weights_above_one_and_below_zero_scale_a_part(new_adapter):
     plain = split(fuse_user_vector(adapter, read), adapter.header)
     scaled = split(fuse_user_vector(adapter, read, semantic=2.5, core=-1.0, image=0.5), adapter.header)
     for part, before, weight in zip(scaled, plain, (2.5, -1.0, 0.5), strict=True):
-        assert torch.allclose(part, before * weight)
+        assert_close(part, before * weight, ulps=8)
 
 
 def test_what_an_mllm_encoded_under_inference_mode_can_be_fused(new_adapter):
@@ -100,10 +101,11 @@ class TestPooling:
         liked = random(5, 8)
         pooled = pool_image_embeds(liked)
         assert pooled.norm() == pytest.approx(1)
-        assert torch.allclose(pooled, pool_image_embeds(liked.flip(0) * torch.tensor([[1.0], [9], [2], [3], [0.1]])))
+        other = pool_image_embeds(liked.flip(0) * torch.tensor([[1.0], [9], [2], [3], [0.1]]))
+        assert_close(other, pooled, ulps=32, unlike=pool_image_embeds(liked[1:]))
 
     def test_one_picture_is_its_own_pool(self):
-        assert torch.allclose(pool_image_embeds(random(1, 8)), F.normalize(random(1, 8), dim=1)[0])
+        assert_close(pool_image_embeds(random(1, 8)), F.normalize(random(1, 8), dim=1)[0], ulps=32)
 
     def test_a_push_moves_it_away_from_what_was_disliked(self):
         liked, disliked = random(4, 8), random(3, 8, seed=1)
@@ -123,8 +125,9 @@ class TestParts:
         norm = LayerStandardiser(3, 8)
         norm.fit(states)
         standardised = norm(states)
-        assert torch.allclose(standardised.mean(0), torch.zeros(3, 8), atol=1e-3)
-        assert torch.allclose(standardised.std(0), torch.ones(3, 8), atol=1e-3)
+        # The third layer lies 300 deviations from zero: that much of its last place is lost in subtracting the mean.
+        assert_close(standardised.mean(0), torch.zeros(3, 8), scale=300, ulps=32)
+        assert_close(standardised.std(0), torch.ones(3, 8), scale=300, ulps=32)
 
     def test_a_value_that_never_varies_stays_finite(self):
         norm = LayerStandardiser(1, 4)
@@ -135,6 +138,8 @@ class TestParts:
         projection = UserProjection(10, 24, tokens=4)
         tokens = projection(torch.cat([random(2, 10), torch.zeros(1, 10)]))
         assert tokens.shape == (3, 4, 24)
-        assert torch.allclose(tokens.mean(-1), torch.zeros(3, 4), atol=1e-5)
-        assert torch.allclose(tokens.std(-1, unbiased=False), torch.ones(3, 4), atol=1e-2)
-        assert not torch.allclose(tokens[0], tokens[1])
+        assert_close(tokens.mean(-1), torch.zeros(3, 4), scale=tokens.abs().max(), ulps=32)
+        # LayerNorm's epsilon is felt where a token is small before it, by up to a hundredth.
+        spread = tokens.std(-1, unbiased=False)
+        assert 0.99 < spread.min() and spread.max() < 1.01
+        assert_far(tokens[0], tokens[1])

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from prefgen.pooling import LEAST_DISLIKED, NEGATIVE, PUSH_AWAY, SIDE_BY_SIDE, WAYS, mean, pool_pictures
+from tests.closeness import FAR, assert_close
 
 
 def pictures(n, *shape, seed=0, common=2.0):
@@ -35,7 +36,7 @@ class TestEveryWay:
         liked, disliked = pictures(4, *shape), pictures(3, *shape, seed=1)
         one, _ = pool_pictures(liked, disliked, way, 0.7)
         other, _ = pool_pictures(liked.flip(0), disliked.flip(0), way, 0.7)
-        assert torch.allclose(one, other.flip(0), atol=1e-5)
+        assert_close(one, other.flip(0))
 
     def test_what_comes_out_is_as_long_as_a_picture(self, way, shape):
         liked, disliked = pictures(4, *shape), pictures(3, *shape, seed=1)
@@ -52,7 +53,7 @@ def nearness(user, disliked):
 def test_the_more_push_the_less_like_the_disliked(way):
     liked, disliked = pictures(6, 32), pictures(4, 32, seed=1)
     near = [nearness(pool_pictures(liked, disliked, way, push)[0], disliked) for push in (0.0, 0.5, 1.0, 2.0)]
-    assert near == sorted(near, reverse=True) and near[0] - near[-1] > 1e-3
+    assert near == sorted(near, reverse=True) and near[0] - near[-1] > FAR
 
 
 def test_a_push_keeps_what_all_pictures_have_in_common():
