@@ -5,6 +5,7 @@ import comfy.supported_models
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from tests.closeness import FAR, difference
 from tests.comfy.tiny_models import COMFY, CPU
 
 TOKENS = 7
@@ -77,5 +78,6 @@ def latents(model, batch=1, steps=2, cfg=4.0, conds=None, size=(16, 16), sampler
         )
 
 
-def far(a, b, least=1e-3):
-    return (a - b).abs().max() > least
+def far(one, other, least=FAR):
+    """Whether two latents differ somewhere by more than a share of the largest value."""
+    return difference(one, other) > least

@@ -4,6 +4,7 @@ import comfy.clip_vision
 import pytest
 import torch
 
+from tests.closeness import assert_close, assert_far
 from tests.comfy.tiny_models import UNETS, Both, clip_vision
 from tests.engine import ip_adapter_files as files
 
@@ -67,11 +68,12 @@ def test_every_public_layout_gives_the_noise_of_diffusers_on_both_halves(name, u
     patched = apply_user(both.patcher, fused(path, ours, PICTURES[:1]), WEIGHT, apply_to="both")
     expected = both.theirs(path, what_diffusers_reads(theirs, PICTURES[:1], layout.kind != "base"), WEIGHT)
     got, plain = both.ours(patched), both.ours(both.patcher)
-    assert (plain - both.theirs(path, None, WEIGHT)).abs().max() < 1e-4
-    assert ((got - plain).abs().amax((1, 2, 3)) > 1e-2).all()  # each half gets something
-    assert (got - expected).abs().amax((1, 2, 3)).max() < 1e-4
+    assert_close(plain, both.theirs(path, None, WEIGHT))
+    for half in range(2):  # each gets something
+        assert_close(got[half], expected[half], unlike=plain[half])
     only = both.ours(apply_user(both.patcher, fused(path, ours, PICTURES[:1]), WEIGHT))
-    assert torch.allclose(only[0], got[0], atol=1e-5) and torch.allclose(only[1], plain[1], atol=1e-5)
+    assert_close(only[0], got[0], unlike=plain[0])
+    assert_close(only[1], plain[1], unlike=got[1])
 
 
 @pytest.mark.parametrize("name", ["ip-adapter_sd15", "ip-adapter-plus_sd15"])
@@ -81,7 +83,7 @@ def test_several_pictures_side_by_side_are_a_list_of_pictures_in_diffusers(name,
     user = fused(path, ours, PICTURES[:3], pooling="side by side")
     got = both.ours(pack("prefgen.comfy.patcher").apply_user(both.patcher, user, WEIGHT, apply_to="both"))
     expected = both.theirs(path, what_diffusers_reads(theirs, PICTURES[:3], layout.kind != "base"), WEIGHT)
-    assert (got - expected).abs().max() < 1e-4
+    assert_close(got, expected, unlike=both.ours(both.patcher))
 
 
 def test_negative_gives_the_disliked_pictures_to_the_unconditional_half_alone(unets, vision, pack, fused, tmp_path):
@@ -91,7 +93,7 @@ def test_negative_gives_the_disliked_pictures_to_the_unconditional_half_alone(un
     got = both.ours(pack("prefgen.comfy.patcher").apply_user(both.patcher, user, WEIGHT))  # apply_to is "positive"
     rows = what_diffusers_reads(theirs, [PICTURES[0], PICTURES[3]], False)[:1].transpose(0, 1)
     expected = both.theirs(path, rows, WEIGHT)
-    assert (got - expected).abs().max() < 1e-4
+    assert_close(got, expected, unlike=both.ours(both.patcher))
 
 
 @pytest.mark.parametrize("way", ["push away", "side by side", "least disliked", "negative"])
@@ -104,7 +106,7 @@ def test_disliked_pictures_count_in_every_way_and_not_at_push_0(way, unets, visi
         return both.ours(pack("prefgen.comfy.patcher").apply_user(both.patcher, user, WEIGHT))
 
     alone = denoised(())
-    assert (denoised(PICTURES[3:]) - alone).abs().max() > 1e-3
+    assert_far(denoised(PICTURES[3:]), alone)
     assert torch.equal(denoised(PICTURES[3:], push=0.0), alone)
 
 
@@ -115,7 +117,7 @@ def test_no_picture_at_all_is_the_unconditional_half(unets, vision, pack, fused,
     user = fused(path, ours, PICTURES[:2], image=0.0)
     got = both.ours(pack("prefgen.comfy.patcher").apply_user(both.patcher, user, WEIGHT, apply_to="both"))
     nothing = what_diffusers_reads(theirs, PICTURES[:1], True)[1:].expand(2, -1, -1, -1)
-    assert (got - both.theirs(path, nothing, WEIGHT)).abs().max() < 1e-4
+    assert_close(got, both.theirs(path, nothing, WEIGHT), unlike=both.ours(both.patcher))
 
 
 def test_the_same_pictures_are_read_once(vision, fused, tmp_path, monkeypatch):
@@ -193,4 +195,4 @@ def test_the_nodes_alone_make_a_patched_model(unets, vision, pack, tmp_path, mon
         user = nodes.FuseUserVector.execute(read.args[0], name)
         patched = nodes.ApplyUserCrossAttention.execute(unets["sd15"].patcher, user.args[0])
     both = unets["sd15"]
-    assert (both.ours(patched.args[0]) - both.ours(both.patcher)).abs().max() > 1e-2
+    assert_far(both.ours(patched.args[0]), both.ours(both.patcher))

@@ -4,6 +4,7 @@ import comfy.context_windows
 import pytest
 import torch
 
+from tests.closeness import SAMPLED, assert_close
 from tests.comfy import studio
 
 FIRST_HALF, SECOND_HALF = "1=1, 2=0", "1=0, 2=1"
@@ -25,24 +26,24 @@ def apply_user(pack):
     return pack("prefgen.comfy.patcher").apply_user
 
 
-def close(a, b):
-    return torch.allclose(a, b, atol=1e-5)
-
-
 def test_two_users_share_a_batch(apply_user, model, two):
     first, second, plain = (
         studio.latents(m, BATCH) for m in (apply_user(model, two[0]), apply_user(model, two[1]), model)
     )
     half = apply_user(model, two[0], by_item=FIRST_HALF)
     alone, both = studio.latents(half, BATCH), studio.latents(apply_user(half, two[1], by_item=SECOND_HALF), BATCH)
-    assert close(alone[:2], first[:2]) and close(alone[2:], plain[2:]) and studio.far(alone[:2], plain[:2])
-    assert close(both[:2], first[:2]) and close(both[2:], second[2:]) and studio.far(second[2:], plain[2:])
+    assert_close(alone[:2], first[:2], ulps=SAMPLED, unlike=plain[:2])
+    assert_close(alone[2:], plain[2:], ulps=SAMPLED, unlike=first[2:])
+    assert_close(both[:2], first[:2], ulps=SAMPLED, unlike=second[:2])
+    assert_close(both[2:], second[2:], ulps=SAMPLED, unlike=plain[2:])
 
 
 def test_a_ramp_gives_every_item_its_own_weight(apply_user, model, two):
     ramp = studio.latents(apply_user(model, two[0], 0.9, by_item="0=1, 3=0"), BATCH)
+    whole, plain = studio.latents(apply_user(model, two[0], 0.9), BATCH), studio.latents(model, BATCH)
     for item, share in enumerate((1, 2 / 3, 1 / 3, 0)):
-        assert close(ramp[item], studio.latents(apply_user(model, two[0], 0.9 * share), BATCH)[item])
+        alone = studio.latents(apply_user(model, two[0], 0.9 * share), BATCH)
+        assert_close(ramp[item], alone[item], ulps=SAMPLED, unlike=whole[item] if item else plain[item])
 
 
 @pytest.mark.parametrize("apply_to", ["positive", "both"])
@@ -55,10 +56,12 @@ def test_halves_that_are_painted_apart_for_want_of_memory_are_the_same(apply_use
     )
     studio.latents(patched, BATCH)
     assert set(calls) == {2 * BATCH}
+    plain = studio.latents(model, BATCH)
     calls.clear()
     monkeypatch.setattr(type(model.model), "memory_required", lambda *_, **__: 1e30)
     apart = studio.latents(patched, BATCH)
-    assert set(calls) == {BATCH} and close(apart, together)
+    assert set(calls) == {BATCH}
+    assert_close(apart, together, ulps=SAMPLED, unlike=plain)
 
 
 class Windows(comfy.context_windows.IndexListContextHandler):
@@ -90,10 +93,11 @@ def test_in_a_context_window_every_frame_keeps_its_own_user_and_mask(apply_user,
         "items": apply_user(apply_user(model, two[0], by_item=FIRST_HALF), two[1], by_item=SECOND_HALF),
         "masks": apply_user(model, two[0], attn_mask=masks),
     }
-    for name, patched in whole.items():
+    for patched in whole.values():
         seen, expected = studio.latents(windowed(patched), BATCH), studio.latents(patched, BATCH)
-        assert close(seen, expected), name
-        assert studio.far(seen[3], studio.latents(windowed(model), BATCH)[3]), name
+        plain = studio.latents(windowed(model), BATCH)
+        assert_close(seen, expected, ulps=SAMPLED)
+        assert_close(seen[3], expected[3], ulps=SAMPLED, unlike=plain[3])
 
 
 def test_the_frames_of_animatediff_evolved_s_windows_are_known(pack):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.closeness import assert_close
 from training.atelier.clip import image_features, text_features, tokenize
 
 
@@ -24,7 +25,7 @@ def test_one_noise_prediction_of_the_unet_is_the_same(atelier, models):
     x = torch.randn(3, channels, size, size)
     t, states = torch.tensor([1.0, 400.0, 999.0]), torch.randn(3, 48, models.UNET_CONFIG["cross_attention_dim"])
     with torch.no_grad():
-        assert (ours(x, t, states) - theirs(x, t, states).sample).abs().max() < 1e-4
+        assert_close(ours(x, t, states), theirs(x, t, states).sample)
 
 
 def test_the_vae_encodes_and_decodes_the_same(atelier, models):
@@ -33,8 +34,8 @@ def test_the_vae_encodes_and_decodes_the_same(atelier, models):
     with torch.no_grad():
         latents = theirs.encode(picture.movedim(-1, 1) * 2 - 1).latent_dist.mean
         decoded = (theirs.decode(latents).sample / 2 + 0.5).clamp(0, 1).movedim(1, -1)
-    assert (ours.encode(picture) - latents).abs().max() < 1e-4
-    assert (ours.decode(latents) - decoded).abs().max() < 1e-4
+    assert_close(ours.encode(picture), latents)
+    assert_close(ours.decode(latents), decoded)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,8 @@ def test_the_text_encoder_gives_the_same_states(atelier, models, text):
     if "owl" in text:  # longer than one window: ComfyUI goes on in another one
         assert got.shape[1] == 2 * models.MAX_TOKENS or got.shape[1] == 3 * models.MAX_TOKENS
         return
-    assert (got - states).abs().max() < 1e-4 and (got_pooled - pooled).abs().max() < 1e-4
+    assert_close(got, states)
+    assert_close(got_pooled, pooled)
 
 
 def test_clip_vision_gives_the_same_embedding(atelier, models):
@@ -60,11 +62,11 @@ def test_clip_vision_gives_the_same_embedding(atelier, models):
     pictures = (torch.rand(2, 128, 128, 3) * 255).round() / 255
     with torch.no_grad():
         expected = image_features(theirs, pictures.movedim(-1, 1) * 2 - 1)
-    assert (ours.encode_image(pictures)["image_embeds"] - expected).abs().max() < 1e-4
+    assert_close(ours.encode_image(pictures)["image_embeds"], expected)
 
 
 def test_the_noise_schedule_is_that_of_training(atelier, models):
     sampling = atelier.build_unet(models.load_weights("unet"), 1.0).model.model_sampling
     alphas = models.alphas_cumprod()
     expected = ((1 - alphas) / alphas).sqrt().float()
-    assert torch.allclose(sampling.sigmas, expected, rtol=1e-3)
+    assert ((sampling.sigmas / expected - 1).abs() < 1e-3).all()  # small ones as well as large ones

@@ -33,7 +33,9 @@ def test_it_is_the_u_statistic(shift):
     bandwidths = median_bandwidths(x, y)
     expected = oracle(x, y, bandwidths)
     # Each of its three means of a kernel is at most 1: they cancel.
-    assert_close(mmd2(x.double(), y.double(), bandwidths.double()), torch.tensor(expected, dtype=torch.float64), scale=1)
+    assert_close(
+        mmd2(x.double(), y.double(), bandwidths.double()), torch.tensor(expected, dtype=torch.float64), scale=1
+    )
     assert_close(mmd2(x, y, bandwidths), torch.tensor(expected), scale=1, ulps=64)
 
 
