@@ -3,6 +3,7 @@
 # make test           the tests (within 20 minutes on two cores)
 # make check          lint and the fast half of the tests (within 2)
 # make lint           style and registry checks
+# make test-numbers   the tests of numbers, rounded as on eleven other CPUs
 # make train-atelier  the embedded models, from nothing to the files under prefgen/atelier/weights
 # make clean          removes what make made (.venv and .comfyui as well)
 #
@@ -20,7 +21,7 @@ export GOMP_SPINCOUNT ?= 2000
 # The engine, the world, the package and what of the training answers at once: about 130 seconds of one core.
 CHECKED := tests/atelier tests/engine tests/scripts $(addprefix tests/training/test_,agents.py compare.py config.py)
 
-.PHONY: help setup demo serve test check lint train-atelier clean
+.PHONY: help setup demo serve test test-numbers check lint train-atelier clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -39,6 +40,9 @@ test: setup
 
 check: lint
 	@$(PY) -m pytest -n 2 --dist loadfile -m "not slow" $(CHECKED) $(ARGS)
+
+test-numbers: setup
+	@$(PY) scripts/any_cpu.py $(ARGS)
 
 lint: setup
 	@$(PY) -m ruff check .

@@ -81,3 +81,16 @@ def assert_far(one, other, least: float = FAR) -> None:
     """Two tensors differ somewhere by `least` of the largest value: EFFECT times what assert_close lets pass."""
     worst = difference(one, other).item()
     assert worst >= least, f"differ by {worst:.3g} of the largest value at most; {least:.3g} is needed"
+
+
+def assert_learnt_alike(one: dict, two: dict, rate: float) -> None:
+    """Weights {name: tensor} after the same few steps of Adam, in other shares or pieces, are the same.
+
+    Adam divides a gradient by its own size: of one that is next to nothing it takes the last bits and makes a whole
+    step of them, so single weights may lie a step apart on any CPU. In the mean they lie within 1 / EFFECT of one
+    step, `rate`; other samples, or gradients that weren't shared, would make it about one step.
+    """
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        apart = (weight.double() - two[name].double()).abs().mean().item()
+        assert apart <= rate / EFFECT, f"{name}: {apart:.3g} apart in the mean, {rate / EFFECT:.3g} is allowed"

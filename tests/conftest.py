@@ -10,12 +10,17 @@ ROOT = str(Path(__file__).resolve().parent.parent)
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
-# Tests of numbers: they must pass on any CPU (scripts/any_cpu.py).
-NUMBERS = ("engine", "comfy")
+# Modules that compare numbers: those of these folders but for what only reads and refuses, and some of training's.
+# They pass on any CPU: scripts/any_cpu.py. Subprocesses of a whole pipeline are too slow for its eleven variants.
+NUMBERS = {"atelier", "comfy", "engine", "prefgen"}
+NO_NUMBERS = {f"test_{name}" for name in "adapter_damage bad_input download history_input imports mllm_files".split()}
+TRAINING = {f"test_{name}" for name in "core evaluate extract probe_layers readers scores".split()}
+TRAINING |= {f"test_{name}" for name in "train_mllm user_attention".split()}
 
 
 def pytest_addoption(parser):
     parser.addoption("--perturb", type=int, metavar="SEED", help="round as another CPU might: see tests/perturb.py")
+    parser.addoption("--no-onednn", action="store_true", help="without oneDNN's kernels, as beside other CPUs")
 
 
 def pytest_configure(config):
@@ -23,13 +28,25 @@ def pytest_configure(config):
         from tests.perturb import in_children
 
         in_children(config.getoption("--perturb"))
+    if config.getoption("--no-onednn"):
+        import torch
+
+        torch.backends.mkldnn.set_flags(False)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    for item in items:
+        folder, module = item.path.parent.name, item.path.stem
+        if folder in NUMBERS and module not in NO_NUMBERS or folder == "training" and module in TRAINING:
+            item.add_marker(pytest.mark.numbers)
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item):
     """From the set-up of a test's fixtures to their end."""
     seed = item.config.getoption("--perturb")
-    if seed is None:
+    if seed is None or item.get_closest_marker("numbers") is None:
         yield
         return
     from tests.perturb import OtherCpu

@@ -135,9 +135,10 @@ def test_colour_sees_the_mean_and_the_histogram():
     picture = np.zeros((80, 100, 3), np.uint8)
     picture[:, 50:] = (255, 0, 0)
     seen = probes.colours(picture)
-    assert seen[:3].tolist() == pytest.approx([0.5, 0, 0], abs=0.02)
-    assert seen[3:].sum() == pytest.approx(1) and seen[3] == pytest.approx(0.5, abs=0.02)
-    assert seen[3 + 3 * 16] == pytest.approx(0.5, abs=0.02)
+    # The seam between the halves is smeared when the picture is made small: a column of fifty.
+    expected = torch.tensor([0.5, 0, 0, 0.5, 0.5])
+    assert ((torch.as_tensor(seen[[0, 1, 2, 3, 3 + 3 * 16]]) - expected).abs() < 0.02).all()
+    assert seen[3:].sum() == pytest.approx(1)
 
 
 class Pairs:

@@ -6,6 +6,7 @@ import torch
 
 from prefgen.history import PreferenceHistory
 from prefgen.mllm.model import PreferenceMLLM
+from tests.closeness import assert_close, assert_far
 from tests.engine import tiny_mllms
 from training import lora
 from training.config.schema import Lora
@@ -50,8 +51,8 @@ def mllm(request, tmp_path_factory):
 def test_histories_of_different_lengths_at_once_are_read_as_each_alone(mllm):
     together = Reader(mllm, World()).states(HISTORIES)
     for states, one in zip(together, HISTORIES, strict=True):
-        assert torch.allclose(states, encoded(mllm, one), atol=1e-4)
-    assert not torch.allclose(together[0], together[2], atol=1e-2)
+        assert_close(states, encoded(mllm, one))
+    assert_far(together[0], together[2])
 
 
 def test_only_the_answer_is_learnt_and_its_prompt_ends_where_the_node_reads(mllm):
@@ -62,15 +63,15 @@ def test_only_the_answer_is_learnt_and_its_prompt_ends_where_the_node_reads(mllm
     assert batch.labels[0][batch.labels[0] >= 0].tolist() == answer and (batch.labels[1] == -100).all()
     assert batch.labels[0, batch.last[0] + 1] == answer[0]
     states, last = reader.forward(batch)
-    assert torch.allclose(states[1], encoded(mllm, HISTORIES[1]), atol=1e-4)
-    assert torch.allclose(last[1, batch.last[1]].float(), states[1, -1], atol=1e-5)
+    assert_close(states[1], encoded(mllm, HISTORIES[1]), unlike=encoded(mllm, HISTORIES[2]))
+    assert_close(last[1, batch.last[1]].float(), states[1, -1])
 
 
 def test_a_shown_picture_stands_before_its_question_and_matters(mllm):
     reader = Reader(mllm, World())
     would = [Asked(HISTORIES[0], "What does this user like ?", "", np.array([n])) for n in (5, 6)]
     states = reader.forward(reader.batch(would))[0]
-    assert not torch.allclose(states[0], states[1], atol=1e-3)
+    assert_far(states[0], states[1])
     image, per_picture = mllm.family.image_token_id, mllm.family.tokens_per_image
     written = [mllm.token_ids([(True, "")], "What ?", shown).count(image) for shown in (0, 1, 2)]
     assert written == [per_picture, 2 * per_picture, 3 * per_picture]

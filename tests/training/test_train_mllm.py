@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from prefgen.mllm.files import MLLMError
+from tests.closeness import assert_close, assert_learnt_alike
 from tests.engine import tiny_mllms
 from tests.training import tiny_bases
 from tests.training.commands import FSDP, start
@@ -88,8 +89,7 @@ def test_two_processes_read_as_one(folder, tmp_path, environment):
         logs.append(json.loads((runs / "train_mllm/log.jsonl").read_text().splitlines()[0]))
     for key in ("loss", "answer", "identity", "contrast", "reading", "grad_norm"):
         assert logs[1][key] == pytest.approx(logs[0][key], rel=1e-4), key
-    for key, value in states[0].items():
-        assert torch.allclose(value, states[1][key], atol=2e-4), key
+    assert_learnt_alike(*states, rate=load(config).train_mllm.lr)
 
 
 def test_peft_and_the_engine_read_a_history_alike_with_the_lora(folder, trained):
@@ -105,7 +105,7 @@ def test_peft_and_the_engine_read_a_history_alike_with_the_lora(folder, trained)
     untuned = Reader(plain, world).states([history])
     PeftModel.from_pretrained(plain.model, str(trained / "lora"))
     beside = Reader(plain, world).states([history])
-    assert torch.allclose(merged, beside, atol=1e-5) and not torch.allclose(merged, untuned, atol=1e-3)
+    assert_close(merged, beside, unlike=untuned)
 
 
 def test_every_loss_is_logged_and_the_folder_holds_only_the_lora(trained):
