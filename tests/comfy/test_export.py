@@ -24,7 +24,7 @@ def exported(request, tmp_path_factory):
         ("export", ["--out", made.runs / "e.safetensors"]),
     ):
         process = start(module, *options, *more)
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=900)
         assert process.returncode == 0, err[-2000:]
     return request.param, made.runs / "e.safetensors"
 

@@ -150,8 +150,8 @@ def test_the_server_is_gone_after(number, tmp_path):
     try:
         pid, port = map(int, parent.stdout.readline().split())
         parent.send_signal(number)
-        parent.wait(30)
-        deadline = time.monotonic() + 15
+        parent.wait(900)
+        deadline = time.monotonic() + 900
         while running(pid) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not running(pid)

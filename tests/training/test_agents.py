@@ -172,7 +172,7 @@ def test_a_full_disk_ends_in_one_sentence_and_keeps_the_good_part(whole, tmp_pat
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, largest - 1))
 
     process = run(folder, *OPTIONS, "--processes", 1, preexec_fn=small_disk)
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 1 and "Traceback" not in errors
     assert f"Can't write {folder}" in errors and "the disk is full" in errors
     assert not list(folder.rglob("*.tmp")) and not (folder / "manifest.json").exists()
@@ -412,11 +412,11 @@ def test_a_folder_that_is_no_pipeline_is_explained(tmp_path):
 
 def test_the_bar_counts_pictures_and_ctrl_c_leaves_a_sentence(tmp_path):
     process = run(tmp_path / "set", "--users", 400, "--pictures", 8000, "--shard-users", 5)
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 900
     # By the sixth shard both workers have started.
     while len(list((tmp_path / "set").glob("pictures/*.parquet"))) < 6 and time.monotonic() < deadline:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 130 and "Traceback" not in errors
     assert "8000" in errors and "picture/s" in errors and "The same command goes on from here" in errors

@@ -97,7 +97,7 @@ def words_of(folder, out, *options, adapter="prefgen"):
 
 def compare(folder, out, *options):
     line = [sys.executable, "-m", "training.compare", *words_of(folder, out, *options)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")

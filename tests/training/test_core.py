@@ -155,7 +155,7 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path, straig
     process = start(tmp_path, pause=0.2, before=in_the_background)
     after_a_step(process, tmp_path)
     process.send_signal(number)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=900)
     assert process.returncode == 128 + number
     step = len(lines(tmp_path, "seen-0"))
     assert f"toy: Stopped after step {step}; the same command goes on from here." in told and "Traceback" not in told
@@ -220,7 +220,7 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_the_checkpoint_before_stays(
     def small_files_only():
         resource.setrlimit(resource.RLIMIT_FSIZE, (size - 500, size - 500))
 
-    _, told = start(stopped, before=small_files_only, save_seconds=0).communicate(timeout=60)
+    _, told = start(stopped, before=small_files_only, save_seconds=0).communicate(timeout=900)
     assert "toy, step 6: the checkpoint can't be written" in told and "Traceback" not in told
     assert "step-00000005.pt. Make room" in told and names(stopped) == before
     assert same(toy(stopped), straight.state)
@@ -326,7 +326,7 @@ def test_a_logged_value_that_is_not_finite_stops_the_run(tmp_path):
 @pytest.mark.parametrize("options", [{}, {"parts": True, "accumulate": 2}], ids=["wrapped", "averaged"])
 def test_two_processes_train_as_one(tmp_path, options):
     one = toy(tmp_path / "one", noise=0)
-    _, told = start(tmp_path / "two", *TWO, noise=0, **options).communicate(timeout=120)
+    _, told = start(tmp_path / "two", *TWO, noise=0, **options).communicate(timeout=900)
     two = core.last_state(tmp_path / "two/toy")
     if "parts" in options:
         two["model"] = dict(zip(one["model"], two["model"].values(), strict=True))
@@ -343,12 +343,12 @@ def test_a_run_spread_over_two_processes_goes_on_in_two_and_in_one(tmp_path):
     process = start(tmp_path / "two", *TWO, noise=0, fsdp=True, pause=0.4)
     after_a_step(process, tmp_path / "two")
     process.terminate()  # the launcher, which tells both
-    _, told = process.communicate(timeout=120)
+    _, told = process.communicate(timeout=900)
     step = core.last_state(tmp_path / "two/toy")["step"]
     assert 0 < step < 12 and f"Stopped after step {step}" in told
     shutil.copytree(tmp_path / "two", tmp_path / "then one")
     straight = toy(tmp_path / "one", noise=0)
-    start(tmp_path / "two", *TWO, noise=0, fsdp=True).communicate(timeout=120)
+    start(tmp_path / "two", *TWO, noise=0, fsdp=True).communicate(timeout=900)
     assert_near(straight, core.last_state(tmp_path / "two/toy"))
     assert_near(straight, toy(tmp_path / "then one", noise=0))
 

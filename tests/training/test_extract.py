@@ -105,7 +105,7 @@ def pil(image):
 def test_killed_and_resumed_gives_the_same_bytes_and_repeats_no_finished_piece(folder, straight, tmp_path, monkeypatch):
     words = ["--config", folder / "run.yaml", "--runs", tmp_path, "--threads", "1"]
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, *map(str, words)], cwd=ROOT, env=os.environ, capture_output=True, timeout=200
+        [sys.executable, "-c", KILLED, *map(str, words)], cwd=ROOT, env=os.environ, capture_output=True, timeout=900
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     assert json.loads((tmp_path / "extract/arrays.json").read_text())["done"] == 10

@@ -36,7 +36,7 @@ def started(*words):
     """Python with these words, as a lab starts a stage. One thread: their number moves the last bits."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     line = [sys.executable, *map(str, words)]
-    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 
 
 def run(module, *words):

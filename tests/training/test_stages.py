@@ -40,7 +40,7 @@ def stage(name, folder, *options, weights=None):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 
@@ -170,7 +170,7 @@ def report(trained, folder, runs=None):
     paths |= {name: folder / f"{name}.json" for name in ("demo", "wide")}
     options = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
     command = [sys.executable, "-m", "training.atelier.report", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 def test_the_evidence_page_says_of_each_bar_whether_it_is_reached(trained, tmp_path):

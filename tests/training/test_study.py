@@ -335,7 +335,7 @@ class Browser:
         line = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900", "--no-first-run"]
         line += ["--remote-debugging-port=0", "--remote-allow-origins=*", f"--user-data-dir={folder / 'profile'}"]
         self.process = subprocess.Popen([*line, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        port, deadline = folder / "profile" / "DevToolsActivePort", time.monotonic() + 90
+        port, deadline = folder / "profile" / "DevToolsActivePort", time.monotonic() + 900
         while not (port.exists() and port.read_text().count("\n")):
             assert time.monotonic() < deadline and self.process.poll() is None, "Chromium doesn't start"
             time.sleep(0.1)
@@ -368,7 +368,7 @@ class Browser:
         return found["result"].get("value")
 
     def until(self, expression):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 900
         while not self.value(expression):
             assert time.monotonic() < deadline, f"{expression} stays false; {self.errors}"
             time.sleep(0.05)
@@ -420,6 +420,7 @@ def test_a_judge_with_keys_alone_does_the_whole_study_in_the_real_page(browser, 
         found = ready(number)["prefgen"]
         browser.press({"left": "ArrowLeft", "right": "ArrowRight"}[found])
 
+    began = time.monotonic()
     begin()
     for number in (1, 2, 3):
         choose(number)
@@ -445,7 +446,7 @@ def test_a_judge_with_keys_alone_does_the_whole_study_in_the_real_page(browser, 
     browser.press("ArrowDown")
     browser.until("document.activeElement.id === 'save'")
     browser.press("Enter")
-    file, deadline = browser.downloads / f"answers-{key['study']}-Ann.csv", time.monotonic() + 60
+    file, deadline = browser.downloads / f"answers-{key['study']}-Ann.csv", time.monotonic() + 900
     while not file.exists():
         assert time.monotonic() < deadline, "nothing was saved"
         time.sleep(0.1)
@@ -455,7 +456,7 @@ def test_a_judge_with_keys_alone_does_the_whole_study_in_the_real_page(browser, 
     answers = read_answers([file], key)
     assert len(answers.given) == 8 and answers.duplicates == 0
     assert [a.method for a in answers.given] == ["prefgen"] * 7 + [None]
-    assert all(answer.milliseconds < 60_000 for answer in answers.given)
+    assert all(0 <= answer.milliseconds < 1000 * (time.monotonic() - began) for answer in answers.given)
     rows = {row["trial"]: row for row in csv.DictReader(file.open())}
     for trial, entry in key["trials"].items():
         if entry["mirrors"]:

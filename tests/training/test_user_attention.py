@@ -26,7 +26,7 @@ STEPS = 3
 
 
 def finished(process):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err[-2000:]
     return out
 
@@ -77,7 +77,7 @@ def test_a_run_killed_in_its_caches_and_stopped_between_steps_ends_where_a_strai
     process = start("train_user_attention", *options)
     until(process, (runs / "train_user_attention/log.jsonl").exists)
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=900)
     assert process.returncode == 143 and last_state(runs / "train_user_attention")["step"] < STEPS
 
     finished(start("train_user_attention", *options))
