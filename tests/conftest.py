@@ -25,9 +25,10 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     if config.getoption("--perturb") is not None:
-        from tests.perturb import in_children
+        from tests.perturb import OtherCpu, in_children
 
         in_children(config.getoption("--perturb"))
+        OtherCpu(config.getoption("--perturb")).__enter__()  # to the end, and before any module makes its constants
     if config.getoption("--no-onednn"):
         import torch
 
@@ -40,19 +41,6 @@ def pytest_collection_modifyitems(items):
         folder, module = item.path.parent.name, item.path.stem
         if folder in NUMBERS and module not in NO_NUMBERS or folder == "training" and module in TRAINING:
             item.add_marker(pytest.mark.numbers)
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_protocol(item):
-    """From the set-up of a test's fixtures to their end."""
-    seed = item.config.getoption("--perturb")
-    if seed is None or item.get_closest_marker("numbers") is None:
-        yield
-        return
-    from tests.perturb import OtherCpu
-
-    with OtherCpu(seed):
-        yield
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from prefgen.adapter import AdapterError, load_adapter
 from prefgen.ip_adapter import EMBEDDING, STATES, ImageAdapter
+from tests.closeness import assert_close
 
 from . import ip_adapter_files as files
 
