@@ -81,3 +81,25 @@ def test_autocast_and_bf16_inputs_do_not_reach_the_kernel():
 def test_sets_that_have_no_distance_are_refused(shapes):
     with pytest.raises(ValueError, match="at least 2 vectors"):
         mmd2(torch.zeros(shapes[0]), torch.zeros(shapes[1]))
+
+
+def test_the_kernels_octaves_lie_two_on_either_side_of_the_median_distance():
+    x, y = sample(1, 7), sample(2, 6, shift=0.4)
+    pooled = [*x.double().tolist(), *y.double().tolist()]
+    squared = sorted(
+        sum((p - q) ** 2 for p, q in zip(a, b, strict=True))
+        for i, a in enumerate(pooled)
+        for j, b in enumerate(pooled)
+        if i != j
+    )
+    median = squared[len(squared) // 2 - 1]  # every distance is there twice
+    expected = [median / 4, median / 2, median, median * 2, median * 4]
+    assert median_bandwidths(x, y).tolist() == pytest.approx(expected, rel=1e-4)
+    assert mmd2(x, y).item() == pytest.approx(oracle(x, y, torch.tensor(expected)), abs=1e-5)
+
+
+def test_weights_choose_among_the_octaves():
+    x, y = sample(1, 12), sample(2, 9, shift=0.5)
+    bandwidths = median_bandwidths(x, y)
+    one = mmd2(x, y, bandwidths, [0, 0, 0.5, 0, 0]).item()
+    assert one == pytest.approx(oracle(x, y, bandwidths[2:3]) / 2, abs=1e-5)

@@ -1,0 +1,562 @@
+"""Small changes to the code, one at a time, to see which of them the tests notice.
+
+    python scripts/mutate.py map --work /tmp/mutate
+    python scripts/mutate.py run --work /tmp/mutate --seed 1 --count prefgen=60 training=40
+    python scripts/mutate.py judge --work /tmp/mutate --seed 1 1a2b3c4d equivalent "the fallback gives the same size"
+    python scripts/mutate.py table --work /tmp/mutate --seed 1
+
+`map` runs every test file once under coverage.py (processes that it starts are seen too) and writes which lines of the
+code it runs. `run` draws changes, weighted by lines, and runs for each the test files that run its line, the quick ones
+first. Nothing is changed in the working tree: tests run in a copy of it below --work. What `map` and `run` have done is
+on the disk, so that both go on where they were stopped. Linux and macOS (tests run in forks of one warm process).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import bisect
+import contextlib
+import copy
+import hashlib
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+JUDGEMENTS = ("equivalent", "dead", "missing")
+LINKED = (".venv", ".comfyui")  # what tests read beside the tracked files
+PRELOADED = ("numpy", "torch", "pytest", "PIL.Image", "safetensors.torch", "transformers", "diffusers")
+BASELINE_LIMIT = 1200.0  # seconds one test file may take unchanged
+UNMAPPED = 150.0  # seconds that a test file without a record is taken to need
+SLOWER, GRACE = 4, 60  # a changed test file may take SLOWER times its time and GRACE seconds more
+
+ARITHMETIC = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
+ARITHMETIC |= {ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd}
+COMPARISON = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
+COMPARISON |= {ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In}
+_PAIRS = ("min max", "amin amax", "argmin argmax", "clamp_min clamp_max", "any all", "floor ceil", "sum mean")
+OPPOSITE = {a: b for pair in _PAIRS for a, b in (pair.split(), pair.split()[::-1])}
+DROPPED_METHODS = {"detach", "float", "double", "clone", "copy", "eval", "strip", "lower", "resolve", "sort", "sqrt"}
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One change: `before` at `line` of `file` becomes `after`. `occurrence` tells equal ones of one function apart."""
+
+    file: str
+    function: str
+    operator: str
+    before: str
+    after: str
+    occurrence: int
+    line: int
+
+    @property
+    def id(self) -> str:
+        """The same while the change itself is, wherever its lines move."""
+        words = (self.file, self.function, self.operator, self.before, self.after, str(self.occurrence))
+        return hashlib.sha256("\0".join(words).encode()).hexdigest()[:8]
+
+
+class Source:
+    """One file's text and the mutations that it offers."""
+
+    def __init__(self, root: Path, file: str):
+        self.file = file
+        self.text = (root / file).read_bytes()
+        self._starts = [0]
+        for line in self.text.splitlines(keepends=True):
+            self._starts.append(self._starts[-1] + len(line))
+        self.spans: dict[Mutation, tuple[int, int]] = {}  # bytes [start, end) of what is replaced
+        self.statements: dict[Mutation, tuple[int, int]] = {}  # first and last line of the statement around it
+        self._seen: Counter = Counter()
+        self._visit(ast.parse(self.text), "", (1, 1))
+
+    def find(self, identity: str) -> Mutation | None:
+        """The mutation of that id, where it lies now; None where the file no longer offers it."""
+        return next((m for m in self.spans if m.id == identity), None)
+
+    def mutated(self, mutation: Mutation) -> bytes:
+        """The file's text with one of its mutations."""
+        start, end = self.spans[mutation]
+        return self.text[:start] + mutation.after.encode() + self.text[end:]
+
+    def _visit(self, node: ast.AST, function: str, statement: tuple[int, int]) -> None:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            function = f"{function}.{node.name}".lstrip(".")
+        if isinstance(node, ast.stmt):
+            body = getattr(node, "body", None)
+            statement = (node.lineno, max(node.lineno, body[0].lineno - 1) if body else node.end_lineno)
+        for operator, target, after in mutations(node):
+            self._offer(operator, target, after, function, statement)
+        for child in _children(node):
+            self._visit(child, function, statement)
+
+    def _offer(self, operator: str, target: ast.AST, after: str, function: str, statement: tuple[int, int]) -> None:
+        start = self._starts[target.lineno - 1] + target.col_offset
+        end = self._starts[target.end_lineno - 1] + target.end_col_offset
+        before = self.text[start:end].decode()
+        words = (self.file, function, operator, before, after)
+        mutation = Mutation(*words, self._seen[words], target.lineno)
+        self.spans[mutation], self.statements[mutation] = (start, end), statement
+        self._seen[words] += 1
+
+
+def _children(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes below that may change: no annotations, docstrings, imports, decorators, f-strings or error messages."""
+    if isinstance(node, ast.JoinedStr | ast.Raise | ast.Import | ast.ImportFrom | ast.Assert):
+        return
+    if isinstance(node, ast.If) and "__name__" in ast.dump(node.test):
+        return
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns", "decorator_list", "bases"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                yield child
+
+
+def mutations(node: ast.AST) -> Iterator[tuple[str, ast.AST, str]]:
+    """(operator, node to replace, its new text) of one node itself, nodes below left alone."""
+    match node:
+        case ast.BinOp() if type(node.op) in ARITHMETIC:
+            yield "arithmetic", node, _with(node, op=ARITHMETIC[type(node.op)]())
+        case ast.AugAssign() if type(node.op) in ARITHMETIC:
+            yield "arithmetic", node, _with(node, op=ARITHMETIC[type(node.op)]())[1:-1]
+            yield "dropped statement", node, "pass"
+        case ast.Compare():
+            for place, op in enumerate(node.ops):
+                ops = [*node.ops[:place], COMPARISON[type(op)](), *node.ops[place + 1 :]]
+                yield "comparison", node, _with(node, ops=ops)
+        case ast.BoolOp():
+            yield "boolean", node, _with(node, op=ast.Or() if isinstance(node.op, ast.And) else ast.And())
+        case ast.UnaryOp(op=ast.Not()):
+            yield "boolean", node, f"({ast.unparse(node.operand)})"
+        case ast.If() | ast.While() | ast.IfExp():
+            yield "negated condition", node.test, f"(not ({ast.unparse(node.test)}))"
+        case ast.comprehension():
+            for test in node.ifs:
+                yield "negated condition", test, f"(not ({ast.unparse(test)}))"
+        case ast.Constant():
+            yield from _constants(node)
+        case ast.Slice():
+            yield from _slices(node)
+        case ast.Subscript(slice=ast.Constant(value=str(key))):
+            yield "string key", node.slice, repr(f"{key}_")
+        case ast.Dict():
+            for key in node.keys:
+                if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                    yield "string key", key, repr(f"{key.value}_")
+        case ast.Call():
+            yield from _calls(node)
+        case ast.Expr(value=ast.Call()) | ast.Raise() | ast.Continue() | ast.Break() | ast.Delete():
+            yield "dropped statement", node, "pass"
+        case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]):
+            yield "dropped statement", node, "pass"
+
+
+def _with(node: ast.AST, **fields) -> str:
+    changed = copy.copy(node)
+    for name, value in fields.items():
+        setattr(changed, name, value)
+    return f"({ast.unparse(changed)})"
+
+
+def _constants(node: ast.Constant) -> Iterator[tuple[str, ast.AST, str]]:
+    if isinstance(node.value, bool):
+        yield "boolean", node, str(not node.value)
+    elif isinstance(node.value, int):
+        yield "constant", node, str(node.value + 1)
+        yield "constant", node, f"({node.value - 1})"
+    elif isinstance(node.value, float):
+        yield "constant", node, repr(node.value * 0.5 if node.value else 1.0)
+
+
+def _slices(node: ast.Slice) -> Iterator[tuple[str, ast.AST, str]]:
+    """One bound moved by one: a bound that is missing takes its first value off, or its last."""
+    for name, missing in (("lower", ast.Constant(1)), ("upper", ast.Constant(-1))):
+        bound = getattr(node, name)
+        moved = missing if bound is None else ast.BinOp(bound, ast.Add(), ast.Constant(1))
+        if bound is None and node.step is not None:
+            continue
+        yield "slice", node, ast.unparse(ast.Slice(**{**_bounds(node), name: moved}))
+
+
+def _bounds(node: ast.Slice) -> dict:
+    return {"lower": node.lower, "upper": node.upper, "step": node.step}
+
+
+def _calls(node: ast.Call) -> Iterator[tuple[str, ast.AST, str]]:
+    if len(node.args) >= 2 and not any(isinstance(a, ast.Starred) for a in node.args[:2]):
+        yield "swapped arguments", node, _with(node, args=[node.args[1], node.args[0], *node.args[2:]])[1:-1]
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    if name in OPPOSITE:
+        func = copy.copy(node.func)
+        setattr(func, "attr" if isinstance(func, ast.Attribute) else "id", OPPOSITE[name])
+        yield "min and max", node, _with(node, func=func)[1:-1]
+    if name in DROPPED_METHODS and isinstance(node.func, ast.Attribute) and not node.args:
+        yield "dropped call", node, f"({ast.unparse(node.func.value)})"
+    if name == "get" and node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
+        yield "string key", node.args[0], repr(f"{node.args[0].value}_")
+
+
+def draw(root: Path, package: str, count: int, seed: int, exclude: list[str]) -> list[Mutation]:
+    """`count` mutations of a package: lines drawn evenly among those that offer any, then one of the line's."""
+    by_line: dict[tuple[str, int], list[Mutation]] = {}
+    for path in sorted((root / package).rglob("*.py")):
+        file = path.relative_to(root).as_posix()
+        if file not in exclude:
+            for mutation in Source(root, file).spans:
+                by_line.setdefault((file, mutation.line), []).append(mutation)
+    rng = random.Random(f"{package} {seed}")
+    lines = rng.sample(sorted(by_line), min(count, len(by_line)))
+    return [rng.choice(sorted(by_line[line], key=lambda m: m.id)) for line in lines]
+
+
+def make_copy(work: Path) -> Path:
+    """A fresh copy of the working tree's files, tracked or not, but ignored ones; `LINKED` are linked."""
+    folder = work / "copy"
+    shutil.rmtree(folder, ignore_errors=True)
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True).stdout.decode().split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    for name in LINKED:
+        if (ROOT / name).exists():
+            (folder / name).symlink_to((ROOT / name).resolve())
+    return folder
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file through a temporary name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+# --- which tests run which lines ---
+
+
+def test_files(root: Path) -> list[str]:
+    """All test files, in the order of their names."""
+    return sorted(p.relative_to(root).as_posix() for p in (root / "tests").rglob("test_*.py"))
+
+
+def map_tests(work: Path, only: list[str]) -> None:
+    """Run each test file that has changed since it was last run, under coverage, and write its lines and seconds."""
+    tree = make_copy(work / "map")
+    coverage = importlib.import_module("coverage")
+    # Python reads this at every start, in the processes that tests start as well.
+    folder = str(Path(coverage.__file__).parents[1])
+    startup = f"import sys\nsys.path.append({folder!r})\nimport coverage\ncoverage.process_startup()\n"
+    (tree / "sitecustomize.py").write_text(startup)
+    for test in only or test_files(tree):
+        record = work / "map" / "records" / f"{test}.json"
+        digest = hashlib.sha256((tree / test).read_bytes()).hexdigest()
+        if record.exists() and json.loads(record.read_text())["sha256"] == digest:
+            continue
+        result = covered(tree, test)
+        write(record, json.dumps({"sha256": digest, **result}))
+        lines = sum(len(x) for x in result["lines"].values())
+        print(f"{test}: {lines} lines, {result['seconds']} s, {len(result['failed'])} failed", flush=True)
+
+
+def covered(tree: Path, test: str) -> dict:
+    """{"seconds", "failed": test ids that fail unchanged, "lines": {file: lines run}} of one test file."""
+    with tempfile.TemporaryDirectory() as scratch:
+        settings, data = Path(scratch) / "coveragerc", Path(scratch) / "data"
+        settings.write_text(
+            f"[run]\nparallel = true\ndata_file = {data}\nsource = {tree}\nomit = {tree}/tests/*\n"
+            "disable_warnings = no-data-collected, module-not-measured\n"
+        )
+        environment = _environment() | {"COVERAGE_PROCESS_START": str(settings), "PYTHONPATH": str(tree)}
+        begun = time.monotonic()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            ran = subprocess.run(
+                [sys.executable, "-m", "pytest", *PYTEST, test],
+                cwd=tree,
+                env=environment,
+                capture_output=True,
+                timeout=BASELINE_LIMIT,
+            )
+        seconds = time.monotonic() - begun
+        summary = (line for line in ran.stdout.decode().splitlines() if line.startswith(("FAILED ", "ERROR ")))
+        failed = [line.split()[1] for line in summary]
+        lines: dict[str, set[int]] = {}
+        for part in Path(scratch).glob("data*"):
+            _add_lines(part, tree, lines)
+    return {"seconds": round(seconds, 1), "failed": failed, "lines": {f: sorted(n) for f, n in sorted(lines.items())}}
+
+
+def _add_lines(part: Path, tree: Path, lines: dict[str, set[int]]) -> None:
+    """Add what one process has run; a process that was killed while it wrote leaves nothing that can be read."""
+    coverage = importlib.import_module("coverage")
+    data = coverage.CoverageData(basename=str(part))
+    with contextlib.suppress(coverage.CoverageException):
+        data.read()
+        for file in data.measured_files():
+            if Path(file).is_relative_to(tree):
+                lines.setdefault(Path(file).relative_to(tree).as_posix(), set()).update(data.lines(file) or ())
+
+
+def tests_of(work: Path, tree: Path, file: str, statement: tuple[int, int]) -> list[dict]:
+    """The records of the test files that run one of a statement's lines, first to last: those that are named after the
+    file first, then the quick ones. A test file without a record counts where it imports or names the file's module."""
+    stem = Path(file).stem.strip("_")
+    records = []
+    for test in test_files(tree):
+        path = work / "map" / "records" / f"{test}.json"
+        if path.exists():
+            record = json.loads(path.read_text())
+            lines = record["lines"].get(file, [])
+            place = bisect.bisect_left(lines, statement[0])
+            if place < len(lines) and lines[place] <= statement[1]:
+                records.append({"test": test, "seconds": record["seconds"], "failed": record["failed"]})
+        elif module_of(file) in modules_named(tree / test):
+            records.append({"test": test, "seconds": UNMAPPED, "failed": []})
+    return sorted(records, key=lambda r: (stem not in r["test"], r["seconds"]))
+
+
+def module_of(file: str) -> str:
+    """prefgen/mllm/model.py -> prefgen.mllm.model, training/vqa/__main__.py -> training.vqa."""
+    return ".".join(part for part in Path(file).with_suffix("").parts if part not in ("__init__", "__main__"))
+
+
+def modules_named(test: Path) -> set[str]:
+    """Modules that a test file imports, or names in a string as our commands do: "vqa.score", "prefgen.branch"."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(test.read_bytes())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 60:
+            names.update((node.value, f"training.{node.value}"))
+    return names
+
+
+# --- one mutation after the other ---
+
+PYTEST = ["-q", "--no-header", "-p", "no:cacheprovider"]
+
+
+def _environment() -> dict[str, str]:
+    """Without byte code: two changes within one second and of one size would share it."""
+    fixed = {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return os.environ | fixed | {"HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"}
+
+
+def run_tests(tree: Path, record: dict, log: Path) -> str:
+    """Run one test file in a fork: "passed", "failed" or "timeout". Its output is left in `log`."""
+    warm_up(log.with_suffix(".modules"))
+    child = os.fork()
+    if child == 0:
+        _become_pytest(tree, record, log)
+    limit = time.monotonic() + SLOWER * record["seconds"] + GRACE
+    while time.monotonic() < limit:
+        finished, status = os.waitpid(child, os.WNOHANG)
+        if finished:
+            return "passed" if os.waitstatus_to_exitcode(status) in (0, 5) else "failed"
+        time.sleep(0.05)
+    for process in reversed(_descendants(child)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "timeout"
+
+
+def warm_up(names: Path) -> None:
+    """Import the libraries that the last fork has imported, so that the next ones needn't."""
+    for name in names.read_text().split() if names.exists() else ():
+        if name not in sys.modules:
+            with contextlib.suppress(Exception, SystemExit):
+                importlib.import_module(name)
+
+
+def _libraries() -> list[str]:
+    """Names of the modules in this process that are installed packages'."""
+    files = {name: getattr(module, "__file__", None) or "" for name, module in list(sys.modules.items())}
+    return sorted(n for n, file in files.items() if "site-packages" in file and not n.startswith(("_pytest", "pytest")))
+
+
+def _become_pytest(tree: Path, record: dict, log: Path) -> None:
+    """In the fork: never returns."""
+    code = 3
+    try:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.setsid()
+        os.chdir(tree)
+        os.environ.update(_environment())
+        sys.dont_write_bytecode = True
+        sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, ROOT / "scripts")]
+        sys.argv = ["pytest"]
+        skipped = [word for test in record["failed"] for word in ("--deselect", test)]
+        code = int(importlib.import_module("pytest").main([*PYTEST, "-x", *skipped, record["test"]]))
+        log.with_suffix(".modules").write_text("\n".join(_libraries()))
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _descendants(process: int) -> list[int]:
+    processes = [process]
+    for parent in processes:
+        with contextlib.suppress(OSError):
+            processes += map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
+    return processes
+
+
+def try_mutation(work: Path, tree: Path, mutation: Mutation) -> dict:
+    """{"outcome": noticed, survived, timeout or gone, "by": the test file, "seconds"} of one mutation."""
+    source = Source(tree, mutation.file)
+    current = source.find(mutation.id)
+    if current is None:
+        return {"outcome": "gone", "by": "", "seconds": 0}
+    text = source.mutated(current)
+    records = tests_of(work, tree, mutation.file, source.statements[current])
+    begun, outcome, by = time.monotonic(), "survived" if records else "not run", ""
+    try:
+        (tree / mutation.file).write_bytes(text)
+        for record in records:
+            result = run_tests(tree, record, work / "last.log")
+            if result != "passed":
+                outcome, by = ("noticed" if result == "failed" else "timeout"), record["test"]
+                break
+    finally:
+        (tree / mutation.file).write_bytes(source.text)
+    return {"outcome": outcome, "by": by, "seconds": round(time.monotonic() - begun, 1)}
+
+
+class Results:
+    """A JSON Lines file: what was drawn, then outcomes and judgements as they come."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        self.drawn = {row["id"]: Mutation(**row["mutation"]) for row in rows if "mutation" in row}
+        self.outcomes: dict[str, list[dict]] = {}
+        self.judged: dict[str, dict] = {}
+        for row in rows:
+            self._take(row)
+
+    def _take(self, row: dict) -> None:
+        if "outcome" in row:
+            self.outcomes.setdefault(row["id"], []).append(row)
+        if "judged" in row:
+            self.judged[row["id"]] = row
+
+    def add(self, row: dict) -> None:
+        """Append one row."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self._take(row)
+
+    def draw(self, mutations: list[Mutation]) -> None:
+        """Take up what was drawn, once."""
+        for mutation in mutations:
+            if mutation.id not in self.drawn:
+                self.drawn[mutation.id] = mutation
+                self.add({"id": mutation.id, "mutation": asdict(mutation)})
+
+    def last(self, identity: str) -> str:
+        """The last outcome; "" before the first."""
+        return self.outcomes[identity][-1]["outcome"] if identity in self.outcomes else ""
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw if nothing is drawn yet, then try what has no outcome (with --again also what survived)."""
+    results = Results(args.results)
+    if not results.drawn:
+        for package, count in args.count:
+            results.draw(draw(ROOT, package, count, args.seed, args.exclude))
+    tree = make_copy(args.work)
+    sys.dont_write_bytecode = True
+    for name in PRELOADED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    open_outcomes = ("", "survived", "timeout", "not run") if args.again else ("",)
+    for identity, mutation in results.drawn.items():
+        chosen = not args.ids or identity in args.ids
+        if chosen and results.last(identity) in open_outcomes and identity not in results.judged:
+            result = try_mutation(args.work, tree, mutation)
+            results.add({"id": identity, **result})
+            print(f"{identity} {mutation.file}:{mutation.line} {result['outcome']} {result['seconds']} s", flush=True)
+    table(results)
+
+
+def table(results: Results) -> None:
+    """Print the share that was noticed, by package, and every survivor."""
+    print("| package | drawn | tried | noticed at first | noticed now | equivalent | dead | not noticed | share |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for package in sorted({m.file.split("/")[0] for m in results.drawn.values()}):
+        own = [i for i, m in results.drawn.items() if m.file.startswith(f"{package}/")]
+        tried = [i for i in own if results.last(i)]
+        first = sum(results.outcomes[i][0]["outcome"] in ("noticed", "timeout") for i in tried)
+        now = [i for i in tried if results.last(i) in ("noticed", "timeout")]
+        rest = [i for i in tried if i not in now]
+        kinds = Counter(results.judged[i]["judged"] if i in results.judged else "open" for i in rest)
+        counted = len(tried) - kinds["equivalent"] - kinds["dead"]
+        share = f"{len(now)} of {counted}" + (f" ({100 * len(now) / counted:.0f} %)" if counted else "")
+        columns = [package, len(own), len(tried), first, len(now), kinds["equivalent"], kinds["dead"]]
+        print("|", " | ".join(map(str, [*columns, counted - len(now), share])), "|")
+    for identity, mutation in results.drawn.items():
+        if results.last(identity) not in ("", "noticed", "timeout"):
+            judged = results.judged.get(identity, {"judged": "open", "why": ""})
+            print(f"\n{identity} {mutation.file}:{mutation.line} {mutation.function} ({results.last(identity)})")
+            print(f"  {mutation.operator}: {mutation.before}\n  -> {mutation.after}")
+            print(f"  {judged['judged']}: {judged['why']}")
+
+
+def _count(text: str) -> tuple[str, int]:
+    package, _, number = text.partition("=")
+    if not (ROOT / package).is_dir() or not number.isdigit():
+        raise argparse.ArgumentTypeError(f"{text} isn't PACKAGE=NUMBER, as in prefgen=60")
+    return package, int(number)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["map", "run", "judge", "table"])
+    parser.add_argument("words", nargs="*", help="map: test files (default: all). judge: id, judgement, reason")
+    parser.add_argument("--work", type=Path, required=True, help="folder outside the working tree")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--count", type=_count, nargs="+", default=[("prefgen", 60), ("training", 40)])
+    parser.add_argument("--exclude", nargs="+", default=[], metavar="FILE", help="files that nothing is drawn from")
+    parser.add_argument("--again", action="store_true", help="try what survived once more")
+    parser.add_argument("--ids", nargs="+", default=[], help="these alone")
+    args = parser.parse_intermixed_args()
+    args.results = args.work / f"seed{args.seed}.jsonl"
+    if args.command == "map":
+        map_tests(args.work, args.words)
+    elif args.command == "run":
+        run(args)
+    elif args.command == "judge":
+        identity, judgement, why = args.words
+        if judgement not in JUDGEMENTS:
+            parser.error(f"a survivor is {', '.join(JUDGEMENTS)}, not {judgement}")
+        Results(args.results).add({"id": identity, "judged": judgement, "why": why})
+    else:
+        table(Results(args.results))
+
+
+if __name__ == "__main__":
+    main()
