@@ -118,7 +118,7 @@ def _children(node: ast.AST) -> Iterator[ast.AST]:
     """The nodes below that may change: no annotations, docstrings, imports, decorators, f-strings or error messages."""
     if isinstance(node, ast.JoinedStr | ast.Raise | ast.Import | ast.ImportFrom | ast.Assert):
         return
-    if isinstance(node, ast.If) and "__name__" in ast.dump(node.test):
+    if _starts_the_module(node):
         return
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "bases"):
@@ -128,8 +128,14 @@ def _children(node: ast.AST) -> Iterator[ast.AST]:
                 yield child
 
 
+def _starts_the_module(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "__name__" in ast.dump(node.test)
+
+
 def mutations(node: ast.AST) -> Iterator[tuple[str, ast.AST, str]]:
     """(operator, node to replace, its new text) of one node itself, nodes below left alone."""
+    if _starts_the_module(node):
+        return
     match node:
         case ast.BinOp() if type(node.op) in ARITHMETIC:
             yield "arithmetic", node, _with(node, op=ARITHMETIC[type(node.op)]())
@@ -199,8 +205,10 @@ def _bounds(node: ast.Slice) -> dict:
 
 
 def _calls(node: ast.Call) -> Iterator[tuple[str, ast.AST, str]]:
-    if len(node.args) >= 2 and not any(isinstance(a, ast.Starred) for a in node.args[:2]):
-        yield "swapped arguments", node, _with(node, args=[node.args[1], node.args[0], *node.args[2:]])[1:-1]
+    first, second = node.args[:2] if len(node.args) > 1 else (None, None)
+    starred = isinstance(first, ast.Starred) or isinstance(second, ast.Starred)
+    if second and not starred and ast.dump(first) != ast.dump(second):
+        yield "swapped arguments", node, _with(node, args=[second, first, *node.args[2:]])[1:-1]
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
     if name in OPPOSITE:
         func = copy.copy(node.func)
@@ -509,7 +517,7 @@ def table(results: Results) -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for package in sorted({m.file.split("/")[0] for m in results.drawn.values()}):
         own = [i for i, m in results.drawn.items() if m.file.startswith(f"{package}/")]
-        tried = [i for i in own if results.last(i)]
+        tried = [i for i in own if results.last(i) not in ("", "gone")]
         first = sum(results.outcomes[i][0]["outcome"] in ("noticed", "timeout") for i in tried)
         now = [i for i in tried if results.last(i) in ("noticed", "timeout")]
         rest = [i for i in tried if i not in now]
