@@ -19,7 +19,7 @@ from training.train_alignment import user_bank
 from training.users_pool import users_of
 
 USERS, EACH, LAYERS, WIDTH, SEM = 240, 3, 6, 48, [2, 3, 4, 5]
-NOISE = 1.5  # in units of a state's own spread
+NOISE = 3.5  # in units of a state's own spread
 
 
 def texts_of(person):
@@ -122,9 +122,10 @@ def test_held_out_users_are_found_by_their_own_words(both):
     figures, _, log = both
     candidates = figures["candidates"]
     assert candidates == USERS - first_heldout(USERS) == 12
-    assert figures["retrieval_top1"] > 4 / candidates and figures["retrieval_top5"] > 9 / candidates
+    # By chance 1 and 5 of the 12.
+    assert figures["retrieval_top1"] > 3 / candidates and figures["retrieval_top5"] > 7.5 / candidates
     assert figures["retrieval_top5"] > figures["retrieval_top1"]
-    assert log[-1]["paired"] < 0.5 * log[0]["paired"] and log[-1]["mmd"] < 0.5 * log[0]["mmd"]
+    assert log[-1]["paired"] < 0.75 * log[0]["paired"] and log[-1]["mmd"] < 0.5 * log[0]["mmd"]
 
 
 def test_each_figure_is_what_its_name_says(both, aligned, bank):
@@ -157,14 +158,13 @@ def test_the_held_out_distance_is_smaller_than_that_of_other_vectors(both, align
     bandwidths = median_bandwidths(bank[:border], bank[:0])
     texts = bank[border:]
     found = mmd2(aligned[border:].flatten(0, 1), texts, bandwidths).item()
-    assert both[0]["heldout_mmd"] == pytest.approx(found, abs=2e-3)
-    elsewhere = F.normalize(torch.randn(36, 128, generator=torch.Generator().manual_seed(1)), dim=1)
-    assert found < 0.2 * mmd2(elsewhere, texts, bandwidths).item()
+    assert both[0]["heldout_mmd"] == pytest.approx(found, abs=5e-4)
+    assert found < 0.2 * mmd2(texts[:1].expand(36, -1), texts, bandwidths).item(), "one text for everybody"
 
 
 def test_the_paired_term_alone_brings_users_to_their_own_words(runs, both):
     figures, _, log = trained(runs, runs / "paired", mmd=0, paired=1)
-    assert figures["retrieval_top1"] > 4 / 12 and figures["heldout_cosine"] > both[0]["heldout_cosine"] - 0.05
+    assert figures["retrieval_top1"] > 3 / 12 and figures["heldout_cosine"] > both[0]["heldout_cosine"] - 0.05
     assert log[0]["loss"] == pytest.approx(log[0]["paired"], rel=1e-5), "the loss is that term alone"
 
 

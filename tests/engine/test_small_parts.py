@@ -1,0 +1,62 @@
+"""The engine's small parts by their definitions: files, the cache, the conversation as text, the image part."""
+
+import pytest
+import torch
+
+from prefgen.clip import pool_image_embeds
+from prefgen.files import write_atomic
+from prefgen.mllm.cache import LeastRecentlyUsed
+from prefgen.mllm.prompt import CLOSING_QUESTION, render_prompt, verdict_words
+
+
+def test_a_file_that_cannot_be_replaced_stays_and_the_reason_is_raised(tmp_path):
+    folder = tmp_path / "taken"
+    (folder / "inside").mkdir(parents=True)
+    with pytest.raises(OSError):
+        write_atomic(folder, b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"] and (folder / "inside").is_dir()
+    write_atomic(tmp_path / "new/folders/file", b"whole")
+    assert (tmp_path / "new/folders/file").read_bytes() == b"whole"
+    assert (tmp_path / "new/folders/file").stat().st_mode & 0o777 == 0o644
+    assert len(list((tmp_path / "new/folders").iterdir())) == 1
+
+
+def test_the_cache_forgets_what_was_used_longest_ago():
+    cache = LeastRecentlyUsed(2)
+    cache["a"], cache["b"] = 1, 2
+    assert cache["a"] == 1
+    cache["c"] = 3
+    assert set(cache) == {"a", "c"}
+    cache["a"] = 4
+    cache["d"] = 5
+    assert dict(cache.items()) == {"a": 4, "d": 5}
+    cache.size = 1
+    cache["e"] = 6
+    assert list(cache) == ["e"]
+
+
+def test_the_conversation_without_a_template_shows_the_historys_pictures_and_those_that_are_asked_about():
+    words = [verdict_words(True, "a boat"), verdict_words(False, "")]
+    start = f"<|im_start|>User: <image> {words[0]} <image> {words[1]} "
+    assert render_prompt([True, False], ["a boat", ""]) == f"{start}{CLOSING_QUESTION}<end_of_utterance>\nAssistant:"
+    several = render_prompt([True, False], ["a boat", ""], "Which?", "<p>", 3, 2, "[", "]")
+    pictures = "<p><p><p>"
+    shown = f"{pictures} {pictures} Which?"
+    assert several == f"[User: {pictures} {words[0]} {pictures} {words[1]} {shown}]\nAssistant:"
+
+
+@pytest.mark.parametrize("push", [0.0, 0.5, 1.0])
+def test_the_image_part_is_the_mean_of_unit_embeddings_pushed_away_from_the_disliked(push):
+    generator = torch.Generator().manual_seed(0)
+    liked = torch.randn(3, 5, generator=generator) * torch.tensor([[1.0], [10.0], [0.1]])
+    disliked = torch.randn(2, 5, generator=generator) * torch.tensor([[1.0], [7.0]])
+
+    def mean(rows):
+        return sum(row / row.norm() for row in rows.double()) / len(rows)
+
+    expected = mean(liked) - push * mean(disliked)
+    found = pool_image_embeds(liked, disliked, push)
+    torch.testing.assert_close(found.double(), expected / expected.norm(), rtol=1e-5, atol=1e-6)
+    without = mean(liked) / mean(liked).norm()
+    for none in (None, disliked[:0]):
+        torch.testing.assert_close(pool_image_embeds(liked, none, push).double(), without, rtol=1e-5, atol=1e-6)
