@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -336,7 +336,7 @@ def tests_of(work: Path, tree: Path, file: str, statement: tuple[int, int]) -> l
             if place < len(lines) and lines[place] <= statement[1]:
                 records.append({"test": test, "seconds": record["seconds"], "failed": record["failed"]})
         elif module_of(file) in modules_named(tree / test):
-            records.append({"test": test, "seconds": UNMAPPED, "failed": []})
+            records.append({"test": test, "seconds": UNMAPPED, "failed": [], "mapped": False})
     return sorted(records, key=lambda r: (stem not in r["test"], r["seconds"]))
 
 
@@ -432,20 +432,24 @@ def _descendants(process: int) -> list[int]:
     return processes
 
 
-def try_mutation(work: Path, tree: Path, mutation: Mutation) -> dict:
-    """{"outcome": noticed, survived, timeout or gone, "by": the test file, "seconds"} of one mutation."""
+def try_mutation(work: Path, tree: Path, mutation: Mutation, without: Sequence[str] = ()) -> dict:
+    """{"outcome": noticed, survived, timeout, "not run" or gone, "by": the test file, "seconds"} of one mutation.
+
+    without: test files that are not run. A timeout counts only where a test file's own time is on record.
+    """
     source = Source(tree, mutation.file)
     current = source.find(mutation.id)
     if current is None:
         return {"outcome": "gone", "by": "", "seconds": 0}
     text = source.mutated(current)
     records = tests_of(work, tree, mutation.file, source.statements[current])
+    records = [record for record in records if record["test"] not in without]
     begun, outcome, by = time.monotonic(), "survived" if records else "not run", ""
     try:
         (tree / mutation.file).write_bytes(text)
         for record in records:
             result = run_tests(tree, record, work / "last.log")
-            if result != "passed":
+            if result == "failed" or (result == "timeout" and record.get("mapped", True)):
                 outcome, by = ("noticed" if result == "failed" else "timeout"), record["test"]
                 break
     finally:
@@ -505,7 +509,7 @@ def run(args: argparse.Namespace) -> None:
     for identity, mutation in results.drawn.items():
         chosen = not args.ids or identity in args.ids
         if chosen and results.last(identity) in open_outcomes and identity not in results.judged:
-            result = try_mutation(args.work, tree, mutation)
+            result = try_mutation(args.work, tree, mutation, args.without)
             results.add({"id": identity, **result})
             print(f"{identity} {mutation.file}:{mutation.line} {result['outcome']} {result['seconds']} s", flush=True)
     table(results)
@@ -549,6 +553,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=_count, nargs="+", default=[("prefgen", 60), ("training", 40)])
     parser.add_argument("--exclude", nargs="+", default=[], metavar="FILE", help="files that nothing is drawn from")
+    parser.add_argument("--without", nargs="+", default=[], metavar="TEST", help="test files that are not run")
     parser.add_argument("--again", action="store_true", help="try what survived once more")
     parser.add_argument("--ids", nargs="+", default=[], help="these alone")
     args = parser.parse_intermixed_args()

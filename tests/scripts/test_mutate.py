@@ -134,13 +134,13 @@ def test_what_the_tests_check_is_noticed_what_they_do_not_survives_and_a_stopped
     def stopped(*arguments):
         if len(tried) == 2:
             raise KeyboardInterrupt
-        tried.append(arguments[-1].id)
+        tried.append(arguments[2].id)
         return try_mutation(*arguments)
 
     monkeypatch.setattr(mutate, "try_mutation", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(monkeypatch, "run", *line)
-    monkeypatch.setattr(mutate, "try_mutation", lambda *a: tried.append(a[-1].id) or try_mutation(*a))
+    monkeypatch.setattr(mutate, "try_mutation", lambda *a: tried.append(a[2].id) or try_mutation(*a))
     run(monkeypatch, "run", *line)
     assert tried == [m.id for m in drawn], "each was tried once"
     rows = [json.loads(row) for row in (work / "seed7.jsonl").read_text().splitlines()]
