@@ -273,18 +273,19 @@ def map_tests(work: Path, only: list[str]) -> None:
     folder = str(Path(coverage.__file__).parents[1])
     startup = f"import sys\nsys.path.append({folder!r})\nimport coverage\ncoverage.process_startup()\n"
     (tree / "sitecustomize.py").write_text(startup)
+    preload()
     for test in only or test_files(tree):
         record = work / "map" / "records" / f"{test}.json"
         digest = hashlib.sha256((tree / test).read_bytes()).hexdigest()
         if record.exists() and json.loads(record.read_text())["sha256"] == digest:
             continue
-        result = covered(tree, test)
+        result = covered(tree, test, work / "map" / "last.log")
         write(record, json.dumps({"sha256": digest, **result}))
         lines = sum(len(x) for x in result["lines"].values())
         print(f"{test}: {lines} lines, {result['seconds']} s, {len(result['failed'])} failed", flush=True)
 
 
-def covered(tree: Path, test: str) -> dict:
+def covered(tree: Path, test: str, log: Path) -> dict:
     """{"seconds", "failed": test ids that fail unchanged, "lines": {file: lines run}} of one test file."""
     with tempfile.TemporaryDirectory() as scratch:
         settings, data = Path(scratch) / "coveragerc", Path(scratch) / "data"
@@ -292,18 +293,10 @@ def covered(tree: Path, test: str) -> dict:
             f"[run]\nparallel = true\ndata_file = {data}\nsource = {tree}\nomit = {tree}/tests/*\n"
             "disable_warnings = no-data-collected, module-not-measured\n"
         )
-        environment = _environment() | {"COVERAGE_PROCESS_START": str(settings), "PYTHONPATH": str(tree)}
         begun = time.monotonic()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            ran = subprocess.run(
-                [sys.executable, "-m", "pytest", *PYTEST, test],
-                cwd=tree,
-                env=environment,
-                capture_output=True,
-                timeout=BASELINE_LIMIT,
-            )
+        run_tests(tree, {"test": test, "seconds": BASELINE_LIMIT / SLOWER, "failed": []}, log, settings)
         seconds = time.monotonic() - begun
-        summary = (line for line in ran.stdout.decode().splitlines() if line.startswith(("FAILED ", "ERROR ")))
+        summary = (line for line in log.read_text().splitlines() if line.startswith(("FAILED ", "ERROR ")))
         failed = [line.split()[1] for line in summary]
         lines: dict[str, set[int]] = {}
         for part in Path(scratch).glob("data*"):
@@ -369,12 +362,15 @@ def _environment() -> dict[str, str]:
     return os.environ | fixed | {"HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"}
 
 
-def run_tests(tree: Path, record: dict, log: Path) -> str:
-    """Run one test file in a fork: "passed", "failed" or "timeout". Its output is left in `log`."""
+def run_tests(tree: Path, record: dict, log: Path, settings: Path | None = None) -> str:
+    """Run one test file in a fork: "passed", "failed" or "timeout". Its output is left in `log`.
+
+    settings: coverage.py's, for a run to the end under it; without them the first failure ends the run.
+    """
     warm_up(log.with_suffix(".modules"))
     child = os.fork()
     if child == 0:
-        _become_pytest(tree, record, log)
+        _become_pytest(tree, record, log, settings)
     limit = time.monotonic() + SLOWER * record["seconds"] + GRACE
     while time.monotonic() < limit:
         finished, status = os.waitpid(child, os.WNOHANG)
@@ -386,6 +382,14 @@ def run_tests(tree: Path, record: dict, log: Path) -> str:
             os.kill(process, signal.SIGKILL)
     os.waitpid(child, 0)
     return "timeout"
+
+
+def preload() -> None:
+    """Import what nearly every test needs, before the first fork."""
+    sys.dont_write_bytecode = True
+    for name in PRELOADED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def warm_up(names: Path) -> None:
@@ -402,7 +406,7 @@ def _libraries() -> list[str]:
     return sorted(n for n, file in files.items() if "site-packages" in file and not n.startswith(("_pytest", "pytest")))
 
 
-def _become_pytest(tree: Path, record: dict, log: Path) -> None:
+def _become_pytest(tree: Path, record: dict, log: Path, settings: Path | None) -> None:
     """In the fork: never returns."""
     code = 3
     try:
@@ -412,11 +416,18 @@ def _become_pytest(tree: Path, record: dict, log: Path) -> None:
         os.setsid()
         os.chdir(tree)
         os.environ.update(_environment())
-        sys.dont_write_bytecode = True
         sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, ROOT / "scripts")]
         sys.argv = ["pytest"]
-        skipped = [word for test in record["failed"] for word in ("--deselect", test)]
-        code = int(importlib.import_module("pytest").main([*PYTEST, "-x", *skipped, record["test"]]))
+        words = [*PYTEST, *(word for test in record["failed"] for word in ("--deselect", test)), record["test"]]
+        pytest = importlib.import_module("pytest")
+        if settings is None:
+            code = int(pytest.main(["-x", *words]))
+        else:
+            os.environ |= {"COVERAGE_PROCESS_START": str(settings), "PYTHONPATH": str(tree)}
+            measured = importlib.import_module("coverage").Coverage(config_file=str(settings))
+            with measured.collect():
+                code = int(pytest.main(words))
+            measured.save()
         log.with_suffix(".modules").write_text("\n".join(_libraries()))
     finally:
         sys.stdout.flush()
@@ -501,10 +512,7 @@ def run(args: argparse.Namespace) -> None:
         for package, count in args.count:
             results.draw(draw(ROOT, package, count, args.seed, args.exclude))
     tree = make_copy(args.work)
-    sys.dont_write_bytecode = True
-    for name in PRELOADED:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
+    preload()
     open_outcomes = ("", "survived", "timeout", "not run") if args.again else ("",)
     for identity, mutation in results.drawn.items():
         chosen = not args.ids or identity in args.ids
