@@ -174,3 +174,12 @@ def test_the_distance_alone_leaves_nobody_with_their_own_words(runs, both):
     assert figures["retrieval_top1"] < both[0]["retrieval_top1"] / 2
     assert log[-1]["mmd"] < 0.5 * log[0]["mmd"]
     assert log[0]["loss"] == pytest.approx(log[0]["mmd"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("seen", "heldout"), [(1, 2), (2, 1), (0, 5)])
+def test_too_few_tastes_in_words_on_either_side_are_refused(runs, bank, tmp_path, monkeypatch, seen, heldout):
+    known, border = torch.zeros(USERS, 1), first_heldout(USERS)
+    known[border - seen : border + heldout] = 1
+    monkeypatch.setattr(train_alignment, "user_bank", lambda *_: bank * known)
+    with pytest.raises(SystemExit, match=f"of {USERS} users of atelier only {seen + heldout} have a taste in words"):
+        trained(runs, tmp_path / "runs", steps=1)

@@ -1,5 +1,6 @@
 """What the MLLM is asked while it learns, and its answers, against the users' own attributes."""
 
+import json
 import shutil
 from collections import Counter
 from types import SimpleNamespace
@@ -18,7 +19,8 @@ from training.histories import AtelierHistories, DataSetHistories
 from training.preference_questions import WOULD, Questions, closing, taste_answer, would
 from training.users_pool import FAMILY_INDEX, NAME_INDEX
 from training.vqa import __main__ as command
-from training.vqa.questions import ANSWERS
+from training.vqa.control import TextOnly, beats_chance
+from training.vqa.questions import ANSWERS, Picture, Question
 
 POOL = 3000
 
@@ -175,6 +177,28 @@ def test_a_users_own_questions_are_asked_and_others_where_there_are_none(made):
     stranger = max(row["user"] for row in rows) + 1
     others = [questions.ask(stranger, np.random.default_rng(n), 9, 9) for n in range(40)]
     assert len({tuple(one.history.pictures) for one in others}) > 20
+
+
+@pytest.mark.parametrize("kind", ["would", "which"])
+def test_the_report_says_how_often_the_text_alone_was_right(made, kind):
+    report = json.loads((made / "questions/report.json").read_text())["text_only"][kind]
+    control = TextOnly()
+    splits = {split: [row for row in rows_of(made, split) if row["kind"] == kind] for split in ("train", "test")}
+    world = DataSetHistories(made / "agents")
+    places = zip(world.index["shard"].to_pylist(), world.index["row"].to_pylist(), strict=True)
+    prompts = {place: world.prompt(picture) for picture, place in enumerate(places)}
+
+    def question(row):
+        history = [
+            Picture("", p["liked"], prompts[p["shard"], p["row"]], frozenset(), False, 0, 0) for p in row["history"]
+        ]
+        return Question(row["kind"], row["question"], row["answer"], tuple(history), ())
+
+    for row in splits["train"]:
+        control.learn(question(row))
+    right = sum(control.answer(question(row)) == row["answer"] for row in splits["test"])
+    asked = len(splits["test"])
+    assert report == {"right": right, "asked": asked, "gives_away": beats_chance(right, asked)} and asked > 5
 
 
 def test_questions_that_are_missing_or_of_another_set_are_named(made, tmp_path):

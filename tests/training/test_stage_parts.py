@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prefgen.atelier import models
-from training import ablations, train_mllm
+from training import ablations, core, train_mllm
 from training.atelier import mllm_vision
 from training.atelier.pool import PicturePool
 from training.data.errors import DataError
@@ -189,3 +189,13 @@ def test_what_an_earlier_stage_did_not_finish_is_named(tmp_path, opened, words):
         np.save(tmp_path / folder / "pictures.npy", np.zeros(1))
     with pytest.raises(SystemExit, match=words):
         opened(tmp_path)
+
+
+def test_an_array_is_there_whole_or_as_it_was(tmp_path):
+    core.save_array(np.arange(6).reshape(2, 3), tmp_path / "rows.npy")
+    assert np.array_equal(np.load(tmp_path / "rows.npy"), [[0, 1, 2], [3, 4, 5]])
+    assert (tmp_path / "rows.npy").stat().st_mode & 0o777 == 0o644
+    (tmp_path / "taken/inside").mkdir(parents=True)
+    with pytest.raises(OSError):
+        core.save_array(np.zeros(1), tmp_path / "taken")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.npy", "taken"]

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from prefgen.adapter import load_adapter
 from tests.closeness import assert_close, assert_learnt_alike
@@ -91,7 +92,8 @@ def test_a_run_leaves_the_split_of_its_time_and_pictures(trained):
     line = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
     assert {"data", "teacher", "forward", "backward", "optimiser", "step"} <= line["seconds"].keys()
     assert line["grad"].keys() == {"projection", "to_k_ip", "to_v_ip"} and all(line["grad"].values())
-    assert len([*(folder / "samples").glob("users-*.png")]) == 1
+    (samples,) = (folder / "samples").glob("users-*.png")
+    assert Image.open(samples).size == (8 * 66 + 2, 66 + 2), "four users without and with, of 64 px and 2 px apart"
     figures = json.loads((folder / "done").read_text())
     assert figures["users"] == 2 and figures["heldout_loss_user"] != figures["heldout_loss_other_user"]
 
