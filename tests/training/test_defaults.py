@@ -10,6 +10,7 @@ import pytest
 
 from prefgen.adapter import load_adapter
 from prefgen.atelier import models
+from training.config import schema
 from training.config.command import FOLDER, load, section_of
 
 FILE = Path(__file__).with_name("defaults.json")
@@ -28,6 +29,18 @@ def values_of(name):
     return flat(load(name).model_dump(mode="json"))
 
 
+def defaults():
+    """{"Section.key": its value where a configuration says nothing}."""
+    kinds = [kind for kind in vars(schema).values() if isinstance(kind, type) and issubclass(kind, schema.Section)]
+    fields = {f"{kind.__name__}.{name}": f.default for kind in kinds for name, f in kind.model_fields.items()}
+    return {key: json.loads(json.dumps(value, default=repr)) for key, value in fields.items()}
+
+
+def test_no_default_has_moved():
+    expected, found = json.loads(FILE.read_text())["defaults"], defaults()
+    assert {key: found.get(key, "gone") for key in expected} == expected
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_no_value_of_a_shipped_configuration_has_moved(name):
     """New keys may come; a key that went or a value that moved orphans every run folder that was made with it."""
@@ -44,4 +57,5 @@ def test_the_shipped_adapter_is_what_its_configuration_trains():
 
 
 if __name__ == "__main__":
-    FILE.write_text(json.dumps({name: values_of(name) for name in NAMES}, indent=1) + "\n")
+    values = {name: values_of(name) for name in NAMES} | {"defaults": defaults()}
+    FILE.write_text(json.dumps(values, indent=1) + "\n")
