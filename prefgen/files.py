@@ -64,19 +64,39 @@ def visible_files(folder: Path, pattern: str) -> list[Path]:
 
 def read_text(path: str | os.PathLike) -> str:
     """A text file that anybody's editor may have saved: UTF-8 with or without a byte order mark, UTF-16 or UTF-32 with
-    one. Ends of lines become "\\n".
+    one. Ends of lines become "\n".
 
     TextError (a ValueError) with one sentence for any other encoding, OSError where the file can't be opened.
     """
     data = Path(path).read_bytes()
-    encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
     try:
-        text = data.decode(encoding)
+        text = data.decode(marked_encoding(data) or "utf-8")
     except UnicodeDecodeError as error:
         raise TextError(f"{path} is no UTF-8 text: open it in an editor and save it as UTF-8.") from error
     if "\0" in text:  # UTF-16 without its mark reads as UTF-8 with a zero after every letter
         raise TextError(f"{path} is no UTF-8 text: open it in an editor and save it as UTF-8.")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def guessed_text(data: bytes) -> str:
+    """The text of a file's bytes where a wrong letter does no harm, as in a prompt. Without a mark: UTF-16 where half
+    of the bytes are zeros, UTF-8 where that fits, else Windows-1252, the code page of western Windows. What fits
+    nothing is replaced by U+FFFD, so this never raises."""
+    encoding = marked_encoding(data)
+    if encoding is None and b"\0" in data:
+        even, odd = data[::2].count(0), data[1::2].count(0)
+        encoding = "utf-16-le" if odd > even else "utf-16-be"
+    if encoding is None:
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            encoding = "cp1252"
+    return data.decode(encoding, errors="replace")
+
+
+def marked_encoding(data: bytes) -> str | None:
+    """The encoding that a byte order mark tells, None without one."""
+    return next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), None)
 
 
 def write_atomic(path: str | os.PathLike, data: bytes) -> None:

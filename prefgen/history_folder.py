@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .pictures import PictureError, is_hidden, picture_suffixes, printable, read_picture
-from .text_files import read_text
+from .files import guessed_text, is_hidden
+from .pictures import PictureError, picture_suffixes, printable, read_picture
 
 VERDICTS = ("liked", "disliked")
 NAMED = 5  # of the pictures that can't be read, so many are named where none can
@@ -163,7 +163,7 @@ def prompt_of(file: Path) -> str:
     """The prompt in the text file beside a picture, on one line; "" where there is none."""
     text = prompt_file(file)
     try:
-        return " ".join(read_text(text).split()) if text.is_file() else ""
+        return " ".join(guessed_text(text.read_bytes()).split()) if text.is_file() else ""
     except OSError as error:
         logging.warning("PrefGen can't read the prompt %s (%s).", printable(text.name), error.strerror or "damaged")
         return ""

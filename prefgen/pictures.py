@@ -10,7 +10,6 @@ first (Pillow's `draft`), at twice the kept size at least: tests/engine/test_pic
 from __future__ import annotations
 
 import io
-import os
 import stat
 import struct
 import warnings
@@ -41,8 +40,6 @@ RAW = set(".3fr .arw .cr2 .cr3 .dng .erf .nef .nrw .orf .pef .raf .raw .rw2 .rwl
 FOREIGN = RAW | set(".ai .avif .emf .eps .exr .hdr .heic .heif .hif .jp2 .jxl .jxr .kra .ps .svg .svgz".split())
 FOREIGN |= set(".tif .tiff .webp .wmf .xcf".split())
 CONVERT = "save it as PNG or JPEG, or remove it"
-SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}
-HIDDEN = stat.FILE_ATTRIBUTE_HIDDEN | stat.FILE_ATTRIBUTE_SYSTEM  # on Windows
 
 TURNS = {  # EXIF 2.3, tag 274: how the stored picture is to be turned
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,19 +74,6 @@ def picture_suffixes() -> set[str]:
     # MPO is a JPEG with several frames. SPIDER has no suffix; old Pillows note any that it was saved as.
     formats = {*picture_formats(), "MPO"} - {"SPIDER"}
     return FOREIGN | {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
-
-
-def is_hidden(path: Path) -> bool:
-    """Whether a file or folder is the system's and not the artist's: a dotfile, `._x.jpg` of macOS, Thumbs.db, or one
-    that Windows hides."""
-    if path.name.startswith(".") or path.name.lower() in SYSTEM_NAMES:
-        return True
-    if not hasattr(os.stat_result, "st_file_attributes"):  # Windows alone has them
-        return False
-    try:
-        return bool(path.stat().st_file_attributes & HIDDEN)
-    except OSError:  # a link to nowhere: reading it says so
-        return False
 
 
 def read_picture(

@@ -16,8 +16,8 @@ import folder_paths
 from ..adapter_file import file_state
 from ..atelier import users
 from ..atelier.models import MLLM_FOLDER, WEIGHTS
+from ..files import is_hidden
 from ..history_folder import HistoryFolder
-from ..pictures import is_hidden
 
 EMBEDDED = "atelier"
 EXAMPLE = "example: "
@@ -97,11 +97,11 @@ def _walk(root: str, reserved: Collection[str] = ()) -> Iterator[tuple[str, list
             path = os.path.join(folder, name)
             real = os.path.realpath(path)
             leads_back = any(passed == real or passed.startswith(os.path.join(real, "")) for passed in trail)
-            if name[0] != "." and not leads_back and not (folder == root and name.lower() in reserved):
+            if not is_hidden(Path(path)) and not leads_back and not (folder == root and name.lower() in reserved):
                 come_through[path] = (*trail, real)
                 onward.append(name)
         inner[:] = onward
-        yield folder, inner, sorted(name for name in files if name[0] != ".")
+        yield folder, inner, sorted(name for name in files if not is_hidden(Path(folder, name)))
 
 
 def _name(path: str, root: str) -> str:

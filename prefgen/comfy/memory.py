@@ -12,6 +12,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ..compat import has_nf4
 from ..errors import out_of_memory
+from ..files import visible_files
 from ..mllm.files import MLLMError, check_folder, weight_bytes
 from ..mllm.model import PreferenceMLLM
 
@@ -142,7 +143,7 @@ def load_mllm(folder: Path, precision: str, device: str, lora: Path | None = Non
     one sentence for a folder, LoRA, precision or device that won't do; too little memory is told before loading."""
     check_folder(folder)
     chosen = pick_device(device)
-    tiny = sum(file.stat().st_size for file in folder.glob("*.safetensors")) < TINY
+    tiny = sum(file.stat().st_size for file in visible_files(folder, "*.safetensors")) < TINY
     dtype, nf4 = pick_dtype(precision, chosen, tiny), precision == NF4
     if not tiny:
         check_memory(folder, chosen, dtype, nf4)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..compat import VISION_PARTS, transformers_knows, transformers_version
 from ..errors import MendableError
+from ..files import visible_files
 from . import foreign
 from .families import FAMILY_NAMES, family_of
 
@@ -71,7 +72,7 @@ def _check_family(folder: Path, config: dict) -> None:
 
 def _check_weights(folder: Path) -> None:
     """The weight files, by their names and headers."""
-    present = {file.name for file in folder.glob("*.safetensors")}
+    present = {file.name for file in visible_files(folder, "*.safetensors")}
     if not present:
         raise MLLMError(foreign.without_weights(folder))
     missing = missing_shards(folder)
@@ -87,7 +88,7 @@ def _check_weights(folder: Path) -> None:
             f"The MLLM folder {folder.name} has no {rather}, by which transformers finds its weights "
             f"({min(present)[:60]} is there): get that file from where the model comes from."
         )
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in visible_files(folder, "*.safetensors"):
         header, metadata = read_header(file)
         refuse(foreign.quantised_tensors(folder, header))
         refuse(foreign.converted(folder, metadata))
@@ -115,7 +116,7 @@ def read_json(path: Path, where: str) -> dict:
 
 def missing_shards(folder: Path) -> list[str]:
     """Weight files that the index or the other shards' own names speak of and that aren't there."""
-    present = {file.name for file in folder.glob("*.safetensors")}
+    present = {file.name for file in visible_files(folder, "*.safetensors")}
     index = folder / INDEX
     wanted = set()
     if index.is_file():
@@ -163,7 +164,7 @@ def read_header(file: Path) -> tuple[dict[str, dict], dict]:
 def weight_bytes(folder: Path, itemsize: int, nf4: bool = False) -> int:
     """Bytes that the weights take in memory at `itemsize` bytes a number; nf4: the decoder's matrices at 4 bits."""
     total = 0.0
-    for file in folder.glob("*.safetensors"):
+    for file in visible_files(folder, "*.safetensors"):
         for name, entry in header_of(file).items():
             packed = nf4 and len(entry["shape"]) == 2 and not any(part in name for part in UNPACKED)
             total += math.prod(entry["shape"]) * (NF4_BYTES if packed else itemsize)
@@ -174,7 +175,7 @@ def weights_digest(folder: Path, pieces: int = 64, size: int = 1 << 16) -> str:
     """sha256 over names, sizes and evenly spaced pieces of the weight files (small files whole): tells revisions apart
     without reading gigabytes."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in visible_files(folder, "*.safetensors"):
         length = file.stat().st_size
         digest.update(f"{file.name} {length}".encode())
         with file.open("rb") as stream:

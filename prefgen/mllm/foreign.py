@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..files import visible_files
+
 LFS = b"version https://git-lfs"
 WEB_PAGE = re.compile(rb"\s*<(!doctype|html)", re.IGNORECASE)
 # What downloaders put beside or in place of a file that they aren't done with.
@@ -77,7 +79,7 @@ def lora_in_place_of_a_model(folder: Path) -> str | None:
 
 
 def _base_weights(folder: Path) -> list[Path]:
-    return [file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter_")]
+    return [file for file in visible_files(folder, "*.safetensors") if not file.name.startswith("adapter_")]
 
 
 def without_config(folder: Path) -> str:
@@ -203,7 +205,7 @@ def lora_in_place(folder: Path, adapter: str, weights: str) -> str:
             f"The LoRA folder {folder.name} has no {adapter}, its subfolder {inner[-1].as_posix()} has: move what is "
             "in it one level up."
         )
-    if [file for file in folder.glob("*.safetensors") if file.name != weights]:
+    if [file for file in visible_files(folder, "*.safetensors") if file.name != weights]:
         return (
             f"The LoRA folder {folder.name} has no {adapter}: LoRAs of picture models don't fit an MLLM, so choose one "
             "that peft has saved, or none."

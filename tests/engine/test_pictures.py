@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image, TiffImagePlugin
 
+from prefgen.files import guessed_text
 from prefgen.history import PreferenceHistory
 from prefgen.pictures import (
     LONG_SIDE,
@@ -24,7 +25,6 @@ from prefgen.pictures import (
     picture_suffixes,
     read_picture,
 )
-from prefgen.text_files import decoded
 from tests.engine.picture_files import broken_exif, chunk, encoded, photo, png, with_chunk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -449,9 +449,9 @@ def test_photos_of_24_megapixels_never_stand_in_memory_together(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
 def test_a_text_is_read_however_an_editor_saved_it(encoding):
     text = "café, naïve"
-    assert decoded(text.encode(encoding)) == text
+    assert guessed_text(text.encode(encoding)) == text
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff", b"\xff\xfe", b"\xff\xfea", b"\0", b"\x81\x8d", b"\xef\xbb\xbf"])
 def test_no_bytes_are_too_odd_for_a_text(data):
-    assert isinstance(decoded(data), str)
+    assert isinstance(guessed_text(data), str)

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 
-from prefgen.compat import dtype_option, embedding_of, load_image_text_to_text
+from prefgen.compat import dtype_option, embedding_of, load_image_text_to_text, lost_its_head
 from prefgen.errors import MendableError
 from prefgen.mllm.lora import merge_lora
 
@@ -199,6 +199,8 @@ class ViperProxy:
             self.model = load_image_text_to_text(Path(folder), dtype)
         except BROKEN as error:
             raise ScoreError(f"{folder} can't be loaded as Idefics2 ({error}): download it whole.") from error
+        if lost_its_head(self.model):
+            raise ScoreError(f"{folder} has no language head to answer with: take Idefics2 as it was released.")
         if lora is not None:
             merge_lora(self.model, Path(lora))
         self.model.to(device).eval()
