@@ -9,6 +9,7 @@ public adapters have them; the normalisers stay fp32.
 
 from __future__ import annotations
 
+import copy
 import json
 from argparse import ArgumentParser
 from pathlib import Path
@@ -125,11 +126,12 @@ def trained_adapter(args: SimpleNamespace, unfinished: bool = False) -> UserAdap
 
 
 def stored(adapter: UserAdapter, dtype: str) -> UserAdapter:
-    """The adapter with its weights as they are stored, in place. The normalisers' means may be larger than fp16 holds,
+    """A copy of the adapter with its weights as they are stored. The normalisers' means may be larger than fp16 holds,
     so they stay fp32. SystemExit where a weight isn't finite, before the cast or after it."""
     broken = [name for name, value in adapter.state_dict().items() if not value.isfinite().all()]
     if broken:
         raise SystemExit(f"{broken[0]} of the checkpoint is not finite: export an earlier checkpoint, or train anew.")
+    adapter = copy.deepcopy(adapter)
     for part in (adapter.projection, adapter.aligner, adapter.to_k_ip, adapter.to_v_ip):
         part.to(DTYPES[dtype])
     broken = [name for name, value in adapter.state_dict().items() if not value.isfinite().all()]

@@ -103,7 +103,8 @@ def test_an_export_is_the_averaged_branch_around_the_trained_aligner(trained, tm
     monkeypatch.setattr(sys, "argv", ["export", *map(str, trained.options), "--out", str(out)])
     with pytest.raises(SystemExit, match="another configuration than this command: pictures_every"):
         export.main()
-    command(monkeypatch, export, *trained.options, "--set", "train_user_attention.pictures_every=2", "--out", out)
+    words = ("--set", "train_user_attention.pictures_every=2", "--out", out, "--dtype", "fp32")
+    command(monkeypatch, export, *trained.options, *words)
     assert f"step {STEPS} of {STEPS}" in capsys.readouterr().out
     assert out.read_bytes() == (trained.runs / "train_user_attention/adapter.safetensors").read_bytes()
     adapter, state = load_adapter(out), last_state(trained.runs / "train_user_attention")
