@@ -50,6 +50,12 @@ def test_a_sharded_model_loads(sharded, whole):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_what_macos_and_browsers_leave_behind_is_no_shard(sharded, whole):
+    for name in ("._model-00001-of-00002.safetensors", ".model.safetensors.crdownload", "Thumbs.db"):
+        (sharded / name).write_bytes(b"\x00\x05\x16\x07 no weights")
+    test_a_sharded_model_loads(sharded, whole)
+
+
 @pytest.mark.parametrize("index", [True, False])
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_missing_shard_is_named(sharded, refused, index, number):
