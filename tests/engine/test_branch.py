@@ -1,9 +1,8 @@
 """The branch's arithmetic: attention to user tokens, its weight, its mask."""
 
-import pytest
 import torch
 
-from prefgen.branch import mask_to_tokens, user_residual
+from prefgen.branch import user_residual
 from tests.closeness import assert_close
 
 
@@ -53,34 +52,3 @@ def test_a_mask_of_ones_changes_nothing_and_a_mask_of_zeros_removes_the_user():
     free = user_residual(base, q, metadata, k, v)
     assert torch.equal(free, user_residual(base, q, metadata, k, v, torch.ones(1, 12, 1)))
     assert not user_residual(base, q, metadata, k, v, torch.zeros(1, 12, 1)).any()
-
-
-@pytest.mark.parametrize("size", [(16, 16), (8, 8), (5, 7), (3, 4), (1, 8), (400, 300)])
-def test_a_mask_of_any_size_follows_the_blocks(size):
-    half = torch.zeros(2, 300, 200)
-    half[:, :, :100] = 1
-    resized = mask_to_tokens(half, size)
-    assert resized.shape == (2, size[0] * size[1], 1)
-    assert 0.44 < resized.mean() < 0.56
-    assert mask_to_tokens(torch.ones(1, 7, 5), size).min() == 1
-
-
-def test_a_mask_keeps_left_left_and_top_top():
-    half = torch.zeros(1, 64, 64)
-    half[:, :, :32] = 1
-    rows = mask_to_tokens(half, (8, 8)).reshape(8, 8)
-    assert (rows[:, :4] == 1).all() and (rows[:, 4:] == 0).all()
-    assert torch.equal(mask_to_tokens(half.mT, (8, 8)).reshape(8, 8), rows.T)
-
-
-def test_a_mask_that_shrinks_counts_thin_parts_for_what_they_cover():
-    comb = torch.zeros(1, 64, 64)
-    comb[:, :, ::4] = 1
-    assert torch.equal(mask_to_tokens(comb, (16, 16)), torch.full((1, 256, 1), 0.25))
-    assert torch.equal(mask_to_tokens(comb, (8, 8)), torch.full((1, 64, 1), 0.25))
-
-
-def test_a_mask_that_grows_goes_over_smoothly():
-    two = torch.tensor([[[0.0, 1.0]]])
-    grown = mask_to_tokens(two, (1, 4)).flatten()
-    assert torch.equal(grown, torch.tensor([0.0, 0.25, 0.75, 1.0]))
