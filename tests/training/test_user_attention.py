@@ -175,7 +175,9 @@ def test_a_public_ip_adapter_is_where_the_branch_starts(small, tmp_path, monkeyp
     runs, options = small(base={"ip_adapter": str(path)}, train_user_attention=stage)
     command(monkeypatch, train_user_attention, *options)
     ours, theirs = load_adapter(runs / "train_user_attention/adapter.safetensors"), load_adapter(path)
-    assert all(torch.equal(k.weight, other) for k, other in zip(ours.to_k_ip, theirs.to_k_ip, strict=True))
+    for side in ("to_k_ip", "to_v_ip"):
+        pairs = zip(getattr(ours, side), getattr(theirs, side), strict=True)
+        assert all(torch.equal(layer.weight, other) for layer, other in pairs), side
     assert ours.header.training["ip_adapter"] == path.name
 
 
