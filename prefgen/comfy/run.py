@@ -149,7 +149,6 @@ class Run:
         # Several threads may ask at once, one for each card: every entry is complete when it is written.
         self._marks: dict[tuple, tuple[dict, dict]] = {}
         self._layouts: dict[tuple, Layout] = {}
-        self._placed: dict[tuple, list[Row]] = {}
         self._origins: dict[tuple, tuple[int, ...] | None] = {}
         self._shares: dict[tuple[int, Layout], Share] = {}
         self._keys_values: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -242,10 +241,15 @@ class Run:
         by_item = any(a.by_item for a in applications)
         if by_place and batch is not None:
             size = tuple(x.shape[-2:])
-            as_cut = all(row.place is not None and (row.place.height, row.place.width) == size for row in rows)
-            # Whoever stands in between may have cut or turned the latent: it is compared with the canvas.
-            if batch.wrapped or not as_cut:
-                rows = located(rows, x, batch)
+            as_cut = [row.place is not None and (row.place.height, row.place.width) == size for row in rows]
+            # Whoever stands in between may have cut or turned the latent: it is compared with the canvas. One that only
+            # changed its values has left it where it was.
+            if batch.wrapped or not all(as_cut):
+                located_rows = located(rows, x, batch)
+                rows = [
+                    row if same and new.place is None else new
+                    for row, new, same in zip(rows, located_rows, as_cut, strict=True)
+                ]
         if by_item and any(row.item is None for row in rows):
             raise LayoutError(
                 f"{NODE} can't tell which items of the batch the {len(rows)} latents of this model call are, which "
@@ -281,7 +285,8 @@ class Run:
                 raise LayoutError(self.unknown_halves(x))
             # The order of the halves alone doesn't say that nobody has put tiles in the items' place.
             as_stacked = halves == [row.negative for row in stacked] and each == len(batch.items) and place is not None
-            return stacked if as_stacked else [Row(half) for half in halves]
+            only = batch.items[0] if len(batch.items) == 1 else None
+            return stacked if as_stacked else [Row(half, only) for half in halves]
         # Equal chunks in the announced order, of all items or of those of a window: ComfyUI's own contract.
         count = each if self.latent is None else self.latent[0]
         if len(stacked) != x.shape[0] or (each != count and window_items(options, each) is None):

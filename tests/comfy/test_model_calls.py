@@ -170,6 +170,31 @@ def test_a_picture_that_is_turned_whole_takes_the_mask_along(apply_user, model, 
     assert studio.far(swapped, left)
 
 
+def test_a_wrapper_that_changes_the_latent_s_values_leaves_the_mask_where_it_was(apply_user, model, users):
+    def louder(apply_model, args):
+        return apply_model(args["input"] * 1.01, args["timestep"], **args["c"])
+
+    def also_wrapped(model):
+        wrapped = model.clone()
+        wrapped.set_model_unet_function_wrapper(louder)
+        return wrapped
+
+    plain, every, left = (
+        studio.latents(also_wrapped(m), size=SIZE, steps=1)
+        for m in (model, apply_user(model, users[0]), apply_user(model, users[0], attn_mask=half_mask("left")))
+    )
+    assert studio.far(left, plain) and studio.far(left, every)
+    assert (left - plain)[LEFT].abs().mean() > 1.5 * (left - plain)[RIGHT].abs().mean()
+
+
+def test_a_mask_under_tiles_is_found_with_the_text_alone_where_there_is_one_picture(apply_user, model, users):
+    by_marks, by_text = (
+        studio.latents(apply_user(tiled(model, 2, carry=carry), users[0], attn_mask=half_mask("left")), size=SIZE)
+        for carry in (None, ["c_crossattn"])
+    )
+    assert close(by_text, by_marks) and studio.far(by_marks, studio.latents(tiled(model, 2), size=SIZE))
+
+
 def test_a_tile_is_found_by_its_pixels_alone(pack):
     place_of = pack("prefgen.comfy.layout").place_of
     canvas = torch.randn(4, 9, 13)
