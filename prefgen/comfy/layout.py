@@ -55,6 +55,11 @@ class Row:
     item: int | None = None
     place: Place | None = None
 
+    def reduced(self, by_item: bool, by_place: bool) -> Row:
+        """The same row with no more than is asked for, so that calls which differ in nothing else share what they
+        need."""
+        return Row(self.negative, self.item if by_item else None, self.place if by_place else None)
+
 
 class Layout:
     """The rows of a batch. One object for equal rows in a run, so that what depends on them is looked up by it."""
@@ -175,6 +180,20 @@ def read_marks(marks: torch.Tensor | None, count: int, canvas: tuple[int, int] |
     return rows
 
 
+def placed(rows: Sequence[Row], x: torch.Tensor, batch: Batch) -> list[Row]:
+    """The same rows of a model call x [B, C, h, w] with the place of each on the canvas, None where it isn't known."""
+    size = tuple(x.shape[-2:])
+    as_cut = [row.place is not None and (row.place.height, row.place.width) == size for row in rows]
+    if all(as_cut) and not batch.wrapped:
+        return list(rows)
+    # Whoever stands in between may have cut or turned the latent: it is compared with the canvas. One that only changed
+    # its values has left it where it was.
+    return [
+        row if same and new.place is None else new
+        for row, new, same in zip(rows, located(rows, x, batch), as_cut, strict=True)
+    ]
+
+
 def located(rows: Sequence[Row], x: torch.Tensor, batch: Batch) -> list[Row]:
     """The same rows with the place where each latent of x [B, C, h, w] lies on the canvas, None where it doesn't lie in
     just one, or its item isn't known. One read of the host."""
@@ -186,11 +205,10 @@ def located(rows: Sequence[Row], x: torch.Tensor, batch: Batch) -> list[Row]:
         else:
             finds.append(place_of(tile, batch.x[number_of[row.item]].to(x.device)))
     height, width = x.shape[-2:]
-    found = []
-    for row, (matches, top, left) in zip(rows, torch.stack(finds).tolist(), strict=True):
-        place = Place(top, left, height, width, batch.canvas) if matches == 1 else None
-        found.append(replace(row, place=place))
-    return found
+    return [
+        replace(row, place=Place(top, left, height, width, batch.canvas) if matches == 1 else None)
+        for row, (matches, top, left) in zip(rows, torch.stack(finds).tolist(), strict=True)
+    ]
 
 
 def place_of(tile: torch.Tensor, canvas: torch.Tensor) -> torch.Tensor:

@@ -25,8 +25,8 @@ from .layout import (
     Row,
     halves_by_text,
     items_of,
-    located,
     marks_of,
+    placed,
     read_marks,
     rows_after_patches,
     window_items,
@@ -235,21 +235,12 @@ class Run:
         batch: Batch | None = options.get(BATCH)
         rows = None if batch is None else read_marks(marks, x.shape[0], batch.canvas)
         if rows is None:
-            rows = self.unmarked(x, options, batch, context)
+            rows = self.stacked(x, options) if batch is None else self.told_by_text(x, options, batch, context)
         rows = self.in_window(rows, options, batch)
-        by_place = any(a.by_place for a in applications)
         by_item = any(a.by_item for a in applications)
+        by_place = any(a.by_place for a in applications)
         if by_place and batch is not None:
-            size = tuple(x.shape[-2:])
-            as_cut = [row.place is not None and (row.place.height, row.place.width) == size for row in rows]
-            # Whoever stands in between may have cut or turned the latent: it is compared with the canvas. One that only
-            # changed its values has left it where it was.
-            if batch.wrapped or not all(as_cut):
-                located_rows = located(rows, x, batch)
-                rows = [
-                    row if same and new.place is None else new
-                    for row, new, same in zip(rows, located_rows, as_cut, strict=True)
-                ]
+            rows = placed(rows, x, batch)
         if by_item and any(row.item is None for row in rows):
             raise LayoutError(
                 f"{NODE} can't tell which items of the batch the {len(rows)} latents of this model call are, which "
@@ -260,43 +251,53 @@ class Run:
                 f"The attn_mask of {NODE} can't follow a tile whose place in the picture isn't known "
                 f"({x.shape[-1]} x {x.shape[-2]} latent pixels): leave the mask out, or {WHAT_HELPS}."
             )
-        if not by_place:
-            rows = [replace(row, place=None) for row in rows]
-        if not by_item:
-            rows = [replace(row, item=None) for row in rows]
-        return self.layout(rows)
+        return self.layout([row.reduced(by_item, by_place) for row in rows])
 
-    def unmarked(self, x: torch.Tensor, options: Mapping, batch: Batch | None, context) -> list[Row]:
-        """The rows of a model call whose marks were lost, or that was never marked because a pack stacks conditions
-        itself. Raises LayoutError where they can't be known."""
+    def announced(self, x: torch.Tensor, options: Mapping) -> list[Row]:
+        """What the rows are if they are equal chunks in the announced order (ComfyUI's `cond_or_uncond`), of all items
+        or of those of a window. Fewer or more than x has where they can't be that."""
         kinds = options.get("cond_or_uncond", [0])
         uuids = options.get("uuids", [None] * len(kinds))
-        expected = [self.is_negative(uuid, kind) for uuid, kind in zip(uuids, kinds, strict=True)]
         each = x.shape[0] // len(kinds)
         items = window_items(options, each) or tuple(range(each))
-        place = None
-        if self.is_canvas(x):
-            height, width = x.shape[-2:]
-            place = Place(0, 0, height, width, (height, width))
-        stacked = [Row(half, item, place) for half in expected for item in items]
-        if batch is not None:
-            halves = halves_by_text(context, batch.conditions) or self.one_half(expected, x)
-            if halves is None:
-                raise LayoutError(self.unknown_halves(x))
-            # The order of the halves alone doesn't say that nobody has put tiles in the items' place.
-            as_stacked = halves == [row.negative for row in stacked] and each == len(batch.items) and place is not None
-            only = batch.items[0] if len(batch.items) == 1 else None
-            return stacked if as_stacked else [Row(half, only) for half in halves]
-        # Equal chunks in the announced order, of all items or of those of a window: ComfyUI's own contract.
+        height, width = x.shape[-2:]
+        place = Place(0, 0, height, width, (height, width)) if self.is_canvas(x) else None
+        return [
+            Row(self.is_negative(uuid, kind), item, place)
+            for uuid, kind in zip(uuids, kinds, strict=True)
+            for item in items
+        ]
+
+    def stacked(self, x: torch.Tensor, options: Mapping) -> list[Row]:
+        """The rows of a model call that was never marked: outside of a sampling run, or because a pack stacks the
+        conditions itself. Raises LayoutError where they aren't what was announced."""
+        rows = self.announced(x, options)
+        each = x.shape[0] // len(options.get("cond_or_uncond", [0]))
         count = each if self.latent is None else self.latent[0]
-        if len(stacked) != x.shape[0] or (each != count and window_items(options, each) is None):
+        if len(rows) != x.shape[0] or (each != count and window_items(options, each) is None):
             raise LayoutError(self.unknown_halves(x))
-        return stacked
+        return rows
+
+    def told_by_text(self, x: torch.Tensor, options: Mapping, batch: Batch, context) -> list[Row]:
+        """The rows of a model call whose marks were lost, by their text states. Raises LayoutError where they can't be
+        known."""
+        rows = self.announced(x, options)
+        halves = halves_by_text(context, batch.conditions) or self.one_half(rows, x)
+        if halves is None:
+            raise LayoutError(self.unknown_halves(x))
+        # The order of the halves alone doesn't say that nobody has put tiles in the items' place.
+        each = x.shape[0] // len(options.get("cond_or_uncond", [0]))
+        whole = each == len(batch.items) and self.is_canvas(x)
+        if whole and halves == [row.negative for row in rows]:
+            return rows
+        only = batch.items[0] if len(batch.items) == 1 else None
+        return [Row(half, only) for half in halves]
 
     @staticmethod
-    def one_half(expected: Sequence[bool], x: torch.Tensor) -> list[bool] | None:
-        """The halves of a call that holds only one of them."""
-        return [expected[0]] * x.shape[0] if len(set(expected)) == 1 else None
+    def one_half(rows: Sequence[Row], x: torch.Tensor) -> list[bool] | None:
+        """The halves of a call in which only one of them was announced."""
+        announced = {row.negative for row in rows}
+        return [announced.pop()] * x.shape[0] if len(announced) == 1 else None
 
     @staticmethod
     def unknown_halves(x: torch.Tensor) -> str:
