@@ -139,6 +139,9 @@ def test_the_mllms_eyes_start_as_the_shipped_clips():
     assert all(torch.equal(before[key], after[key]) for key in after if key not in (*same, place))
 
 
+CACHED = [f"{name}.{suffix}" for name in ablations.CACHES for suffix in ("npy", "json")]
+
+
 @pytest.fixture
 def shipped(tmp_path, monkeypatch):
     """Runs and weights with everything that an ablation shares."""
@@ -146,7 +149,7 @@ def shipped(tmp_path, monkeypatch):
     for part in ablations.UPSTREAM:
         (runs / part).mkdir(parents=True)
     (runs / "probe_layers/layers.json").write_text("{}")
-    for part in ablations.CACHES:
+    for part in CACHED:
         (runs / part).write_text("")
     (weights / "mllm").mkdir(parents=True)
     for name in (*ablations.WEIGHT_FILES, "mllm/tokenizer.json", "mllm/model.safetensors", "adapter.safetensors"):
@@ -163,7 +166,7 @@ def test_an_ablation_links_what_it_does_not_run_anew(shipped, name):
     assert folder == shipped.out / name
     links = {p.relative_to(folder).as_posix(): p.resolve() for p in folder.rglob("*") if p.is_symlink()}
     anew = set(ablation.stages) | ({"probe_layers"} if ablation.layers else set())
-    expected = {f"runs/{p}": shipped.runs / p for p in (*ablations.UPSTREAM, *ablations.CACHES) if p not in anew}
+    expected = {f"runs/{p}": shipped.runs / p for p in (*ablations.UPSTREAM, *CACHED) if p not in anew}
     expected |= {f"weights/{part}": shipped.weights / part for part in ablations.WEIGHT_FILES}
     own = "mllm/tokenizer.json" if "train_mllm" in ablation.stages else "mllm"
     expected[f"weights/{own}"] = shipped.weights / own
@@ -175,8 +178,8 @@ def test_an_ablation_links_what_it_does_not_run_anew(shipped, name):
 
 
 def test_an_ablation_of_runs_that_are_not_there_names_what_is_missing(shipped):
-    (shipped.runs / "latents.npy").unlink()
-    with pytest.raises(SystemExit, match="latents.npy is missing"):
+    (shipped.runs / "atelier.pool").rmdir()
+    with pytest.raises(SystemExit, match="atelier.pool is missing"):
         ablations.prepare("image_only", shipped.runs, shipped.out)
 
 

@@ -240,7 +240,8 @@ def test_a_file_the_page_did_not_write_is_refused(small, tmp_path, old, new, sen
 
 def test_empty_and_foreign_files_are_refused(small, tmp_path):
     path = tmp_path / "a.csv"
-    for content, sentence in ((b"", "has not the columns"), (b"\xff\xfe", "Can't read"), (None, "Can't read")):
+    foreign = ((b"", "has not the columns"), (b"\xff\xfe", "has not the columns"), (b"caf\xe9", "save it as UTF-8"))
+    for content, sentence in (*foreign, (None, "Can't read")):
         path.unlink(missing_ok=True)
         if content is not None:
             path.write_bytes(content)
