@@ -18,8 +18,9 @@ export TOKENIZERS_PARALLELISM := false
 # Threads that wait for each other give up their core soon: beside other work the demo is 3 times faster, alone the same.
 export GOMP_SPINCOUNT ?= 2000
 
-# The engine, the world, the package and what of the training answers at once: about 130 seconds of one core.
-CHECKED := tests/atelier tests/engine tests/scripts $(addprefix tests/training/test_,agents.py compare.py config.py)
+# The engine, the world, the package, who is who in a model call, and what of the training answers at once.
+CHECKED := tests/atelier tests/engine tests/scripts tests/comfy/test_items.py tests/comfy/test_folders.py \
+	tests/comfy/test_histories.py $(addprefix tests/training/test_,agents.py config.py questions.py statistics.py)
 
 .PHONY: help setup demo serve test test-numbers check lint train-atelier clean
 

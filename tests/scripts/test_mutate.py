@@ -88,6 +88,7 @@ def test_every_kind_of_change_is_offered_and_annotations_docstrings_and_messages
     assert sum(before == "0" for _, before, _ in offered) == 2, "the zero of the message is left alone"
 
 
+@pytest.mark.slow
 def test_changes_of_the_repositorys_own_code_can_be_parsed():
     root = Path(__file__).parents[2]
     for file in ("prefgen/mmd.py", "prefgen/comfy/run.py", "training/vqa/score.py", "scripts/mutate.py"):
@@ -117,6 +118,7 @@ def run(monkeypatch, *words):
     mutate.main()
 
 
+@pytest.mark.slow
 def test_what_the_tests_check_is_noticed_what_they_do_not_survives_and_a_stopped_run_goes_on(
     project, tmp_path, monkeypatch, capsys
 ):

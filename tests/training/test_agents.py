@@ -162,6 +162,7 @@ def test_without_ray_its_engine_says_what_is_missing(monkeypatch):
         list(ray_engine.run(abs, [1]))
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_in_one_sentence_and_keeps_the_good_part(whole, tmp_path):
     import resource
 
@@ -410,6 +411,7 @@ def test_a_folder_that_is_no_pipeline_is_explained(tmp_path):
         renderers.Diffusers(str(tmp_path), 16).render(WORLDS["real"], [people.Item(0, 0, True, "x", "x", (), 1)])
 
 
+@pytest.mark.slow
 def test_the_bar_counts_pictures_and_ctrl_c_leaves_a_sentence(tmp_path):
     process = run(tmp_path / "set", "--users", 400, "--pictures", 8000, "--shard-users", 5)
     deadline = time.monotonic() + 900
