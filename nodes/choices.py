@@ -1,4 +1,4 @@
-"""Combo values, which arrive from anywhere."""
+"""What arrives at a node: combo values from anywhere, and lists where one thing is meant."""
 
 
 def checked(resolve, name) -> bool | str:
@@ -8,3 +8,11 @@ def checked(resolve, name) -> bool | str:
     except ValueError as error:
         return str(error)
     return True
+
+
+def only(values, name: str):
+    """The one thing in a list that ComfyUI hands to a node which takes lists; None for an empty list or none. Raises
+    ValueError with one sentence for several: the others would be dropped without a word."""
+    if values and len(values) > 1:
+        raise ValueError(f"The input {name} takes one, and a list of {len(values)} is connected: connect one of them.")
+    return values[0] if values else None

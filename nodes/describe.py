@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io, ui
 
+from .choices import only
 from .sockets import CATEGORY, MLLM
 
 
@@ -53,7 +54,7 @@ class DescribePreference(io.ComfyNode):
 
         history = PreferenceHistory.from_images(liked, disliked or [])
         typed = _typed(liked_traits, disliked_traits)
-        traits = typed.or_else(lambda: describe_history(history, mllm[0]), bool(history.disliked))
+        traits = typed.or_else(lambda: describe_history(history, only(mllm, "mllm")), bool(history.disliked))
         shown = ui.PreviewText(f"liked: {traits.positive}\ndisliked: {traits.negative}")
         return io.NodeOutput(traits.positive, traits.negative, traits.to_json(), ui=shown)
 
@@ -62,4 +63,4 @@ def _typed(liked, disliked):
     """The artist's own words, of two inputs that ComfyUI gives as lists."""
     from ..prefgen.mllm.traits import Traits
 
-    return Traits.typed(*((text[0] or "") if text else "" for text in (liked, disliked)))
+    return Traits.typed(only(liked, "liked_traits") or "", only(disliked, "disliked_traits") or "")

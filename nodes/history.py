@@ -3,7 +3,7 @@
 from comfy_api.latest import io, ui
 
 from ..prefgen.comfy import folders, histories
-from .choices import checked
+from .choices import checked, only
 from .sockets import CATEGORY, MLLM, Preference
 
 
@@ -85,5 +85,5 @@ class EncodePreferenceHistory(io.ComfyNode):
         from ..prefgen.history import PreferenceHistory, montage
 
         history = PreferenceHistory.from_images(liked, disliked or [])
-        encoded = encode_history(history, mllm[0] if mllm else None, clip_vision[0] if clip_vision else None)
+        encoded = encode_history(history, only(mllm, "mllm"), only(clip_vision, "clip_vision"))
         return io.NodeOutput(encoded, ui=ui.PreviewImage(montage(history), cls=cls))

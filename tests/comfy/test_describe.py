@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +118,18 @@ def test_in_a_graph_the_words_reach_both_prompts(tmp_path):
         graph["900"]["inputs"]["liked_traits"] = "boats"
         typed = client.run(graph)
     assert any(saved.values()) and any(typed.values())
+
+
+def test_several_where_one_is_meant_are_refused(pack, mllm, one_sentence):
+    """A node before may give a list; the first of it would be taken and the others dropped without a word."""
+    liked = [torch.rand(1, 32, 32, 3)]
+    describe, encode = pack("nodes").DescribePreference, pack("nodes").EncodePreferenceHistory
+    for run, name in (
+        (lambda: describe.execute(mllm=[mllm, mllm], liked=liked), "mllm"),
+        (lambda: describe.execute(mllm=[mllm], liked=liked, liked_traits=["a", "b"]), "liked_traits"),
+        (lambda: encode.execute(mllm=[mllm, mllm], liked=liked), "mllm"),
+        (lambda: encode.execute(mllm=[mllm], liked=liked, clip_vision=[None, None]), "clip_vision"),
+    ):
+        with pytest.raises(ValueError, match=f"The input {name} takes one, and a list of 2") as raised:
+            run()
+        one_sentence(raised)
