@@ -111,14 +111,14 @@ def _name(path: str, root: str) -> str:
 
 def histories() -> dict[str, Path | int]:
     """Combo entry -> history folder with a liked picture, or the number of a bundled example user."""
-    found: dict[str, Path | int] = {EXAMPLE + name: number for name, number in users.EXAMPLE_USERS.items()}
+    choices: dict[str, Path | int] = {EXAMPLE + name: number for name, number in users.EXAMPLE_USERS.items()}
     for path in _history_folders():
         try:
             HistoryFolder(path).check()
         except (ValueError, OSError):  # empty, or not to be opened: choosing it by name says so
             continue
-        found[path.name] = path
-    return found
+        choices[path.name] = path
+    return choices
 
 
 def _history_folders() -> list[Path]:

@@ -110,29 +110,25 @@ def apply_user(
     """
     if apply_to not in APPLY_TO:
         raise ValueError(f"apply_to must be one of {', '.join(APPLY_TO)}, not {apply_to!r}.")
-    found = list(cross_attention_blocks(model))
-    if not found:
+    attentions = list(cross_attention_blocks(model))
+    if not attentions:
         raise AdapterError(
             "Apply User Cross-Attention needs a UNet with cross-attention (SD1.5, SD2, SDXL or the atelier); "
             f"{type(model.model).__name__} has none: put the taste into its prompt with Describe Preference."
         )
-    widths = [attention.heads * attention.dim_head for _, attention in found]
-    cross_dim = found[0][1].to_k.in_features
+    widths = [attention.heads * attention.dim_head for _, attention in attentions]
+    cross_dim = attentions[0][1].to_k.in_features
     check_compatible(user.adapter.header, widths, cross_dim, family_name(model, cross_dim))
-    addresses = tuple(block for block, _ in found)
-    factors, points = block_weights(addresses, widths, blocks, per_block), schedule(over_time)
+    addresses = tuple(block for block, _ in attentions)
+    factors = block_weights(addresses, widths, blocks, per_block)
+    points = schedule(over_time)
     items = item_weights(by_item)
-    nothing = [given for given in (points, items) if given and not any(factor for _, factor in given)]
-    if weight == 0 or start_at > end_at or not any(factors) or nothing:
+    silent = any(weights and not any(factor for _, factor in weights) for weights in (points, items))
+    if weight == 0 or start_at > end_at or not any(factors) or silent:
         return model
-    if attn_mask is not None:
-        attn_mask = attn_mask.detach().float().cpu().reshape(-1, *attn_mask.shape[-2:]).clone()
-        if not torch.isfinite(attn_mask).all():
-            raise ValueError(
-                "The attn_mask of Apply User Cross-Attention has values that are not numbers (NaN or inf)."
-            )
+    mask = None if attn_mask is None else clean_mask(attn_mask)
     uncond = apply_to == "both" or user.negative
-    application = Application(user, float(weight), start_at, end_at, attn_mask, uncond, factors, points, items)
+    application = Application(user, float(weight), start_at, end_at, mask, uncond, factors, points, items)
     application.ask(model.get_model_object("model_sampling"))
 
     clone = model.clone()
@@ -147,6 +143,15 @@ def apply_user(
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
     return clone
+
+
+def clean_mask(attn_mask: torch.Tensor) -> torch.Tensor:
+    """Masks [H, W] or [..., H, W] as [b, H, W], fp32 on the CPU, a copy of our own. Raises ValueError with one sentence
+    for values that are not numbers."""
+    mask = attn_mask.detach().float().cpu().reshape(-1, *attn_mask.shape[-2:]).clone()
+    if not torch.isfinite(mask).all():
+        raise ValueError(f"The attn_mask of {NODE} has values that are not numbers (NaN or inf).")
+    return mask
 
 
 def check_attention(unet: torch.nn.Module) -> None:
