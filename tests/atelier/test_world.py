@@ -96,6 +96,13 @@ def test_an_enriched_prompt_begins_with_the_neutral_one_and_says_each_phrase_onc
     assert sorted(text.split(", ")[1:]) == sorted(captions.taste_phrases(asked))
 
 
+def test_the_phrases_of_an_enriched_prompt_stand_in_any_order_where_a_generator_is_given():
+    asked = {"palette": "pastel", "line": "thick"}
+    orders = {captions.enriched("boat", "moon", asked, np.random.default_rng(seed)) for seed in range(20)}
+    fixed = ", ".join(["a sailing boat and a moon", *captions.taste_phrases(asked)])
+    assert len(orders) == 2 and fixed in orders and captions.enriched("boat", "moon", asked) == fixed
+
+
 def test_users_never_like_what_they_dislike_and_some_have_two_tastes():
     for person in SOME_USERS:
         assert 4 <= len(person.disliked) <= 6

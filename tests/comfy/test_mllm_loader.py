@@ -247,6 +247,34 @@ def test_one_that_comfyui_leaves_in_part_elsewhere_is_refused_before_it_reads(sm
     assert "device cpu" in sentence(raised)
 
 
+def test_what_comfyui_can_free_on_the_card_counts_and_what_sampling_needs_does_not(memory, smol, tmp_path, monkeypatch):
+    """2 GiB of weights, and 1.5 GiB free."""
+    import comfy.model_management as management
+
+    large, card, cpu = sparse(tmp_path / "large", smol, {"layer.0": (2**15, 2**15)}), torch.device("meta"), "cpu"
+    free = {"cpu": 2**50, "meta": 3 * 2**29}
+    monkeypatch.setattr(management, "get_free_memory", lambda dev=None: free[dev.type])
+    monkeypatch.setattr(management, "minimum_inference_memory", lambda: 2**28)
+
+    def loaded(device, size):
+        model = type("Loaded", (), {"device": device, "model_loaded_memory": lambda self: size})
+        monkeypatch.setattr(management, "current_loaded_models", [model()])
+
+    for there, size, fits in ((card, 0, False), (card, 2**29, False), (card, 3 * 2**28, True)):
+        loaded(there, size)
+        if fits:
+            memory.check_memory(large, card, torch.bfloat16, False)
+            continue
+        with pytest.raises(ValueError, match="the graphics card has") as raised:
+            memory.check_memory(large, card, torch.bfloat16, False)
+        assert "device cpu" in sentence(raised)
+    free["cpu"] = 2**30
+    loaded(torch.device(cpu), 2**40)  # what lies in main memory can't be freed from it
+    with pytest.raises(ValueError, match="main memory has 1.0 GiB") as raised:
+        memory.check_memory(large, torch.device(cpu), torch.bfloat16, False)
+    assert "device cpu" not in sentence(raised)
+
+
 def test_directml_which_tells_one_gib_whatever_there_is_is_not_asked(memory, smol, tmp_path, monkeypatch):
     import comfy.model_management as management
 

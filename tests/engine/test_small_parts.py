@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from prefgen.clip import pool_image_embeds
+from prefgen.compat import dtype_option
 from prefgen.files import write_atomic
 from prefgen.mllm.cache import LeastRecentlyUsed
 from prefgen.mllm.prompt import CLOSING_QUESTION, render_prompt, verdict_words
@@ -60,3 +61,14 @@ def test_the_image_part_is_the_mean_of_unit_embeddings_pushed_away_from_the_disl
     without = mean(liked) / mean(liked).norm()
     for none in (None, disliked[:0]):
         torch.testing.assert_close(pool_image_embeds(liked, none, push).double(), without, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("version", "keyword"),
+    [("4.50.3", "torch_dtype"), ("4.55.4", "torch_dtype"), ("4.56.0", "dtype"), ("4.57.6", "dtype"), ("5.20", "dtype")],
+)
+def test_the_precision_goes_by_the_keyword_of_the_installed_transformers(monkeypatch, version, keyword):
+    import transformers
+
+    monkeypatch.setattr(transformers, "__version__", version)
+    assert dtype_option(torch.bfloat16) == {keyword: torch.bfloat16}
