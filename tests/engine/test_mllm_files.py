@@ -112,3 +112,14 @@ def test_bytes_are_told_from_headers(whole, sharded):
     assert weight_bytes(whole, 2) == weight_bytes(sharded, 2) == 2 * numbers
     assert numbers * 0.56 < weight_bytes(whole, 2, nf4=True) < 2 * numbers
     assert set(header_of(whole / "model.safetensors")) == set(load_file(whole / "model.safetensors"))
+
+
+def test_a_file_of_a_header_alone_is_read_and_one_byte_less_is_damage(tmp_path):
+    folder = tmp_path / "empty mllm"
+    folder.mkdir()
+    save_file({}, folder / "model.safetensors")
+    data = (folder / "model.safetensors").read_bytes()
+    assert len(data) == 8 + int.from_bytes(data[:8], "little") and header_of(folder / "model.safetensors") == {}
+    (folder / "model.safetensors").write_bytes(data[:-1])
+    with pytest.raises(MLLMError, match="damaged or not fully downloaded"):
+        header_of(folder / "model.safetensors")
