@@ -57,6 +57,13 @@ def test_more_pictures_than_can_be_read_keep_the_newest_of_both_sides(caplog):
     assert torch.equal(history.liked[-1].image, shades[-1]) and torch.equal(history.disliked[-1].image, shades[-1])
 
 
+def test_a_history_of_just_as_many_as_are_read_loses_none_and_says_nothing(caplog):
+    shades = [picture(4, 4, value=i / 200) for i in range(MAX_ITEMS)]
+    with caplog.at_level(logging.WARNING):
+        history = PreferenceHistory.from_images(shades[:30], shades[30:])
+    assert not caplog.text and [len(history.liked), len(history.disliked)] == [30, MAX_ITEMS - 30]
+
+
 def test_the_digest_follows_pictures_verdicts_prompts_and_order():
     a, b = picture(value=0.1), picture(value=0.9)
     digests = {
