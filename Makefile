@@ -19,8 +19,10 @@ export TOKENIZERS_PARALLELISM := false
 export GOMP_SPINCOUNT ?= 2000
 
 # The engine, the world, the package, who is who in a model call, and what of the training answers at once.
-CHECKED := tests/atelier tests/engine tests/scripts tests/comfy/test_items.py tests/comfy/test_folders.py \
-	tests/comfy/test_histories.py $(addprefix tests/training/test_,agents.py config.py questions.py statistics.py)
+CHECKED := $(wildcard tests/prefgen/test_*.py) tests/prefgen/atelier tests/scripts tests/nodes/test_histories.py \
+	$(addprefix tests/prefgen/comfy/test_,items.py folders.py) \
+	$(addprefix tests/training/common/test_,config.py statistics.py mmd.py) \
+	$(addprefix tests/training/data/test_,agents.py questions.py)
 
 .PHONY: help setup demo serve test test-numbers check lint train-atelier clean
 

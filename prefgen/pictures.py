@@ -4,7 +4,7 @@ A file or its bytes become uint8 [H, W, 3] as a viewer shows them: the first fra
 on white, 16 bits brought to 8. One resampler shrinks whatever is larger than a history keeps: Pillow's bicubic with
 antialiasing on 8-bit values, for files and for tensors alike, so that a PNG that is read here and one that comes
 through ComfyUI's Load Image become the same picture. A JPEG is decoded at a half, a quarter or an eighth of its size
-first (Pillow's `draft`), at twice the kept size at least: tests/engine/test_pictures.py states how little that moves.
+first (Pillow's `draft`), at twice the kept size at least: tests/prefgen/test_pictures.py states how little that moves.
 """
 
 from __future__ import annotations

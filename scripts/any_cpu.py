@@ -1,6 +1,6 @@
 """Run the tests of numbers as on other CPUs, one variant after another; prints a line for each.
 
-    python scripts/any_cpu.py [--only NAME] [pytest's own words, such as tests/engine or -k tiles]
+    python scripts/any_cpu.py [--only NAME] [pytest's own words, such as tests/prefgen or -k tiles]
 
 The first variants hold the libraries to what an older CPU can do, or to another number of threads. The last ones,
 `rounded 1` to `rounded 3`, add rounding errors to every product, norm and function (tests/perturb.py): they stand for

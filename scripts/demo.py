@@ -30,8 +30,12 @@ from prefgen.atelier import captions
 from prefgen.atelier import users as world
 from prefgen.atelier.judge import load_judge
 from prefgen.pictures import read_picture
-from training.bootstrap import bootstrap
-from training.study.demo_output import (
+from scripts import demo_sheet
+from scripts import graph as graphs
+from scripts.comfy_server import ROOT, ComfyClient, ComfyServer, GraphError, ServerError, exit_on_terminate, remove_base
+from scripts.setup_env import SetupError, find_comfyui
+from training.common.statistics import bootstrap
+from training.evaluation.study.demo_output import (
     CONDITIONS,
     history_name,
     picture_prefix,
@@ -39,11 +43,6 @@ from training.study.demo_output import (
     unseen_users,
     write_histories,
 )
-
-from . import demo_sheet
-from . import graph as graphs
-from .comfy_server import ROOT, ComfyClient, ComfyServer, GraphError, ServerError, exit_on_terminate, remove_base
-from .setup_env import SetupError, find_comfyui
 
 WORKFLOW = ROOT / "workflows" / "prefgen_atelier.json"
 PROMPT_TITLE = "Prompt"

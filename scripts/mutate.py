@@ -334,12 +334,12 @@ def tests_of(work: Path, tree: Path, file: str, statement: tuple[int, int]) -> l
 
 
 def module_of(file: str) -> str:
-    """prefgen/mllm/model.py -> prefgen.mllm.model, training/vqa/__main__.py -> training.vqa."""
+    """prefgen/mllm/model.py -> prefgen.mllm.model, training/data/vqa/__main__.py -> training.data.vqa."""
     return ".".join(part for part in Path(file).with_suffix("").parts if part not in ("__init__", "__main__"))
 
 
 def modules_named(test: Path) -> set[str]:
-    """Modules that a test file imports, or names in a string as our commands do: "vqa.score", "prefgen.branch"."""
+    """Modules that a test file imports, or names in a string as commands do: "data.vqa", "prefgen.branch"."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(test.read_bytes())):
         if isinstance(node, ast.Import):

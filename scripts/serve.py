@@ -9,8 +9,8 @@ import argparse
 import sys
 import time
 
-from .comfy_server import ROOT, ComfyServer, ServerError, exit_on_terminate
-from .setup_env import SetupError, find_comfyui
+from scripts.comfy_server import ROOT, ComfyServer, ServerError, exit_on_terminate
+from scripts.setup_env import SetupError, find_comfyui
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,9 +12,9 @@ if ROOT not in sys.path:
 
 # Modules that compare numbers: those of these folders but for what only reads and refuses, and some of training's.
 # They pass on any CPU: scripts/any_cpu.py. Subprocesses of a whole pipeline are too slow for its eleven variants.
-NUMBERS = {"atelier", "comfy", "engine", "prefgen"}
+NUMBERS = {"nodes", "prefgen"}
 NO_NUMBERS = {f"test_{name}" for name in "adapter_damage bad_input download history_input imports mllm_files".split()}
-TRAINING = {f"test_{name}" for name in "core evaluate extract probe_layers readers scores".split()}
+TRAINING = {f"test_{name}" for name in "core mmd evaluate extract probe_layers readers scores".split()}
 TRAINING |= {f"test_{name}" for name in "train_mllm user_attention".split()}
 
 
@@ -38,8 +38,8 @@ def pytest_configure(config):
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
     for item in items:
-        folder, module = item.path.parent.name, item.path.stem
-        if folder in NUMBERS and module not in NO_NUMBERS or folder == "training" and module in TRAINING:
+        room, module = item.path.relative_to(Path(ROOT) / "tests").parts[0], item.path.stem
+        if room in NUMBERS and module not in NO_NUMBERS or room == "training" and module in TRAINING:
             item.add_marker(pytest.mark.numbers)
 
 

@@ -14,9 +14,7 @@ def test_the_tolerance_grows_with_the_largest_value(size):
     values = torch.tensor([0.01, -0.3, 1.0]) * size
     step = EPSILON * size
     assert_close(values + 0.9 * ULPS * step, values)
-    with pytest.raises(
-        AssertionError, match=r"differs by .* at \(\d,\): .* allowed \(256 ulps of .*; 3 of 3 values"
-    ):
+    with pytest.raises(AssertionError, match=r"differs by .* at \(\d,\): .* allowed \(256 ulps of .*; 3 of 3 values"):
         assert_close(values + 1.5 * ULPS * step, values)
 
 

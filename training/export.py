@@ -23,12 +23,12 @@ from prefgen.aligner import LayerStandardiser, SemanticAligner
 from prefgen.files import read_text
 from prefgen.fusion import UserProjection
 
-from . import core
-from .bases import DTYPES
-from .config.command import arguments
-from .core.folder import RunFolder
+from .common.bases import DTYPES
+from .common.checkpoints import last_state
+from .common.config.command import arguments
+from .common.folder import RunFolder
+from .data.worlds import Histories
 from .extract import Extracted
-from .histories import Histories
 
 STAGE = "train_user_attention"
 TOLD = ("steps", "batch", "lr", "distil", "parts", "seed")  # of the stage's section, in every file's header
@@ -67,7 +67,7 @@ def new_adapter(args: SimpleNamespace, cross_attention_dim: int, block_widths: l
 
     args: what `arguments` gives for the stage. block_widths: of every cross-attention, in file order.
     """
-    extracted, state = Extracted(args.runs), core.last_state(args.runs / "train_alignment")
+    extracted, state = Extracted(args.runs), last_state(args.runs / "train_alignment")
     layers = chosen_layers(args.runs, extracted.hidden.shape[1])
     (sem_layers, width), image_width = state["norm"]["mean"].shape, extracted.images.shape[1]
     hidden, text_width = state["model"]["mlp.0.weight"].shape[0], state["model"]["mlp.2.weight"].shape[0]
@@ -112,7 +112,7 @@ def trained_parts(adapter: UserAdapter) -> torch.nn.ModuleDict:
 def trained_adapter(args: SimpleNamespace, unfinished: bool = False) -> UserAdapter:
     """The adapter of a run's last checkpoint, with its averaged weights. SystemExit for a run with steps left."""
     folder = args.runs / STAGE
-    state = core.last_state(folder)
+    state = last_state(folder)
     if state["step"] < args.steps and not unfinished:
         raise SystemExit(
             f"{folder} is at step {state['step']} of {args.steps}: finish it with the same command, or export it as it "

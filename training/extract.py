@@ -16,15 +16,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from prefgen.files import read_text
+from prefgen.files import read_text, write_atomic
 
-from . import core
-from .cache import cached
-from .config.command import arguments
+from .common.cache import cached
+from .common.config.command import arguments
+from .common.files import save_array
+from .common.one_sentence import one_sentence
+from .common.run import Run
+from .data.readers import Eyes, Reader, eyes_of, reader_of
 from .data.schema import TRAIN
-from .histories import Histories, histories_of
-from .one_sentence import one_sentence
-from .readers import Eyes, Reader, eyes_of, reader_of
+from .data.worlds import Histories, histories_of
 
 
 def jobs_of(world: Histories, args) -> list[tuple[int, int]]:
@@ -51,7 +52,7 @@ def read(world: Histories, reader: Reader, eyes: Eyes, args, jobs: list) -> dict
 
 def main() -> None:
     args = arguments("extract", __doc__)
-    run = core.Run(args)
+    run = Run(args)
     if run.finished:
         return
     world = histories_of(args.config, args.runs)
@@ -71,9 +72,9 @@ def main() -> None:
 
     cached(run.folder, "arrays", len(jobs), columns, key, fill, args.batch, run.rank, run.world)
     if run.rank == 0:
-        core.save_array(np.array([user for user, _ in jobs]), run.folder / "owners.npy")
+        save_array(np.array([user for user, _ in jobs]), run.folder / "owners.npy")
         index = {"world": world.name, "mllm": mllm, "clip_vision": eyes.about}
-        core.write_atomic(run.folder / "index.json", json.dumps(index, indent=1).encode())
+        write_atomic(run.folder / "index.json", json.dumps(index, indent=1).encode())
     run.finish(histories=len(jobs), users=len({user for user, _ in jobs}))
 
 

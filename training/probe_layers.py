@@ -41,18 +41,21 @@ import torch
 from tqdm import tqdm
 
 from prefgen.atelier.models import MLLM_FOLDER
+from prefgen.files import write_atomic
 from prefgen.mllm.model import PreferenceMLLM
 
-from . import core, probes
-from .bootstrap import bootstrap, resampled
-from .config.command import arguments
+from .common.config.command import arguments
+from .common.files import save_weights
+from .common.one_sentence import one_sentence
+from .common.run import Run
+from .common.statistics import bootstrap, resampled
+from .data.atelier_users import interleaved
 from .data.errors import DataError
+from .data.preference_questions import WOULD
+from .data.readers import TOGETHER, Asked, Reader, reader_of
 from .data.schema import normal_prompt
-from .histories import Histories, History, histories_of
-from .one_sentence import one_sentence
-from .preference_questions import WOULD
-from .readers import TOGETHER, Asked, Reader, reader_of
-from .users_pool import interleaved
+from .data.worlds import Histories, History, histories_of
+from .evaluation import probes
 
 PIECE = 16  # users in a file of readings
 GROUPS = ("fit", "choose", "report")
@@ -151,7 +154,7 @@ def read_group(args, run, mllm, world: Histories, group: str, people: dict[int, 
             for i, user in enumerate(here, start):
                 others = people[users[(i + 1) % len(users)]] if group == "report" else None
                 rows.append(read_user(mllm, world, people[user], others))
-            core.save_weights({name: torch.stack([row[name] for row in rows]) for name in rows[0]}, path)
+            save_weights({name: torch.stack([row[name] for row in rows]) for name in rows[0]}, path)
         parts.append(load_file(str(path)))
     return {name: torch.cat([part[name] for part in parts]).float() for name in parts[0]}
 
@@ -370,7 +373,7 @@ def draw(figures: dict, path: Path) -> None:
 
 def main() -> None:
     args = arguments("probe_layers", __doc__)
-    run = core.Run(args)
+    run = Run(args)
     if run.finished:
         return
     world = histories_of(args.config, args.runs)
@@ -393,8 +396,8 @@ def main() -> None:
     for sentence in figures["unbeaten"]:
         print(f"probe_layers: {sentence} The layers that it chose mean little there.", file=sys.stderr, flush=True)
     draw(figures, run.folder / "layers.png")
-    core.write_atomic(run.folder / "probes.md", page(figures).encode())
-    core.write_atomic(run.folder / "layers.json", json.dumps(layers).encode())
+    write_atomic(run.folder / "probes.md", page(figures).encode())
+    write_atomic(run.folder / "layers.json", json.dumps(layers).encode())
     run.finish(**figures)
 
 

@@ -15,15 +15,17 @@ import torch
 import torch.nn.functional as F
 
 from prefgen.aligner import LayerStandardiser, SemanticAligner
-from prefgen.mmd import median_bandwidths, mmd2
+from training.common.mmd import median_bandwidths, mmd2
 
-from . import core
-from .bases import Base, load_base
-from .config.command import arguments
+from .common.bases import Base, load_base
+from .common.config.command import arguments
+from .common.one_sentence import one_sentence
+from .common.optim import cosine, parameter_groups
+from .common.order import batch_indices, step_seed
+from .common.run import Run, optimise
+from .data.worlds import Histories, histories_of
 from .export import check_world, chosen_layers, first_heldout
 from .extract import Extracted
-from .histories import Histories, histories_of
-from .one_sentence import one_sentence
 
 
 def user_bank(base: Base, histories: Histories, users: list[int]) -> torch.Tensor:
@@ -41,7 +43,7 @@ def user_bank(base: Base, histories: Histories, users: list[int]) -> torch.Tenso
 
 def main() -> None:
     args = arguments("train_alignment", __doc__)
-    run = core.Run(args)
+    run = Run(args)
     if run.finished:
         return
     histories, extracted = histories_of(args.config, args.runs), Extracted(args.runs)
@@ -67,22 +69,22 @@ def main() -> None:
     norm.to(device)
     aligner = SemanticAligner(states.shape[1], states.shape[2], bank.shape[1], args.hidden)
     bandwidths = median_bandwidths(bank[texts[:1024]], bank[texts[1024:2048]])
-    optimiser = torch.optim.AdamW(core.parameter_groups(aligner, 0.01))
+    optimiser = torch.optim.AdamW(parameter_groups(aligner, 0.01))
     aligner, optimiser = run.prepare(aligner, optimiser)
     run.resume(model=aligner, norm=norm, optimiser=optimiser)
     for step in run.steps(args.steps):
         with run.timer("data"):
-            chosen = train[core.batch_indices(args.seed, step, args.batch, len(train), run.rank, run.world)]
+            chosen = train[batch_indices(args.seed, step, args.batch, len(train), run.rank, run.world)]
             standard, target = norm(states[chosen].to(device)), bank[owners[chosen].to(device)]
             # Every process compares with the same texts.
-            shared = torch.Generator().manual_seed(core.step_seed(args.seed, step))
+            shared = torch.Generator().manual_seed(step_seed(args.seed, step))
             reference = bank[texts[torch.randint(0, len(texts), (args.bank,), generator=shared)]]
         with run.timer("forward"):
             aligned = F.normalize(aligner(standard), dim=1)  # [B, C]
             distance = mmd2(run.rows_of_all(aligned), reference, bandwidths)
             paired = 1 - (aligned * target).sum(1).mean()
             loss = args.mmd * distance + args.paired * paired
-        norm_of_gradient = core.optimise(loss, optimiser, core.cosine(step, args.steps, args.lr, args.warmup))
+        norm_of_gradient = optimise(loss, optimiser, cosine(step, args.steps, args.lr, args.warmup))
         run.log(loss=run.loss, mmd=distance, paired=paired, grad_norm=norm_of_gradient)
 
     aligner.eval()

@@ -27,18 +27,24 @@ from torch import nn
 
 from prefgen.atelier.models import MLLM_FOLDER, mllm_tokenizer
 from prefgen.compat import has_nf4
+from prefgen.files import write_atomic
 from prefgen.mllm.files import MLLMError
 from prefgen.mllm.model import PreferenceMLLM
 
-from . import core, lora
-from .bases import DTYPES
-from .config.command import arguments
+from .common import lora
+from .common.bases import DTYPES
+from .common.config.command import arguments
+from .common.files import save_weights
+from .common.one_sentence import one_sentence
+from .common.optim import cosine, parameter_groups
+from .common.precision import full_precision
+from .common.run import Run
+from .common.sharded import whole
 from .data.errors import DataError
+from .data.preference_questions import NO, YES, Questions, closing, would
+from .data.readers import Asked, Reader, atelier_tokens
 from .data.schema import TEST, TRAIN
-from .histories import Histories, histories_of
-from .one_sentence import one_sentence
-from .preference_questions import NO, YES, Questions, closing, would
-from .readers import Asked, Reader, atelier_tokens
+from .data.worlds import Histories, histories_of
 
 
 def core_layer(layers: int) -> int:
@@ -69,7 +75,7 @@ def taste_targets(world: Histories, users: list[int]) -> torch.Tensor:
     return truth
 
 
-@core.full_precision
+@full_precision
 def identity_loss(once: torch.Tensor, again: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
     """Symmetric InfoNCE between two histories [users, D] each: row i of both is one user."""
     a, b = (F.normalize(F.layer_norm(half, half.shape[-1:]), dim=1) for half in (once, again))
@@ -78,13 +84,13 @@ def identity_loss(once: torch.Tensor, again: torch.Tensor, temperature: float = 
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-@core.full_precision
+@full_precision
 def answer_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """Sum of the cross entropy over the answers' tokens. logits [tokens, vocabulary], truth [tokens]."""
     return F.cross_entropy(logits, truth, reduction="sum")
 
 
-@core.full_precision
+@full_precision
 def reading_loss(read: TasteHeads, states: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """Mean binary cross entropy of the heads. states [B, layers, D], truth [B, 2 * attributes]."""
     # The positives are rare (about 10 of 98): weigh them up, or the heads first learn to say nothing.
@@ -92,7 +98,7 @@ def reading_loss(read: TasteHeads, states: torch.Tensor, truth: torch.Tensor) ->
     return F.binary_cross_entropy_with_logits(read(states), truth, pos_weight=weight)
 
 
-@core.full_precision
+@full_precision
 def contrast_loss(leaning: torch.Tensor) -> torch.Tensor:
     """Sum of -log sigmoid(liked - disliked). leaning [2 * pairs]: towards "yes", of the liked picture and of the
     disliked one by turns."""
@@ -100,7 +106,7 @@ def contrast_loss(leaning: torch.Tensor) -> torch.Tensor:
     return F.softplus(disliked - liked).sum()
 
 
-def open_mllm(args, world: Histories, run: core.Run) -> tuple[Reader, nn.Module, object]:
+def open_mllm(args, world: Histories, run: Run) -> tuple[Reader, nn.Module, object]:
     """(reader, what is trained of the MLLM, peft's model or None)."""
     config, device = args.config.mllm, run.accelerator.device
     if config.path is None:
@@ -136,7 +142,7 @@ def new_atelier(args, world) -> tuple[Reader, nn.Module]:
     from .atelier.mllm_vision import new_mllm
 
     model = new_mllm()
-    core.Run.current.start(model, "mllm/model")
+    Run.current.start(model, "mllm/model")
     eyes = nn.ModuleDict({"vision": model.model.vision_model, "connector": model.model.connector})
     eyes.load_state_dict(load_file(str(args.runs / "atelier.mllm_vision" / "eyes.safetensors")))
     eyes.requires_grad_(False)
@@ -230,7 +236,7 @@ def losses_of(model, reader: Reader, heads: TasteHeads | None, samples: Samples,
 
 def main() -> None:
     args = arguments("train_mllm", __doc__)
-    run = core.Run(args)
+    run = Run(args)
     if run.finished:
         return
     mllm = args.config.mllm
@@ -240,7 +246,7 @@ def main() -> None:
     train(args, run)
 
 
-def train(args, run: core.Run) -> None:
+def train(args, run: Run) -> None:
     world = histories_of(args.config, args.runs)
     users = world.users(TRAIN, args.users)
     questions = Questions(world, args.config.data.questions) if args.others else None
@@ -254,7 +260,7 @@ def train(args, run: core.Run) -> None:
     device = reader.mllm.device
     heads = TasteHeads(reader.fingerprint["hidden_size"], len(world.attributes)) if world.attributes else None
     trained = nn.ModuleDict({"text": text} | ({"heads": heads} if heads and args.reading else {})).to(device)
-    optimiser = torch.optim.AdamW(core.parameter_groups(trained, args.weight_decay), betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(parameter_groups(trained, args.weight_decay), betas=(0.9, 0.98))
     trained, optimiser = run.prepare(trained, optimiser)
     run.resume(model=trained, optimiser=optimiser)
     precision = torch.bfloat16 if args.config.mllm.path is None else DTYPES[args.config.mllm.precision]
@@ -272,7 +278,7 @@ def train(args, run: core.Run) -> None:
             for name, loss in losses.items():
                 means[name] += loss.detach() / args.accumulate
             run.backward(sum(weights[name] * loss for name, loss in losses.items()))
-        norm = run.update(optimiser, core.cosine(step, args.steps, args.lr, args.warmup))
+        norm = run.update(optimiser, cosine(step, args.steps, args.lr, args.warmup))
         known = {name: mean for name, mean in means.items() if weights[name]}
         known |= {"pairs_skipped": samples.skipped} if lacking else {}
         run.log(loss=run.loss, **known, grad_norm=norm)
@@ -281,11 +287,11 @@ def train(args, run: core.Run) -> None:
     figures = evaluate(world, reader, heads if args.reading else None, args)
     figures |= {"users_without_dislikes": lacking} if lacking else {}
     if peft_model is not None:
-        adapter = core.whole({name: p for name, p in peft_model.named_parameters() if p.requires_grad})
+        adapter = whole({name: p for name, p in peft_model.named_parameters() if p.requires_grad})
         if run.rank == 0:  # one process writes
             lora.save(peft_model, adapter, run.folder / "lora")
     else:
-        state = core.whole(model.state_dict())
+        state = whole(model.state_dict())
         if run.rank == 0:
             export(model.config, state)
     run.finish(**figures)
@@ -294,9 +300,9 @@ def train(args, run: core.Run) -> None:
 def export(config, state: dict[str, torch.Tensor]) -> None:
     """Write the atelier's MLLM as a transformers folder (config.json, model.safetensors) beside its tokenizer."""
     config.architectures = ["SmolVLMForConditionalGeneration"]
-    core.write_atomic(MLLM_FOLDER / "config.json", config.to_json_string(use_diff=True).encode())
+    write_atomic(MLLM_FOLDER / "config.json", config.to_json_string(use_diff=True).encode())
     state = {k: v for k, v in state.items() if k != "lm_head.weight"}  # tied to the embedding
-    core.save_weights(state, MLLM_FOLDER / "model.safetensors", {"format": "pt"})
+    save_weights(state, MLLM_FOLDER / "model.safetensors", {"format": "pt"})
 
 
 @torch.inference_mode()

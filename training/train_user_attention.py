@@ -30,17 +30,21 @@ from prefgen.adapter import AdapterError, UserAdapter, check_compatible, load_ad
 from prefgen.atelier.models import WEIGHTS
 from prefgen.branch import scaled_dot_product, user_residual
 
-from . import core
-from .bases import Base, BaseError, Text, load_base
-from .cache import cached, digest_of
-from .config.command import arguments
-from .config.schema import PARTS
+from .common.bases import Base, BaseError, Text, load_base
+from .common.cache import cached, digest_of
+from .common.config.command import arguments
+from .common.config.schema import PARTS
+from .common.files import picture_grid
+from .common.one_sentence import one_sentence
+from .common.optim import Ema, cosine, parameter_groups
+from .common.order import step_seed
+from .common.precision import full_precision
+from .common.run import Run
+from .common.sampling import decode
+from .data.atelier_users import users_of
+from .data.worlds import Histories, Wanted, histories_of, too_small
 from .export import STAGE, check_world, first_heldout, new_adapter, trained_adapter, trained_parts
 from .extract import Extracted
-from .histories import Histories, Wanted, histories_of, too_small
-from .one_sentence import one_sentence
-from .sampling import decode
-from .users_pool import users_of
 
 SHOWN, SHOWN_STEPS, GUIDANCE = 4, 20, 5.0  # the grids: users, sampling steps
 TEXTS, PICTURES = 64, 16  # computed at once for the caches
@@ -195,7 +199,7 @@ class CachedTexts:
 
 def main() -> None:
     args = arguments(STAGE, __doc__)
-    run = core.Run(args)
+    run = Run(args)
     if run.finished:
         return
     config, device, first = args.config, run.accelerator.device, run.rank == 0
@@ -235,16 +239,16 @@ def main() -> None:
         raise SystemExit(f"{STAGE}: {len(rows)} histories can't fill a batch of {args.batch}: extract more users.")
 
     trained = trained_parts(adapter)
-    optimiser = torch.optim.AdamW(core.parameter_groups(trained, 0.01), betas=(0.9, 0.99))
+    optimiser = torch.optim.AdamW(parameter_groups(trained, 0.01), betas=(0.9, 0.99))
     trained, optimiser = run.prepare(trained, optimiser)
-    ema = core.Ema(trained, args.ema)
+    ema = Ema(trained, args.ema)
     run.resume(model=trained, optimiser=optimiser, ema=ema)
 
     for step in run.steps(args.steps):
         with run.timer("data"):
             # Every process draws for the whole batch and takes its share: any number of them learns the same.
             rng = np.random.default_rng([args.seed, step])
-            torch.manual_seed(core.step_seed(args.seed, step))
+            torch.manual_seed(step_seed(args.seed, step))
             chosen = rng.choice(rows, args.batch, replace=False)
             asked = [asked_of(histories, extracted.owners[row], rng, args) for row in chosen]
             vector = drop_parts(vectors[chosen], widths, args.drop_part, args.drop_user)
@@ -286,7 +290,7 @@ def main() -> None:
                     losses["distil"] += distil.detach() / args.accumulate
                 losses["picture"] += picture.detach() / args.accumulate
             run.backward(loss)
-        norm = run.update(optimiser, core.cosine(step, args.steps, args.lr, args.warmup))
+        norm = run.update(optimiser, cosine(step, args.steps, args.lr, args.warmup))
         ema.update(step)
         run.log(loss=run.loss, **losses, grad_norm=norm)
         if args.pictures_every and (step + 1) % args.pictures_every == 0 and first:
@@ -321,14 +325,14 @@ def connect(branch: list[UserAttention], keys_values: list | None) -> None:
         processor.keys_values = pair
 
 
-@core.full_precision
+@full_precision
 def squared(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean squared error of every sample, [B]."""
     return F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)
 
 
 @contextmanager
-def averaged(trained: torch.nn.ModuleDict, ema: core.Ema) -> Iterator[None]:
+def averaged(trained: torch.nn.ModuleDict, ema: Ema) -> Iterator[None]:
     """Inside of it the trained weights are their averages."""
     own = {key: value.clone() for key, value in trained.state_dict().items()}
     trained.load_state_dict(ema.shadow)
@@ -389,15 +393,15 @@ def heldout_losses(base, branch, adapter, texts, latents, histories, owners, vec
 def evaluate(run, adapter: UserAdapter, count: int) -> dict[str, float]:
     """Alignment and named subjects on test users and held-out prompts, one picture each; histories drawn by the
     renderer and read by the real encoder."""
-    from .evaluate.metrics import alignment, read
-    from .evaluate.painter import Painter, paint_row, requests
-    from .evaluate.rows import BASIC, ROWS
+    from .evaluation.evaluate.painter import Painter, paint_row, requests
+    from .evaluation.evaluate.rows import BASIC, ROWS
+    from .evaluation.metrics import alignment, read
 
     painter, people, figures = Painter(adapter), users_of("test", count), {}
     asked = requests(people, 1)
     for name in BASIC:
         pictures = torch.cat(list(paint_row(painter, ROWS[name], people, asked)))
-        core.picture_grid(pictures, run.folder / "samples" / f"{name}.png")
+        picture_grid(pictures, run.folder / "samples" / f"{name}.png")
         readings = read(painter, pictures)
         figures[name] = float(alignment(readings, people, asked).mean())
         named = [r["subject"] == subject for r, (_, subject, _) in zip(readings, asked, strict=True)]

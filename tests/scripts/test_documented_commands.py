@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SUBCOMMANDS = {"training.data": ("check",), "training.study": ("make", "analyse")}
+SUBCOMMANDS = {"training.data": ("check",), "training.evaluation.study": ("make", "analyse")}
 ELSEWHERE = {"pytest", "venv", "pip"}
 
 
@@ -52,9 +52,15 @@ COMMANDS = commands()
 def test_the_pages_print_the_commands_that_we_know_of():
     """The control of the search itself."""
     names = {name for name, _ in COMMANDS}
-    assert names >= {"training.agents", "training.train_mllm", "training.export", "prefgen.download", "training.study"}
-    assert ("training.data", "check") in COMMANDS and ("training.study", "analyse") in COMMANDS
-    assert "--pictures" in COMMANDS["training.agents", ""] and len(names) > 20
+    assert names >= {
+        "training.data.agents",
+        "training.train_mllm",
+        "training.export",
+        "prefgen.download",
+        "training.evaluation.study",
+    }
+    assert ("training.data", "check") in COMMANDS and ("training.evaluation.study", "analyse") in COMMANDS
+    assert "--pictures" in COMMANDS["training.data.agents", ""] and len(names) > 20
 
 
 @pytest.mark.slow
@@ -71,10 +77,10 @@ def test_a_printed_command_starts_and_knows_its_options(command):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "bench", sorted({p.name for p in (ROOT / "tests/bench").glob("*.py")} - {Path(name).name for name, _ in COMMANDS})
+    "bench", sorted({p.name for p in (ROOT / "benchmarks").glob("*.py")} - {Path(name).name for name, _ in COMMANDS})
 )
 def test_a_benchmark_that_no_page_prints_starts_from_the_root(bench):
-    ran = started([f"tests/bench/{bench}", "--help"])
+    ran = started([f"benchmarks/{bench}", "--help"])
     assert ran.returncode == 0, ran.stderr[-2000:]
 
 
@@ -85,11 +91,11 @@ def test_the_benchmark_of_the_branch_enters_comfyui_and_still_finds_our_own_test
     pack.mkdir()
     (pack / "__init__.py").write_text(
         "import comfy.supported_models\n"
-        "from tests.comfy.tiny_models import COMFY, CPU, clip_vision\n"
-        "from tests.engine import ip_adapter_files\n"
+        "from tests.prefgen.comfy.tiny_models import COMFY, CPU, clip_vision\n"
+        "from tests.prefgen import ip_adapter_files\n"
         "raise SystemExit('all is there')\n"
     )
-    ran = started(["tests/bench/branch_cost.py", "sd15"], PREFGEN_NEIGHBOURS=str(tmp_path))
+    ran = started(["benchmarks/branch_cost.py", "sd15"], PREFGEN_NEIGHBOURS=str(tmp_path))
     assert "all is there" in ran.stderr, ran.stderr[-2000:]
 
 

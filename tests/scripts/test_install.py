@@ -58,9 +58,9 @@ def test_weights_configurations_and_pages_are_installed_with_the_code(site):
     assert wanted >= {
         "prefgen/atelier/weights/mllm/model.safetensors",
         "prefgen/download/sets.json",
-        "training/agents/vocabulary.json",
+        "training/data/agents/vocabulary.json",
         "training/configs/sd15_12gb.yaml",
-        "training/study/page/index.html",
+        "training/evaluation/study/page/index.html",
     }
 
 
@@ -69,14 +69,15 @@ def test_what_is_installed_imports_and_reads_its_files_far_from_the_clone(site, 
     script = """
 import importlib.util, json, sys
 sys.path.insert(0, sys.argv[1])
-import prefgen.atelier.models, prefgen.download.fetch, training.agents.vocabulary, training.config, training.study.make
-from training.config.command import FOLDER
+import prefgen.atelier.models, prefgen.download.fetch, training.data.agents.vocabulary, training.evaluation.study.make
+from training.common.config.command import FOLDER
 print(json.dumps({
     "elsewhere": [name for name in ("prefgen", "training") if not sys.modules[name].__file__.startswith(sys.argv[1])],
     "nodes": [name for name in ("nodes", "scripts", "tests") if importlib.util.find_spec(name)],
     "sets": sorted(prefgen.download.fetch.known_sets()),
     "missing": [str(path) for path in (prefgen.atelier.models.WEIGHTS / "unet.safetensors", FOLDER / "sdxl_24gb.yaml",
-        training.agents.vocabulary.REAL_WORLD, training.study.make.PAGE / "study.js") if not path.is_file()],
+        training.data.agents.vocabulary.REAL_WORLD, training.evaluation.study.make.PAGE / "study.js")
+        if not path.is_file()],
 }))
 """
     told = json.loads(run([sys.executable, "-c", script, site], tmp_path))

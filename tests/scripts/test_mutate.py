@@ -91,7 +91,12 @@ def test_every_kind_of_change_is_offered_and_annotations_docstrings_and_messages
 @pytest.mark.slow
 def test_changes_of_the_repositorys_own_code_can_be_parsed():
     root = Path(__file__).parents[2]
-    for file in ("prefgen/mmd.py", "prefgen/comfy/run.py", "training/vqa/score.py", "scripts/mutate.py"):
+    for file in (
+        "training/common/mmd.py",
+        "prefgen/comfy/run.py",
+        "training/evaluation/vqa_score.py",
+        "scripts/mutate.py",
+    ):
         source = mutate.Source(root, file)
         assert len({m.id for m in source.spans}) == len(source.spans) > 20
         for mutation in list(source.spans)[::4]:
@@ -180,9 +185,9 @@ def test_without_a_map_the_tests_that_import_or_name_the_module_are_run(project,
     (project / "tests/test_other.py").write_text("import json\n")
     found = mutate.tests_of(tmp_path / "work", project, "pack/code.py", (1, 1))
     assert [record["test"] for record in found] == ["tests/test_code.py"]
-    assert mutate.module_of("training/vqa/__main__.py") == "training.vqa"
-    (project / "tests/test_other.py").write_text("start('vqa.score')\n")
-    assert "training.vqa.score" in mutate.modules_named(project / "tests/test_other.py")
+    assert mutate.module_of("training/data/vqa/__main__.py") == "training.data.vqa"
+    (project / "tests/test_other.py").write_text("start('evaluation.vqa_score')\n")
+    assert "training.evaluation.vqa_score" in mutate.modules_named(project / "tests/test_other.py")
 
 
 def test_a_test_that_hangs_is_stopped(project, tmp_path, monkeypatch):

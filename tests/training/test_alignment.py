@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from prefgen.aligner import LayerStandardiser, SemanticAligner
 from prefgen.atelier import captions
 from prefgen.atelier.attributes import FAMILIES
-from training import core, train_alignment
+from training import train_alignment
 from training.atelier.clip import text_features, tokenize
-from training.config.command import load
+from training.common.checkpoints import last_state
+from training.common.config.command import load
+from training.data.atelier_users import users_of
 from training.export import first_heldout
 from training.train_alignment import user_bank
-from training.users_pool import users_of
 
 USERS, EACH, LAYERS, WIDTH, SEM = 240, 3, 6, 48, [2, 3, 4, 5]
 NOISE = 3.5  # in units of a state's own spread
@@ -73,7 +74,7 @@ def trained(runs, folder, **changes):
         train_alignment.main()
     stage = folder / "train_alignment"
     lines = [json.loads(line) for line in (stage / "log.jsonl").read_text().splitlines()]
-    return json.loads((stage / "done").read_text()), core.last_state(stage), lines
+    return json.loads((stage / "done").read_text()), last_state(stage), lines
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +96,8 @@ def aligned(both, runs):
 
 
 def test_the_stages_bank_is_the_users_tastes_in_words(bank, runs):
-    from training.bases import load_base
-    from training.histories import AtelierHistories
+    from training.common.bases import load_base
+    from training.data.worlds import AtelierHistories
 
     people = users_of("train", USERS)
     assert 20 < sum(len(person.tastes) == 2 for person in people) < USERS / 2
@@ -151,7 +152,7 @@ def test_each_figure_is_what_its_name_says(both, aligned, bank):
 
 
 def test_the_held_out_distance_is_smaller_than_that_of_other_vectors(both, aligned, bank):
-    from prefgen.mmd import median_bandwidths, mmd2
+    from training.common.mmd import median_bandwidths, mmd2
 
     border = first_heldout(USERS)
     # The stage's kernel: octaves of the median distance between texts of users that it learns from.

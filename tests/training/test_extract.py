@@ -13,12 +13,12 @@ import torch
 import yaml
 
 from tests.closeness import assert_close
-from tests.engine import tiny_mllms
+from tests.prefgen import tiny_mllms
 from tests.training import tiny_bases, tiny_clip
 from tests.training.commands import kill, start, until
 from training import extract
-from training.histories import DataSetHistories
-from training.one_sentence import one_sentence
+from training.common.one_sentence import one_sentence
+from training.data.worlds import DataSetHistories
 
 ROOT = Path(__file__).parents[2]
 # Is killed after its second piece.
@@ -77,7 +77,7 @@ def test_a_row_is_what_the_nodes_read_of_that_history(folder, straight):
     from prefgen.clip import pool_image_embeds
     from prefgen.history import HistoryItem, PreferenceHistory
     from prefgen.mllm.model import PreferenceMLLM
-    from training.compare.vision import Vision
+    from training.evaluation.compare.vision import Vision
 
     world, found = DataSetHistories(folder / "agents"), extract.Extracted(folder / "runs")
     args = type("Args", (), {"seed": 9, "pictures": 3})

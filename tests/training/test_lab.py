@@ -14,21 +14,23 @@ from safetensors.torch import load_file, save_file
 
 from prefgen.atelier import models
 from prefgen.errors import MendableError
-from tests.engine import tiny_mllms
+from tests.prefgen import tiny_mllms
 from tests.training import tiny_bases, tiny_clip
 from tests.training.commands import ROOT
-from training import devices, export, preference_questions, probe_layers, train_mllm
-from training.agents import __main__ as agents
-from training.agents.make import World, make
-from training.agents.renderers import Atelier
-from training.cache import digest_of
-from training.config.command import load
+from training import export, probe_layers, train_mllm
+from training.common import devices
+from training.common.cache import digest_of
+from training.common.config.command import load
+from training.common.one_sentence import one_sentence
+from training.data import preference_questions
+from training.data.agents import __main__ as agents
+from training.data.agents.make import World, make
+from training.data.agents.renderers import Atelier
 from training.data.errors import DataError
 from training.data.store import Store, sha256
-from training.evaluate.scores import Clip, ScoreError
-from training.histories import DataSetHistories, histories_of
-from training.one_sentence import one_sentence
-from training.vqa import __main__ as vqa
+from training.data.vqa import __main__ as vqa
+from training.data.worlds import DataSetHistories, histories_of
+from training.evaluation.scores import Clip, ScoreError
 
 # Simulated users
 
@@ -98,8 +100,18 @@ def test_devices_that_are_here_are_taken(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_every_command_with_a_device_says_in_one_sentence_that_it_is_not_here(tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
-    paint = ["training.agents", tmp_path / "set", "--renderer", "diffusers", "--pipeline", tmp_path]
-    compare = ["training.compare", "--config", "sd15_12gb", "--adapter", "a", "--clip", "c", "--out", tmp_path / "out"]
+    paint = ["training.data.agents", tmp_path / "set", "--renderer", "diffusers", "--pipeline", tmp_path]
+    compare = [
+        "training.evaluation.compare",
+        "--config",
+        "sd15_12gb",
+        "--adapter",
+        "a",
+        "--clip",
+        "c",
+        "--out",
+        tmp_path / "out",
+    ]
     for line in (paint, compare):
         line = [sys.executable, "-m", *map(str, line), "--device", "cuda"]
         ran = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -414,7 +426,7 @@ def test_latents_of_the_pool_are_kept_until_the_vae_is_retrained(pool, tmp_path)
 
 
 def test_clip_embeddings_of_the_pool_are_kept_until_clip_is_retrained(pool, tmp_path):
-    from training.readers import AtelierEyes
+    from training.data.readers import AtelierEyes
 
     world = SimpleNamespace(pool=pool)
     first = AtelierEyes(world, tmp_path)(np.arange(70))
@@ -440,7 +452,7 @@ def test_another_pool_has_another_digest(pool, tmp_path, monkeypatch):
 
 
 def test_latents_of_a_data_set_that_was_made_anew_at_its_path_are_refused(trained, tmp_path):
-    from training.bases import load_base
+    from training.common.bases import load_base
     from training.train_user_attention import CachedTexts, Latents
 
     config = load(trained.config)
@@ -463,7 +475,7 @@ def test_latents_of_a_data_set_that_was_made_anew_at_its_path_are_refused(traine
 
 
 def test_an_image_encoder_is_known_by_its_weights(tmp_path):
-    from training.readers import ClipEyes
+    from training.data.readers import ClipEyes
 
     digests = []
     for seed in (0, 1):
@@ -482,7 +494,7 @@ def test_image_tokens_are_refused_with_other_eyes_or_another_pool_than_made_them
     from prefgen.atelier.models import MLLM_FOLDER
     from prefgen.mllm.model import PreferenceMLLM
     from training.atelier.mllm_vision import eyes_digest
-    from training.readers import atelier_tokens
+    from training.data.readers import atelier_tokens
 
     model = PreferenceMLLM.load(MLLM_FOLDER).model
     folder = tmp_path / "atelier.mllm_vision"

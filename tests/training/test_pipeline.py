@@ -13,10 +13,10 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.closeness import assert_close
-from tests.engine import tiny_mllms
+from tests.prefgen import tiny_mllms
 from tests.training import tiny_bases, tiny_clip
-from training.agents.make import World, make
-from training.agents.renderers import Atelier
+from training.data.agents.make import World, make
+from training.data.agents.renderers import Atelier
 
 ROOT = Path(__file__).parents[2]
 IMAGE = 16
@@ -50,7 +50,7 @@ def shared(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("shared")
     make(World(140, 3360, 3, 40, Atelier(64), None), folder / "agents", processes=1)
-    result = run("vqa", folder / "agents", folder / "vqa")
+    result = run("data.vqa", folder / "agents", folder / "vqa")
     assert result.returncode == 0, result.stderr[-2000:]
     for family in ("sd15", "sdxl"):
         tiny_bases.write_base(folder / family, family)
@@ -114,7 +114,7 @@ def test_stock_diffusers_and_the_engine_give_the_same_residuals(made):
     import diffusers
 
     from prefgen.adapter import load_adapter
-    from tests.engine.test_diffusers_pipeline import UserAttention, cross_attentions
+    from tests.prefgen.test_diffusers_pipeline import UserAttention, cross_attentions
 
     folder, family = made
     adapter = load_adapter(folder / "prefgen.safetensors")

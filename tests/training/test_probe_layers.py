@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from training import probe_layers, probes
+from training import probe_layers
+from training.common.one_sentence import one_sentence
 from training.data.errors import DataError
-from training.histories import DataSetHistories, History
-from training.one_sentence import one_sentence
+from training.data.worlds import DataSetHistories, History
+from training.evaluation import probes
 from training.probe_layers import GROUPS, analyse, deal, page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -172,7 +173,9 @@ def run(*words):
 def agents(tmp_path_factory):
     """A data set of the common schema: 80 users with about ten liked and ten disliked pictures."""
     folder = tmp_path_factory.mktemp("agents")
-    made = run("training.agents", folder / "set", "--users", 80, "--pictures", 1600, "--size", 64, "--processes", 1)
+    made = run(
+        "training.data.agents", folder / "set", "--users", 80, "--pictures", 1600, "--size", 64, "--processes", 1
+    )
     assert made.returncode == 0, made.stderr[-2000:]
     return folder / "set"
 
@@ -180,7 +183,7 @@ def agents(tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(agents, tmp_path_factory):
     """A configuration with a tiny MLLM for that set."""
-    from tests.engine.tiny_mllms import write_folder
+    from tests.prefgen.tiny_mllms import write_folder
 
     folder = tmp_path_factory.mktemp("config")
     write_folder(folder / "mllm", "Idefics2")

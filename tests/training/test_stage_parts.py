@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from prefgen.atelier import models
-from training import ablations, core, train_mllm
+from training import train_mllm
 from training.atelier import mllm_vision
 from training.atelier.pool import PicturePool
+from training.common.files import save_array
 from training.data.errors import DataError
+from training.evaluation import ablations
 from training.extract import Extracted
 
 LAYERS, WIDTH, USERS, ATTRIBUTES = 6, 10, 7, 5
@@ -195,10 +197,10 @@ def test_what_an_earlier_stage_did_not_finish_is_named(tmp_path, opened, words):
 
 
 def test_an_array_is_there_whole_or_as_it_was(tmp_path):
-    core.save_array(np.arange(6).reshape(2, 3), tmp_path / "rows.npy")
+    save_array(np.arange(6).reshape(2, 3), tmp_path / "rows.npy")
     assert np.array_equal(np.load(tmp_path / "rows.npy"), [[0, 1, 2], [3, 4, 5]])
     assert (tmp_path / "rows.npy").stat().st_mode & 0o777 == 0o644
     (tmp_path / "taken/inside").mkdir(parents=True)
     with pytest.raises(OSError):
-        core.save_array(np.zeros(1), tmp_path / "taken")
+        save_array(np.zeros(1), tmp_path / "taken")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.npy", "taken"]

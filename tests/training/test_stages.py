@@ -107,7 +107,7 @@ def test_a_stage_can_start_from_earlier_weights(trained, tmp_path):
 
 
 def test_ablations_change_one_thing_and_share_the_rest(trained, tmp_path, monkeypatch):
-    from training import ablations
+    from training.evaluation import ablations
 
     weights = trained / "weights"
     monkeypatch.setattr(ablations, "WEIGHTS", weights)
@@ -169,7 +169,7 @@ def report(trained, folder, runs=None):
     paths = {"runs": runs or trained / "runs", "out": folder / "evidence"}
     paths |= {name: folder / f"{name}.json" for name in ("demo", "wide")}
     options = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
-    command = [sys.executable, "-m", "training.atelier.report", *options]
+    command = [sys.executable, "-m", "training.evaluation.atelier_report", *options]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 

@@ -13,20 +13,20 @@ from safetensors.torch import load_file
 
 from prefgen.mllm.files import MLLMError
 from tests.closeness import assert_close, assert_learnt_alike
-from tests.engine import tiny_mllms
+from tests.prefgen import tiny_mllms
 from tests.training import tiny_bases
 from tests.training.commands import FSDP, start
 from training import train_mllm
-from training.agents.make import World, make
-from training.agents.renderers import Atelier
-from training.config.command import load
+from training.common.config.command import load
+from training.common.one_sentence import one_sentence
+from training.data.agents.make import World, make
+from training.data.agents.renderers import Atelier
 from training.data.errors import DataError
-from training.histories import DataSetHistories
-from training.one_sentence import one_sentence
-from training.preference_questions import Questions
-from training.readers import Reader
-from training.vqa import __main__ as vqa
-from training.vqa.questions import ANSWERS
+from training.data.preference_questions import Questions
+from training.data.readers import Reader
+from training.data.vqa import __main__ as vqa
+from training.data.vqa.questions import ANSWERS
+from training.data.worlds import DataSetHistories
 
 TWO_PIECES = ("--set", "train_mllm.batch=24", "--set", "train_mllm.accumulate=2")
 
@@ -121,7 +121,7 @@ def test_bad_input_is_one_sentence(folder, tmp_path, monkeypatch):
     vqa.make(tmp_path / "other", tmp_path / "questions", 5, seed=0)
     faults = {
         "made of another set": {"data": {"questions": str(tmp_path / "questions")}},
-        "holds no questions of training.vqa": {"data": {"questions": str(tmp_path)}},
+        "holds no questions of training.data.vqa": {"data": {"questions": str(tmp_path)}},
         "data.questions is missing": {"data": {"questions": None}},
         "is no finished data set": {"data": {"path": str(tmp_path)}},
         "5000 are needed": {"train_mllm": {"users": 5000}},

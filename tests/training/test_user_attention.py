@@ -13,15 +13,15 @@ from PIL import Image
 
 from prefgen.adapter import load_adapter
 from tests.closeness import assert_close, assert_learnt_alike
-from tests.engine import ip_adapter_files
+from tests.prefgen import ip_adapter_files
 from tests.training.commands import FSDP, start, until
 from tests.training.tiny_bases import LAYERS, MLLM, world, write_config
 from training import export, train_alignment, train_user_attention
-from training.bases import BaseError, load_base, square
-from training.cache import cached
-from training.config.command import load
-from training.core import last_state
-from training.one_sentence import one_sentence
+from training.common import last_state
+from training.common.bases import BaseError, load_base, square
+from training.common.cache import cached
+from training.common.config.command import load
+from training.common.one_sentence import one_sentence
 
 STEPS = 3
 
@@ -210,7 +210,7 @@ def test_a_batch_that_cannot_be_filled_and_half_precision_without_a_scaler_are_t
 
 def test_users_whose_taste_nobody_can_say_are_not_aligned(small, monkeypatch):
     runs, options = small()
-    monkeypatch.setattr("training.histories.DataSetHistories.texts", lambda self, user: [])
+    monkeypatch.setattr("training.data.worlds.DataSetHistories.texts", lambda self, user: [])
     assert "only 0 have a taste in words" in refused(monkeypatch, train_alignment_anew(runs), options)
 
 

@@ -8,10 +8,10 @@ import torch
 import yaml
 
 from prefgen.atelier.models import CLIP_TOKENIZER
-from tests.engine.tiny_unets import UNETS
-from training.agents.make import World, make
-from training.agents.renderers import Atelier
-from training.histories import DataSetHistories
+from tests.prefgen.tiny_unets import UNETS
+from training.data.agents.make import World, make
+from training.data.agents.renderers import Atelier
+from training.data.worlds import DataSetHistories
 
 PIXELS, LAYERS, WIDTH, IMAGE = 64, 6, 16, 24
 MLLM = {

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from training import core
+from training.common.optim import Ema, cosine, parameter_groups
+from training.common.order import batch_indices
+from training.common.run import Run
 
 DATA = torch.linspace(-1, 1, 160).reshape(40, 4).sin()
 
@@ -38,19 +40,19 @@ def main(runs: Path, options: dict) -> None:
     o |= {"spoil": {}, "keep": 2} | options
     fingerprint = {k: o[k] for k in ("steps", "batch", "accumulate", "noise")} | {"inner": {"kind": "toy"}}
     args = SimpleNamespace(runs=runs, stage="toy", seed=3, fingerprint=fingerprint, **o)
-    run = core.Run(args, keep=args.keep)
+    run = Run(args, keep=args.keep)
     net = Net()
     trained = nn.ModuleList([net.body, net.head]) if args.parts else net
     run.spread(net, [net.body])  # if it was started with FSDP; the head stays whole
-    optimiser = torch.optim.AdamW(core.parameter_groups(trained, 0.1))
+    optimiser = torch.optim.AdamW(parameter_groups(trained, 0.1))
     trained, optimiser = run.prepare(trained, optimiser)
     model = net if args.parts else trained
-    ema = core.Ema(net, 0.9)
+    ema = Ema(net, 0.9)
     run.resume(model=trained, optimiser=optimiser, ema=ema)
     sys.stdout.write("ready\n")  # in one piece, beside another process
     sys.stdout.flush()
     for step in run.steps(args.steps, save_seconds=args.save_seconds):
-        chosen = core.batch_indices(args.seed, step, args.batch, len(DATA), run.rank, run.world)
+        chosen = batch_indices(args.seed, step, args.batch, len(DATA), run.rank, run.world)
         with open(run.folder / f"seen-{run.rank}.jsonl", "a") as file:
             file.write(json.dumps([step, chosen.tolist()]) + "\n")
         for piece in run.pieces(chosen):
@@ -63,7 +65,7 @@ def main(runs: Path, options: dict) -> None:
             if args.spoil.get(str(step)) == "nan":
                 loss = loss * float("nan")
             run.backward(loss)
-        norm = run.update(optimiser, core.cosine(step, args.steps, 0.1, 2), clip=0.5)
+        norm = run.update(optimiser, cosine(step, args.steps, 0.1, 2), clip=0.5)
         ema.update(step)
         run.log(every=1, loss=run.loss, grad_norm=norm)
         time.sleep(args.pause)

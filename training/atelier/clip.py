@@ -18,8 +18,11 @@ from prefgen.atelier import captions
 from prefgen.atelier.attributes import FAMILIES, PROPS, SUBJECTS
 from prefgen.atelier.models import MAX_TOKENS, WEIGHTS, clip_config, clip_tokenizer
 
-from .. import core
-from ..config.command import arguments
+from ..common.config.command import arguments
+from ..common.files import save_weights
+from ..common.optim import cosine, parameter_groups
+from ..common.order import batch_indices
+from ..common.run import Run, optimise
 from .pool import PicturePool
 
 CLASSES = [len(SUBJECTS), len(PROPS), *(len(values) for values in FAMILIES.values())]
@@ -88,7 +91,7 @@ class AttributeHeads(nn.Module):
 
 def main() -> None:
     args = arguments("atelier.clip", __doc__)
-    run = core.Run(args)
+    run = Run(args)
     if run.finished:
         return
     pool, tokenizer = PicturePool(args.runs), clip_tokenizer()
@@ -97,10 +100,10 @@ def main() -> None:
     run.start(model, "clip")
     heads = AttributeHeads(model.config.projection_dim)
     both = nn.ModuleList([model, heads])
-    optimiser = torch.optim.AdamW(core.parameter_groups(both, 0.02), betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(parameter_groups(both, 0.02), betas=(0.9, 0.98))
     run.resume(model=both, optimiser=optimiser)
     for step in run.steps(args.steps):
-        chosen = np.sort(core.batch_indices(args.seed, step, args.batch, train_count))
+        chosen = np.sort(batch_indices(args.seed, step, args.batch, train_count))
         rng = np.random.default_rng([args.seed, step])
         with run.timer("data"):
             pictures = pool.batch(chosen)
@@ -115,7 +118,7 @@ def main() -> None:
         named = torch.from_numpy(np.stack(named))
         reading = heads.loss(image, truth) + heads.loss(text, truth, named)
         loss = contrast + args.heads * reading
-        norm = core.optimise(loss, optimiser, core.cosine(step, args.steps, args.lr, 200))
+        norm = optimise(loss, optimiser, cosine(step, args.steps, args.lr, 200))
         run.log(
             loss=loss,
             contrast=contrast,
@@ -124,7 +127,7 @@ def main() -> None:
             top1=(logits.argmax(1) == target).float().mean(),
         )
     model.eval()
-    core.save_weights(model.state_dict(), WEIGHTS / "clip.safetensors")
+    save_weights(model.state_dict(), WEIGHTS / "clip.safetensors")
     run.finish(**evaluate(model, heads, tokenizer, pool, train_count))
 
 

@@ -18,8 +18,11 @@ from prefgen.atelier.judge import HEADS, Judge
 from prefgen.atelier.models import WEIGHTS
 from prefgen.atelier.renderer import random_scene, render
 
-from .. import core
-from ..config.command import arguments
+from ..common.config.command import arguments
+from ..common.files import save_weights
+from ..common.optim import cosine, parameter_groups
+from ..common.order import batch_indices
+from ..common.run import Run, optimise
 from .pool import PicturePool, labels
 
 HELDOUT_SEED = 900_001
@@ -68,7 +71,7 @@ def heldout_accuracy(judge: Judge, count: int) -> dict[str, float]:
 
 def main() -> None:
     args = arguments("atelier.judge", __doc__)
-    run = core.Run(args)
+    run = Run(args)
     if run.finished:
         return
     pool = PicturePool(args.runs)
@@ -77,12 +80,12 @@ def main() -> None:
     paired = torch.zeros(len(PROPS), len(SUBJECTS), dtype=torch.bool)
     for subject, prop in train_prompts():
         paired[list(PROPS).index(prop), list(SUBJECTS).index(subject)] = True
-    optimiser = torch.optim.AdamW(core.parameter_groups(judge, 0.02), betas=(0.9, 0.99))
+    optimiser = torch.optim.AdamW(parameter_groups(judge, 0.02), betas=(0.9, 0.99))
     run.resume(model=judge, optimiser=optimiser)
     composition = list(HEADS).index("composition")
     repeated = HEADS["composition"].index("repeated")
     for step in run.steps(args.steps):
-        chosen = np.sort(core.batch_indices(args.seed, step, args.batch, len(pool)))
+        chosen = np.sort(batch_indices(args.seed, step, args.batch, len(pool)))
         with run.timer("data"):
             pictures = augment(torch.from_numpy(pool.pictures[chosen]).movedim(-1, 1).float() / 255)
             truth = torch.from_numpy(pool.labels[chosen])
@@ -99,11 +102,11 @@ def main() -> None:
             for i, (head, values) in enumerate(logits.items())
         }
         loss = sum(WEIGHTS_OF_HEADS.get(head, 1.0) * value for head, value in losses.items())
-        norm = core.optimise(loss, optimiser, core.cosine(step, args.steps, args.lr))
+        norm = optimise(loss, optimiser, cosine(step, args.steps, args.lr))
         accuracy = [(v.argmax(1) == k)[k >= 0].float().mean() for v, k in zip(logits.values(), known.T, strict=True)]
         run.log(loss=loss, accuracy=torch.stack(accuracy).mean(), worst=min(accuracy), grad_norm=norm)
     judge.eval()
-    core.save_weights(judge.state_dict(), WEIGHTS / "judge.safetensors")
+    save_weights(judge.state_dict(), WEIGHTS / "judge.safetensors")
     run.finish(heldout_accuracy=heldout_accuracy(judge, args.heldout))
 
 

@@ -17,10 +17,14 @@ from torch import nn
 from tqdm import tqdm
 
 from prefgen.atelier.models import load_clip, mllm_config
+from prefgen.files import write_atomic
 
-from .. import core
-from ..cache import digest_of
-from ..config.command import arguments
+from ..common.cache import digest_of
+from ..common.config.command import arguments
+from ..common.files import save_array, save_weights
+from ..common.optim import cosine, parameter_groups
+from ..common.order import batch_indices
+from ..common.run import Run, optimise
 from .clip import AttributeHeads
 from .pool import PicturePool
 
@@ -65,7 +69,7 @@ def eyes_digest(model) -> str:
 
 def main() -> None:
     args = arguments("atelier.mllm_vision", __doc__)
-    run = core.Run(args)
+    run = Run(args)
     if run.finished:
         return
     pool = PicturePool(args.runs)
@@ -77,16 +81,16 @@ def main() -> None:
     width = 4 * model.config.text_config.hidden_size
     heads = AttributeHeads(width)
     both = nn.ModuleList([eyes, heads])
-    optimiser = torch.optim.AdamW(core.parameter_groups(both, 0.02), betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(parameter_groups(both, 0.02), betas=(0.9, 0.98))
     run.resume(model=both, optimiser=optimiser)
     for step in run.steps(args.steps):
-        chosen = np.sort(core.batch_indices(args.seed, step, args.batch, train_count))
+        chosen = np.sort(batch_indices(args.seed, step, args.batch, train_count))
         with run.timer("data"):
             pictures = pool.batch(chosen)
         with run.timer("forward"), torch.autocast("cpu", torch.bfloat16):
             tokens = image_tokens(model, pictures).float()
         loss = heads.loss(tokens.flatten(1), torch.from_numpy(pool.labels[chosen]))
-        norm = core.optimise(loss, optimiser, core.cosine(step, args.steps, args.lr, 100))
+        norm = optimise(loss, optimiser, cosine(step, args.steps, args.lr, 100))
         run.log(loss=loss, grad_norm=norm)
 
     eyes.eval()
@@ -99,10 +103,10 @@ def main() -> None:
             (head(tokens[train_count:].flatten(1)).argmax(1).numpy() == pool.labels[train_count:, i]).mean()
             for i, head in enumerate(heads.heads)
         ]
-    core.save_array(tokens.half().numpy(), run.folder / "tokens.npy")
+    save_array(tokens.half().numpy(), run.folder / "tokens.npy")
     made_of = {"pool": pool.digest, "eyes": eyes_digest(model)}
-    core.write_atomic(run.folder / "tokens.json", json.dumps(made_of).encode())
-    core.save_weights(eyes.state_dict(), run.folder / "eyes.safetensors", dtype=torch.float32)
+    write_atomic(run.folder / "tokens.json", json.dumps(made_of).encode())
+    save_weights(eyes.state_dict(), run.folder / "eyes.safetensors", dtype=torch.float32)
     run.finish(heads=[round(float(a), 4) for a in accuracy])
 
 

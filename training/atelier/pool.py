@@ -23,10 +23,10 @@ from prefgen.atelier.attributes import FAMILIES, PROPS
 from prefgen.atelier.captions import train_prompts
 from prefgen.atelier.models import IMAGE_SIZE
 from prefgen.atelier.renderer import Scene, attribute_labels, random_scene, render, subject_index
-from prefgen.files import read_text
+from prefgen.files import read_text, write_atomic
 
-from .. import core
-from ..config.command import arguments
+from ..common.config.command import arguments
+from ..common.run import Run
 
 SHARD = 512
 
@@ -82,7 +82,7 @@ class PicturePool:
 
 def main() -> None:
     args = arguments("atelier.pool", __doc__)
-    run = core.Run(args)
+    run = Run(args)
     if run.finished:
         return
     progress = run.folder / "shards.json"
@@ -101,7 +101,7 @@ def main() -> None:
             finished.add(start)
             pictures.flush()
             classes.flush()
-            core.write_atomic(progress, json.dumps(sorted(finished)).encode())
+            write_atomic(progress, json.dumps(sorted(finished)).encode())
     run.finish(pictures=args.count)
 
 

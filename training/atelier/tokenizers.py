@@ -15,8 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from prefgen.atelier.captions import corpus
 from prefgen.atelier.models import CLIP_TOKENIZER, MAX_TOKENS, MLLM_FOLDER
-
-from .. import core
+from prefgen.files import write_atomic
 
 CLIP_SPECIALS = ["<|startoftext|>", "<|endoftext|>"]
 MLLM_SPECIALS = [
@@ -55,14 +54,14 @@ def clip_bpe(lines: list[str]) -> dict:
 
 def write_clip(folder, lines) -> int:
     bpe = clip_bpe(lines)
-    core.write_atomic(folder / "vocab.json", json.dumps(bpe["vocab"], ensure_ascii=False).encode())
+    write_atomic(folder / "vocab.json", json.dumps(bpe["vocab"], ensure_ascii=False).encode())
     merges = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in bpe["merges"])
-    core.write_atomic(folder / "merges.txt", merges.encode())
+    write_atomic(folder / "merges.txt", merges.encode())
     specials = {k: v for k, v in zip(("bos_token", "eos_token"), CLIP_SPECIALS, strict=True)}
     specials |= {"unk_token": CLIP_SPECIALS[1], "pad_token": CLIP_SPECIALS[1]}
     config = specials | {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_TOKENS, "do_lower_case": True}
-    core.write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=1).encode())
-    core.write_atomic(folder / "special_tokens_map.json", json.dumps(specials, indent=1).encode())
+    write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=1).encode())
+    write_atomic(folder / "special_tokens_map.json", json.dumps(specials, indent=1).encode())
     return len(bpe["vocab"])
 
 
@@ -76,7 +75,7 @@ def write_mllm(folder, lines) -> int:
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     tokenizer.add_special_tokens(MLLM_SPECIALS)
-    core.write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=False).encode())
+    write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=False).encode())
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": "<pad>",
@@ -87,7 +86,7 @@ def write_mllm(folder, lines) -> int:
         "model_max_length": 2048,
         "padding_side": "left",
     }
-    core.write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=1).encode())
+    write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=1).encode())
     return len(vocab)
 
 

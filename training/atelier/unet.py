@@ -27,10 +27,13 @@ from prefgen.atelier.models import (
     load_vae_diffusers,
 )
 
-from .. import core
-from ..cache import cached, digest_of
-from ..config.command import arguments
-from ..sampling import decode, sample
+from ..common.cache import cached, digest_of
+from ..common.config.command import arguments
+from ..common.files import save_weights
+from ..common.optim import Ema, cosine, parameter_groups
+from ..common.order import batch_indices
+from ..common.run import Run, optimise
+from ..common.sampling import decode, sample
 from .clip import random_caption, text_features, tokenize
 from .pool import PicturePool
 
@@ -63,7 +66,7 @@ def noised(latents: torch.Tensor, alphas: torch.Tensor, timesteps: torch.Tensor)
 
 def main() -> None:
     args = arguments("atelier.unet", __doc__)
-    run = core.Run(args)
+    run = Run(args)
     if run.finished:
         return
     pool = PicturePool(args.runs)
@@ -73,11 +76,11 @@ def main() -> None:
     run.start(unet, "unet")
     # The fused kernel's backward is slow on CPUs at these sizes; plain products are 1.7 times faster.
     unet.set_attn_processor(AttnProcessor())
-    optimiser = torch.optim.AdamW(core.parameter_groups(unet, 0.01), betas=(0.9, 0.99))
-    ema = core.Ema(unet, args.ema)
+    optimiser = torch.optim.AdamW(parameter_groups(unet, 0.01), betas=(0.9, 0.99))
+    ema = Ema(unet, args.ema)
     run.resume(model=unet, optimiser=optimiser, ema=ema)
     for step in run.steps(args.steps):
-        chosen = core.batch_indices(args.seed, step, args.batch, len(pool))
+        chosen = batch_indices(args.seed, step, args.batch, len(pool))
         rng = np.random.default_rng([args.seed, step])
         with run.timer("data"):
             texts = [
@@ -92,7 +95,7 @@ def main() -> None:
         with run.timer("forward"), torch.autocast("cpu", torch.bfloat16):
             prediction = unet(noisy, timesteps, states.clone()).sample.float()
         loss = F.mse_loss(prediction, target)
-        norm = core.optimise(loss, optimiser, core.cosine(step, args.steps, args.lr, 300))
+        norm = optimise(loss, optimiser, cosine(step, args.steps, args.lr, 300))
         ema.update(step)
         run.log(loss=loss, grad_norm=norm)
         if step % 1000 == 999:
@@ -102,8 +105,8 @@ def main() -> None:
     run.finish(**evaluate(args.pictures))
 
 
-def export(ema: core.Ema) -> None:
-    core.save_weights(ema.shadow, WEIGHTS / "unet.safetensors")
+def export(ema: Ema) -> None:
+    save_weights(ema.shadow, WEIGHTS / "unet.safetensors")
 
 
 def heldout_requests(count: int, seed: int = 5) -> list[tuple[str, str, dict[str, str]]]:
@@ -132,7 +135,7 @@ def draw(texts: list[str], guidance: float, steps: int = 20, batch: int = 40) ->
     return torch.cat(pictures)
 
 
-def preview(run: core.Run) -> None:
+def preview(run: Run) -> None:
     requests = heldout_requests(32)
     pictures = draw([captions.enriched(*request) for request in requests], 3.0)
     run.pictures("heldout", pictures)

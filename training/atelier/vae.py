@@ -15,8 +15,11 @@ from diffusers import AutoencoderKL
 
 from prefgen.atelier.models import VAE_CONFIG, WEIGHTS
 
-from .. import core
-from ..config.command import arguments
+from ..common.config.command import arguments
+from ..common.files import save_weights
+from ..common.optim import Ema, cosine, parameter_groups
+from ..common.order import batch_indices
+from ..common.run import Run, optimise
 from .pool import PicturePool
 
 CROP = 64
@@ -42,7 +45,7 @@ def worst_loss(a: torch.Tensor, b: torch.Tensor, share: float = 0.1) -> torch.Te
 
 def main() -> None:
     args = arguments("atelier.vae", __doc__)
-    run = core.Run(args)
+    run = Run(args)
     if run.finished:
         return
     pool = PicturePool(args.runs)
@@ -50,8 +53,8 @@ def main() -> None:
     # Start almost without sampling noise: unit noise on an untrained code teaches the decoder to ignore it.
     torch.nn.init.constant_(model.quant_conv.bias[VAE_CONFIG["latent_channels"] :], -6.0)
     run.start(model, "vae")
-    optimiser = torch.optim.AdamW(core.parameter_groups(model, 1e-4), betas=(0.9, 0.99))
-    ema = core.Ema(model, 0.998)
+    optimiser = torch.optim.AdamW(parameter_groups(model, 1e-4), betas=(0.9, 0.99))
+    ema = Ema(model, 0.998)
     run.resume(model=model, optimiser=optimiser, ema=ema)
     shown = pool.batch(slice(16))
 
@@ -59,7 +62,7 @@ def main() -> None:
         whole = step >= args.steps * 2 // 3
         batch = args.batch // 4 if whole else args.batch
         with run.timer("data"):
-            pictures = pool.batch(core.batch_indices(args.seed, step, batch, len(pool)))
+            pictures = pool.batch(batch_indices(args.seed, step, batch, len(pool)))
             if not whole:
                 pictures = crops(pictures)
         with run.timer("forward"), torch.autocast("cpu", torch.bfloat16):
@@ -69,7 +72,7 @@ def main() -> None:
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         worst = worst_loss(decoded, pictures)
         loss = reconstruction + 0.3 * worst + 2 * F.mse_loss(decoded, pictures) + 0.5 * edges + args.kl * kl
-        norm = core.optimise(loss, optimiser, core.cosine(step, args.steps, args.lr))
+        norm = optimise(loss, optimiser, cosine(step, args.steps, args.lr))
         ema.update(step)
         run.log(l1=reconstruction, worst=worst, edges=edges, kl=kl, grad_norm=norm)
         if step % 1000 == 999:
@@ -88,7 +91,7 @@ def main() -> None:
             ]
         )
     factor = 1 / latents.std().item()
-    core.save_weights(model.state_dict(), WEIGHTS / "vae.safetensors", {"scaling_factor": repr(factor)})
+    save_weights(model.state_dict(), WEIGHTS / "vae.safetensors", {"scaling_factor": repr(factor)})
     run.finish(l1=error.mean().item(), scaling_factor=factor, latent_std=latents.std((0, 2, 3)).tolist())
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..one_sentence import one_sentence
+from ..common.one_sentence import one_sentence
 from .check import check
 
 

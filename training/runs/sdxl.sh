@@ -16,9 +16,9 @@ QUESTIONS=${QUESTIONS:-data/questions}        # data.questions of the configurat
 PIPELINE=${PIPELINE:-models/sdxl-base-1.0}    # what paints the simulated users' pictures
 OUT=${OUT:-runs/$(basename "$config" .yaml)/prefgen.safetensors}
 
-$PYTHON -m training.agents "$DATA" --config "$config" --renderer diffusers --pipeline "$PIPELINE" --device cuda --dtype bfloat16
+$PYTHON -m training.data.agents "$DATA" --config "$config" --renderer diffusers --pipeline "$PIPELINE" --device cuda --dtype bfloat16
 $PYTHON -m training.data check "$DATA"        # or a set of real people's choices: docs/pickapic.md
-$PYTHON -m training.vqa "$DATA" "$QUESTIONS"  # questions that only a history answers
+$PYTHON -m training.data.vqa "$DATA" "$QUESTIONS"  # questions that only a history answers
 
 $LAUNCH -m training.train_mllm --config "$config" "$@"            # LoRA on the language model: reads histories
 $LAUNCH -m training.extract --config "$config" "$@"               # hidden states, CLIP embeddings of the histories

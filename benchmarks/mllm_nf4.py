@@ -1,0 +1,71 @@
+"""How far H drifts in bf16 and in nf4 from fp32, on the CPU: the embedded MLLM and tiny random ones of every family.
+
+python benchmarks/mllm_nf4.py        needs bitsandbytes and accelerate; prints the table of docs/performance-nf4.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def main() -> None:
+    from prefgen.atelier.models import MLLM_FOLDER
+    from prefgen.compat import has_nf4, transformers_knows
+    from tests.prefgen.tiny_mllms import FAMILIES, write_nf4_folder
+
+    argparse.ArgumentParser(prog="python benchmarks/mllm_nf4.py", description=__doc__.splitlines()[0]).parse_args()
+    if not has_nf4():
+        raise SystemExit("Packing into 4 bits needs bitsandbytes and accelerate: pip install both.")
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {"atelier, trained": MLLM_FOLDER}
+        for family, (model_type, *_) in FAMILIES.items():
+            if transformers_knows(model_type):
+                folders[f"{family}, random"] = write_nf4_folder(Path(scratch) / family, family)
+        print("| MLLM | bf16 | nf4 in fp32 | nf4 in bf16 |\n|---|---|---|---|")
+        for name, folder in folders.items():
+            print(f"| {name} | " + " | ".join(f"{cosine:.4f}" for cosine in drift(folder)) + " |")
+
+
+def drift(folder: Path) -> list[float]:
+    """The least cosine to fp32 over the layers and the example users, in bf16, nf4 in fp32 and nf4 in bf16."""
+    import torch
+    from torch.nn.functional import cosine_similarity
+
+    from prefgen.mllm.model import PreferenceMLLM
+
+    histories = example_histories()
+    whole = [PreferenceMLLM.load(folder).encode(history) for history in histories]
+    least = []
+    for dtype, nf4 in ((torch.bfloat16, False), (torch.float32, True), (torch.bfloat16, True)):
+        mllm = PreferenceMLLM.load(folder, dtype, nf4=nf4)
+        pairs = zip(whole, map(mllm.encode, histories), strict=True)
+        least.append(min(float(cosine_similarity(found, expected, dim=-1).min()) for expected, found in pairs))
+    return least
+
+
+def example_histories() -> list:
+    """Eight liked and eight disliked pictures of each bundled example user."""
+    import torch
+
+    from prefgen.atelier import users
+    from prefgen.atelier.renderer import render
+    from prefgen.history import PreferenceHistory
+
+    histories = []
+    for number in users.EXAMPLE_USERS.values():
+        drawn = users.history(users.user(number), 8, 8, 1)
+        sides = {True: [], False: []}
+        for example in drawn:
+            sides[example.liked].append(torch.from_numpy(render(example.scene)).float() / 255)
+        histories.append(PreferenceHistory.from_images(sides[True], sides[False]))
+    return histories
+
+
+if __name__ == "__main__":
+    main()

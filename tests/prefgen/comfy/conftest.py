@@ -1,0 +1,3 @@
+"""The tests of prefgen.comfy run inside ComfyUI."""
+
+from tests.comfyui import pack  # noqa: F401

@@ -1,0 +1,173 @@
+"""The stages' command line: which configuration, what is changed in it, where the runs lie."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import yaml
+from pydantic import ValidationError
+
+from prefgen.errors import MendableError
+from prefgen.files import TextError, read_text, visible_files
+
+from ..one_sentence import one_sentence
+from .schema import Config, Section
+
+FOLDER = Path(__file__).parents[2] / "configs"
+# What a stage's result depends on besides its own section.
+READS = {
+    "train_mllm": ("data", "mllm"),
+    "extract": ("data", "mllm", "clip_vision"),
+    "probe_layers": ("data", "mllm"),
+    "train_alignment": ("data", "base"),
+    "train_user_attention": ("data", "base"),
+}
+
+
+class ConfigError(MendableError):
+    """One sentence: which file or key, what is wrong with it, what would be right."""
+
+
+def load(name: str | Path, changes: list[str] = ()) -> Config:
+    """Read a configuration, one of ours by its name or any YAML file, with `a.b=value` changes in it."""
+    path, content = _read(name, FOLDER)
+    named = [change for change in changes if change.startswith("mllm=")]
+    for change in named:
+        _put(content, change)
+    _expand(content)  # the MLLM first, then what changes in it
+    for change in changes:
+        if change not in named:
+            _put(content, change)
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path.name}: {'; '.join(_said(fault) for fault in error.errors())}.") from error
+
+
+def _read(name: str | Path, folder: Path) -> tuple[Path, dict]:
+    path = Path(name) if Path(name).suffix in (".yaml", ".yml") else folder / f"{name}.yaml"
+    try:
+        content = yaml.safe_load(read_text(path))
+    except TextError as error:
+        raise ConfigError(str(error)) from error
+    except FileNotFoundError as error:
+        known = ", ".join(file.stem for file in visible_files(folder, "*.yaml"))
+        raise ConfigError(f"There is no configuration {name}: name one of {known}, or a YAML file.") from error
+    except OSError as error:
+        raise ConfigError(f"Can't read the configuration {path}: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is no configuration: it should hold sections such as train_mllm.")
+    return path, content
+
+
+def _expand(content: dict) -> None:
+    """`mllm: NAME` stands for the sections of configs/mllm/NAME.yaml; what the file itself says goes before them."""
+    if isinstance(content.get("mllm"), str):
+        _, sections = _read(content.pop("mllm"), FOLDER / "mllm")
+        for name, section in sections.items():
+            content[name] = section | content.get(name, {}) if isinstance(section, dict) else section
+
+
+def _put(content: dict, change: str) -> None:
+    """Write one `a.b=value` into the nested mapping; the value is read as YAML."""
+    key, sign, value = change.partition("=")
+    if not sign or not all(key.split(".")):
+        raise ConfigError(f"--set {change}: write it as section.key=value, such as train_mllm.steps=100.")
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = content.get(section)
+        if not isinstance(inner, dict):
+            inner = content[section] = {}
+        content = inner
+    try:
+        content[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {change}: {value!r} can't be read as a value.") from error
+
+
+def _said(fault: dict) -> str:
+    """One of pydantic's faults in words: the key, then what is wrong."""
+    key = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        return f"there is no key {key}{_nearest(fault['loc'])}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[0].lower()}{message[1:]}" if key else message
+
+
+def _nearest(place: tuple) -> str:
+    """ " (did you mean ...?)" with the key that was probably meant, or nothing."""
+    from difflib import get_close_matches
+
+    model: type[Section] = Config
+    for name in place[:-1]:
+        field = model.model_fields.get(name) if isinstance(name, str) else None
+        kinds = [k for k in (field.annotation, *getattr(field.annotation, "__args__", ()))] if field else []
+        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, Section)), None)
+        if model is None:
+            return ""
+    found = get_close_matches(str(place[-1]), model.model_fields, 1)
+    return f" (did you mean {'.'.join([*map(str, place[:-1]), found[0]])}?)" if found else ""
+
+
+def section_of(config: Config, stage: str) -> Section:
+    """The section of a stage: "train_mllm" or "atelier.vae"."""
+    for name in stage.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def fingerprint(config: Config, stage: str) -> dict:
+    """All that a stage's result depends on, as JSON values: a run folder belongs to one of these."""
+    parts = {name: getattr(config, name).model_dump(mode="json") for name in READS.get(stage, ())}
+    return {"stage": stage, **section_of(config, stage).model_dump(mode="json"), **parts}
+
+
+def arguments(
+    stage: str, description: str, command: str = "", more: Callable[[argparse.ArgumentParser], None] | None = None
+) -> SimpleNamespace:
+    """The command line of a stage: its section's values, and config, fingerprint, runs, threads, start_from.
+
+    command: its name, where it isn't the stage's; more: adds options of its own, which are in `options`.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m training.{command or stage}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if more:
+        more(parser)
+    parser.add_argument("--config", default="atelier", help="a name in training/configs, or a YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one value")
+    parser.add_argument("--runs", type=Path, help="folder that holds every stage's run; runs/NAME by default")
+    parser.add_argument("--start-from", type=Path, help="folder with earlier weights (such as the shipped ones)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all")
+    parser.add_argument("--plan", action="store_true", help="say what the whole pipeline needs, and end")
+    args = parser.parse_args()
+    with one_sentence():
+        config = load(args.config, args.set)
+    if args.plan:
+        from .plan import plan
+
+        print(plan(args.config, config))
+        raise SystemExit(0)
+    if args.threads:
+        import torch
+
+        torch.set_num_threads(args.threads)
+    values = dict(section_of(config, stage))
+    runs = args.runs or Path("runs") / Path(args.config).stem
+    return SimpleNamespace(
+        **values,
+        stage=stage,
+        config=config,
+        fingerprint=fingerprint(config, stage),
+        runs=runs,
+        start_from=args.start_from,
+        threads=args.threads,
+        options=args,
+    )

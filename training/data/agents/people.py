@@ -1,0 +1,177 @@
+"""Simulated users over any vocabulary: about 50 weighted opinions each, and what their pictures show.
+
+A few opinions are strong, as of the atelier's users (one attribute a family, one taste or two); the others are mild and
+only lean a picture. Everything is a pure function of (vocabulary, seed, user, item).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from prefgen.atelier import users as atelier_users
+
+from ..schema import DISLIKED, LIKED, user_split
+from .vocabulary import Vocabulary
+
+OPINIONS = (45, 56)  # how many a user has, half open; fewer when the vocabulary has fewer
+STRONG, MILD = (0.6, 1.0), (0.05, 0.3)  # ranges of the weights
+SHARPNESS = 6.0  # an attribute's odds in its family are exp(SHARPNESS * weight)
+STRONG_FAMILIES = (6, 10)  # of one taste in a vocabulary of the real world, half open
+SHOWN = 0.9  # a family with a strong opinion is shown so often, where pictures don't show every family
+
+
+@dataclass(frozen=True)
+class Agent:
+    """tastes: one or two float32 [attributes] of liking, 0..1. dislikes: float32 [attributes], 0..1."""
+
+    id: int
+    tastes: tuple[np.ndarray, ...]
+    dislikes: np.ndarray
+
+    @property
+    def split(self) -> str:
+        return user_split(self.id)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture to be made. key: the prompt's, for the renderer; attributes: indices in the vocabulary."""
+
+    user: int
+    number: int
+    liked: bool
+    key: str
+    prompt: str
+    attributes: tuple[int, ...]
+    seed: int
+
+    @property
+    def verdict(self) -> str:
+        return LIKED if self.liked else DISLIKED
+
+    @property
+    def picture(self) -> str:
+        return f"{self.user:07d}-{self.number:03d}"
+
+
+def agent(vocabulary: Vocabulary, seed: int, user: int) -> Agent:
+    """The user of an id. In the atelier the strong opinions are those of `prefgen.atelier.users.user`."""
+    rng = np.random.default_rng([seed, user, 31])
+    tastes, disliked = (_atelier_core if vocabulary.name == "atelier" else _core)(vocabulary, seed, user, rng)
+    weights = [np.zeros(len(vocabulary.keys), np.float32) for _ in tastes]
+    dislikes = np.zeros(len(vocabulary.keys), np.float32)
+    for weight, attributes in zip([*weights, dislikes], [*tastes, disliked], strict=True):
+        weight[attributes] = rng.uniform(*STRONG, len(attributes))
+    known = set(disliked).union(*tastes)
+    wanted = int(rng.integers(*OPINIONS)) - len(known)
+    for attribute in rng.permutation(len(vocabulary.keys)).tolist():
+        if wanted <= 0:
+            break
+        if attribute in known:
+            continue
+        weight = weights[rng.integers(len(weights))] if rng.random() < 0.5 else dislikes
+        if weight is not dislikes and any(weight[other] for other in vocabulary.excludes[attribute]):
+            weight = dislikes
+        weight[attribute] = rng.uniform(*MILD)
+        wanted -= 1
+    return Agent(user, tuple(weights), dislikes)
+
+
+def _atelier_core(vocabulary: Vocabulary, seed: int, user: int, rng) -> tuple[list[list[int]], list[int]]:
+    person = atelier_users.user(user, seed)
+    *tastes, disliked = (
+        [vocabulary.index[f"{family}/{name}"] for family, name in pairs]
+        for pairs in (*(taste.liked for taste in person.tastes), person.disliked)
+    )
+    return tastes, disliked
+
+
+def _core(vocabulary: Vocabulary, seed: int, user: int, rng) -> tuple[list[list[int]], list[int]]:
+    """Strong opinions: an attribute in each of 6 to 9 families, for the dislikes and for each taste."""
+    disliked = _one_a_family(vocabulary, rng, set())
+    tastes = [_one_a_family(vocabulary, rng, set(disliked))]
+    if rng.random() < atelier_users.TWO_TASTES:
+        tastes.append(_one_a_family(vocabulary, rng, set(disliked) | set(tastes[0])))
+    return tastes, disliked
+
+
+def _one_a_family(vocabulary: Vocabulary, rng, taken: set[int]) -> list[int]:
+    """Different families, one attribute each, none taken and no two that exclude each other."""
+    chosen: list[int] = []
+    count = min(int(rng.integers(*STRONG_FAMILIES)), len(vocabulary.families))
+    for family in rng.permutation(len(vocabulary.families))[:count].tolist():
+        start, stop = vocabulary.families[family]
+        barred = taken.union(*(vocabulary.excludes[i] for i in chosen))
+        free = [i for i in range(start, stop) if i not in barred]
+        if free:
+            chosen.append(free[rng.integers(len(free))])
+    return chosen
+
+
+def picture_count(user: int, users: int, pictures: int) -> int:
+    """Pictures of a user, so that the counts of all users sum to `pictures` exactly and differ by one at most."""
+    return (user + 1) * pictures // users - user * pictures // users
+
+
+def items(vocabulary: Vocabulary, person: Agent, seed: int, numbers: Iterable[int]) -> list[Item]:
+    """These pictures of a user: liked (even numbers) and disliked by turns, each two on the same prompt."""
+    return [_item(vocabulary, person, seed, number) for number in numbers]
+
+
+def heldout_pair(count: int) -> int:
+    """The pair that evaluation asks about: the last whole one (items 2 * pair and 2 * pair + 1); -1 for none.
+
+    A user with fewer than two pairs keeps all pictures in the history.
+    """
+    return count // 2 - 1 if count >= 4 else -1
+
+
+def _item(vocabulary: Vocabulary, person: Agent, seed: int, number: int) -> Item:
+    prompts = vocabulary.prompts[person.split]
+    key, prompt = prompts[np.random.default_rng([seed, person.id, number // 2, 32]).integers(len(prompts))]
+    rng = np.random.default_rng([seed, person.id, number, 33])
+    liked = number % 2 == 0
+    attributes = shown(vocabulary, person, liked, rng)
+    return Item(person.id, number, liked, key, prompt, attributes, int(rng.integers(2**31)))
+
+
+def shown(vocabulary: Vocabulary, person: Agent, liked: bool, rng: np.random.Generator) -> tuple[int, ...]:
+    """Attributes of one picture, at most one a family, none excluding another.
+
+    A liked picture follows one taste and shows nothing that is strongly disliked; a disliked one shows at least two
+    strong dislikes, and likings of either taste less often than chance would.
+    """
+    if liked:
+        opinion = person.tastes[rng.integers(len(person.tastes))] - person.dislikes
+    else:
+        opinion = person.dislikes - np.maximum.reduce(person.tastes)
+    strong = opinion >= STRONG[0]
+    while True:
+        chosen = _draw(vocabulary, opinion, strong, rng)
+        disliked = (person.dislikes[list(chosen)] >= STRONG[0]).sum()
+        if (disliked == 0) if liked else (disliked >= 2):
+            return chosen
+
+
+def _draw(vocabulary: Vocabulary, opinion: np.ndarray, strong: np.ndarray, rng) -> tuple[int, ...]:
+    """Gumbel's trick: the highest noisy score of a family is a draw with odds exp(SHARPNESS * opinion)."""
+    score = SHARPNESS * opinion + rng.gumbel(size=len(opinion))
+    families = range(len(vocabulary.families))
+    if vocabulary.every_family:
+        return tuple(int(start + score[start:stop].argmax()) for start, stop in vocabulary.families)
+    cared = np.zeros(len(vocabulary.families), bool)
+    cared[vocabulary.family_of[strong]] = True
+    some = rng.random(len(cared)) < np.where(cared, SHOWN, 2 / len(cared))
+    chosen: list[int] = []
+    # Families with a strong opinion choose first, so that a chance attribute never keeps one out.
+    for family in sorted((f for f in families if some[f]), key=lambda f: not cared[f]):
+        start, stop = vocabulary.families[family]
+        for barred in chosen:
+            score[list(vocabulary.excludes[barred])] = -np.inf
+        best = int(start + score[start:stop].argmax())
+        if np.isfinite(score[best]):
+            chosen.append(best)
+    return tuple(sorted(chosen))

@@ -1,0 +1,331 @@
+"""The rules, out of core in DuckDB: published rows in, histories and held-out pairs out.
+
+Tables, in the order in which they are made:
+
+    choices   (number, user, created, prompt, winner, loser)   rows that say something
+    pictures  (id, uid, caption, prompt)                       id: 2 * row + side of the picture's first place
+    captions  (number, text, prompt, nsfw), prompts (prompt, split), users (user, split)
+    dropped   (rule, unit, number, picture, user)              what a rule dropped; in `gone` what all did
+    held      (user, pair, liked, disliked)
+    chosen    (user, item, id, picture, verdict, prompt, split, heldout)
+
+Every query whose order reaches a file names that order, so the bytes don't depend on threads or on interruptions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from ..duck import parquet
+from ..schema import DISLIKED, LIKED, MIXED, normal_prompt, prompt_split, user_split
+from . import looks
+from .cycles import on_cycles
+from .source import BATCH, CHOICES, Source
+
+UNREADABLE = "unreadable"
+INCOMPLETE, UNLABELLED, TIED, SAME, UNCLEAR = "incomplete", "unlabelled", "tied", "the same picture", "unclear winner"
+NSFW, FAULTY, NEAR, NEAR_CHOICE = "word list", "choice with a faulty picture", "near-duplicate", "near-duplicate choice"
+REPEATED, OPPOSITE, CYCLE = "repeated", "A over B and B over A", "cycle"
+EVEN, FEW, SURPLUS = "even", "too few", "surplus"
+ROW, PICTURE, MERGED, USER = "row", "picture", "picture of a user", "user"
+RULES = {  # in the order in which they are applied: (unit, what it drops)
+    UNREADABLE: (ROW, "a prompt or a picture's name that isn't UTF-8 text"),
+    INCOMPLETE: (ROW, "no user, prompt or picture named"),
+    UNLABELLED: (ROW, "no label"),
+    TIED: (ROW, "both pictures equally good"),
+    SAME: (ROW, "both pictures are the same: one uid, marked as not different, or the same bytes"),
+    UNCLEAR: (ROW, "the labels and best_image_uid name different winners"),
+    NSFW: (ROW, "the prompt has a word of the list"),
+    looks.BROKEN: (PICTURE, "can't be decoded, is missing, or would unpack to a decompression bomb"),
+    looks.TINY: (PICTURE, f"a side below {looks.MIN_SIDE} pixels"),
+    looks.DARK: (PICTURE, f"no part brighter than {looks.DARK_BELOW} of 255"),
+    looks.UNIFORM: (PICTURE, f"no two parts further apart than {looks.UNIFORM_BELOW} of 255"),
+    FAULTY: (ROW, "a choice in which such a picture took part"),
+    NEAR: (PICTURE, f"a perceptual hash within {looks.NEAR} of {looks.HASH_BITS} bits: counts as the earlier picture"),
+    NEAR_CHOICE: (ROW, "both pictures are near-duplicates of each other"),
+    REPEATED: (ROW, "the same user made the same choice before"),
+    OPPOSITE: (ROW, "the same user also chose the other way round"),
+    CYCLE: (ROW, "part of a ring of choices of one user on one prompt"),
+    EVEN: (MERGED, "won as often as it lost"),
+    FEW: (USER, "fewer than the minimum of liked or of disliked pictures"),
+    SURPLUS: (MERGED, "the larger side of a history, past the allowed ratio to the smaller"),
+}
+AT_ONCE = 4  # batches that go to DuckDB together, so that several threads take them
+IMAGE_RULES = (*looks.FAULTS, FAULTY, NEAR, NEAR_CHOICE)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a person may set."""
+
+    min_liked: int = 4
+    min_disliked: int = 4
+    heldout: int = 1  # pairs a user, as far as the minimum stays
+    ratio: float = 1.8  # of a history's larger side to its smaller; 0 for no limit
+    nsfw_words: tuple[str, ...] = ()
+
+    def config(self) -> dict:
+        """For the set's configuration; of the words only a digest, since a card that lists them would offend itself."""
+        words = "\n".join(self.nsfw_words).encode()
+        return asdict(self) | {"nsfw_words": hashlib.sha256(words).hexdigest() if words else None}
+
+
+def connect(file: Path, memory: str, threads: int) -> duckdb.DuckDBPyConnection:
+    """The work database; what does not fit into `memory` spills beside it."""
+    spill = file.with_suffix(".spill")
+    options = {"memory_limit": memory, "temp_directory": str(spill), "threads": threads}
+    return duckdb.connect(str(file), config=options | {"preserve_insertion_order": False})
+
+
+def read(db: duckdb.DuckDBPyConnection, source: Source, limits: Limits) -> None:
+    """Rules that need nothing but the row itself: fills choices, pictures, captions, prompts, users, dropped."""
+    judged = f"""SELECT number, user_id AS user, coalesce(created_at, 0) AS created, caption, image_0_uid, image_1_uid,
+        label_0 > label_1 AS first, CASE
+            WHEN unreadable THEN '{UNREADABLE}'
+            WHEN user_id IS NULL OR coalesce(trim(caption), '') = '' OR coalesce(image_0_uid, '') = ''
+                 OR coalesce(image_1_uid, '') = '' THEN '{INCOMPLETE}'
+            WHEN has_label IS NOT TRUE OR label_0 IS NULL OR label_1 IS NULL OR isnan(label_0) OR isnan(label_1)
+                 THEN '{UNLABELLED}'
+            WHEN label_0 = label_1 THEN '{TIED}'
+            WHEN image_0_uid = image_1_uid OR are_different IS FALSE THEN '{SAME}'
+            WHEN best_image_uid = if(label_0 > label_1, image_1_uid, image_0_uid) THEN '{UNCLEAR}'
+            END AS rule FROM batch_"""
+    db.register("batch_", CHOICES.empty_table())
+    db.execute(f"CREATE TEMP TABLE rows AS {judged}")
+    tables = source.choices()
+    while some := list(islice(tables, AT_ONCE)):
+        db.register("batch_", pa.concat_tables(some))
+        db.execute(f"INSERT INTO rows {judged}")
+    db.unregister("batch_")
+    _captions(db, limits.nsfw_words)
+    db.execute(
+        f"""CREATE OR REPLACE TABLE dropped AS
+            SELECT rule, '{ROW}' AS unit, number, NULL::BIGINT AS picture, NULL::BIGINT AS user
+            FROM rows WHERE rule IS NOT NULL
+            UNION ALL SELECT '{NSFW}', '{ROW}', rows.number, NULL, NULL
+            FROM rows JOIN captions ON captions.text = rows.caption WHERE rule IS NULL AND nsfw;
+        CREATE TEMP TABLE sound AS
+            SELECT rows.number, user, created, captions.number AS caption, prompt, image_0_uid, image_1_uid, first
+            FROM rows JOIN captions ON captions.text = rows.caption WHERE rule IS NULL AND NOT nsfw;
+        DROP TABLE rows;
+        CREATE TEMP TABLE names AS
+            SELECT min(place) AS id, uid FROM (
+                SELECT 2 * number AS place, image_0_uid AS uid FROM sound
+                UNION ALL SELECT 2 * number + 1, image_1_uid FROM sound) GROUP BY uid;
+        CREATE OR REPLACE TABLE choices AS
+            SELECT number, user, created, prompt, if(first, a.id, b.id) AS winner, if(first, b.id, a.id) AS loser
+            FROM sound JOIN names a ON a.uid = image_0_uid JOIN names b ON b.uid = image_1_uid;
+        CREATE OR REPLACE TABLE pictures AS
+            SELECT names.id, uid, caption, prompt FROM names JOIN sound ON number = names.id // 2;
+        DROP TABLE sound; DROP TABLE names"""
+    )
+    users = [user for (user,) in db.execute("SELECT DISTINCT user FROM choices").fetchall()]
+    splits = pa.table({"user": pa.array(users, pa.int64()), "split": pa.array(map(user_split, users), pa.string())})
+    db.register("splits", splits)
+    db.execute("CREATE OR REPLACE TABLE users AS SELECT * FROM splits")
+    db.unregister("splits")
+
+
+def _captions(db: duckdb.DuckDBPyConnection, words: tuple[str, ...]) -> None:
+    """Normalised prompts, their split and the word list, once a distinct caption."""
+    # Not \b, which finds no border beside a word's own sign, such as that of "c++".
+    listed = "|".join(re.escape(normal_prompt(word)) for word in words)
+    banned = re.compile(rf"(?<!\w)(?:{listed})(?!\w)") if words else None
+    numbers: dict[str, int] = {}
+    splits: list[str] = []
+    db.execute("CREATE OR REPLACE TABLE captions (number BIGINT, text VARCHAR, prompt BIGINT, nsfw BOOLEAN)")
+    db.execute("CREATE TEMP TABLE texts AS SELECT DISTINCT caption FROM rows WHERE rule IS NULL")
+    total = 0
+    while batch := db.execute("SELECT caption FROM texts ORDER BY caption LIMIT ? OFFSET ?", [BATCH, total]).fetchall():
+        captions = [caption for (caption,) in batch]
+        prompts = [normal_prompt(caption) for caption in captions]
+        for prompt in prompts:
+            if prompt not in numbers:
+                numbers[prompt] = len(numbers)
+                splits.append(prompt_split(prompt))
+        columns = {
+            "number": range(total, total + len(captions)),
+            "text": captions,
+            "prompt": [numbers[prompt] for prompt in prompts],
+            "nsfw": [bool(banned and banned.search(prompt)) for prompt in prompts],
+        }
+        db.register("batch_", pa.table({name: pa.array(values) for name, values in columns.items()}))
+        db.execute("INSERT INTO captions FROM batch_")
+        total += len(captions)
+    db.register("batch_", pa.table({"prompt": np.arange(len(splits)), "split": pa.array(splits, pa.string())}))
+    db.execute("CREATE OR REPLACE TABLE prompts AS SELECT * FROM batch_")
+    db.unregister("batch_")
+
+
+def start(db: duckdb.DuckDBPyConnection) -> None:
+    """Working copies of what `read` left: live, the choices still standing, and gone, what was dropped. Temporary, so a
+    run that was killed in the middle of the rules begins them again."""
+    db.execute("CREATE TEMP TABLE live AS FROM choices; CREATE TEMP TABLE gone AS FROM dropped")
+
+
+def _drop(db: duckdb.DuckDBPyConnection, rule: str, numbers: str) -> None:
+    """Move the choices whose numbers a query yields from live to gone."""
+    db.execute(
+        f"""INSERT INTO gone SELECT DISTINCT '{rule}', '{ROW}', number, NULL::BIGINT, NULL::BIGINT FROM ({numbers});
+        DELETE FROM live WHERE number IN (SELECT number FROM gone WHERE rule = '{rule}')"""
+    )
+
+
+def judge(db: duckdb.DuckDBPyConnection, looked: list[str]) -> None:
+    """Rules about the pictures themselves. looked: Parquet files of (id, fault, hash, digest)."""
+    db.execute(f"CREATE TEMP TABLE looks AS SELECT * FROM {parquet(looked)}")
+    db.execute(f"INSERT INTO gone SELECT fault, '{PICTURE}', NULL, id, NULL FROM looks WHERE fault IS NOT NULL")
+    both = "SELECT number FROM live JOIN looks w ON w.id = winner JOIN looks l ON l.id = loser WHERE"
+    _drop(db, FAULTY, f"{both} w.fault IS NOT NULL OR l.fault IS NOT NULL")
+    _drop(db, SAME, f"{both} w.digest = l.digest")
+    db.execute(
+        """CREATE TEMP TABLE standing AS
+            SELECT id, hash FROM looks WHERE id IN (SELECT winner FROM live UNION ALL SELECT loser FROM live);
+        CREATE TEMP TABLE hashes AS SELECT hash, min(id) AS id FROM standing GROUP BY hash;
+        CREATE TEMP TABLE near AS SELECT hashes.id AS a, standing.id AS b FROM standing JOIN hashes USING (hash)
+            WHERE standing.id != hashes.id"""
+    )
+    for shift in range(0, looks.HASH_BITS, looks.BAND_BITS):
+        banded = f"SELECT *, (hash >> {shift}) & {(1 << looks.BAND_BITS) - 1} AS band FROM hashes"
+        db.execute(
+            f"""INSERT INTO near SELECT a.id, b.id FROM ({banded}) a JOIN ({banded}) b USING (band)
+            WHERE a.id < b.id AND bit_count(xor(a.hash, b.hash)) <= {looks.NEAR}"""
+        )
+    merged = looks.clusters(db.execute("SELECT DISTINCT a, b FROM near ORDER BY a, b").fetchall())
+    ids, others = (pa.array(list(column), pa.int64()) for column in (merged, merged.values()))
+    db.register("merged", pa.table({"id": ids, "other": others}))
+    db.execute(
+        f"""INSERT INTO gone SELECT '{NEAR}', '{PICTURE}', NULL, id, NULL FROM merged;
+        CREATE OR REPLACE TEMP TABLE live AS
+            SELECT number, user, created, prompt, coalesce(w.other, winner) AS winner, coalesce(l.other, loser) AS loser
+            FROM live LEFT JOIN merged w ON w.id = winner LEFT JOIN merged l ON l.id = loser"""
+    )
+    db.unregister("merged")
+    _drop(db, NEAR_CHOICE, "SELECT number FROM live WHERE winner = loser")
+
+
+def decide(db: duckdb.DuckDBPyConnection, limits: Limits) -> None:
+    """Rules about a user's choices as a whole: fills chosen."""
+    again = "row_number() OVER (PARTITION BY user, winner, loser ORDER BY number) > 1"
+    _drop(db, REPEATED, f"SELECT number FROM live QUALIFY {again}")
+    opposite = "b.user = a.user AND b.winner = a.loser AND b.loser = a.winner"
+    _drop(db, OPPOSITE, f"SELECT a.number FROM live a JOIN live b ON {opposite}")
+    _drop_cycles(db)
+    _merge(db, limits)
+    _hold_out(db, limits)
+    _cut_surplus(db, limits.ratio)
+    _chosen(db)
+
+
+def _drop_cycles(db: duckdb.DuckDBPyConnection) -> None:
+    """Only choices whose winner also loses and whose loser also wins can lie on a cycle: few enough for Python."""
+    query = """WITH ends AS (SELECT user, prompt, winner, loser FROM live)
+        SELECT user, prompt, number, winner, loser FROM live
+        SEMI JOIN (SELECT user, prompt, loser AS winner FROM ends) USING (user, prompt, winner)
+        SEMI JOIN (SELECT user, prompt, winner AS loser FROM ends) USING (user, prompt, loser)
+        ORDER BY user, prompt, number"""
+    found = list(on_cycles(_rows(db, query)))
+    db.register("found", pa.table({"number": pa.array(found, pa.int64())}))
+    _drop(db, CYCLE, "SELECT number FROM found")
+    db.unregister("found")
+
+
+def _rows(db: duckdb.DuckDBPyConnection, query: str) -> Iterator[tuple]:
+    """A query's rows, streamed; nothing else may run on the connection meanwhile."""
+    for batch in db.sql(query).to_arrow_reader(65_536):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+def _merge(db: duckdb.DuckDBPyConnection, limits: Limits) -> None:
+    """A user's choices into net scores of pictures: even ones go, then users with too few."""
+    db.execute(
+        f"""CREATE TEMP TABLE scores AS
+            SELECT user, id, sum(point)::INTEGER AS score, min(created) AS created, min(number) AS first,
+                   max(number) AS last
+            FROM (SELECT user, winner AS id, 1 AS point, created, number FROM live
+                  UNION ALL SELECT user, loser, -1, created, number FROM live) GROUP BY user, id;
+        INSERT INTO gone SELECT '{EVEN}', '{MERGED}', NULL, id, user FROM scores WHERE score = 0;
+        DELETE FROM scores WHERE score = 0;
+        CREATE TEMP TABLE sides AS
+            SELECT user, coalesce(count(*) FILTER (score > 0), 0) AS liked, coalesce(count(*) FILTER (score < 0), 0)
+                   AS disliked FROM users LEFT JOIN scores USING (user) GROUP BY user;
+        INSERT INTO gone SELECT '{FEW}', '{USER}', NULL, NULL, user FROM sides
+            WHERE liked < {limits.min_liked} OR disliked < {limits.min_disliked};
+        DELETE FROM sides WHERE liked < {limits.min_liked} OR disliked < {limits.min_disliked};
+        DELETE FROM scores WHERE user NOT IN (SELECT user FROM sides)"""
+    )
+
+
+def _hold_out(db: duckdb.DuckDBPyConnection, limits: Limits) -> None:
+    """A user's last choices between a liked and a disliked picture of one prompt, no picture twice."""
+    db.execute(
+        f"""CREATE TEMP TABLE held (user BIGINT, pair INTEGER, liked BIGINT, disliked BIGINT);
+        CREATE TEMP TABLE candidates AS
+            SELECT live.user, live.number, live.created, winner, loser,
+                   least(sides.liked - {limits.min_liked}, sides.disliked - {limits.min_disliked}) AS room
+            FROM live JOIN sides USING (user)
+            JOIN scores w ON w.user = live.user AND w.id = winner AND w.score > 0
+            JOIN scores l ON l.user = live.user AND l.id = loser AND l.score < 0
+            JOIN pictures a ON a.id = winner JOIN pictures b ON b.id = loser AND b.prompt = a.prompt WHERE room > 0"""
+    )
+    for pair in range(limits.heldout):
+        db.execute(
+            f"""INSERT INTO held SELECT user, {pair}, winner, loser FROM candidates c
+            WHERE room > {pair} AND NOT EXISTS (FROM held WHERE held.user = c.user AND liked = winner)
+                  AND NOT EXISTS (FROM held WHERE held.user = c.user AND disliked = loser)
+            QUALIFY row_number() OVER (PARTITION BY user ORDER BY created DESC, number DESC) = 1"""
+        )
+    db.execute(
+        """CREATE TEMP TABLE held_pictures AS
+        SELECT user, liked AS id FROM held UNION ALL SELECT user, disliked FROM held"""
+    )
+
+
+def _cut_surplus(db: duckdb.DuckDBPyConnection, ratio: float) -> None:
+    """Of a history's larger side the clearest stay (largest net score, then latest), up to ratio times the smaller."""
+    if ratio:
+        db.execute(
+            f"""CREATE TEMP TABLE kept AS
+                WITH history AS (FROM scores ANTI JOIN held_pictures USING (user, id)), smaller AS (
+                    SELECT user, floor({ratio}::DOUBLE * least(
+                           count(*) FILTER (score > 0), count(*) FILTER (score < 0))) AS most
+                    FROM history GROUP BY user), nth AS (
+                    SELECT user, id, row_number() OVER (PARTITION BY user, score > 0
+                           ORDER BY abs(score) DESC, last DESC, id) AS n FROM history)
+                SELECT user, id, n <= most AS stays FROM nth JOIN smaller USING (user);
+            INSERT INTO gone SELECT '{SURPLUS}', '{MERGED}', NULL, id, user FROM kept WHERE NOT stays;
+            CREATE OR REPLACE TEMP TABLE scores AS
+                FROM scores ANTI JOIN (FROM kept WHERE NOT stays) USING (user, id)"""
+        )
+
+
+def _chosen(db: duckdb.DuckDBPyConnection) -> None:
+    place = "row_number() OVER (PARTITION BY scores.user ORDER BY created, first, scores.id) - 1"
+    db.execute(
+        f"""CREATE TEMP TABLE chosen AS
+        SELECT scores.user, ({place})::INTEGER AS item, scores.id, uid AS picture,
+               if(score > 0, '{LIKED}', '{DISLIKED}') AS verdict, captions.text AS prompt,
+               if(users.split = prompts.split, users.split, '{MIXED}') AS split, held_pictures.id IS NOT NULL AS heldout
+        FROM scores JOIN pictures ON pictures.id = scores.id JOIN prompts ON prompts.prompt = pictures.prompt
+        JOIN users ON users.user = scores.user JOIN captions ON captions.number = pictures.caption
+        LEFT JOIN held_pictures ON held_pictures.user = scores.user AND held_pictures.id = scores.id"""
+    )
+
+
+def counts(db: duckdb.DuckDBPyConnection, rules: list[str]) -> list[dict]:
+    """[{name, rule, unit, dropped}] in the order in which the rules were applied."""
+    found = dict(db.execute("SELECT rule, count(*) FROM gone GROUP BY rule").fetchall())
+    described = [(name, *RULES[name]) for name in rules]
+    return [
+        {"name": name, "rule": f"{name}: {what}", "unit": unit, "dropped": found.get(name, 0)}
+        for name, unit, what in described
+    ]

@@ -1,0 +1,114 @@
+"""Adapters with one thing changed, trained like the shipped one on the runs of `make train-atelier`.
+
+    python -m training.evaluation.ablations                  all of them
+    python -m training.evaluation.ablations image_only       one
+
+Each is a folder of --out with runs and weights of its own; what it doesn't change is linked. The same command goes on
+where it was stopped. `python -m training.evaluation.evaluate` puts what is there beside PrefGen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefgen.atelier.models import WEIGHTS
+from prefgen.files import write_atomic
+
+UPSTREAM = ("atelier.pool", "atelier.mllm_vision", "extract", "probe_layers", "train_alignment")
+CACHES = ("latents", "clip_images")
+WEIGHT_FILES = ("clip.safetensors", "clip_tokenizer", "judge.safetensors", "unet.safetensors", "vae.safetensors")
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What is run anew, each stage with its changes (`key=value` of its section); the rest is linked."""
+
+    stages: dict[str, tuple[str, ...]]
+    layers: dict | None = None  # in place of the probe's choice
+
+
+ABLATIONS = {
+    "image_only": Ablation({"train_user_attention": ("parts=[image]",)}),
+    "pointwise": Ablation({"train_alignment": ("mmd=0", "paired=1"), "train_user_attention": ()}),
+    "first_layers": Ablation(
+        {"train_alignment": (), "train_user_attention": ()}, layers={"sem_layers": [0, 1, 2, 3], "core_layer": 1}
+    ),
+    "untuned": Ablation(  # trained eyes, and a language model as it was made
+        {"train_mllm": ("steps=0",), "extract": (), "train_alignment": (), "train_user_attention": ()}
+    ),
+}
+
+
+def prepare(name: str, runs: Path, out: Path) -> Path:
+    """The ablation's folder, with links to all that it shares with the shipped weights."""
+    ablation, folder = ABLATIONS[name], out / name
+    for kind in ("runs", "weights"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    anew = {*ablation.stages, *(["probe_layers"] if ablation.layers else [])}
+    caches = [part for name in CACHES if (runs / f"{name}.json").exists() for part in (f"{name}.npy", f"{name}.json")]
+    shared = {folder / "runs" / part: runs / part for part in (*UPSTREAM, *caches) if part not in anew}
+    shared |= {folder / "weights" / part: WEIGHTS / part for part in WEIGHT_FILES}
+    if "train_mllm" in ablation.stages:
+        (folder / "weights/mllm").mkdir(exist_ok=True)
+        tokenizer = [file.name for file in (WEIGHTS / "mllm").iterdir() if file.name.startswith("tokenizer")]
+        shared |= {folder / "weights/mllm" / file: WEIGHTS / "mllm" / file for file in tokenizer}
+    else:
+        shared[folder / "weights/mllm"] = WEIGHTS / "mllm"
+    for link, target in shared.items():
+        if not target.exists():
+            raise SystemExit(f"{target} is missing: run `sh training/runs/atelier.sh --runs {runs}` first.")
+        if not link.exists():
+            link.symlink_to(target.resolve())
+    if ablation.layers:
+        (folder / "runs/probe_layers").mkdir(exist_ok=True)
+        write_atomic(folder / "runs/probe_layers/layers.json", json.dumps(ablation.layers).encode())
+    return folder
+
+
+def run(line: list[str], weights: Path) -> None:
+    """One stage, which reads and writes this weights folder."""
+    code = subprocess.run(line, env=os.environ | {"PREFGEN_ATELIER_WEIGHTS": str(weights.resolve())}).returncode
+    if code:
+        raise SystemExit(f"{' '.join(line[1:])} stopped (exit status {code}); the same command goes on from there.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.evaluation.ablations",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", default=list(ABLATIONS), metavar="NAME", help=", ".join(ABLATIONS))
+    parser.add_argument("--runs", type=Path, default=Path("runs/atelier"), help="runs of the shipped weights")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--steps", type=int, help="of the user attention; those of the shipped adapter by default")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all")
+    args = parser.parse_args()
+    unknown = [name for name in args.names if name not in ABLATIONS]
+    if unknown:
+        parser.error(f"there is no ablation {unknown[0]!r}: choose from {', '.join(ABLATIONS)}")
+    for name in args.names:
+        folder = prepare(name, args.runs, args.out)
+        for stage, changes in ABLATIONS[name].stages.items():
+            if stage == "train_user_attention":
+                changes = (*changes, f"steps={args.steps or shipped_steps()}")
+            options = [word for change in changes for word in ("--set", f"{stage}.{change}")]
+            common = ["--runs", str(folder / "runs"), "--threads", str(args.threads)]
+            run([sys.executable, "-m", f"training.{stage}", *common, *options], folder / "weights")
+
+
+def shipped_steps() -> int:
+    """Steps that the shipped adapter was trained for, from its header."""
+    from prefgen.adapter import load_adapter
+
+    return load_adapter(WEIGHTS / "adapter.safetensors").header.training["steps"]
+
+
+if __name__ == "__main__":
+    main()

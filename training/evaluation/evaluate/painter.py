@@ -1,0 +1,172 @@
+"""Painting a row: the shipped models, sampled as the training stages do."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from prefgen.adapter import UserAdapter, load_adapter
+from prefgen.atelier import captions, models, users
+from prefgen.atelier.judge import load_judge
+from prefgen.atelier.renderer import render
+from prefgen.encoded import EncodedPreference
+from prefgen.fusion import fuse_user_vector
+from prefgen.history import PreferenceHistory
+from prefgen.mllm.model import PreferenceMLLM
+from prefgen.mllm.traits import Traits
+
+from ... import train_user_attention as branches
+from ...atelier.clip import image_features, text_features, tokenize
+from ...common.sampling import decode, sample
+from . import reference
+from .rows import Pictures, Row
+
+GUIDANCE, STEPS, BATCH, HISTORY_SEED = 3.0, 20, 48, 1
+
+Asked = list[tuple[int, str, str]]  # (index of the user, subject, prop) of every picture
+
+
+class Painter:
+    """adapter: the shipped one unless given."""
+
+    def __init__(self, adapter: UserAdapter | None = None):
+        self.adapter = adapter or load_adapter(models.WEIGHTS / "adapter.safetensors")
+        self.clip, self.tokenizer = models.load_clip(), models.clip_tokenizer()
+        self.unet, self.vae, self.judge = models.load_unet_diffusers(), models.load_vae_diffusers(), load_judge()
+        self.mllm = PreferenceMLLM.load(models.MLLM_FOLDER)
+        self.branch = branches.install(self.unet)
+        self.references = reference.install(self.unet)
+        self.alphas = models.alphas_cumprod()
+        self.empty = self.states([""])
+
+    def of(self, weights: Path) -> Painter:
+        """The same with another adapter and MLLM: adapter.safetensors and mllm/ of a weights folder."""
+        other = copy.copy(self)
+        other.adapter = load_adapter(weights / "adapter.safetensors")
+        other.mllm = PreferenceMLLM.load(weights / "mllm")
+        return other
+
+    @torch.inference_mode()
+    def states(self, texts: list[str]) -> torch.Tensor:
+        """Text states [B, T, X]."""
+        return text_features(self.clip, tokenize(self.tokenizer, texts))[0]
+
+    @torch.inference_mode()
+    def user_vector(self, liked: Pictures, disliked: Pictures, parts=(1.0, 1.0, 1.0)) -> torch.Tensor:
+        """e_u [C + D + I] of a history, as the nodes make it."""
+        history = PreferenceHistory.from_images(liked, disliked)
+        embeds = [self.embeds(stacked(pictures)) if pictures else None for pictures in (liked, disliked)]
+        encoded = EncodedPreference(
+            hidden=self.mllm.encode(history),
+            image_embed_liked=embeds[0],
+            image_embed_disliked=embeds[1],
+            mllm=self.mllm.fingerprint,
+            clip_vision={"width": embeds[0].shape[1]},
+            n_liked=len(liked),
+            n_disliked=len(disliked),
+            digest=history.digest,
+        )
+        return fuse_user_vector(self.adapter, encoded, *parts)
+
+    @torch.inference_mode()
+    def traits(self, liked: Pictures, disliked: Pictures) -> Traits:
+        """What the MLLM says that is liked and disliked; of two tastes the first, since one prompt can't hold both."""
+        said, _, avoided = self.mllm.answer(PreferenceHistory.from_images(liked, disliked)).partition(";")
+        return Traits.of_answers(said.partition(" or ")[0], avoided)
+
+    @torch.inference_mode()
+    def embeds(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Unit CLIP image embeddings [B, I] of pictures [B, 3, 128, 128] in -1..1."""
+        return F.normalize(image_features(self.clip, pictures), dim=1)
+
+    @torch.inference_mode()
+    def latents(self, pictures: Pictures) -> torch.Tensor:
+        """Unit-variance latents [B, c, h, w]."""
+        return self.vae.encode(stacked(pictures)).latent_dist.mean * self.vae.config.scaling_factor
+
+    @torch.inference_mode()
+    def paint(
+        self,
+        texts: list[str],
+        vectors: torch.Tensor | None = None,
+        seed: int = 0,
+        first: int = 0,
+        negative: list[str] | None = None,
+        history: tuple[Pictures, Pictures] | None = None,
+        weight: float = 1.0,
+    ) -> torch.Tensor:
+        """Pictures [B, 3, 128, 128] in -1..1; vectors [B, C + D + I], or None for no user.
+
+        history: (liked, disliked), for reference attention. weight: of the user attention, or of that. seed, first: see
+        `sample`.
+        """
+        keys_values = [None] * len(self.branch) if vectors is None else self.adapter.keys_values(vectors)
+        for processor, pair in zip(self.branch, keys_values, strict=True):
+            # The unconditional half has no branch: zero values add nothing to it.
+            processor.keys_values = pair and (
+                torch.cat([pair[0]] * 2),
+                torch.cat([torch.zeros_like(pair[1]), weight * pair[1]]),
+            )
+        unet = self.unet
+        if history is not None:
+            liked, disliked = map(self.latents, history)
+            unet = reference.Referenced(unet, self.references, disliked, liked, self.empty, self.alphas, weight)
+        off = self.empty if negative is None else self.states(negative)
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = sample(unet, self.states(texts), off, GUIDANCE, STEPS, seed, first)
+        return decode(self.vae, latents)
+
+
+def stacked(pictures: Pictures) -> torch.Tensor:
+    """[B, 3, H, W] in -1..1."""
+    return torch.stack(pictures).movedim(-1, 1) * 2 - 1
+
+
+def history_of(person: users.User, size: int) -> tuple[Pictures, Pictures]:
+    """(liked, disliked) pictures of a user, `size` of each; a longer history begins with the shorter one."""
+    examples = users.history(person, size, size, HISTORY_SEED)
+    drawn = [(torch.from_numpy(render(e.scene)).float() / 255, e.liked) for e in examples]
+    return [p for p, liked in drawn if liked], [p for p, liked in drawn if not liked]
+
+
+def requests(people: list[users.User], prompts: int) -> Asked:
+    """What every picture shows: each user gets `prompts` of the held-out ones, by turns all of them."""
+    known = captions.heldout_prompts()
+    return [(u, *known[(u * prompts + i) % len(known)]) for u in range(len(people)) for i in range(prompts)]
+
+
+def paint_row(painter: Painter, row: Row, people: list[users.User], asked: Asked) -> Iterator[torch.Tensor]:
+    """Paint a row: batches of pictures [B, 3, 128, 128] in -1..1, in order. The noise of a picture is the same in every
+    row with the same `asked`."""
+    owners = people[1:] + people[:1] if row.of_other else people
+    wanted = sorted({user for user, _, _ in asked})
+    vectors, traits = {}, {}
+    if row.history:
+        vectors = {u: painter.user_vector(*row.history(*history_of(owners[u], row.size)), row.parts) for u in wanted}
+    if row.words:
+        traits = {u: painter.traits(*history_of(owners[u], row.size)) for u in wanted}
+
+    def text(user: int, subject: str, prop: str) -> str:
+        if row.taste:
+            return captions.enriched(subject, prop, dict(people[user].tastes[0].liked))
+        return ", ".join([captions.neutral(subject, prop), *(traits[user].liked if row.words else ())])
+
+    for start in range(0, len(asked), BATCH):
+        batch = asked[start : start + BATCH]
+        texts, users_here = [text(*picture) for picture in batch], [user for user, _, _ in batch]
+        if row.reference:
+            done = 0
+            for user, group in groupby(users_here):  # references are one user's
+                here = slice(done, done + len(list(group)))
+                history = history_of(owners[user], row.size)
+                yield painter.paint(texts[here], seed=start, first=done, history=history, weight=row.reference)
+                done = here.stop
+        else:
+            chosen = torch.stack([vectors[user] for user in users_here]) if vectors else None
+            negative = [traits[user].negative for user in users_here] if row.words == "both" else None
+            yield painter.paint(texts, chosen, seed=start, negative=negative, weight=row.weight)

@@ -1,0 +1,187 @@
+"""From pictures to a folder: `page` for the judges, `key.json` for whoever asks them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import secrets
+import shutil
+import tempfile
+from dataclasses import dataclass
+from itertools import combinations, zip_longest
+from pathlib import Path
+
+from PIL import Image
+
+from prefgen.pictures import PictureError, read_picture
+
+from ...data.errors import DataError
+from .pictures import VERDICTS, Pictures
+
+PAGE = Path(__file__).parent / "page"
+HISTORY_SIZE = 384  # pixels at most: history pictures are shown small
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to ask. pairs: methods to compare, all if empty; trials: at most so many, 0 for all; repeats: so many
+    of them are shown a second time, mirrored."""
+
+    pairs: tuple[tuple[str, str], ...] = ()
+    trials: int = 60
+    repeats: int = 6
+    seed: int = 0
+    title: str = "Which picture suits this person better?"
+
+
+@dataclass(frozen=True)
+class Trial:
+    user: str
+    prompt: str
+    methods: tuple[str, str]
+
+
+def by_turns(lists: list[list]) -> list:
+    """The first of each list, then the second of each, and so on."""
+    return [item for group in zip_longest(*lists) for item in group if item is not None]
+
+
+def choose(pictures: Pictures, plan: Plan) -> tuple[list[Trial], int]:
+    """(trials, how many were possible): pairs by turns, within a pair users by turns. DataError if there are none."""
+    known = pictures.methods
+    if len(known) < 2:
+        raise DataError(f"There is only the method {known[0]!r}: a comparison needs two.")
+    for method in {method for pair in plan.pairs for method in pair} - set(known):
+        raise DataError(f"There is no method {method!r}: the pictures are of {', '.join(known)}.")
+    rng, found = random.Random(plan.seed), []
+    for pair in plan.pairs or list(combinations(known, 2)):
+        by_user: dict[str, list[Trial]] = {}
+        for (user, prompt), methods in pictures.painted.items():
+            if methods.keys() >= set(pair):
+                by_user.setdefault(user, []).append(Trial(user, prompt, pair))
+        if not by_user and plan.pairs:
+            raise DataError(f"No user and prompt has pictures of both {pair[0]!r} and {pair[1]!r}.")
+        lists = list(by_user.values())
+        for trials in lists:
+            rng.shuffle(trials)
+        rng.shuffle(lists)
+        found.append(by_turns(lists))
+    trials = by_turns(found)
+    if not trials:
+        raise DataError("No user and prompt has pictures of two methods: there is nothing to compare.")
+    return trials[: plan.trials or None], len(trials)
+
+
+def opened(path: Path, size: int | None = None) -> Image.Image:
+    """The picture as it is seen, RGB on white, with nothing but its pixels, shrunk to `size` pixels a side at most.
+    DataError if it is none."""
+    try:
+        return Image.fromarray(read_picture(path, size))
+    except PictureError as error:
+        raise DataError(f"Can't read the picture {path}: {error.reason}.") from error
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Blind:
+    """Pictures under random names: every place where one is shown has a name of its own, so that not even the number
+    of its uses tells a method."""
+
+    def __init__(self):
+        self.shown: dict[str, tuple[Path, int | None]] = {}
+
+    def name(self, path: Path, size: int | None = None) -> str:
+        """A new name for a picture, shrunk to `size` pixels a side at most."""
+        name = secrets.token_hex(8)
+        self.shown[name] = (path, size)
+        return name
+
+    def write(self, folder: Path) -> None:
+        """Every picture as `folder`/NAME.png, in the order of the names and all of one age."""
+        folder.mkdir()
+        for name, (path, size) in sorted(self.shown.items()):
+            file = folder / f"{name}.png"
+            file.write_bytes(png(opened(path, size)))
+            os.utime(file, (0, 0))
+
+
+def content(pictures: Pictures, trials: list[Trial], plan: Plan, blind: Blind) -> tuple[dict, dict]:
+    """(what the page knows, what the key knows)."""
+    study = secrets.token_hex(4)
+    users: dict[str, str] = {}
+    histories: dict[str, dict] = {}
+    for user in dict.fromkeys(trial.user for trial in trials):
+        users[user] = secrets.token_hex(4)
+        histories[users[user]] = {
+            verdict: [blind.name(path, HISTORY_SIZE) for path in pictures.histories[user][verdict]]
+            for verdict in VERDICTS
+        }
+    shown, key = [], {}
+    sides = {trial: secrets.SystemRandom().sample(trial.methods, 2) for trial in trials}
+    ids = {trial: secrets.token_hex(4) for trial in trials}
+    checked = random.Random(plan.seed + 1).sample(trials, min(plan.repeats, len(trials)))
+    asked = [(trial, ids[trial], None) for trial in trials]
+    asked += [(trial, secrets.token_hex(4), ids[trial]) for trial in checked]
+    for trial, number, mirrors in asked:
+        files = pictures.painted[trial.user, trial.prompt]
+        names = [blind.name(files[method]) for method in sides[trial]]
+        entry = {"id": number, "user": users[trial.user], "prompt": trial.prompt, "pictures": names}
+        shown.append(entry | ({"mirrors": mirrors} if mirrors else {}))
+        key[number] = {
+            "user": trial.user,
+            "prompt": trial.prompt,
+            "pictures": dict(zip(names, sides[trial], strict=True)),
+            "mirrors": mirrors,
+        }
+    page = {"study": study, "title": plan.title, "users": histories, "trials": sorted(shown, key=lambda t: t["id"])}
+    about = {"format": FORMAT, "study": study, "seed": plan.seed, "methods": pictures.methods, "trials": key}
+    return page, about
+
+
+def check_sizes(pictures: Pictures, trials: list[Trial]) -> None:
+    """DataError where a picture's size would tell its method."""
+    for trial in trials:
+        files = [pictures.painted[trial.user, trial.prompt][method] for method in trial.methods]
+        sizes = [opened(file).size for file in files]
+        if sizes[0] != sizes[1]:
+            (a, b), ((w, h), (x, y)) = files, sizes
+            raise DataError(
+                f"{a} is {w} x {h} and {b} {x} x {y}: their size would tell judges the method; bring them to one size."
+            )
+
+
+def make(pictures: Pictures, folder: Path, plan: Plan) -> str:
+    """Write the study to `folder`, which must be new or empty. Returns a sentence on what it holds."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} is not empty: give a new folder, since answers need the key they were made with.")
+    trials, possible = choose(pictures, plan)
+    check_sizes(pictures, trials)
+    blind = Blind()
+    page, key = content(pictures, trials, plan, blind)
+    partial = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        partial.chmod(0o755)
+        shutil.copytree(PAGE, partial / "page")
+        blind.write(partial / "page" / "pictures")
+        (partial / "page" / "data.js").write_text(f"const STUDY = {json.dumps(page)};\n", encoding="utf-8")
+        (partial / "key.json").write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
+        partial.replace(folder)
+    except OSError as error:
+        raise DataError(f"Can't write {folder}: {error.strerror or error}.") from error
+    finally:
+        if partial:
+            shutil.rmtree(partial, ignore_errors=True)
+    repeats, histories = len(page["trials"]) - len(trials), page["users"]
+    return (
+        f"{len(trials)} of {possible} possible comparisons, {repeats} mirrored repeats, {len(histories)} users.\n"
+        f"Give judges the folder {folder / 'page'} (they open index.html); keep {folder / 'key.json'} to yourself."
+    )

@@ -1,1 +1,0 @@
-"""Published preference data in pickles, read without running them, in the layout of every other set."""
