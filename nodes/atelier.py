@@ -27,6 +27,6 @@ class LoadAtelier(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        from prefgen.comfy.atelier_models import load_atelier
+        from ..prefgen.comfy.atelier_models import load_atelier
 
         return io.NodeOutput(*load_atelier())

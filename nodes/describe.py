@@ -49,8 +49,8 @@ class DescribePreference(io.ComfyNode):
 
     @classmethod
     def execute(cls, mllm, liked, disliked=None, liked_traits=None, disliked_traits=None) -> io.NodeOutput:
-        from prefgen.comfy.encoding import describe_history
-        from prefgen.history import PreferenceHistory
+        from ..prefgen.comfy.encoding import describe_history
+        from ..prefgen.history import PreferenceHistory
 
         history = PreferenceHistory.from_images(liked, disliked or [])
         typed = _typed(liked_traits, disliked_traits)
@@ -61,6 +61,6 @@ class DescribePreference(io.ComfyNode):
 
 def _typed(liked, disliked):
     """The artist's own words, of two inputs that ComfyUI gives as lists."""
-    from prefgen.mllm.traits import Traits
+    from ..prefgen.mllm.traits import Traits
 
     return Traits.typed(only(liked, "liked_traits") or "", only(disliked, "disliked_traits") or "")

@@ -2,8 +2,7 @@
 
 from comfy_api.latest import io, ui
 
-from prefgen.comfy import folders, histories
-
+from ..prefgen.comfy import folders, histories
 from .choices import checked, only
 from .sockets import CATEGORY, MLLM, Preference
 
@@ -82,8 +81,8 @@ class EncodePreferenceHistory(io.ComfyNode):
 
     @classmethod
     def execute(cls, liked, mllm=None, disliked=None, clip_vision=None) -> io.NodeOutput:
-        from prefgen.comfy.encoding import encode_history
-        from prefgen.history import PreferenceHistory, montage
+        from ..prefgen.comfy.encoding import encode_history
+        from ..prefgen.history import PreferenceHistory, montage
 
         history = PreferenceHistory.from_images(liked, disliked or [])
         encoded = encode_history(history, only(mllm, "mllm"), only(clip_vision, "clip_vision"))

@@ -2,8 +2,7 @@
 
 from comfy_api.latest import io
 
-from prefgen.comfy import folders, memory
-
+from ..prefgen.comfy import folders, memory
 from .choices import checked
 from .sockets import CATEGORY, MLLM
 

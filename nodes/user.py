@@ -2,10 +2,9 @@
 
 from comfy_api.latest import io
 
-from prefgen import blocks as presets
-from prefgen import pooling as ways
-from prefgen.comfy import folders
-
+from ..prefgen import blocks as presets
+from ..prefgen import pooling as ways
+from ..prefgen.comfy import folders
 from .choices import checked
 from .sockets import CATEGORY, Preference, User, advanced
 
@@ -75,8 +74,8 @@ class FuseUserVector(io.ComfyNode):
     def execute(
         cls, preference, adapter, semantic=1.0, core=1.0, image=1.0, pooling=ways.PUSH_AWAY, push=0.5
     ) -> io.NodeOutput:
-        from prefgen.adapter import check_encoded, load_adapter_once
-        from prefgen.fusion import fuse_user
+        from ..prefgen.adapter import check_encoded, load_adapter_once
+        from ..prefgen.fusion import fuse_user
 
         loaded = load_adapter_once(folders.adapter_path(adapter))
         check_encoded(loaded.header, preference)
@@ -188,7 +187,7 @@ class ApplyUserCrossAttention(io.ComfyNode):
         weight_schedule="",
         item_weights="",
     ) -> io.NodeOutput:
-        from prefgen.comfy.patcher import apply_user
+        from ..prefgen.comfy.patcher import apply_user
 
         side = APPLY_TO.get(apply_to, apply_to)  # ComfyUI 0.3.75 lets any combo value through; apply_user names it
         where = {"blocks": blocks, "per_block": block_weights, "over_time": weight_schedule}
