@@ -2,7 +2,7 @@
 # make serve          ComfyUI with PrefGen in it, in your browser
 # make test           the tests (within 20 minutes on two cores)
 # make check          lint and the fast half of the tests (within 2)
-# make lint           style and registry checks
+# make lint           style, types and the registry's rules
 # make test-numbers   the tests of numbers, rounded as on eleven other CPUs
 # make train-atelier  the embedded models, from nothing to the files under prefgen/atelier/weights
 # make clean          removes what make made (.venv and .comfyui as well)
@@ -24,7 +24,7 @@ CHECKED := $(wildcard tests/prefgen/test_*.py) tests/prefgen/atelier tests/scrip
 	$(addprefix tests/training/common/test_,config.py statistics.py mmd.py) \
 	$(addprefix tests/training/data/test_,agents.py questions.py)
 
-.PHONY: help setup demo serve test test-numbers check lint train-atelier clean
+.PHONY: help setup demo serve test test-numbers check lint types train-atelier clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -47,10 +47,17 @@ check: lint
 test-numbers: setup
 	@$(PY) scripts/any_cpu.py $(ARGS)
 
-lint: setup
+lint: setup types
 	@$(PY) -m ruff check .
-	@mkdir -p .cache
+	@$(PY) -m ruff format --check .
 	@HOME="$(CURDIR)/.cache" $(PY) -m comfy_cli --skip-prompt --no-enable-telemetry node validate </dev/null
+
+# The nodes reach the engine by `..prefgen`, as inside ComfyUI: seen from a folder above, the repository is the package.
+types: setup
+	@mkdir -p .cache/types
+	@ln -sfn ../.. .cache/types/pack
+	@$(PY) -m mypy
+	@cd .cache/types && ../../$(PY) -m mypy --config-file ../../pyproject.toml --cache-dir ../mypy -p pack.nodes
 
 train-atelier: setup
 	@PYTHON=$(PY) sh training/runs/atelier.sh $(ARGS)
