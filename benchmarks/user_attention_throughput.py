@@ -229,7 +229,7 @@ def unet_flops(folder: Path, args) -> float:
 
     from training.common.bases import Text, load_base
     from training.common.config.command import load
-    from training.train_user_attention import connect, install, unet_projections
+    from training.common.user_branch import connect, install, unet_projections
 
     base = load_base(load(folder / "run.yaml"))
     branch, side = install(base.unet, fused=True), args.pixels // 8

@@ -10,13 +10,12 @@ which models read them. Finished pieces are kept: a killed run goes on after the
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from prefgen.files import read_text, write_atomic
+from prefgen.files import write_atomic
 
 from .common.cache import cached
 from .common.config.command import arguments
@@ -76,20 +75,6 @@ def main() -> None:
         index = {"world": world.name, "mllm": mllm, "clip_vision": eyes.about}
         write_atomic(run.folder / "index.json", json.dumps(index, indent=1).encode())
     run.finish(histories=len(jobs), users=len({user for user, _ in jobs}))
-
-
-class Extracted:
-    """Read access, memory-mapped: hidden float16 [n, layers, D], images float16 [n, I], owners [n] (user ids), index
-    (which models read them)."""
-
-    def __init__(self, runs: Path):
-        folder = runs / "extract"
-        if not (folder / "done").exists():
-            raise SystemExit("No extracted users yet: run `python -m training.extract` first.")
-        self.hidden = np.load(folder / "hidden.npy", mmap_mode="r")
-        self.images = np.load(folder / "images.npy", mmap_mode="r")
-        self.owners = np.load(folder / "owners.npy")
-        self.index = json.loads(read_text(folder / "index.json"))
 
 
 if __name__ == "__main__":

@@ -15,17 +15,16 @@ import torch
 import torch.nn.functional as F
 
 from prefgen.aligner import LayerStandardiser, SemanticAligner
-from training.common.mmd import median_bandwidths, mmd2
 
 from .common.bases import Base, load_base
 from .common.config.command import arguments
+from .common.mmd import median_bandwidths, mmd2
 from .common.one_sentence import one_sentence
 from .common.optim import cosine, parameter_groups
 from .common.order import batch_indices, step_seed
 from .common.run import Run, optimise
+from .common.stage_outputs import ExtractedUsers, chosen_layers, first_heldout
 from .data.worlds import Histories, histories_of
-from .export import check_world, chosen_layers, first_heldout
-from .extract import Extracted
 
 
 def user_bank(base: Base, histories: Histories, users: list[int]) -> torch.Tensor:
@@ -46,8 +45,8 @@ def main() -> None:
     run = Run(args)
     if run.finished:
         return
-    histories, extracted = histories_of(args.config, args.runs), Extracted(args.runs)
-    check_world(extracted, histories)
+    histories, extracted = histories_of(args.config, args.runs), ExtractedUsers(args.runs)
+    extracted.check_world(histories.name)
     layers = chosen_layers(args.runs, extracted.hidden.shape[1])["sem_layers"]
     device = run.accelerator.device
     users, owners = np.unique(extracted.owners, return_inverse=True)  # owners [n]: rows of users

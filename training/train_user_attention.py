@@ -17,20 +17,19 @@ Latents, and for a data set the text states of every prompt, are computed once a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
-from prefgen.adapter import AdapterError, UserAdapter, check_compatible, load_adapter, save_adapter
+from prefgen.adapter import UserAdapter, save_adapter
 from prefgen.atelier.models import WEIGHTS
-from prefgen.branch import scaled_dot_product, user_residual
 
-from .common.bases import Base, BaseError, Text, load_base
+from .common.adapters import new_adapter, trained_adapter, trained_parts
+from .common.bases import Base, Text, load_base
 from .common.cache import cached, digest_of
 from .common.config.command import arguments
 from .common.config.schema import PARTS
@@ -41,82 +40,18 @@ from .common.order import step_seed
 from .common.precision import full_precision
 from .common.run import Run
 from .common.sampling import decode
+from .common.stage_outputs import ExtractedUsers, first_heldout
+from .common.user_branch import connect, install
 from .data.atelier_users import users_of
 from .data.worlds import Histories, Wanted, histories_of, too_small
-from .export import STAGE, check_world, first_heldout, new_adapter, trained_adapter, trained_parts
-from .extract import Extracted
 
+STAGE = "train_user_attention"
 SHOWN, SHOWN_STEPS, GUIDANCE = 4, 20, 5.0  # the grids: users, sampling steps
 TEXTS, PICTURES = 64, 16  # computed at once for the caches
 
 
-def product_attention(q, k, v, heads, **_):
-    """Plain softmax attention [B, T, heads * d]: with few keys it beats a CPU's fused kernel, backward above all."""
-    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
-    return (weights @ v).transpose(1, 2).flatten(2)
-
-
-class UserAttention:
-    """Text cross-attention plus the user branch, for diffusers blocks. `keys_values` is set before each UNet call.
-
-    attention: a function (q, k, v, heads) -> [B, T, heads * d].
-    """
-
-    def __init__(self, attention: Callable = product_attention):
-        self.attention, self.keys_values = attention, None
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
-        query, text = attn.to_q(hidden_states), encoder_hidden_states
-        out = self.attention(query, attn.to_k(text), attn.to_v(text), attn.heads)
-        if self.keys_values is not None:
-            k, v = (t.to(out.dtype) for t in self.keys_values)
-            out = out + user_residual(out, query, {"heads": attn.heads, "attention": self.attention}, k, v)
-        return attn.to_out[1](attn.to_out[0](out))
-
-
-def install(unet, fused: bool = False) -> list[UserAttention]:
-    """Put the branch into every cross-attention of a diffusers UNet; returned in file order (down, up, mid). fused:
-    torch's own attention kernels, which tiny UNets on a CPU are slower with."""
-    attention, own = (scaled_dot_product, AttnProcessor2_0) if fused else (product_attention, AttnProcessor)
-    processors = {
-        name: UserAttention(attention) if name.endswith("attn2.processor") else own() for name in unet.attn_processors
-    }
-    unet.set_attn_processor(dict(processors))  # it empties the one it is given
-    return [processors[name] for name in unet.attn_processors if name.endswith("attn2.processor")]
-
-
-def unet_projections(unet) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The UNet's own (to_k, to_v) weights of every cross-attention, in file order."""
-    return [
-        (m.to_k.weight.detach().clone(), m.to_v.weight.detach().clone())
-        for name, m in ((n, unet.get_submodule(n.removesuffix(".processor"))) for n in unet.attn_processors)
-        if name.endswith("attn2.processor")
-    ]
-
-
-def untrained_adapter(args: SimpleNamespace, base: Base) -> UserAdapter:
-    """An adapter for the base whose K and V are the UNet's own, or those of base.ip_adapter."""
-    projections, path = unet_projections(base.unet), args.config.base.ip_adapter
-    widths, text_width = [len(k) for k, _ in projections], projections[0][0].shape[1]
-    if path is not None:
-        try:
-            start = load_adapter(path)
-            check_compatible(start.header, widths, text_width, base.family)
-        except AdapterError as error:
-            raise BaseError(f"base.ip_adapter: {error}") from error
-        # A public file's weights are bare tensors, an export's are layers.
-        pairs = zip(start.to_k_ip, start.to_v_ip, strict=True)
-        projections = [tuple(getattr(side, "weight", side) for side in pair) for pair in pairs]
-    adapter = new_adapter(args, text_width, widths)
-    for (k, v), to_k, to_v in zip(projections, adapter.to_k_ip, adapter.to_v_ip, strict=True):
-        to_k.weight.data.copy_(k)
-        to_v.weight.data.copy_(v)
-    return adapter
-
-
 @torch.no_grad()
-def user_vectors(adapter: UserAdapter, extracted: Extracted, piece: int = 4096) -> torch.Tensor:
+def user_vectors(adapter: UserAdapter, extracted: ExtractedUsers, piece: int = 4096) -> torch.Tensor:
     """e_u of every extracted history, [n, C + D + I], fp32."""
     rows = []
     for start in range(0, len(extracted.owners), piece):
@@ -203,8 +138,8 @@ def main() -> None:
     if run.finished:
         return
     config, device, first = args.config, run.accelerator.device, run.rank == 0
-    histories, extracted = histories_of(config, args.runs), Extracted(args.runs)
-    check_world(extracted, histories)
+    histories, extracted = histories_of(config, args.runs), ExtractedUsers(args.runs)
+    extracted.check_world(histories.name)
     if config.data.path is not None and (fault := too_small(config.data.path, config.base.pixels)):
         raise SystemExit(f"{STAGE}: {fault}")
     if config.base.precision == "fp16" and run.accelerator.scaler is None:
@@ -213,7 +148,7 @@ def main() -> None:
             "launch --mixed_precision fp16`."
         )
     base = load_base(config, device)
-    adapter = untrained_adapter(args, base)
+    adapter = new_adapter(args, base)
     branch = install(base.unet, fused=base.family != "atelier")
     if config.base.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
@@ -317,12 +252,6 @@ def asked_of(histories: Histories, owner: int, rng: np.random.Generator, args: S
     """One request of a user; at times without its text."""
     wanted = histories.wanted(int(owner), rng)
     return Wanted(wanted.picture, "", None) if rng.random() < args.drop_text else wanted
-
-
-def connect(branch: list[UserAttention], keys_values: list | None) -> None:
-    """Set K and V of every block for the next call of the UNet; None is the plain UNet."""
-    for processor, pair in zip(branch, keys_values or [None] * len(branch), strict=True):
-        processor.keys_values = pair
 
 
 @full_precision

@@ -15,8 +15,8 @@ from training import train_alignment
 from training.atelier.clip import text_features, tokenize
 from training.common.checkpoints import last_state
 from training.common.config.command import load
+from training.common.stage_outputs import first_heldout
 from training.data.atelier_users import users_of
-from training.export import first_heldout
 from training.train_alignment import user_bank
 
 USERS, EACH, LAYERS, WIDTH, SEM = 240, 3, 6, 48, [2, 3, 4, 5]

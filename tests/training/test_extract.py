@@ -18,6 +18,7 @@ from tests.training import tiny_bases, tiny_clip
 from tests.training.commands import kill, start, until
 from training import extract
 from training.common.one_sentence import one_sentence
+from training.common.stage_outputs import ExtractedUsers
 from training.data.worlds import DataSetHistories
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +80,7 @@ def test_a_row_is_what_the_nodes_read_of_that_history(folder, straight):
     from prefgen.mllm.model import PreferenceMLLM
     from training.evaluation.compare.vision import Vision
 
-    world, found = DataSetHistories(folder / "agents"), extract.Extracted(folder / "runs")
+    world, found = DataSetHistories(folder / "agents"), ExtractedUsers(folder / "runs")
     args = type("Args", (), {"seed": 9, "pictures": 3})
     mllm, vision = PreferenceMLLM.load(folder / "mllm"), Vision(folder / "vision")
     for row in (0, 3, 19):
@@ -146,7 +147,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_lost(folder, straight, tmp_pat
         assert "\n" not in str(error.value)
     assert (straight / "hidden.npy").read_bytes() == before
     with pytest.raises(SystemExit, match="run `python -m training.extract` first"):
-        extract.Extracted(tmp_path)
+        ExtractedUsers(tmp_path)
 
 
 def test_a_damaged_shard_is_named(folder, tmp_path, monkeypatch):

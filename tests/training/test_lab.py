@@ -19,6 +19,7 @@ from tests.training import tiny_bases, tiny_clip
 from tests.training.commands import ROOT
 from training import export, probe_layers, train_mllm
 from training.common import devices
+from training.common.adapters import BRANCH_STAGE, HEADER_KEYS, trained_adapter
 from training.common.cache import digest_of
 from training.common.config.command import load
 from training.common.one_sentence import one_sentence
@@ -161,14 +162,14 @@ def test_an_export_is_fp16_with_fp32_normalisers_and_half_the_size(trained, monk
 
 
 def spoilt(trained, value):
-    adapter = export.trained_adapter(
+    adapter = trained_adapter(
         SimpleNamespace(
             **{
                 **dict(load(trained.config).train_user_attention),
                 "runs": trained.runs,
                 "config": load(trained.config),
-                "fingerprint": {key: 0 for key in export.TOLD},
-                "stage": export.STAGE,
+                "fingerprint": {key: 0 for key in HEADER_KEYS},
+                "stage": BRANCH_STAGE,
             }
         ),
         unfinished=True,

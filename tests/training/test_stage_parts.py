@@ -12,9 +12,9 @@ from training import train_mllm
 from training.atelier import mllm_vision
 from training.atelier.pool import PicturePool
 from training.common.files import save_array
+from training.common.stage_outputs import ExtractedUsers
 from training.data.errors import DataError
 from training.evaluation import ablations
-from training.extract import Extracted
 
 LAYERS, WIDTH, USERS, ATTRIBUTES = 6, 10, 7, 5
 
@@ -186,7 +186,8 @@ def test_an_ablation_of_runs_that_are_not_there_names_what_is_missing(shipped):
 
 
 @pytest.mark.parametrize(
-    ("opened", "words"), [(Extracted, "run `python -m training.extract` first"), (PicturePool, "atelier.pool` first")]
+    ("opened", "words"),
+    [(ExtractedUsers, "run `python -m training.extract` first"), (PicturePool, "atelier.pool` first")],
 )
 def test_what_an_earlier_stage_did_not_finish_is_named(tmp_path, opened, words):
     for folder in ("extract", "atelier.pool"):

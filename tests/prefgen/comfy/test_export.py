@@ -7,7 +7,7 @@ from tests.closeness import assert_close
 from tests.prefgen.comfy.tiny_models import Both
 from tests.training.commands import start
 from tests.training.tiny_bases import world
-from training.train_user_attention import connect, install
+from training.common.user_branch import connect, install
 
 WEIGHT = 1.0
 

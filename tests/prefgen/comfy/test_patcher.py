@@ -8,7 +8,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from tests.closeness import FAR, SAMPLED, assert_close, assert_far, difference
-from training.train_user_attention import install
+from training.common.user_branch import install
 
 STEPS = 4
 

@@ -20,9 +20,9 @@ from prefgen.history import PreferenceHistory
 from prefgen.mllm.model import PreferenceMLLM
 from prefgen.mllm.traits import Traits
 
-from ... import train_user_attention as branches
 from ...atelier.clip import image_features, text_features, tokenize
 from ...common.sampling import decode, sample
+from ...common.user_branch import install
 from . import reference
 from .rows import Pictures, Row
 
@@ -39,7 +39,7 @@ class Painter:
         self.clip, self.tokenizer = models.load_clip(), models.clip_tokenizer()
         self.unet, self.vae, self.judge = models.load_unet_diffusers(), models.load_vae_diffusers(), load_judge()
         self.mllm = PreferenceMLLM.load(models.MLLM_FOLDER)
-        self.branch = branches.install(self.unet)
+        self.branch = install(self.unet)
         self.references = reference.install(self.unet)
         self.alphas = models.alphas_cumprod()
         self.empty = self.states([""])

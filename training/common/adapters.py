@@ -1,0 +1,124 @@
+"""The adapter around its trained parts: new for `train_user_attention`, and again from a checkpoint for the export."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from prefgen.adapter import AdapterError, UserAdapter, check_compatible, load_adapter
+from prefgen.aligner import LayerStandardiser, SemanticAligner
+from prefgen.fusion import UserProjection
+from prefgen.header import FORMAT_VERSION, AdapterHeader
+
+from .bases import Base, BaseError
+from .checkpoints import last_state
+from .stage_outputs import ExtractedUsers, chosen_layers
+from .user_branch import unet_projections
+
+BRANCH_STAGE = "train_user_attention"
+# Of that stage's section, in every file's header.
+HEADER_KEYS = ("steps", "batch", "lr", "distil", "parts", "seed")
+
+
+def new_adapter(args: SimpleNamespace, base: Base) -> UserAdapter:
+    """An adapter for the base, whose K and V are the UNet's own or those of base.ip_adapter.
+
+    args: what `arguments` gives for `train_user_attention`. BaseError for an IP-Adapter that doesn't fit.
+    """
+    projections = unet_projections(base.unet)
+    widths = [len(to_k) for to_k, _ in projections]
+    text_width = projections[0][0].shape[1]
+    if args.config.base.ip_adapter is not None:
+        projections = _ip_adapter_projections(args.config.base.ip_adapter, base, widths, text_width)
+    adapter = _around_aligner(args, text_width, widths)
+    for (k, v), to_k, to_v in zip(projections, adapter.to_k_ip, adapter.to_v_ip, strict=True):
+        to_k.weight.data.copy_(k)
+        to_v.weight.data.copy_(v)
+    return adapter
+
+
+def trained_adapter(args: SimpleNamespace, unfinished: bool = False) -> UserAdapter:
+    """The adapter of a run's last checkpoint, with its averaged weights. SystemExit for a run with steps left."""
+    folder = args.runs / BRANCH_STAGE
+    state = last_state(folder)
+    if state["step"] < args.steps and not unfinished:
+        raise SystemExit(
+            f"{folder} is at step {state['step']} of {args.steps}: finish it with the same command, or export it as it "
+            "is with --unfinished."
+        )
+    shapes = [weight.shape for key, weight in state["ema"].items() if key.startswith("to_k_ip.")]  # in file order
+    adapter = _around_aligner(args, shapes[0][1], [shape[0] for shape in shapes])
+    trained_parts(adapter).load_state_dict(state["ema"])
+    adapter.header.training["step"] = state["step"]
+    return adapter.eval().requires_grad_(False)
+
+
+def trained_parts(adapter: UserAdapter) -> torch.nn.ModuleDict:
+    """What `train_user_attention` trains of an adapter; the rest was trained before."""
+    names = ("projection", "to_k_ip", "to_v_ip")
+    return torch.nn.ModuleDict({name: getattr(adapter, name) for name in names})
+
+
+def _around_aligner(args: SimpleNamespace, cross_attention_dim: int, block_widths: list[int]) -> UserAdapter:
+    """An adapter around the trained aligner and normalisers of `args.runs`; its branch and projection are random.
+
+    block_widths: of every cross-attention, in file order.
+    """
+    extracted = ExtractedUsers(args.runs)
+    state = last_state(args.runs / "train_alignment")
+    layers = chosen_layers(args.runs, extracted.hidden.shape[1])
+    sem_layers, width = state["norm"]["mean"].shape
+    hidden_width = state["model"]["mlp.0.weight"].shape[0]
+    semantic_width = state["model"]["mlp.2.weight"].shape[0]
+    image_width = extracted.images.shape[1]
+
+    aligner = SemanticAligner(sem_layers, width, semantic_width, hidden_width)
+    aligner.load_state_dict(state["model"])
+    sem_norm = LayerStandardiser(sem_layers, width)
+    sem_norm.load_state_dict(state["norm"])
+    core_norm = LayerStandardiser(1, width)
+    core_norm.fit(torch.as_tensor(np.asarray(extracted.hidden[:, [layers["core_layer"]]])))
+    header = AdapterHeader(
+        format_version=FORMAT_VERSION,
+        kind="prefgen",
+        base_family=args.config.base.family,
+        semantic_width=semantic_width,
+        core_width=width,
+        image_width=image_width,
+        cross_attention_dim=cross_attention_dim,
+        tokens=args.tokens,
+        block_widths=block_widths,
+        mllm=extracted.index["mllm"] | layers,
+        clip_vision=extracted.index["clip_vision"],
+        training={key: args.fingerprint[key] for key in HEADER_KEYS} | _provenance(args.config),
+    )
+    projection = UserProjection(semantic_width + width + image_width, cross_attention_dim, args.tokens)
+    return UserAdapter(header, projection, aligner, sem_norm, core_norm)
+
+
+def _ip_adapter_projections(path, base: Base, widths: list[int], text_width: int) -> list[tuple]:
+    """(K, V) weights of every block of a public IP-Adapter file."""
+    try:
+        start = load_adapter(path)
+        check_compatible(start.header, widths, text_width, base.family)
+    except AdapterError as error:
+        raise BaseError(f"base.ip_adapter: {error}") from error
+    # A public file's weights are bare tensors, an export's are layers.
+    pairs = zip(start.to_k_ip, start.to_v_ip, strict=True)
+    return [tuple(getattr(side, "weight", side) for side in pair) for pair in pairs]
+
+
+def _provenance(config) -> dict:
+    """What a real base's file says of its training besides the stage's own numbers."""
+    base = config.base
+    if base.family == "atelier":
+        return {}
+    origin = {
+        "base": base.path.name,
+        "pixels": base.pixels,
+        "min_snr": config.train_user_attention.min_snr,
+        "data": config.data.path.name,
+    }
+    return origin | ({"ip_adapter": base.ip_adapter.name} if base.ip_adapter else {})

@@ -1,0 +1,59 @@
+"""What one stage leaves in the runs folder and others read: the extracted users and the chosen layers.
+
+So no stage has to import another.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from prefgen.files import read_text
+
+
+class ExtractedUsers:
+    """What `extract` wrote, memory-mapped, one row a history.
+
+    hidden: H, float16 [n, layers, D]. images: e_img, float16 [n, I]. owners: user ids [n], ascending. index: the world
+    that the users live in, and which MLLM and image encoder read them. SystemExit where the stage hasn't finished.
+    """
+
+    def __init__(self, runs: Path):
+        folder = runs / "extract"
+        if not (folder / "done").exists():
+            raise SystemExit("No extracted users yet: run `python -m training.extract` first.")
+        self.hidden = np.load(folder / "hidden.npy", mmap_mode="r")
+        self.images = np.load(folder / "images.npy", mmap_mode="r")
+        self.owners = np.load(folder / "owners.npy")
+        self.index = json.loads(read_text(folder / "index.json"))
+
+    def check_world(self, name: str) -> None:
+        """SystemExit if the users live in another world than the one of this name."""
+        if self.index["world"] != name:
+            raise SystemExit(
+                f"The extracted users are those of {self.index['world']}, data.path says {name}: use another --runs "
+                "folder, or run `python -m training.extract` again."
+            )
+
+
+def first_heldout(users: int) -> int:
+    """Of the extracted users in order, the number of the first that only measures: the last twentieth, two at least."""
+    return max(0, min(users * 95 // 100, users - 2))
+
+
+def chosen_layers(runs: Path, count: int) -> dict:
+    """{"sem_layers": [...], "core_layer": n} as `probe_layers` wrote them, for an MLLM of `count` layers.
+
+    SystemExit without them, and for layers that such an MLLM hasn't.
+    """
+    path = runs / "probe_layers" / "layers.json"
+    if not path.exists():
+        raise SystemExit(f"There is no {path}: run `python -m training.probe_layers` first.")
+    layers = json.loads(read_text(path))
+    if not all(layer in range(count) for layer in (*layers["sem_layers"], layers["core_layer"])):
+        raise SystemExit(
+            f"{path} names layers that an MLLM of {count} layers hasn't: run `training.probe_layers` again."
+        )
+    return {key: layers[key] for key in ("sem_layers", "core_layer")}
