@@ -34,7 +34,6 @@ import json
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -56,6 +55,7 @@ from .data.readers import TOGETHER, Asked, Reader, reader_of
 from .data.schema import normal_prompt
 from .data.worlds import Histories, History, histories_of
 from .evaluation import probes
+from .evaluation.probe_page import MEASURES, draw, page
 
 PIECE = 16  # users in a file of readings
 GROUPS = ("fit", "choose", "report")
@@ -275,100 +275,6 @@ def unbeaten(by_user: dict[str, dict[str, np.ndarray]], layers: int) -> list[str
             if not any(np.percentile(resampled(difference), 2.5 / layers) > 0 for difference in less):
                 sentences.append(f"No layer beats {label} in '{words}'.")
     return sentences
-
-
-MEASURES = {
-    "same_user": "same user's history nearest",
-    "named": "user named by a linear probe",
-    "liked_first": "liked above disliked",
-    "traits": "liked attributes, precision at k",
-}
-
-
-LABELS = {
-    "colour": "colour alone",
-    "embedding": "embedding (input of the decoder)",
-    "compared": "embedding, asked pictures compared by hand",
-    "e_sem": "**e_sem**, its layers joined",
-    "e_core": "**e_core**",
-}
-
-
-def page(figures: dict) -> str:
-    """The figures as Markdown tables."""
-    names = [name for name in MEASURES if name in figures["table"]["colour"]]
-
-    def cell(value: dict, signed: bool = False) -> str:
-        low, high = value["ci95"]
-        return f"{value['mean']:{'+' if signed else ''}.3f} ({low:.3f} to {high:.3f})"
-
-    def table(head: list[str], rows: list[list[str]]) -> str:
-        lines = [head, ["---"] * len(head), *rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-    rows = [
-        [LABELS.get(row, f"layer {row}"), *(cell(values[n]) for n in names)] for row, values in figures["table"].items()
-    ]
-    top = figures["table"]["e_core"]
-    rows.append(["shuffled labels (e_core's layer)", *(cell(top[f"{n}_shuffled"]) for n in names)])
-    best = figures["table"]["e_sem"]
-    rows.append(
-        ["another user's history (e_sem)", *(cell(best[f"{n}_stranger"]) if n == "liked_first" else "" for n in names)]
-    )
-    differences = [
-        [" less ".join(LABELS.get(r, f"layer {r}") for r in row.split(" - ")), *(cell(values[n], True) for n in names)]
-        for row, values in figures["differences"].items()
-    ]
-    head = [MEASURES[n] for n in names]
-    doubts = "".join(f"**{sentence}** " for sentence in figures.get("unbeaten", ()))
-    doubts += "The chosen layers mean little where that is so.\n\n" if doubts else ""
-    return f"""{doubts}e_sem: layers {figures["sem_layers"]} joined, e_core: layer {figures["core_layer"]} of {
-        len([r for r in figures["table"] if r.isdecimal()])
-    } (0 is the first decoder layer). Chosen on {figures["users"]["choose"]} users, the figures below are of {
-        figures["users"]["report"]
-    } others of the test split; the probes of the last two columns were fitted on {figures["users"]["fit"]} more. {
-        figures["histories"]
-    } histories a user. 95 % intervals, bootstrap over users.
-
-{table(["read", *head], rows)}
-
-Differences, paired by user:
-
-{table(["", *head], differences)}
-"""
-
-
-def draw(figures: dict, path: Path) -> None:
-    """One panel a measure: every layer with its interval, and the controls."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    table = figures["table"]
-    layers = [row for row in table if row.isdecimal()]
-    names = [name for name in MEASURES if name in table["colour"]]
-    sheet, axes = pyplot.subplots(1, len(names), figsize=(3.4 * len(names), 3.5), layout="constrained", sharey=True)
-    x = list(map(int, layers))
-    for axis, name in zip(axes, names, strict=True):
-        means, bounds = [table[r][name]["mean"] for r in layers], np.array([table[r][name]["ci95"] for r in layers])
-        axis.fill_between(x, bounds[:, 0], bounds[:, 1], alpha=0.2)
-        axis.plot(x, means, "o-", label="last token")
-        axis.axhline(table["embedding"][name]["mean"], ls="-.", color="tab:green", label="embedding")
-        axis.axhline(table["colour"][name]["mean"], ls="--", color="tab:orange", label="colour alone")
-        if name == "liked_first":
-            compared = table["compared"][name]["mean"]
-            axis.axhline(compared, ls=(0, (1, 4)), color="tab:green", label="embedding, compared")
-        axis.plot(x, [table[r][f"{name}_shuffled"]["mean"] for r in layers], ":", color="grey", label="shuffled labels")
-        if name == "liked_first":
-            strange = [table[r]["liked_first_stranger"]["mean"] for r in layers]
-            axis.plot(x, strange, ":", color="tab:red", label="another's history")
-        axis.set(title=MEASURES[name], xlabel="decoder layer", ylim=(0, 1.02))
-    axes[0].set_ylabel("share, unseen users")
-    shown = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    sheet.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown), fontsize="small")
-    sheet.savefig(path, dpi=110)
-    pyplot.close(sheet)
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ from training.common.one_sentence import one_sentence
 from training.data.errors import DataError
 from training.data.worlds import DataSetHistories, History
 from training.evaluation import probes
-from training.probe_layers import GROUPS, analyse, deal, page
+from training.evaluation.probe_page import page
+from training.probe_layers import GROUPS, analyse, deal
 
 ROOT = Path(__file__).resolve().parents[2]
 USERS, HISTORIES, WIDTH, ATTRIBUTES, COLOURS = 60, 3, 24, 12, 12

@@ -18,7 +18,8 @@ from pathlib import Path
 from prefgen.atelier.attributes import FAMILIES
 from prefgen.files import read_text, write_atomic
 
-from ..probe_layers import page as probe_page
+from . import probe_page
+from .tables import table
 
 OUT = Path(__file__).parents[2] / "docs" / "evidence"
 # Those of training/runs/atelier.sh that leave figures.
@@ -57,11 +58,6 @@ def seconds(log: Path) -> float:
     gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
     usual = sorted(gaps)[len(gaps) // 2] if gaps else 0.0
     return sum(gap for gap in gaps if gap < 10 * usual + 60)
-
-
-def table(head: list[str], rows: list[list]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(f"{c:.3f}" if isinstance(c, float) else str(c) for c in r) + " |" for r in lines)
 
 
 def demo_table(report: dict) -> str:
@@ -202,7 +198,7 @@ share in which the judge sees the attribute. The subject is named in {
 
 ### What each decoder layer knows (`python -m training.probe_layers`)
 
-{probe_page(probe)}
+{probe_page.page(probe)}
 ## Settings of the runs
 
 {table(["stage", "steps", "batch", "learning rate", "minutes"], runs)}
