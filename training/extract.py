@@ -19,8 +19,8 @@ from prefgen.files import write_atomic
 
 from .common.cache import cached
 from .common.config.command import arguments
+from .common.errors import exit_with_message
 from .common.files import save_array
-from .common.one_sentence import one_sentence
 from .common.run import Run
 from .data.readers import Eyes, Reader, eyes_of, reader_of
 from .data.schema import TRAIN
@@ -57,7 +57,7 @@ def main() -> None:
     world = histories_of(args.config, args.runs)
     jobs = jobs_of(world, args)
     reader = reader_of(args, world, run.accelerator.device)
-    eyes = eyes_of(args, world, run.accelerator.device, run.rank, run.world)
+    eyes = eyes_of(args, world, run.accelerator.device, run.rank, run.world_size)
     mllm = reader.fingerprint
     columns = {
         "hidden": ((mllm["num_layers"], mllm["hidden_size"]), np.float16),
@@ -69,7 +69,7 @@ def main() -> None:
     def fill(start: int, stop: int) -> dict[str, np.ndarray]:
         return read(world, reader, eyes, args, jobs[start:stop])
 
-    cached(run.folder, "arrays", len(jobs), columns, key, fill, args.batch, run.rank, run.world)
+    cached(run.folder, "arrays", len(jobs), columns, key, fill, args.batch, run.rank, run.world_size)
     if run.rank == 0:
         save_array(np.array([user for user, _ in jobs]), run.folder / "owners.npy")
         index = {"world": world.name, "mllm": mllm, "clip_vision": eyes.about}
@@ -78,5 +78,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_with_message():
         main()

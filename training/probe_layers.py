@@ -44,8 +44,8 @@ from prefgen.files import write_atomic
 from prefgen.mllm.model import PreferenceMLLM
 
 from .common.config.command import arguments
+from .common.errors import exit_with_message
 from .common.files import save_weights
-from .common.one_sentence import one_sentence
 from .common.run import Run
 from .common.statistics import bootstrap, resampled
 from .data.atelier_users import interleaved
@@ -308,5 +308,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_with_message():
         main()

@@ -18,11 +18,11 @@ from prefgen.aligner import LayerStandardiser, SemanticAligner
 
 from .common.bases import Base, load_base
 from .common.config.command import arguments
+from .common.errors import exit_with_message
 from .common.mmd import median_bandwidths, mmd2
-from .common.one_sentence import one_sentence
 from .common.optim import cosine, parameter_groups
 from .common.order import batch_indices, step_seed
-from .common.run import Run, optimise
+from .common.run import Run
 from .common.stage_outputs import ExtractedUsers, chosen_layers, first_heldout
 from .data.worlds import Histories, histories_of
 
@@ -73,17 +73,17 @@ def main() -> None:
     run.resume(model=aligner, norm=norm, optimiser=optimiser)
     for step in run.steps(args.steps):
         with run.timer("data"):
-            chosen = train[batch_indices(args.seed, step, args.batch, len(train), run.rank, run.world)]
+            chosen = train[batch_indices(args.seed, step, args.batch, len(train), run.rank, run.world_size)]
             standard, target = norm(states[chosen].to(device)), bank[owners[chosen].to(device)]
             # Every process compares with the same texts.
             shared = torch.Generator().manual_seed(step_seed(args.seed, step))
             reference = bank[texts[torch.randint(0, len(texts), (args.bank,), generator=shared)]]
         with run.timer("forward"):
             aligned = F.normalize(aligner(standard), dim=1)  # [B, C]
-            distance = mmd2(run.rows_of_all(aligned), reference, bandwidths)
+            distance = mmd2(run.gather_rows(aligned), reference, bandwidths)
             paired = 1 - (aligned * target).sum(1).mean()
             loss = args.mmd * distance + args.paired * paired
-        norm_of_gradient = optimise(loss, optimiser, cosine(step, args.steps, args.lr, args.warmup))
+        norm_of_gradient = run.optimise(loss, optimiser, cosine(step, args.steps, args.lr, args.warmup))
         run.log(loss=run.loss, mmd=distance, paired=paired, grad_norm=norm_of_gradient)
 
     aligner.eval()
@@ -110,5 +110,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_with_message():
         main()

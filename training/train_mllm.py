@@ -34,12 +34,12 @@ from prefgen.mllm.model import PreferenceMLLM
 from .common import lora
 from .common.bases import DTYPES
 from .common.config.command import arguments
+from .common.errors import exit_with_message
 from .common.files import save_weights
-from .common.one_sentence import one_sentence
 from .common.optim import cosine, parameter_groups
 from .common.precision import full_precision
 from .common.run import Run
-from .common.sharded import whole
+from .common.sharded import gather
 from .data.errors import DataError
 from .data.preference_questions import NO, YES, Questions, closing, would
 from .data.readers import Asked, Reader, atelier_tokens
@@ -110,23 +110,23 @@ def open_mllm(args, world: Histories, run: Run) -> tuple[Reader, nn.Module, obje
     """(reader, what is trained of the MLLM, peft's model or None)."""
     config, device = args.config.mllm, run.accelerator.device
     if config.path is None:
-        reader, text = new_atelier(args, world)
-        run.spread(text, text.layers)
+        reader, text = new_atelier(args, world, run)
+        run.shard(text, text.layers)
         reader.mllm.model.to(device)
         if device.type == "cpu":  # there SDPA's backward takes 1.6 times as long as plain products'
             reader.mllm.model.set_attn_implementation("eager")
         return reader, text, None
     if config.nf4 and not has_nf4():
         raise MLLMError("mllm.nf4 needs bitsandbytes: install it (pip install bitsandbytes), or set mllm.nf4=false.")
-    if config.nf4 and run.spreads:
+    if config.nf4 and run.uses_fsdp:
         raise MLLMError("FSDP can't cut nf4 weights: set mllm.nf4=false, or launch with DDP.")
     # What will be cut waits on the CPU: a device needs room for its share alone.
     mllm = PreferenceMLLM.load(
-        config.path, DTYPES[config.precision], "cpu" if run.spreads else str(device), None, config.nf4
+        config.path, DTYPES[config.precision], "cpu" if run.uses_fsdp else str(device), None, config.nf4
     )
     mllm.model.requires_grad_(False)
     peft_model = lora.put_on(mllm.model, mllm.family.text, config.lora, args.seed)
-    run.spread(mllm.family.text, mllm.family.text.layers)
+    run.shard(mllm.family.text, mllm.family.text.layers)
     if not config.nf4:
         mllm.model.to(device)
     if config.gradient_checkpointing:
@@ -135,14 +135,14 @@ def open_mllm(args, world: Histories, run: Run) -> tuple[Reader, nn.Module, obje
     return Reader(mllm, world), trained, peft_model
 
 
-def new_atelier(args, world) -> tuple[Reader, nn.Module]:
+def new_atelier(args, world, run: Run) -> tuple[Reader, nn.Module]:
     """The atelier's MLLM, freshly initialised, with the eyes that the stage before trained."""
     from safetensors.torch import load_file
 
     from .atelier.mllm_vision import new_mllm
 
     model = new_mllm()
-    Run.current.start(model, "mllm/model")
+    run.warm_start(model, "mllm/model")
     eyes = nn.ModuleDict({"vision": model.model.vision_model, "connector": model.model.connector})
     eyes.load_state_dict(load_file(str(args.runs / "atelier.mllm_vision" / "eyes.safetensors")))
     eyes.requires_grad_(False)
@@ -208,7 +208,7 @@ def losses_of(model, reader: Reader, heads: TasteHeads | None, samples: Samples,
 
     samples, tokens: the whole batch, and how many tokens its answers have.
     """
-    device, shares = reader.mllm.device, run.world * args.accumulate
+    device, shares = reader.mllm.device, run.world_size * args.accumulate
     mine = samples.share(run.rank * args.accumulate + piece, shares)
     batch = reader.batch(mine.all)
     states, last = reader.forward(batch)
@@ -223,9 +223,9 @@ def losses_of(model, reader: Reader, heads: TasteHeads | None, samples: Samples,
         read = reading_loss(heads, closing, taste_targets(reader.world, users * 2).to(device))
         losses["reading"] = read * (len(users) * shares / len(samples.users))
     if args.identity:
-        counts = [len(samples.users[rank * args.accumulate + piece :: shares]) for rank in range(run.world)]
+        counts = [len(samples.users[rank * args.accumulate + piece :: shares]) for rank in range(run.world_size)]
         if sum(counts) > 1:
-            halves = [run.rows_of_all(half, counts) for half in closing[:, core_layer(states.shape[1])].chunk(2)]
+            halves = [run.gather_rows(half, counts) for half in closing[:, core_layer(states.shape[1])].chunk(2)]
             share = sum(counts) * args.accumulate / len(samples.users)
             losses["identity"] = identity_loss(*halves) * share
     if mine.pairs:
@@ -264,7 +264,7 @@ def train(args, run: Run) -> None:
     trained, optimiser = run.prepare(trained, optimiser)
     run.resume(model=trained, optimiser=optimiser)
     precision = torch.bfloat16 if args.config.mllm.path is None else DTYPES[args.config.mllm.precision]
-    shares = run.world * args.accumulate
+    shares = run.world_size * args.accumulate
     weights = {"answer": 1.0, "reading": args.reading, "identity": args.identity, "contrast": args.contrast}
 
     for step in run.steps(args.steps):
@@ -272,7 +272,7 @@ def train(args, run: Run) -> None:
             samples = samples_of(world, questions, users, args, shares, np.random.default_rng([args.seed, step]))
             tokens = sum(len(reader.answer_ids(asked.answer)) for asked in samples.all)
         means = dict.fromkeys(weights, 0.0)
-        for piece in run.pieces(np.arange(args.accumulate)):
+        for piece in run.micro_batches(np.arange(args.accumulate)):
             with run.timer("forward"), torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 losses = losses_of(model, reader, heads, samples, tokens, int(piece[0]), run, args)
             for name, loss in losses.items():
@@ -287,11 +287,11 @@ def train(args, run: Run) -> None:
     figures = evaluate(world, reader, heads if args.reading else None, args)
     figures |= {"users_without_dislikes": lacking} if lacking else {}
     if peft_model is not None:
-        adapter = whole({name: p for name, p in peft_model.named_parameters() if p.requires_grad})
+        adapter = gather({name: p for name, p in peft_model.named_parameters() if p.requires_grad})
         if run.rank == 0:  # one process writes
             lora.save(peft_model, adapter, run.folder / "lora")
     else:
-        state = whole(model.state_dict())
+        state = gather(model.state_dict())
         if run.rank == 0:
             export(model.config, state)
     run.finish(**figures)
@@ -340,5 +340,5 @@ def evaluate(world: Histories, reader: Reader, heads: TasteHeads | None, args, c
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_with_message():
         main()

@@ -33,8 +33,8 @@ from .common.bases import Base, Text, load_base
 from .common.cache import cached, digest_of
 from .common.config.command import arguments
 from .common.config.schema import PARTS
+from .common.errors import exit_with_message
 from .common.files import picture_grid
-from .common.one_sentence import one_sentence
 from .common.optim import Ema, cosine, parameter_groups
 from .common.order import step_seed
 from .common.precision import full_precision
@@ -77,7 +77,7 @@ class Latents:
             from .atelier.unet import cached_latents
 
             self.numbers, self.sizes = np.arange(len(histories)), None
-            self.latents = cached_latents(args, histories.pool, run.rank, run.world)
+            self.latents = cached_latents(args, histories.pool, run.rank, run.world_size)
             self.shape = self.latents.shape[1:]
             return
         self.numbers = np.unique([w.picture for w in wanted])
@@ -93,7 +93,7 @@ class Latents:
             latents, sizes = base.latents(histories.pictures(self.numbers[start:stop], long_side=None))
             return {"latents": latents.numpy(), "sizes": sizes}
 
-        arrays = cached(args.runs, "latents", len(self.numbers), columns, key, fill, PICTURES, run.rank, run.world)
+        arrays = cached(args.runs, "latents", len(self.numbers), columns, key, fill, PICTURES, run.rank, run.world_size)
         self.latents, self.sizes = arrays["latents"], arrays["sizes"]
 
     def of(self, pictures: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -122,7 +122,7 @@ class CachedTexts:
             found = {"text_states": text.states, "text_pooled": text.pooled}
             return {name: found[name].cpu().half().numpy() for name in columns}
 
-        self.arrays = cached(args.runs, "texts", len(texts), columns, key, fill, TEXTS, run.rank, run.world)
+        self.arrays = cached(args.runs, "texts", len(texts), columns, key, fill, TEXTS, run.rank, run.world_size)
         self.device = base.device
 
     def __call__(self, texts: list[str]) -> Text:
@@ -195,7 +195,7 @@ def main() -> None:
             # The teachable rows of the batch have the oracle's weight together, however it is cut.
             taught = teachable * (args.batch / max(1, int(teachable.sum())))
 
-            share = args.batch // run.world
+            share = args.batch // run.world_size
             mine = slice(run.rank * share, (run.rank + 1) * share)
             asked, dropped, teachable = asked[mine], dropped[mine], teachable[mine]
             vector, timesteps, noise, taught = (t[mine].to(device) for t in (vector, timesteps, noise, taught))
@@ -206,7 +206,7 @@ def main() -> None:
             student_text, teacher_text = texts(neutral), texts(oracle) if args.distil else None
             weights = base.min_snr_weights(timesteps, args.min_snr)
         losses = {"picture": 0.0, "distil": 0.0}
-        for piece in run.pieces(np.arange(share)):
+        for piece in run.micro_batches(np.arange(share)):
             shape = sizes if sizes is None else sizes[piece]
             inputs = noisy[piece], timesteps[piece]
             if args.distil:
@@ -340,5 +340,5 @@ def evaluate(run, adapter: UserAdapter, count: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_with_message():
         main()

@@ -17,7 +17,7 @@ from tests.prefgen import tiny_mllms
 from tests.training import tiny_bases, tiny_clip
 from tests.training.commands import kill, start, until
 from training import extract
-from training.common.one_sentence import one_sentence
+from training.common.errors import exit_with_message
 from training.common.stage_outputs import ExtractedUsers
 from training.data.worlds import DataSetHistories
 
@@ -63,7 +63,7 @@ def main(monkeypatch, folder, runs, *changes):
     options = [word for change in changes for word in ("--set", change)]
     words = ["extract", "--config", str(folder / "run.yaml"), "--runs", str(runs), *options]
     monkeypatch.setattr(sys, "argv", words)
-    with one_sentence():
+    with exit_with_message():
         extract.main()
 
 

@@ -22,7 +22,7 @@ from training.common import devices
 from training.common.adapters import BRANCH_STAGE, HEADER_KEYS, trained_adapter
 from training.common.cache import digest_of
 from training.common.config.command import load
-from training.common.one_sentence import one_sentence
+from training.common.errors import exit_with_message
 from training.data import preference_questions
 from training.data.agents import __main__ as agents
 from training.data.agents.make import World, make
@@ -128,7 +128,7 @@ def exported(monkeypatch, world, *words):
     out = world.runs / f"{len(words)}-{'-'.join(words).strip('-')}.safetensors"
     line = ["export", "--config", str(world.config), "--runs", str(world.runs), "--out", str(out), "--unfinished"]
     monkeypatch.setattr(sys, "argv", [*line, *words])
-    with one_sentence():
+    with exit_with_message():
         export.main()
     return out
 
@@ -250,7 +250,7 @@ def configured(folder, path, data, questions, **changes):
 
 def train(monkeypatch, config, runs):
     monkeypatch.setattr(sys, "argv", ["train_mllm", "--config", str(config), "--runs", str(runs)])
-    with one_sentence():
+    with exit_with_message():
         train_mllm.main()
 
 
@@ -460,7 +460,7 @@ def test_latents_of_a_data_set_that_was_made_anew_at_its_path_are_refused(traine
     base = load_base(config)
     world = DataSetHistories(trained.data)
     wanted = world.all_wanted(world.users("train")[:4])
-    run, args = SimpleNamespace(rank=0, world=1), SimpleNamespace(runs=tmp_path, config=config, distil=0.5)
+    run, args = SimpleNamespace(rank=0, world_size=1), SimpleNamespace(runs=tmp_path, config=config, distil=0.5)
     Latents(args, base, world, wanted, run)
     CachedTexts(args, base, world, wanted, run)
     anew = DataSetHistories(trained.data)

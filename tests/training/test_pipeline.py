@@ -167,14 +167,15 @@ def test_a_killed_stage_goes_on_to_the_same_bytes(made, shared, tmp_path):
 # Saves after every step and is killed in the second.
 STOP = """
 import os, signal, sys
-from training import core, train_mllm
-steps = core.Run.steps
+from training import train_mllm
+from training.common.run import Run
+steps = Run.steps
 def short(self, total, save_seconds=120):
     for step in steps(self, total, 0):
         if step == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         yield step
-core.Run.steps = short
+Run.steps = short
 sys.argv = ["train_mllm", *sys.argv[1:]]
 train_mllm.main()
 """

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from training import probe_layers
-from training.common.one_sentence import one_sentence
+from training.common.errors import exit_with_message
 from training.data.errors import DataError
 from training.data.worlds import DataSetHistories, History
 from training.evaluation import probes
@@ -237,7 +237,7 @@ def test_the_stage_runs_on_a_data_set_and_goes_on_from_what_it_had_read(config, 
 def test_what_is_missing_is_one_sentence(config, tmp_path, monkeypatch, change, words):
     line = ["probe_layers", "--config", str(config), "--runs", str(tmp_path), "--set", change]
     monkeypatch.setattr(sys, "argv", line)
-    with pytest.raises(SystemExit, match=words) as error, one_sentence():
+    with pytest.raises(SystemExit, match=words) as error, exit_with_message():
         probe_layers.main()
     assert "\n" not in str(error.value) and not (tmp_path / "probe_layers/layers.json").exists()
 

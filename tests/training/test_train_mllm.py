@@ -18,7 +18,7 @@ from tests.training import tiny_bases
 from tests.training.commands import FSDP, start
 from training import train_mllm
 from training.common.config.command import load
-from training.common.one_sentence import one_sentence
+from training.common.errors import exit_with_message
 from training.data.agents.make import World, make
 from training.data.agents.renderers import Atelier
 from training.data.errors import DataError
@@ -60,7 +60,7 @@ def configured(folder, path, **changes):
 
 def train(monkeypatch, config, runs):
     monkeypatch.setattr(sys, "argv", ["train_mllm", "--config", str(config), "--runs", str(runs)])
-    with one_sentence():
+    with exit_with_message():
         train_mllm.main()
 
 

@@ -17,11 +17,11 @@ from tests.prefgen import ip_adapter_files
 from tests.training.commands import FSDP, start, until
 from tests.training.tiny_bases import LAYERS, MLLM, world, write_config
 from training import export, train_alignment, train_user_attention
-from training.common import last_state
 from training.common.bases import BaseError, load_base, square
 from training.common.cache import cached
+from training.common.checkpoints import last_state
 from training.common.config.command import load
-from training.common.one_sentence import one_sentence
+from training.common.errors import exit_with_message
 
 STEPS = 3
 
@@ -45,7 +45,7 @@ def trained(tmp_path_factory):
 def command(monkeypatch, module, *words):
     """A stage's `main` in this process."""
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, words)])
-    with one_sentence():
+    with exit_with_message():
         module.main()
 
 

@@ -13,6 +13,7 @@ from training.common.optim import Ema, cosine, parameter_groups
 from training.common.order import batch_indices
 from training.common.run import Run
 
+RUNS: list[Run] = []  # of this process, for tests that look into the last one
 DATA = torch.linspace(-1, 1, 160).reshape(40, 4).sin()
 
 
@@ -41,9 +42,10 @@ def main(runs: Path, options: dict) -> None:
     fingerprint = {k: o[k] for k in ("steps", "batch", "accumulate", "noise")} | {"inner": {"kind": "toy"}}
     args = SimpleNamespace(runs=runs, stage="toy", seed=3, fingerprint=fingerprint, **o)
     run = Run(args, keep=args.keep)
+    RUNS.append(run)
     net = Net()
     trained = nn.ModuleList([net.body, net.head]) if args.parts else net
-    run.spread(net, [net.body])  # if it was started with FSDP; the head stays whole
+    run.shard(net, [net.body])  # if it was started with FSDP; every process has the head
     optimiser = torch.optim.AdamW(parameter_groups(trained, 0.1))
     trained, optimiser = run.prepare(trained, optimiser)
     model = net if args.parts else trained
@@ -52,12 +54,12 @@ def main(runs: Path, options: dict) -> None:
     sys.stdout.write("ready\n")  # in one piece, beside another process
     sys.stdout.flush()
     for step in run.steps(args.steps, save_seconds=args.save_seconds):
-        chosen = batch_indices(args.seed, step, args.batch, len(DATA), run.rank, run.world)
+        chosen = batch_indices(args.seed, step, args.batch, len(DATA), run.rank, run.world_size)
         with open(run.folder / f"seen-{run.rank}.jsonl", "a") as file:
             file.write(json.dumps([step, chosen.tolist()]) + "\n")
-        for piece in run.pieces(chosen):
+        for micro_batch in run.micro_batches(chosen):
             with run.timer("data"):
-                noisy = DATA[piece] + args.noise * torch.randn(len(piece), 4)
+                noisy = DATA[micro_batch] + args.noise * torch.randn(len(micro_batch), 4)
             with run.timer("forward"):
                 if args.spoil.get(str(step)) == "memory":
                     torch.empty(1 << 60)

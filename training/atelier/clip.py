@@ -22,7 +22,7 @@ from ..common.config.command import arguments
 from ..common.files import save_weights
 from ..common.optim import cosine, parameter_groups
 from ..common.order import batch_indices
-from ..common.run import Run, optimise
+from ..common.run import Run
 from .pool import PicturePool
 
 CLASSES = [len(SUBJECTS), len(PROPS), *(len(values) for values in FAMILIES.values())]
@@ -97,7 +97,7 @@ def main() -> None:
     pool, tokenizer = PicturePool(args.runs), clip_tokenizer()
     train_count = pool.train_count
     model = CLIPModel(clip_config())
-    run.start(model, "clip")
+    run.warm_start(model, "clip")
     heads = AttributeHeads(model.config.projection_dim)
     both = nn.ModuleList([model, heads])
     optimiser = torch.optim.AdamW(parameter_groups(both, 0.02), betas=(0.9, 0.98))
@@ -118,7 +118,7 @@ def main() -> None:
         named = torch.from_numpy(np.stack(named))
         reading = heads.loss(image, truth) + heads.loss(text, truth, named)
         loss = contrast + args.heads * reading
-        norm = optimise(loss, optimiser, cosine(step, args.steps, args.lr, 200))
+        norm = run.optimise(loss, optimiser, cosine(step, args.steps, args.lr, 200))
         run.log(
             loss=loss,
             contrast=contrast,

@@ -22,7 +22,7 @@ from ..common.config.command import arguments
 from ..common.files import save_weights
 from ..common.optim import cosine, parameter_groups
 from ..common.order import batch_indices
-from ..common.run import Run, optimise
+from ..common.run import Run
 from .pool import PicturePool, labels
 
 HELDOUT_SEED = 900_001
@@ -76,7 +76,7 @@ def main() -> None:
         return
     pool = PicturePool(args.runs)
     judge = Judge()
-    run.start(judge, "judge")
+    run.warm_start(judge, "judge")
     paired = torch.zeros(len(PROPS), len(SUBJECTS), dtype=torch.bool)
     for subject, prop in train_prompts():
         paired[list(PROPS).index(prop), list(SUBJECTS).index(subject)] = True
@@ -102,7 +102,7 @@ def main() -> None:
             for i, (head, values) in enumerate(logits.items())
         }
         loss = sum(WEIGHTS_OF_HEADS.get(head, 1.0) * value for head, value in losses.items())
-        norm = optimise(loss, optimiser, cosine(step, args.steps, args.lr))
+        norm = run.optimise(loss, optimiser, cosine(step, args.steps, args.lr))
         accuracy = [(v.argmax(1) == k)[k >= 0].float().mean() for v, k in zip(logits.values(), known.T, strict=True)]
         run.log(loss=loss, accuracy=torch.stack(accuracy).mean(), worst=min(accuracy), grad_norm=norm)
     judge.eval()

@@ -24,7 +24,7 @@ from ..common.config.command import arguments
 from ..common.files import save_array, save_weights
 from ..common.optim import cosine, parameter_groups
 from ..common.order import batch_indices
-from ..common.run import Run, optimise
+from ..common.run import Run
 from .clip import AttributeHeads
 from .pool import PicturePool
 
@@ -76,7 +76,7 @@ def main() -> None:
     train_count = pool.train_count
     model = new_mllm()
     print(f"{start_from_clip(model.model.vision_model)} tensors from CLIP", flush=True)
-    run.start(model, "mllm/model")
+    run.warm_start(model, "mllm/model")
     eyes = nn.ModuleDict({"vision": model.model.vision_model, "connector": model.model.connector})
     width = 4 * model.config.text_config.hidden_size
     heads = AttributeHeads(width)
@@ -90,7 +90,7 @@ def main() -> None:
         with run.timer("forward"), torch.autocast("cpu", torch.bfloat16):
             tokens = image_tokens(model, pictures).float()
         loss = heads.loss(tokens.flatten(1), torch.from_numpy(pool.labels[chosen]))
-        norm = optimise(loss, optimiser, cosine(step, args.steps, args.lr, 100))
+        norm = run.optimise(loss, optimiser, cosine(step, args.steps, args.lr, 100))
         run.log(loss=loss, grad_norm=norm)
 
     eyes.eval()

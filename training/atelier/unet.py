@@ -32,7 +32,7 @@ from ..common.config.command import arguments
 from ..common.files import save_weights
 from ..common.optim import Ema, cosine, parameter_groups
 from ..common.order import batch_indices
-from ..common.run import Run, optimise
+from ..common.run import Run
 from ..common.sampling import decode, sample
 from .clip import random_caption, text_features, tokenize
 from .pool import PicturePool
@@ -73,7 +73,7 @@ def main() -> None:
     latents = cached_latents(args, pool)
     clip, tokenizer, alphas = load_clip(), clip_tokenizer(), alphas_cumprod()
     unet = UNet2DConditionModel(**UNET_CONFIG)
-    run.start(unet, "unet")
+    run.warm_start(unet, "unet")
     # The fused kernel's backward is slow on CPUs at these sizes; plain products are 1.7 times faster.
     unet.set_attn_processor(AttnProcessor())
     optimiser = torch.optim.AdamW(parameter_groups(unet, 0.01), betas=(0.9, 0.99))
@@ -95,7 +95,7 @@ def main() -> None:
         with run.timer("forward"), torch.autocast("cpu", torch.bfloat16):
             prediction = unet(noisy, timesteps, states.clone()).sample.float()
         loss = F.mse_loss(prediction, target)
-        norm = optimise(loss, optimiser, cosine(step, args.steps, args.lr, 300))
+        norm = run.optimise(loss, optimiser, cosine(step, args.steps, args.lr, 300))
         ema.update(step)
         run.log(loss=loss, grad_norm=norm)
         if step % 1000 == 999:

@@ -19,7 +19,7 @@ from ..common.config.command import arguments
 from ..common.files import save_weights
 from ..common.optim import Ema, cosine, parameter_groups
 from ..common.order import batch_indices
-from ..common.run import Run, optimise
+from ..common.run import Run
 from .pool import PicturePool
 
 CROP = 64
@@ -52,7 +52,7 @@ def main() -> None:
     model = AutoencoderKL(**VAE_CONFIG)
     # Start almost without sampling noise: unit noise on an untrained code teaches the decoder to ignore it.
     torch.nn.init.constant_(model.quant_conv.bias[VAE_CONFIG["latent_channels"] :], -6.0)
-    run.start(model, "vae")
+    run.warm_start(model, "vae")
     optimiser = torch.optim.AdamW(parameter_groups(model, 1e-4), betas=(0.9, 0.99))
     ema = Ema(model, 0.998)
     run.resume(model=model, optimiser=optimiser, ema=ema)
@@ -72,7 +72,7 @@ def main() -> None:
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         worst = worst_loss(decoded, pictures)
         loss = reconstruction + 0.3 * worst + 2 * F.mse_loss(decoded, pictures) + 0.5 * edges + args.kl * kl
-        norm = optimise(loss, optimiser, cosine(step, args.steps, args.lr))
+        norm = run.optimise(loss, optimiser, cosine(step, args.steps, args.lr))
         ema.update(step)
         run.log(l1=reconstruction, worst=worst, edges=edges, kl=kl, grad_norm=norm)
         if step % 1000 == 999:

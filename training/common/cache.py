@@ -44,31 +44,31 @@ def cached(
     columns: Columns,
     key: dict,
     fill: Callable[[int, int], dict[str, np.ndarray]],
-    piece: int = 64,
+    chunk: int = 64,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
 ) -> dict[str, np.ndarray]:
     """{column: memory-mapped array [count, *shape]}, made by `fill(start, stop)` where it isn't there yet.
 
     columns: file name without suffix -> (shape of a row, dtype). key: what the rows depend on, as JSON values. rank,
-    world: of `world` processes each fills one piece in turn, and process 0 writes them all, as one would have; all have
-    to call it. SystemExit with one sentence for a cache of another key, and for a disk without room.
+    world_size: of several processes each fills one chunk in turn, and process 0 writes them all, as one would have;
+    all have to call it. SystemExit with one sentence for a cache of another key, and for a disk without room.
     """
     files = _Files(folder, name, count, columns, key)
-    done = _of_first(files.begin() if rank == 0 else None, world)
+    done = _of_first(files.begin() if rank == 0 else None, world_size)
     if done < count:
-        spans = [(start, min(start + piece, count)) for start in range(done, count, piece)]
+        spans = [(start, min(start + chunk, count)) for start in range(done, count, chunk)]
         bar = tqdm(total=count, initial=done, desc=name, mininterval=5, disable=rank > 0)
         with files if rank == 0 else nullcontext(), bar:
-            for first in range(0, len(spans), world):
-                turn = spans[first : first + world]
+            for first in range(0, len(spans), world_size):
+                turn = spans[first : first + world_size]
                 rows = fill(*turn[rank]) if rank < len(turn) else None
-                for (start, stop), found in zip(turn, _by_first(rows, rank, world), strict=False):
+                for (start, stop), found in zip(turn, _by_first(rows, rank, world_size), strict=False):
                     files.append(found, stop)
                     bar.update(stop - start)
     if rank == 0:
         files.name_them()
-    if world > 1:
+    if world_size > 1:
         dist.barrier()
     return {column: np.load(path, mmap_mode="r") for column, path in files.paths.items()}
 
@@ -143,19 +143,19 @@ class _Files:
                 os.replace(part, self.paths[column])
 
 
-def _of_first(value, world: int):
+def _of_first(value, world_size: int):
     """Process 0's value, in all of them."""
     values = [value]
-    if world > 1:
+    if world_size > 1:
         dist.broadcast_object_list(values)
     return values[0]
 
 
-def _by_first(value, rank: int, world: int) -> list:
+def _by_first(value, rank: int, world_size: int) -> list:
     """The values of all processes in process 0, none in the others."""
-    if world == 1:
+    if world_size == 1:
         return [value]
-    values = [None] * world if rank == 0 else None
+    values = [None] * world_size if rank == 0 else None
     dist.gather_object(value, values)
     return values or []
 

@@ -9,19 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+from filelock import FileLock, Timeout
 from torch import nn
 
 from prefgen.files import read_text, write_atomic
 
 from . import checkpoints
 from .journal import Journal
-from .sharded import spread, whole
-from .trouble import no_room
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from .sharded import gather, shard_state
+from .signals import no_room
 
 # They say how a result is reached, not which.
 FREE = ("accumulate",)
@@ -34,13 +30,13 @@ class RunFolder:
     process 0 writes. keep: how many checkpoints stay.
     """
 
-    _held = None  # the open lock
-
     def __init__(self, args: SimpleNamespace, rank: int = 0, keep: int = 2):
         self.args, self.rank, self.keep = args, rank, keep
         self.folder: Path = args.runs / args.stage
         self.checkpoints = self.folder / "checkpoints"
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        # One lock a process: after a stage that failed in this process, another of its Runs may take the folder again.
+        self._lock = FileLock(self.folder / "lock", is_singleton=True)
         self._identify(json.loads(json.dumps(args.fingerprint)))
         self.journal = Journal(self.folder)
         self.parts: dict[str, object] = {}
@@ -65,31 +61,28 @@ class RunFolder:
         if self.rank == 0:
             write_atomic(path, json.dumps(config, indent=1).encode())
 
-    def hold(self) -> None:
-        """Refuse a folder that another command is writing, until `release` or the end of this process."""
-        if fcntl is None or self.rank > 0:
+    def lock(self) -> None:
+        """Refuse a folder that another command is writing, until `unlock` or the end of this process."""
+        if self.rank > 0:
             return
-        self._held = open(self.folder / "lock", "ab")
         try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self._lock.acquire(timeout=0)
+        except Timeout:
             raise SystemExit(
                 f"{self.folder} is being written by another command: wait for it or stop it, or use another --runs "
                 "folder."
             ) from None
-        except OSError:  # a file system without locks
+        except (OSError, NotImplementedError):  # a file system without locks
             pass
 
-    def release(self) -> None:
-        if self._held is not None:
-            self._held.close()
-            self._held = None
+    def unlock(self) -> None:
+        self._lock.release(force=True)
 
     @property
     def finished(self) -> bool:
         return (self.folder / "done").exists()
 
-    def start(self, module: nn.Module, name: str) -> None:
+    def warm_start(self, module: nn.Module, name: str) -> None:
         """Load `name`.safetensors of --start-from into a module, if that option is given and there is no checkpoint."""
         folder = getattr(self.args, "start_from", None)
         if folder is None or checkpoints.listed(self.checkpoints):
@@ -112,7 +105,7 @@ class RunFolder:
                     f"{self._left()} It has no {' and no '.join(sorted(lacking))}: use another --runs folder."
                 )
             for name, part in parts.items():
-                part.load_state_dict(spread(part, state[name]))
+                part.load_state_dict(shard_state(part, state[name]))
             self.step = self._saved_step = state["step"]
         if self.rank == 0:
             self.journal.begin(self.step)
@@ -121,7 +114,7 @@ class RunFolder:
         """Write a checkpoint, if there is none of this step. All processes have to call it, the first writes."""
         if self._saved_step == self.step:
             return
-        state = {name: whole(part.state_dict(), self.rank == 0) for name, part in self.parts.items()}
+        state = {name: gather(part.state_dict(), self.rank == 0) for name, part in self.parts.items()}
         if self.rank == 0:
             with self._room("the checkpoint"):
                 checkpoints.write(self.checkpoints, self.step, state | {"step": self.step}, self.keep)

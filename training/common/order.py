@@ -11,15 +11,15 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
 
-def batch_indices(seed: int, step: int, batch: int, count: int, rank: int = 0, world: int = 1) -> np.ndarray:
-    """Indices [batch / world] of a shuffled pass over `count` samples: every sample once an epoch.
+def batch_indices(seed: int, step: int, batch: int, count: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
+    """Indices [batch / world_size] of a shuffled pass over `count` samples: every sample once an epoch.
 
-    batch: of all processes together. Rank r of `world` gets the r-th part; the parts in order are the batch of one
+    batch: of all processes together. Rank r of `world_size` gets the r-th part; the parts in order are the batch of one
     process. Raises ValueError for a batch that can't be shared equally.
     """
-    if batch % world:
-        raise ValueError(f"a batch of {batch} can't be shared equally by {world} processes")
-    share = batch // world
+    if batch % world_size:
+        raise ValueError(f"a batch of {batch} can't be shared equally by {world_size} processes")
+    share = batch // world_size
     positions = step * batch + rank * share + np.arange(share)
     indices = np.empty(share, np.int64)
     for epoch in np.unique(positions // count):

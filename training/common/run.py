@@ -21,54 +21,51 @@ from . import sharded
 from .files import grid_of, picture_grid
 from .folder import RunFolder
 from .order import step_seed
-from .trouble import StopSignals
-from .update import Trouble, Updater, new_accelerator
+from .signals import StopSignals
+from .update import StepError, Updater, new_accelerator
 
 
 class Run(RunFolder):
     """One run of a stage.
 
-    args: as of RunFolder, with seed, and where the stage trains batch and accumulate. may_rest: parts of the trained
-    module that may have no gradient at the first step.
+    args: as of RunFolder, with seed, and where the stage trains batch and accumulate. may_be_unused: parts of the
+    trained module that may have no gradient at the first step.
     """
 
-    current: Run | None = None  # a process trains one stage at a time; `optimise` finds it here
-
-    def __init__(self, args: SimpleNamespace, may_rest: Sequence[str] = (), keep: int = 2):
-        if Run.current is not None:
-            Run.current.release()
-        Run.current = self
-        self.accelerator = new_accelerator(unused=bool(may_rest))
-        self.world = self.accelerator.num_processes
-        if hasattr(args, "accumulate") and getattr(args, "batch", 0) % self.world:
-            raise SystemExit(f"{args.stage}: {self.world} processes can't share a batch of {args.batch} equally.")
+    def __init__(self, args: SimpleNamespace, may_be_unused: Sequence[str] = (), keep: int = 2):
+        self.accelerator = new_accelerator(unused=bool(may_be_unused))
+        self.world_size = self.accelerator.num_processes
+        if hasattr(args, "accumulate") and getattr(args, "batch", 0) % self.world_size:
+            raise SystemExit(f"{args.stage}: {self.world_size} processes can't share a batch of {args.batch} equally.")
         super().__init__(args, self.accelerator.process_index, keep)
-        self.hold()
+        self.lock()
         torch.manual_seed(args.seed)  # first weights; torch's own seed differs from process to process
-        self.updater = Updater(self.accelerator, getattr(args, "accumulate", 1), may_rest)
+        self.updater = Updater(self.accelerator, getattr(args, "accumulate", 1), may_be_unused)
         self.lr = 0.0
 
-    def spread(self, root: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        """Cut the blocks of a large module over the processes, if they were started with FSDP. root: the module whose
+    def shard(self, root: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        """Shard the blocks of a large module over the processes, if they were started with FSDP. root: the module whose
         forward runs the blocks. Before the optimiser is made: the blocks' parameters are new ones then.
         """
-        if self.spreads:
-            held, of = sharded.cut(root, blocks, self.accelerator.device, self.world)
+        if self.uses_fsdp:
+            local, total = sharded.shard(root, blocks, self.accelerator.device, self.world_size)
             if self.rank == 0:
-                words = f"{held:,} of {of:,} weights of its {len(blocks)} layers on each of {self.world} processes"
+                words = (
+                    f"{local:,} of {total:,} weights of its {len(blocks)} layers on each of {self.world_size} processes"
+                )
                 print(f"{self.args.stage}: {words}", file=sys.stderr, flush=True)
 
     @property
-    def spreads(self) -> bool:
-        """Whether `spread` cuts anything: several processes, started with FSDP."""
-        return self.updater.spreads
+    def uses_fsdp(self) -> bool:
+        """Whether `shard` does anything: several processes, started with FSDP."""
+        return self.updater.uses_fsdp
 
-    def rows_of_all(self, rows: torch.Tensor, counts: Sequence[int] | None = None) -> torch.Tensor:
+    def gather_rows(self, rows: torch.Tensor, counts: Sequence[int] | None = None) -> torch.Tensor:
         """[n, D] of one process -> the rows of all, in the order of their ranks, with gradients: for losses that
         compare samples with each other. counts: rows of each process, where they aren't as many in all."""
-        if self.world == 1:
+        if self.world_size == 1:
             return rows
-        counts = counts or [len(rows)] * self.world
+        counts = counts or [len(rows)] * self.world_size
         padded = F.pad(rows, (0, 0, 0, max(counts) - len(rows)))
         return torch.cat([part[:count] for part, count in zip(all_gather(padded), counts, strict=True)])
 
@@ -108,7 +105,7 @@ class Run(RunFolder):
 
     def _agreed(self, stop: int, due: bool) -> list[int]:
         """The signal that any process received, and whether for any a checkpoint is due: all do the same."""
-        if self.world == 1:
+        if self.world_size == 1:
             return [stop, due]
         both = torch.tensor([[stop, due]], device=self.accelerator.device)
         return self.accelerator.gather(both).amax(0).tolist()
@@ -121,18 +118,18 @@ class Run(RunFolder):
             print(f"\n{self.args.stage}: {words}", file=sys.stderr, flush=True)
         raise SystemExit(128 + number)
 
-    def pieces(self, chosen: Sequence) -> Iterator:
-        """This process's share of a batch in `args.accumulate` equal pieces: forward and `backward` for each."""
+    def micro_batches(self, indices: Sequence) -> Iterator:
+        """This process's share of a batch in `args.accumulate` equal micro-batches: forward and `backward` for each."""
         with self._named():
-            yield from self.updater.pieces(chosen)
+            yield from self.updater.micro_batches(indices)
 
     @property
     def loss(self) -> float:
-        """The last step's loss: the mean over pieces and processes."""
+        """The last step's loss: the mean over micro-batches and processes."""
         return self.updater.last_loss
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Gradients of one piece's loss, which is a mean over its samples."""
+        """Gradients of one micro-batch's loss, which is a mean over its samples."""
         with self.timer("backward"):
             self.updater.backward(loss)
 
@@ -145,6 +142,11 @@ class Run(RunFolder):
         self.lr = lr
         with self.timer("optimiser"), self._named():
             return self.updater.step(optimiser, lr, clip, first=self.step == 0)
+
+    def optimise(self, loss: torch.Tensor, optimiser: torch.optim.Optimizer, lr: float, clip: float = 1.0) -> float:
+        """`backward` and `update`, for a batch that isn't split. Returns the gradient norm before clipping."""
+        self.backward(loss)
+        return self.update(optimiser, lr, clip)
 
     @contextmanager
     def timer(self, name: str) -> Iterator[None]:
@@ -171,7 +173,7 @@ class Run(RunFolder):
         if self.step % every:
             return
         plain = [v.item() if isinstance(v, torch.Tensor) else float(v) for v in values.values()]
-        if self.world > 1:
+        if self.world_size > 1:
             plain = self.accelerator.reduce(torch.tensor(plain, device=self.accelerator.device), "mean").tolist()
         values = dict(zip(values, plain, strict=True))
         if not all(map(math.isfinite, plain)):
@@ -191,26 +193,20 @@ class Run(RunFolder):
     def finish(self, **figures) -> None:
         self.accelerator.wait_for_everyone()
         super().finish(**figures)
-        self.release()
+        self.unlock()
 
     @contextmanager
     def _named(self) -> Iterator[None]:
         """Tell of a step that can't be taken with its stage, its number and the checkpoint that is left."""
         try:
             yield
-        except Trouble as trouble:
-            raise SystemExit(f"{self.args.stage}, step {self.step}: {trouble}. {self._left()}") from trouble
+        except StepError as error:
+            raise SystemExit(f"{self.args.stage}, step {self.step}: {error}. {self._left()}") from error
 
     def _memory_advice(self, during: str) -> str:
         batch = getattr(self.args, "batch", None)
         advice = f"take a smaller batch{f' (now {batch})' if batch else ''} or resolution with another --runs folder"
-        if self.updater.cut:
-            pieces = self.updater.accumulate
-            advice = f"raise accumulate (now {pieces}; the same batch in smaller pieces, this run goes on), or {advice}"
+        if self.updater.uses_micro_batches:
+            count = self.updater.accumulate
+            advice = f"raise accumulate (now {count}; the same batch in smaller pieces, this run goes on), or {advice}"
         return f"{self.args.stage}, step {self.step}: out of memory ({during}): {advice}. {self._left()}"
-
-
-def optimise(loss: torch.Tensor, optimiser: torch.optim.Optimizer, lr: float, clip: float = 1.0) -> float:
-    """`backward` and `update` of the current run, for a batch in one piece. Returns the norm before clipping."""
-    Run.current.backward(loss)
-    return Run.current.update(optimiser, lr, clip)

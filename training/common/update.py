@@ -1,4 +1,4 @@
-"""One optimiser step: backward in pieces, averaged over the processes, looked at, clipped, taken.
+"""One optimiser step: backward in micro-batches, averaged over the processes, looked at, clipped, taken.
 
 Nothing changes a weight before the loss and every gradient were found finite.
 """
@@ -24,7 +24,7 @@ from . import sharded
 def new_accelerator(unused: bool) -> Accelerator:
     """accelerate for the processes that `accelerate launch` or torchrun started, or for this one alone.
 
-    unused: whether some weights may have no gradient. Pieces of a batch are counted here, not by accelerate.
+    unused: whether some weights may have no gradient. Micro-batches are counted here, not by accelerate.
     """
     accelerator = Accelerator(
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -32,9 +32,9 @@ def new_accelerator(unused: bool) -> Accelerator:
     )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise SystemExit(
-            "DeepSpeed takes its own steps, unguarded: launch with DDP, or with FSDP to spread the weights."
+            "DeepSpeed takes its own steps, unguarded: launch with DDP, or with FSDP to shard the weights."
         )
-    if sharded.asked_for():
+    if sharded.fsdp_requested():
         if os.environ.get("FSDP_VERSION", "1") != "2":
             raise SystemExit("FSDP 1 can't be resumed exactly: set fsdp_version: 2 in accelerate's configuration.")
         if accelerator.scaler is not None:
@@ -42,21 +42,21 @@ def new_accelerator(unused: bool) -> Accelerator:
     return accelerator
 
 
-class Trouble(Exception):
+class StepError(Exception):
     """Why a step isn't taken, as the end of a sentence."""
 
 
 class Updater:
     """The trained modules and optimisers of a run, and what the current step knows of its loss and gradients."""
 
-    def __init__(self, accelerator: Accelerator, accumulate: int, may_rest: Sequence[str]):
-        self.accelerator, self.accumulate, self.may_rest = accelerator, accumulate, may_rest
-        self.world = accelerator.num_processes
-        self.spreads = self.world > 1 and sharded.asked_for()
+    def __init__(self, accelerator: Accelerator, accumulate: int, may_be_unused: Sequence[str]):
+        self.accelerator, self.accumulate, self.may_be_unused = accelerator, accumulate, may_be_unused
+        self.world_size = accelerator.num_processes
+        self.uses_fsdp = self.world_size > 1 and sharded.fsdp_requested()
         self.modules: dict[str, nn.Module] = {}
         self.wrapped: list[nn.Module] = []
-        self.apart: set[nn.Parameter] = set()  # held whole by every process, averaged here
-        self.cut = False
+        self.replicated: set[nn.Parameter] = set()  # not sharded, their gradients are averaged here
+        self.uses_micro_batches = False
         self.loss: torch.Tensor | float = 0.0
         self.last_loss = math.nan
         self.norms: dict[str, torch.Tensor] = {}
@@ -65,49 +65,51 @@ class Updater:
         """(module, optimiser) for these processes: as they are in one, wrapped by accelerate in several.
 
         A ModuleList or ModuleDict has no forward that could be wrapped: it stays, and `step` averages its gradients;
-        so it does with what FSDP has not spread.
+        so it does with what FSDP has not sharded.
         """
-        if self.world == 1 and self.accelerator.scaler is None:
+        if self.world_size == 1 and self.accelerator.scaler is None:
             return module.to(self.accelerator.device), optimiser
-        if self.spreads or (self.world > 1 and type(module).forward is nn.Module.forward):
-            self.apart.update(p for p in module.to(self.accelerator.device).parameters() if not isinstance(p, DTensor))
-            return module, optimiser if self.spreads else self.accelerator.prepare(optimiser)
+        if self.uses_fsdp or (self.world_size > 1 and type(module).forward is nn.Module.forward):
+            self.replicated.update(
+                p for p in module.to(self.accelerator.device).parameters() if not isinstance(p, DTensor)
+            )
+            return module, optimiser if self.uses_fsdp else self.accelerator.prepare(optimiser)
         module, optimiser = self.accelerator.prepare(module, optimiser)
         self.wrapped.append(module)
         return module, optimiser
 
-    def pieces(self, chosen: Sequence) -> Iterator:
-        """`chosen` in `accumulate` equal pieces; gradients are averaged over the processes after the last alone."""
-        self.cut = True
-        if len(chosen) % self.accumulate:
-            raise Trouble(f"a share of {len(chosen)} samples can't be cut into {self.accumulate} equal pieces")
-        for number, piece in enumerate(np.split(np.arange(len(chosen)), self.accumulate)):
+    def micro_batches(self, indices: Sequence) -> Iterator:
+        """`indices` in `accumulate` equal micro-batches; the processes average their gradients after the last alone."""
+        self.uses_micro_batches = True
+        if len(indices) % self.accumulate:
+            raise StepError(f"a share of {len(indices)} samples can't be cut into {self.accumulate} equal pieces")
+        for number, part in enumerate(np.split(np.arange(len(indices)), self.accumulate)):
             with ExitStack() as stack:
                 for module in self.wrapped if number < self.accumulate - 1 else ():
                     stack.enter_context(self.accelerator.no_sync(module))
-                yield chosen[piece[0] : piece[-1] + 1]
+                yield indices[part[0] : part[-1] + 1]
 
     def backward(self, loss: torch.Tensor) -> None:
-        pieces = self.accumulate if self.cut else 1
-        self.accelerator.backward(loss / pieces if pieces > 1 else loss)
-        self.loss = self.loss + loss.detach().float() / pieces
+        parts = self.accumulate if self.uses_micro_batches else 1
+        self.accelerator.backward(loss / parts if parts > 1 else loss)
+        self.loss = self.loss + loss.detach().float() / parts
 
     def step(self, optimiser: torch.optim.Optimizer, lr: float, clip: float, first: bool) -> float:
-        """Take one step; returns the gradient norm before clipping. Raises Trouble, with the weights as they were."""
-        if self.accumulate > 1 and not self.cut:
-            raise Trouble("this stage doesn't cut its batch into pieces: accumulate has to be 1")
-        if self.world > 1 and not (self.wrapped or self.apart or self.spreads):
-            raise Trouble("this stage trains in one process: start it without a launcher")
+        """Take one step; returns the gradient norm before clipping. Raises StepError, with the weights as they were."""
+        if self.accumulate > 1 and not self.uses_micro_batches:
+            raise StepError("this stage doesn't cut its batch into pieces: accumulate has to be 1")
+        if self.world_size > 1 and not (self.wrapped or self.replicated or self.uses_fsdp):
+            raise StepError("this stage trains in one process: start it without a launcher")
         groups = self.groups(optimiser)
         parameters = [p for group in groups.values() for p in group]
         if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients(optimiser)
-        if self.apart:
-            average_gradients([p for p in parameters if p in self.apart], self.world)
+        if self.replicated:
+            average_gradients([p for p in parameters if p in self.replicated], self.world_size)
         self.norms = {name: gradient_norm(group) for name, group in groups.items()}
         norm = torch.linalg.vector_norm(torch.stack(list(self.norms.values())))
         total = self._look(norm, first)
-        for some in whole_and_spread(parameters):
+        for some in by_sharding(parameters):
             torch.nn.utils.clip_grads_with_norm_(some, clip, norm)
         for group in optimiser.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -132,38 +134,38 @@ class Updater:
         return groups
 
     def _look(self, norm: torch.Tensor, first: bool) -> float:
-        """The norm of all gradients as a number. Raises Trouble if it or the loss isn't finite, or if at the first step
-        a part has none."""
+        """The norm of all gradients as a number. Raises StepError if it or the loss isn't finite, or if a part has none
+        at the first step."""
         loss = torch.as_tensor(self.loss, device=norm.device)
-        loss = self.accelerator.reduce(loss, "mean") if self.world > 1 else loss
+        loss = self.accelerator.reduce(loss, "mean") if self.world_size > 1 else loss
         loss, total = torch.stack([loss, norm]).tolist()  # one wait for the device
         self.last_loss = loss
         if not math.isfinite(loss):
-            raise Trouble(f"the loss is not finite ({loss})")
+            raise StepError(f"the loss is not finite ({loss})")
         if not math.isfinite(total) and self.accelerator.scaler is None:  # fp16's scaler leaves such a step out
             broken = [name for name, value in self.norms.items() if not math.isfinite(value)]
-            raise Trouble(f"the gradient of {' and '.join(broken)} is not finite")
-        still = [name for name, value in self.norms.items() if first and not value and name not in self.may_rest]
+            raise StepError(f"the gradient of {' and '.join(broken)} is not finite")
+        still = [name for name, value in self.norms.items() if first and not value and name not in self.may_be_unused]
         if still:
-            raise Trouble(
+            raise StepError(
                 f"the gradient of {' and '.join(still)} is zero, so it would never learn: "
-                "freeze it, let the loss depend on it, or name it in may_rest"
+                "freeze it, let the loss depend on it, or name it in may_be_unused"
             )
         return total
 
 
-def whole_and_spread(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """The tensors that this process holds whole and those that are spread, which torch can't take in one call; neither
-    list is empty."""
-    kinds = ([t for t in tensors if isinstance(t, DTensor) == spread] for spread in (False, True))
-    return [some for some in kinds if some]
+def by_sharding(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Plain tensors and sharded ones apart, since torch can't take both in one call; no empty list."""
+    plain = [t for t in tensors if not isinstance(t, DTensor)]
+    sharded_ones = [t for t in tensors if isinstance(t, DTensor)]
+    return [some for some in (plain, sharded_ones) if some]
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
     """L2 norm of the parameters' gradients, zero for none."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = []
-    for some in whole_and_spread(gradients):
+    for some in by_sharding(gradients):
         norm = torch.nn.utils.get_total_norm(some)
         norms.append((norm.full_tensor() if isinstance(norm, DTensor) else norm).float())
     if not norms:
@@ -172,7 +174,7 @@ def gradient_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def average_gradients(parameters: list[nn.Parameter], world: int) -> None:
+def average_gradients(parameters: list[nn.Parameter], world_size: int) -> None:
     """Mean of the gradients over the processes, in place; a parameter that no process used keeps none."""
     used = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
     dist.all_reduce(used)
@@ -180,4 +182,4 @@ def average_gradients(parameters: list[nn.Parameter], world: int) -> None:
         if count:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             dist.all_reduce(parameter.grad)
-            parameter.grad /= world
+            parameter.grad /= world_size

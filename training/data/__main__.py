@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..common.one_sentence import one_sentence
+from ..common.errors import exit_with_message
 from .check import check
 
 
@@ -31,5 +31,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_with_message():
         main()

@@ -31,7 +31,7 @@ from prefgen.mllm.model import PreferenceMLLM
 from ..common.bases import DTYPES
 from ..common.config.command import load
 from ..common.devices import default_device
-from ..common.one_sentence import one_sentence
+from ..common.errors import exit_with_message
 from ..common.statistics import bootstrap
 from ..data.cli import natural, positive
 from ..data.errors import DataError
@@ -254,5 +254,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_with_message():
         main()

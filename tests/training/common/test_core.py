@@ -22,7 +22,7 @@ from tests.training import toy_stage
 from tests.training.commands import FSDP, LAUNCHER
 from training.common.checkpoints import last_state
 from training.common.order import batch_indices, step_seed
-from training.common.run import Run, optimise
+from training.common.run import Run
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "tests/training/toy_stage.py"
@@ -54,8 +54,8 @@ def after_a_step(process, folder):
         time.sleep(0.01)
 
 
-def run_of(folder, may_rest=(), stage="toy", **options):
-    return Run(SimpleNamespace(runs=folder, stage=stage, seed=3, fingerprint=options, **options), may_rest)
+def run_of(folder, may_be_unused=(), stage="toy", **options):
+    return Run(SimpleNamespace(runs=folder, stage=stage, seed=3, fingerprint=options, **options), may_be_unused)
 
 
 def same(a, b):
@@ -98,7 +98,7 @@ def stopped(tmp_path):
     with pytest.raises(SystemExit):
         toy(tmp_path, save_seconds=0, spoil={"5": "nan"})
     assert names(tmp_path) == [f"step-{step:08d}.{kind}" for step in (4, 5) for kind in ("json", "pt")]
-    Run.current.release()  # as the end of its process would
+    toy_stage.RUNS[-1].unlock()  # as the end of its process would
     return tmp_path
 
 
@@ -125,7 +125,7 @@ DYING = """
 import os, signal, sys
 from pathlib import Path
 from tests.training import toy_stage
-from training.core import checkpoints
+from training.common import checkpoints
 owner, name, call = {"write": (checkpoints._Hashed, "write", 20), "fsync": (os, "fsync", 1), "note": (os, "replace", 1),
                      "rename": (os, "replace", 2), "folder": (checkpoints, "_to_disk", 1)}[sys.argv[2]]
 true, calls = getattr(owner, name), []
@@ -272,7 +272,7 @@ def test_a_folder_that_another_command_writes_is_refused(tmp_path, straight):
 def test_a_loss_that_is_no_number_stops_the_run_before_it_changes_a_weight(tmp_path):
     with pytest.raises(SystemExit, match=r"toy, step 5: the loss is not finite \(nan\). The last .*step-00000005.pt"):
         toy(tmp_path, save_seconds=0, spoil={"5": "nan"})
-    now = {name: part.state_dict() for name, part in Run.current.parts.items()} | {"step": 5}
+    now = {name: part.state_dict() for name, part in toy_stage.RUNS[-1].parts.items()} | {"step": 5}
     assert same(last_state(tmp_path / "toy"), now)
 
 
@@ -284,17 +284,17 @@ def test_a_gradient_that_is_no_number_is_told_by_its_part(tmp_path):
     net.body.weight.register_hook(lambda gradient: gradient / 0)
     with pytest.raises(SystemExit, match="toy, step 0: the gradient of body is not finite. There is no checkpoint yet"):
         for _ in run.steps(1):
-            optimise(net(toy_stage.DATA).mean(), optimiser, 0.1)
+            run.optimise(net(toy_stage.DATA).mean(), optimiser, 0.1)
     assert same(before, dict(net.state_dict()))
 
 
 def test_a_part_without_a_gradient_is_told_at_the_first_step(tmp_path):
-    def step(may_rest):
-        run, net = run_of(tmp_path, may_rest), toy_stage.Net()
+    def step(may_be_unused):
+        run, net = run_of(tmp_path, may_be_unused), toy_stage.Net()
         optimiser = torch.optim.SGD(net.parameters())
         run.resume(model=net, optimiser=optimiser)
         for _ in run.steps(1):
-            optimise(net.head(torch.ones(2, 8)).mean(), optimiser, 0.1)
+            run.optimise(net.head(torch.ones(2, 8)).mean(), optimiser, 0.1)
 
     with pytest.raises(SystemExit, match="toy, step 0: the gradient of body is zero, so it would never learn"):
         step(())
@@ -315,7 +315,7 @@ def test_pieces_that_don_t_fit_are_refused(tmp_path):
     optimiser = torch.optim.SGD(net.parameters())
     run.resume(model=net, optimiser=optimiser)
     with pytest.raises(SystemExit, match="doesn't cut its batch into pieces: accumulate has to be 1"):
-        optimise(net(toy_stage.DATA).mean(), optimiser, 0.1)
+        run.optimise(net(toy_stage.DATA).mean(), optimiser, 0.1)
 
 
 def test_a_logged_value_that_is_not_finite_stops_the_run(tmp_path):
@@ -376,9 +376,9 @@ def test_several_processes_need_a_stage_and_a_batch_for_them(tmp_path, monkeypat
     run, net = run_of(tmp_path), nn.Linear(4, 1)
     optimiser = torch.optim.SGD(net.parameters())
     run.resume(model=net, optimiser=optimiser)
-    run.updater.world = 2
+    run.updater.world_size = 2
     with pytest.raises(SystemExit, match="trains in one process: start it without a launcher"):
-        optimise(net(toy_stage.DATA).mean(), optimiser, 0.1)
+        run.optimise(net(toy_stage.DATA).mean(), optimiser, 0.1)
     with pytest.raises(ValueError, match="a batch of 7 can't be shared equally by 2 processes"):
         batch_indices(0, 0, 7, 20, 0, 2)
 
@@ -414,7 +414,7 @@ def test_numbers_and_pictures_reach_tensorboard(tmp_path):
     optimiser = torch.optim.SGD(net.parameters())
     run.resume(model=net, optimiser=optimiser)
     for _ in run.steps(2):
-        norm = optimise(net(toy_stage.DATA).square().mean(), optimiser, 0.1)
+        norm = run.optimise(net(toy_stage.DATA).square().mean(), optimiser, 0.1)
         run.log(every=1, loss=run.loss, grad_norm=norm)
     run.pictures("shown", torch.ones(3, 3, 8, 8) * torch.tensor([-1.0, 0.0, 1.0])[:, None, None, None])
     run.finish()

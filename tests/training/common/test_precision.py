@@ -16,7 +16,7 @@ from tests.training import tiny_bases
 from training import train_alignment, train_mllm, train_user_attention
 from training.common.bases import Base, load_base
 from training.common.config.command import load
-from training.common.one_sentence import one_sentence
+from training.common.errors import exit_with_message
 from training.common.precision import full_precision
 from training.data.preference_questions import NO, YES
 from training.data.readers import Reader
@@ -136,7 +136,7 @@ def folder(tmp_path_factory):
 
 def run_stage(monkeypatch, stage, config, runs):
     monkeypatch.setattr(sys, "argv", [stage.__name__, "--config", str(config), "--runs", str(runs)])
-    with one_sentence(), Watch() as watch:
+    with exit_with_message(), Watch() as watch:
         stage.main()
     return watch
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.prefgen import tiny_mllms
 from tests.training import tiny_bases, tiny_clip
-from training.common.one_sentence import one_sentence
+from training.common.errors import exit_with_message
 from training.data.agents.make import World, make
 from training.data.agents.renderers import Atelier
 
@@ -176,7 +176,7 @@ def test_bad_input_is_one_sentence(studio, tmp_path, monkeypatch, options, adapt
     from training.evaluation.compare.__main__ import main
 
     monkeypatch.setattr(sys, "argv", ["compare", *words_of(studio, tmp_path / "out", *options, adapter=adapter)])
-    with pytest.raises(SystemExit) as stopped, one_sentence():
+    with pytest.raises(SystemExit) as stopped, exit_with_message():
         main()
     said = str(stopped.value)
     assert sentence in said and "\n" not in said

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from prefgen.errors import MendableError
 from prefgen.files import TextError, read_text, visible_files
 
-from ..one_sentence import one_sentence
+from ..errors import exit_with_message
 from .schema import Config, Section
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -148,7 +148,7 @@ def arguments(
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all")
     parser.add_argument("--plan", action="store_true", help="say what the whole pipeline needs, and end")
     args = parser.parse_args()
-    with one_sentence():
+    with exit_with_message():
         config = load(args.config, args.set)
     if args.plan:
         from .plan import plan

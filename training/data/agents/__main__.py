@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ...common.one_sentence import one_sentence
+from ...common.errors import exit_with_message
 from ..cli import add_engine, engine_of, natural, positive
 from ..errors import DataError
 from . import renderers, vocabulary
@@ -25,7 +25,7 @@ USERS, PICTURES = 50_153, 990_998  # the paper's
 
 def main() -> None:
     args = arguments()
-    with one_sentence():
+    with exit_with_message():
         world = world_of(args)
         if args.user is None:
             make(world, args.folder, args.processes, args.part, engine_of(args))

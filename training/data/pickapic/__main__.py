@@ -15,7 +15,7 @@ from pathlib import Path
 
 from prefgen.files import TextError, read_text
 
-from ...common.one_sentence import one_sentence
+from ...common.errors import exit_with_message
 from ..cli import add_engine, engine_of, natural, positive
 from ..errors import DataError
 from .make import make
@@ -25,7 +25,7 @@ from .source import find
 
 def main() -> None:
     args = arguments()
-    with one_sentence():
+    with exit_with_message():
         limits = Limits(args.min_liked, args.min_disliked, args.heldout, args.ratio, words(args.nsfw_words))
         source = find(args.source, args.files, args.unit_mb << 20)
         make(source, args.folder, limits, args.unit_mb, args.processes, args.memory, engine_of(args))

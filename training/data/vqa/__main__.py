@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from prefgen.files import read_text, write_atomic
 
-from ...common.one_sentence import one_sentence
+from ...common.errors import exit_with_message
 from .. import card
 from ..cli import natural, positive
 from ..errors import DataError
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--each", type=positive, default=10, help="questions a user")
     parser.add_argument("--seed", type=natural, default=0)
     args = parser.parse_args()
-    with one_sentence():
+    with exit_with_message():
         report = make(args.data, args.folder, args.each, args.seed)
     print(json.dumps({key: report[key] for key in ("questions", "answers", "text_only")}, indent=1))
     given_away = [kind for kind, control in report["text_only"].items() if control["gives_away"]]

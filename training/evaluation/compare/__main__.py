@@ -25,7 +25,7 @@ from prefgen.files import read_text, visible_files, write_atomic
 
 from ...common.config.command import ConfigError, load
 from ...common.devices import checked_device, default_device
-from ...common.one_sentence import one_sentence
+from ...common.errors import exit_with_message
 from ...data.cli import positive
 from ...data.store import MANIFEST, sha256
 from ...data.worlds import DataSetHistories
@@ -163,5 +163,5 @@ def seconds(folder: Path) -> float:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with exit_with_message():
         main()

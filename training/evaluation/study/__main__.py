@@ -14,7 +14,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from ...common.one_sentence import one_sentence
+from ...common.errors import exit_with_message
 from ...data.cli import natural
 from .analyse import analyse
 from .make import Plan, make
@@ -23,7 +23,7 @@ from .pictures import read
 
 def main() -> None:
     args = arguments()
-    with one_sentence():
+    with exit_with_message():
         if args.command == "make":
             options = {"title": args.question} if args.question else {}
             plan = Plan(tuple(args.pairs), args.trials, args.repeats, args.seed, **options)

@@ -12,7 +12,7 @@ from prefgen.errors import MendableError
 
 
 @contextmanager
-def one_sentence() -> Iterator[None]:
+def exit_with_message() -> Iterator[None]:
     """Ends the process with a MendableError's sentence, or with one that says how to go on after Ctrl-C."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
     try:
