@@ -140,7 +140,7 @@ def compare(patcher, family: str, layout: str, vision, folder: Path, pack, their
     patch = pack("prefgen.comfy.patcher")
     with torch.no_grad():
         read = pack("prefgen.comfy.encoding").encode_history(history, None, vision)
-        user = pack("prefgen.fusion").fuse_user(pack("prefgen.adapter").load_adapter(path), read)
+        user = pack("prefgen.fusion").fuse_user(pack("prefgen.adapter_file").load_adapter(path), read)
         node, given = theirs[0].IPAdapterAdvanced().apply_ipadapter, {"image": pictures[0], "clip_vision": vision}
         weights = theirs[1].ipadapter_model_loader(str(path))
         other = node(patcher, weights, weight=0.8, weight_type="linear", **given)[0]

@@ -74,12 +74,13 @@ class FuseUserVector(io.ComfyNode):
     def execute(
         cls, preference, adapter, semantic=1.0, core=1.0, image=1.0, pooling=ways.PUSH_AWAY, push=0.5
     ) -> io.NodeOutput:
-        from ..prefgen.adapter import check_encoded, load_adapter_once
+        from ..prefgen.adapter_checks import check_encoded
+        from ..prefgen.adapter_file import load_adapter_once
         from ..prefgen.fusion import fuse_user
 
         loaded = load_adapter_once(folders.adapter_path(adapter))
         check_encoded(loaded.header, preference)
-        return io.NodeOutput(fuse_user(loaded, preference, semantic, core, image, pooling, push, label=adapter))
+        return io.NodeOutput(fuse_user(loaded, preference, semantic, core, image, pooling, push))
 
 
 class ApplyUserCrossAttention(io.ComfyNode):

@@ -1,196 +1,145 @@
-"""The bytes of an adapter file: which of its tensors are weights, that each of them can be used, and which file it was.
+"""Reading and writing adapter files, in the layout of an IP-Adapter.
 
-A safetensors file begins with its length of header (8 bytes) and a JSON header {name: {dtype, shape, data_offsets}}.
+Keys: `image_proj.*` and `ip_adapter.{1,3,5...}.to_k_ip.weight` / `to_v_ip.weight` as IP-Adapter has them (stock
+diffusers loads the file), `prefgen.*` for the aligner and normalisers, and one JSON header entry `prefgen`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import nn
+from safetensors.torch import save
 
-from .header import AdapterError
-
-AGAIN = "Download or export it again."
-OTHER_PREFIX = "adapter_modules."  # what some converters write for `ip_adapter.`
-WEIGHTS = ("image_proj.", "ip_adapter.", OTHER_PREFIX, "prefgen.aligner.", "prefgen.sem_norm.", "prefgen.core_norm.")
-# safetensors' names of the dtypes that torch casts to fp32 value by value. Whole numbers, and the scales of F8_E8M0,
-# are weights only together with what else a quantiser wrote.
-FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ"}
-# What ComfyUI, compressed-tensors, bitsandbytes and GPTQ write beside quantised weights.
-SCALES = re.compile(
-    r"(^|\.)(scaled_fp8|comfy_quant|scale_weight|scale_input|(weight|input)_scale\w*|absmax|quant_map|quant_state\..*"
-    r"|SCB|scales|qweight|qzeros)$"
-)
-LARGEST_HEADER = 100_000_000  # bytes; safetensors reads no larger one
+from .adapter import FORMAT_VERSION, AdapterFile, AdapterHeader, UserAdapter, UserProjection
+from .adapter_weights import AGAIN, assign, check_to_write, read_header, read_weights, weight_of
+from .aligner import LayerStandardiser, SemanticAligner
+from .errors import AdapterError
+from .files import write_atomic
+from .ip_adapter import ImageAdapter, build_image_adapter, is_ip_adapter
 
 
-@dataclass(frozen=True)
-class AdapterFile:
-    """The file that an adapter was read from, as it was then."""
+@torch.inference_mode(False)
+def load_adapter(path: str | os.PathLike) -> UserAdapter | ImageAdapter:
+    """Read and check an adapter file: a PrefGen export, or a public IP-Adapter file, recognised by its keys.
 
-    path: Path
-    state: tuple[int, ...]
-
-    @classmethod
-    def of(cls, path: str | os.PathLike) -> AdapterFile:
-        """Raises OSError where there is none."""
-        return cls(Path(path), file_state(path))
-
-    @cached_property
-    def digest(self) -> str:
-        """sha256 of its bytes, read when asked for. Raises AdapterError if the file isn't the one that was read."""
-        digest = hashlib.sha256()
-        try:
-            with self.path.open("rb") as stream:
-                while piece := stream.read(1 << 24):
-                    digest.update(piece)
-            same = file_state(self.path) == self.state
-        except OSError:
-            same = False
-        if not same:
-            raise AdapterError(f"{self.path.name} has changed since it was read: queue again.")
-        return digest.hexdigest()
-
-
-def file_state(path: str | os.PathLike) -> tuple[int, int, int, int]:
-    """(bytes, time of change in ns, number of the file, time of its entry's change in ns), of a link's target: differs
-    for a file that was replaced, also by one of equal size and time. Raises OSError where there is none."""
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns
-
-
-def read_header(path: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """({name of a tensor: its dtype}, metadata) by our own reading, since safetensors opens no file with a dtype that
-    it doesn't know; both empty for a broken header, of which `read_weights` speaks. Raises AdapterError with one
-    sentence for a file that is missing or empty."""
-    if not path.is_file():
-        raise AdapterError(
-            f"The adapter {path.name} is not there any more: put it into models/prefgen or choose another."
-        )
-    try:
-        if path.stat().st_size == 0:
-            raise AdapterError(f"{path.name} is empty (0 bytes). {AGAIN}")
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length)) if 2 <= length <= LARGEST_HEADER else {}
-        metadata = header.pop("__metadata__", None) or {}
-        dtypes = {name: str(entry["dtype"]) for name, entry in header.items()}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError, RecursionError):
-        return {}, {}
-    return dtypes, metadata if isinstance(metadata, dict) else {}
-
-
-def read_weights(path: Path, dtypes: Mapping[str, str]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """(weights in the file's own precision, the names of all of its tensors) of a safetensors file with these dtypes.
-
-    The weights are copies: what a file maps into memory changes when somebody writes over the file. Raises
-    AdapterError with one sentence that names the file, and the tensor where it is about one.
+    Raises AdapterError with one sentence that names the file and what to do.
     """
-    _check_dtypes(path.name, dtypes)
-    try:
-        with safe_open(str(path), "pt") as file:
-            names = list(file.keys())
-            weights = {name: file.get_tensor(name).clone() for name in names if name.startswith(WEIGHTS)}
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path) from error
-    for name, weight in weights.items():
-        fault = fault_of(weight)
-        if fault:
-            raise AdapterError(f"{path.name} {fault} (in {name}). {AGAIN}")
-    return weights, names
-
-
-def _check_dtypes(file: str, dtypes: Mapping[str, str]) -> None:
-    """Refuse weights that aren't plain floats before they are read: torch casts whole numbers without a word."""
-    scale = next((name for name in dtypes if SCALES.search(name)), None)
-    if scale is not None and any(name.startswith(WEIGHTS) for name in dtypes):
+    path = Path(path)
+    # Its state first: if it is written over while it is read, its digest is refused later.
+    file = AdapterFile.of(path) if path.is_file() else None
+    dtypes, metadata = read_header(path)
+    header = _parse_header(path, metadata["prefgen"]) if "prefgen" in metadata else None
+    weights, names = read_weights(path, dtypes)
+    if header is None and not is_ip_adapter(names):
         raise AdapterError(
-            f"{file} is quantised, with scales of its own ({scale}), which PrefGen doesn't read: choose the same "
-            "adapter in fp16 or fp32."
+            f"{path.name} is not a PrefGen adapter and not an IP-Adapter: choose a file from a PrefGen training export "
+            "or an IP-Adapter for SD1.5 or SDXL."
         )
-    for name, dtype in dtypes.items():
-        if name.startswith(WEIGHTS) and dtype not in FLOATS:
-            raise AdapterError(
-                f"{file} stores {name} as {dtype}, which PrefGen can't read as a weight: choose the same adapter "
-                "in fp16 or fp32."
-            )
-
-
-def _damaged(path: Path) -> AdapterError:
-    # Only now: a safetensors file starts with a length, which may happen to look like a pickle's first byte.
     try:
-        with path.open("rb") as file:
-            start = file.read(2)
-    except OSError:
-        return AdapterError(f"{path.name} can't be read: check its permissions and the disk.")
-    if start == b"PK" or start in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5"):
-        return AdapterError(
-            f"{path.name} is a pickle under a .safetensors name, which PrefGen never opens: get a real "
-            "safetensors file."
+        if header is None:
+            return build_image_adapter(path.name, weights, file)
+        return _build_user_adapter(path.name, weights, header, file)
+    except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, AdapterError):
+            raise
+        against = "each other" if header is None else "its own header"
+        raise AdapterError(f"{path.name} is damaged: its weights don't match {against}. {AGAIN}") from error
+
+
+_last: dict[AdapterFile, UserAdapter | ImageAdapter] = {}
+
+
+def load_adapter_once(path: str | os.PathLike) -> UserAdapter | ImageAdapter:
+    """`load_adapter`, but the file that was read last is not read again until it is replaced. Don't change what is
+    returned: the next caller gets the same."""
+    if not os.path.isfile(path):
+        return load_adapter(path)
+    file = AdapterFile.of(path)
+    if file not in _last:
+        # Before the next one is read: two of SDXL's are 2.7 GB.
+        _last.clear()
+        _last[file] = load_adapter(path)
+    return _last[file]
+
+
+def save_adapter(adapter: UserAdapter, path: str | os.PathLike) -> None:
+    """Write the adapter file atomically, fp32. Raises AdapterError for weights that `load_adapter` would refuse, before
+    anything is written."""
+    tensors = {
+        prefix + key: value.detach().contiguous()
+        for prefix, module in adapter.parts().items()
+        for key, value in module.state_dict().items()
+    }
+    check_to_write(Path(path).name, tensors)
+    # One entry only: safetensors orders several at random, and equal adapters should be equal files.
+    write_atomic(path, save(tensors, metadata={"prefgen": json.dumps(asdict(adapter.header))}))
+
+
+def _parse_header(path: Path, entry: str) -> AdapterHeader:
+    """The header entry of a PrefGen export, checked on its own. Raises AdapterError."""
+    try:
+        raw = json.loads(entry)
+        version = int(raw["format_version"])
+        if version > FORMAT_VERSION:
+            raise AdapterError(
+                f"{path.name} is of format {version}, newer than this PrefGen reads ({FORMAT_VERSION}): update PrefGen."
+            )
+        # Entries that a later version adds without changing the format are passed over.
+        names = {field.name for field in fields(AdapterHeader)}
+        header = AdapterHeader(**{key: value for key, value in raw.items() if key in names})
+        _check_header(header)
+    except AdapterError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise AdapterError(f"{path.name} has a mangled prefgen header. {AGAIN}") from error
+    return header
+
+
+def _check_header(header: AdapterHeader) -> None:
+    """Raises ValueError, TypeError or KeyError for entries that no export writes."""
+    if header.kind != "prefgen" or not isinstance(header.base_family, str):
+        raise ValueError(f"{header.kind} for {header.base_family}")
+    if not all(isinstance(part, dict) for part in (header.mllm or {}, header.clip_vision, header.training)):
+        raise TypeError("a part of the header isn't an object")
+    if header.mllm:
+        layers = [*header.mllm["sem_layers"], header.mllm["core_layer"]]
+        if not all(layer in range(header.mllm.get("num_layers", max(layers) + 1)) for layer in layers):
+            raise ValueError(f"layers {layers}")
+
+
+def _build_user_adapter(
+    name: str, weights: dict[str, torch.Tensor], header: AdapterHeader, file: AdapterFile | None
+) -> UserAdapter:
+    """The adapter of a PrefGen export. Raises AdapterError for a weight that is missing, too many or of another shape,
+    RuntimeError, TypeError or ValueError for a header that speaks of impossible ones."""
+
+    def size(key: str) -> torch.Size:
+        return weight_of(name, weights, key, 2).shape
+
+    sem_layers, width = size("prefgen.sem_norm.mean")
+    if header.mllm and len(header.mllm["sem_layers"]) != sem_layers:
+        raise AdapterError(f"{name} is damaged: prefgen.sem_norm.mean doesn't match its own header. {AGAIN}")
+    projection_hidden = size("image_proj.proj.0.weight")[0]
+    aligner_hidden = size("prefgen.aligner.mlp.0.weight")[0]
+    # On the meta device nothing is drawn at random that the file replaces.
+    with torch.device("meta"):
+        adapter = UserAdapter(
+            header,
+            UserProjection(header.user_width, header.cross_attention_dim, header.tokens, projection_hidden),
+            SemanticAligner(sem_layers, width, header.semantic_width, aligner_hidden),
+            LayerStandardiser(sem_layers, width),
+            LayerStandardiser(1, header.core_width),
+            name=name,
+            file=file,
         )
-    return AdapterError(f"{path.name} is damaged or not a whole safetensors file. {AGAIN}")
-
-
-def fault_of(weight: torch.Tensor) -> str:
-    """What makes a tensor no weight, in words that follow the file's name; empty for a sound one. Looked at in fp32, in
-    which it will be used: float8 has no test for NaN, and a float64 may be too large."""
-    if not weight.numel():
-        return "is damaged: it holds a tensor without values"
-    if not weight.is_floating_point():
-        return f"holds {str(weight.dtype).removeprefix('torch.')} in place of weights"
-    # aminmax hands NaN on, and makes no second tensor as isfinite does.
-    if not all(torch.isfinite(end) for end in torch.aminmax(weight.float())):
-        return "holds values that are not numbers"
-    return ""
-
-
-def check_to_write(name: str, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise AdapterError before a file is written that `read_weights` would refuse."""
-    for key, tensor in tensors.items():
-        fault = fault_of(tensor)
-        if fault:
-            raise AdapterError(
-                f"{name} is not written: it {fault} (in {key}). Train again from an earlier checkpoint, with a smaller "
-                "learning rate."
-            )
-
-
-def weight_of(name: str, weights: Mapping[str, torch.Tensor], key: str, dims: int) -> torch.Tensor:
-    """A weight by which others are measured. Raises AdapterError if the file `name` lacks it, or it has other dims."""
-    if key not in weights:
-        raise AdapterError(f"{name} is damaged: it lacks {key}. {AGAIN}")
-    if weights[key].ndim != dims:
-        raise AdapterError(f"{name} is damaged: {key} has the shape {[*weights[key].shape]}. {AGAIN}")
-    return weights[key]
-
-
-def assign(name: str, module: nn.Module, prefix: str, weights: Mapping[str, torch.Tensor]) -> None:
-    """Give a module, built on the meta device, the weights below `prefix` in fp32, without a second copy of those that
-    are. Raises AdapterError that names the file `name` and a tensor that is missing, too many or of another shape."""
-    shapes = {prefix + key: value.shape for key, value in module.state_dict().items()}
-    check_shapes(name, shapes, {key: value for key, value in weights.items() if key.startswith(prefix)})
-    module.load_state_dict({key.removeprefix(prefix): weights[key].float() for key in shapes}, assign=True)
-
-
-def check_shapes(name: str, shapes: Mapping[str, Sequence[int]], weights: Mapping[str, torch.Tensor]) -> None:
-    """Raise AdapterError unless the file `name` holds exactly the weights of these shapes."""
-    for key, shape in shapes.items():
-        if key not in weights:
-            raise AdapterError(f"{name} is damaged: it lacks {key}. {AGAIN}")
-        if weights[key].shape != torch.Size(shape):
-            raise AdapterError(
-                f"{name} is damaged: {key} has the shape {[*weights[key].shape]} instead of {[*shape]}. {AGAIN}"
-            )
-    extra = next((key for key in weights if key not in shapes), None)
+    parts = adapter.parts()
+    for prefix, module in parts.items():
+        assign(name, module, prefix, weights)
+    extra = next((key for key in weights if not key.startswith(tuple(parts))), None)
     if extra is not None:
-        raise AdapterError(f"{name} is damaged: its other weights leave no place for {extra}. {AGAIN}")
+        raise AdapterError(f"{name} is damaged: its own header has no place for {extra}. {AGAIN}")
+    return adapter.eval().requires_grad_(False)

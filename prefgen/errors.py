@@ -1,4 +1,4 @@
-"""What a person can mend, and how memory that has run out is known."""
+"""Errors that a person can mend, and how to recognise that memory has run out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ class MendableError(Exception):
     """One sentence: what is wrong, with which file, node or key, and what to do."""
 
 
-# CUDA, ROCm, MPS, XPU (Level Zero), DirectML, the NPUs, cuBLAS and cuDNN, and the CPU on Linux and Windows.
+class AdapterError(MendableError, ValueError):
+    """An adapter that can't be used, in one sentence for the artist."""
+
+
+# How backends say that memory has run out, in lower case: CUDA, ROCm, MPS, XPU (Level Zero), DirectML, the NPUs, cuBLAS
+# and cuDNN, and the CPU on Linux and Windows.
 NO_MEMORY = (
     "out of memory",
     "out_of_memory",

@@ -72,9 +72,9 @@ def read_text(path: str | os.PathLike) -> str:
     try:
         text = data.decode(marked_encoding(data) or "utf-8")
     except UnicodeDecodeError as error:
-        raise TextError(f"{path} is no UTF-8 text: open it in an editor and save it as UTF-8.") from error
+        raise TextError(f"{path} isn't UTF-8 text: open it in an editor and save it as UTF-8.") from error
     if "\0" in text:  # UTF-16 without its mark reads as UTF-8 with a zero after every letter
-        raise TextError(f"{path} is no UTF-8 text: open it in an editor and save it as UTF-8.")
+        raise TextError(f"{path} isn't UTF-8 text: open it in an editor and save it as UTF-8.")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -84,8 +84,8 @@ def guessed_text(data: bytes) -> str:
     nothing is replaced by U+FFFD, so this never raises."""
     encoding = marked_encoding(data)
     if encoding is None and b"\0" in data:
-        even, odd = data[::2].count(0), data[1::2].count(0)
-        encoding = "utf-16-le" if odd > even else "utf-16-be"
+        big_endian = data[::2].count(0) >= data[1::2].count(0)  # a Latin letter's high byte, the first one, is zero
+        encoding = "utf-16-be" if big_endian else "utf-16-le"
     if encoding is None:
         try:
             return data.decode("utf-8")
@@ -115,3 +115,10 @@ def write_atomic(path: str | os.PathLike, data: bytes) -> None:
         except OSError:
             os.unlink(file.name)
             raise
+
+
+def file_state(path: str | os.PathLike) -> tuple[int, int, int, int]:
+    """(bytes, time of change in ns, number of the file, time of its entry's change in ns), of a link's target: differs
+    for a file that was replaced, also by one of equal size and time. Raises OSError where there is none."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns

@@ -1,37 +1,38 @@
-"""Fusion: the three parts of a user, scaled by the artist, in one vector, and its projection to user tokens."""
+"""Fusion (arXiv 2512.06020): e_u = [ĕ_sem ; e_core ; e_img], each part scaled by the artist.
+
+For a public IP-Adapter file, which reads pictures alone, the user is what CLIP vision says of the liked ones.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from .clip import pool_image_embeds
-from .encoded import EncodedPreference, FusedUser
+from .adapter import UserAdapter
+from .encoded import EncodedPreference
 from .ip_adapter import STATES, ImageAdapter
-from .pooling import PUSH_AWAY, pool_pictures
-
-if TYPE_CHECKING:
-    from .adapter import UserAdapter
+from .pooling import PUSH_AWAY, pool_image_embeds, pool_pictures
 
 
-class UserProjection(nn.Module):
-    """User tokens = LayerNorm(MLP(e_u)): the layout that stock diffusers loads as an IP-Adapter FaceID projection.
+@dataclass(frozen=True)
+class FusedUser:
+    """A user and the adapter whose branch it is for.
 
-    forward: [B, width] -> [B, tokens, cross_attention_dim]. hidden must be a multiple of width for diffusers.
+    vector: e_u [C + D + I]; for an IP-Adapter file k pictures side by side, embeddings [k, I] or states [k, T, E].
+    no_user: what stands for no user, of the same shape; None is zeros. negative: `no_user` holds disliked pictures, and
+    the unconditional half gets it in any case.
     """
 
-    def __init__(self, width: int, cross_attention_dim: int, tokens: int = 4, hidden: int | None = None):
-        super().__init__()
-        self.tokens, self.cross_attention_dim = tokens, cross_attention_dim
-        hidden = hidden or 2 * width
-        self.proj = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, tokens * cross_attention_dim))
-        self.norm = nn.LayerNorm(cross_attention_dim)
+    vector: torch.Tensor
+    adapter: UserAdapter | ImageAdapter
+    no_user: torch.Tensor | None = None
+    negative: bool = False
 
-    def forward(self, vector: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.proj(vector).unflatten(-1, (self.tokens, self.cross_attention_dim)))
+    def keys_values(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """K and V [2, N, width] of every block in file order, fp32 on the CPU: row 0 the user, row 1 no user."""
+        no_user = torch.zeros_like(self.vector) if self.no_user is None else self.no_user
+        return self.adapter.keys_values(torch.stack([self.vector, no_user]).detach().float().cpu())
 
 
 def fuse_user(
@@ -42,40 +43,12 @@ def fuse_user(
     image: float = 1.0,
     pooling: str = PUSH_AWAY,
     push: float = 0.5,
-    label: str = "",
 ) -> FusedUser:
     """The user of an encoded history that `check_encoded` has passed. `semantic` and `core` are for PrefGen adapters,
     `pooling` and `push` (see `pool_pictures`) for IP-Adapter files, `image` for both."""
     if isinstance(adapter, ImageAdapter):
-        return fuse_pictures(adapter, encoded, image, pooling, push, label)
-    return FusedUser(fuse_user_vector(adapter, encoded, semantic, core, image), adapter, label)
-
-
-@torch.no_grad()
-def fuse_pictures(
-    adapter: ImageAdapter,
-    encoded: EncodedPreference,
-    image: float = 1.0,
-    pooling: str = PUSH_AWAY,
-    push: float = 0.5,
-    label: str = "",
-) -> FusedUser:
-    """The user of an adapter that reads pictures alone. `image`: 0 is no picture, 1 the pictures, above overdoes them.
-
-    The unconditional half gets what IP-Adapter trained as no picture, or with the pooling "negative" the disliked
-    pictures, `push` of the way from there.
-    """
-    if adapter.reads == STATES:
-        liked, disliked, nothing = encoded.image_states_liked, encoded.image_states_disliked, encoded.image_states_none
-        nothing = nothing.float()
-    else:
-        liked, disliked = encoded.image_embed_liked, encoded.image_embed_disliked
-        nothing = torch.zeros(liked.shape[1:])
-    user, negative = pool_pictures(liked, disliked, pooling, push)
-    if image != 1:
-        user = torch.lerp(nothing.expand_as(user), user, image)
-    no_user = nothing if negative is None else torch.lerp(nothing.expand_as(negative), negative, push)
-    return FusedUser(user, adapter, label, no_user.expand_as(user), negative is not None)
+        return _fuse_pictures(adapter, encoded, image, pooling, push)
+    return FusedUser(fuse_user_vector(adapter, encoded, semantic, core, image), adapter)
 
 
 @torch.no_grad()
@@ -88,23 +61,40 @@ def fuse_user_vector(
     training calls a dropped part.
     """
     header = adapter.header
-    parts = [torch.zeros(w) for w in (header.semantic_width, header.core_width, header.image_width)]
+    semantic_part = torch.zeros(header.semantic_width)
+    core_part = torch.zeros(header.core_width)
+    image_part = torch.zeros(header.image_width)
     if encoded.hidden is not None and header.mllm:
         hidden = encoded.hidden.float()[None]
         if semantic:
-            parts[0] = semantic * adapter.semantic(hidden)[0]
+            semantic_part = semantic * adapter.semantic(hidden)[0]
         if core:
-            parts[1] = core * adapter.core(hidden)[0]
+            core_part = core * adapter.core(hidden)[0]
+    # The paper's e_img is one liked picture; here it is the mean of all that are liked.
     if encoded.image_embed_liked is not None and image:
-        parts[2] = image * pool_image_embeds(encoded.image_embed_liked, encoded.image_embed_disliked)
-    return torch.cat(parts)
+        image_part = image * pool_image_embeds(encoded.image_embed_liked, encoded.image_embed_disliked)
+    return torch.cat([semantic_part, core_part, image_part])
 
 
-def semantic_part(aligner: nn.Module, standardised: torch.Tensor) -> torch.Tensor:
-    """ĕ_sem [B, C] of unit length from standardised top layers [B, layers, D]."""
-    return F.normalize(aligner(standardised), dim=1)
+@torch.no_grad()
+def _fuse_pictures(
+    adapter: ImageAdapter, encoded: EncodedPreference, image: float, pooling: str, push: float
+) -> FusedUser:
+    """The user of an adapter that reads pictures alone. `image`: 0 is no picture, 1 the pictures, above overdoes them.
 
-
-def core_part(standardised: torch.Tensor) -> torch.Tensor:
-    """e_core [B, D] of length about 1 from one standardised layer [B, 1, D]."""
-    return standardised[:, 0] / standardised.shape[-1] ** 0.5
+    The unconditional half gets what IP-Adapter trained as no picture, or with the pooling "negative" the disliked
+    pictures, `push` of the way from there.
+    """
+    if adapter.reads == STATES:
+        liked = encoded.image_states_liked
+        disliked = encoded.image_states_disliked
+        no_picture = encoded.image_states_none.float()
+    else:
+        liked = encoded.image_embed_liked
+        disliked = encoded.image_embed_disliked
+        no_picture = torch.zeros(liked.shape[1:])
+    user, negative = pool_pictures(liked, disliked, pooling, push)
+    if image != 1:
+        user = torch.lerp(no_picture.expand_as(user), user, image)
+    no_user = no_picture if negative is None else torch.lerp(no_picture.expand_as(negative), negative, push)
+    return FusedUser(user, adapter, no_user.expand_as(user), negative is not None)

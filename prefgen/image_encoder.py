@@ -72,6 +72,6 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str | None:
     return digest.hexdigest() if side else None
 
 
-def spoken_of(about: Mapping) -> str:
+def encoder_in_words(about: Mapping) -> str:
     """An encoder in words, from what `described` says of it and its `width`: "SigLIP (width 1152)"."""
     return f"{about['architecture']} (width {about.get('hidden_size', about.get('width', '?'))})"

@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .adapter_file import OTHER_PREFIX, AdapterFile, assign, check_shapes, weight_of
-from .header import FAMILY_OF_WIDTH, FORMAT_VERSION, AdapterError, AdapterHeader
+from .adapter import FAMILY_OF_WIDTH, FORMAT_VERSION, AdapterFile, AdapterHeader
+from .adapter_weights import OTHER_PREFIX, assign, check_shapes, weight_of
+from .errors import AdapterError
 
 EMBEDDING, STATES = "image_embeds", "penultimate_hidden_states"
 # CLIP vision models by the width of what they give.

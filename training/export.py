@@ -13,7 +13,8 @@ import copy
 from argparse import ArgumentParser
 from pathlib import Path
 
-from prefgen.adapter import UserAdapter, save_adapter
+from prefgen.adapter import UserAdapter
+from prefgen.adapter_file import save_adapter
 
 from .common.adapters import BRANCH_STAGE, trained_adapter
 from .common.bases import DTYPES

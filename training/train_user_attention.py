@@ -25,7 +25,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from prefgen.adapter import UserAdapter, save_adapter
+from prefgen.adapter import UserAdapter
+from prefgen.adapter_file import save_adapter
 from prefgen.atelier.models import WEIGHTS
 
 from .common.adapters import new_adapter, trained_adapter, trained_parts

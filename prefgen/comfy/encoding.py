@@ -11,7 +11,7 @@ import torch
 from ..encoded import EncodedPreference
 from ..history import HistoryItem, PreferenceHistory
 from ..image_encoder import CLIP, described
-from ..mllm.cache import LeastRecentlyUsed
+from ..lru import LeastRecentlyUsed
 from ..mllm.traits import Traits
 from .memory import ManagedMLLM
 
@@ -62,8 +62,6 @@ def encode_history(
         image_embed_disliked=disliked,
         mllm=managed.mllm.fingerprint if managed is not None else {},
         clip_vision=encoder,
-        n_liked=len(history.liked),
-        n_disliked=len(history.disliked),
         digest=history.digest,
         image_states_liked=states_liked,
         image_states_disliked=states_disliked,

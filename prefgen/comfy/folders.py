@@ -13,10 +13,9 @@ from pathlib import Path
 
 import folder_paths
 
-from ..adapter_file import file_state
 from ..atelier import users
 from ..atelier.models import MLLM_FOLDER, WEIGHTS
-from ..files import is_hidden
+from ..files import file_state, is_hidden
 from ..history_folder import HistoryFolder
 
 EMBEDDED = "atelier"

@@ -13,10 +13,11 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ..adapter import AdapterError, check_compatible
+from ..adapter import FAMILY_NAMES, FAMILY_OF_WIDTH
+from ..adapter_checks import check_compatible
 from ..blocks import Block, block_weights, item_weights, schedule
-from ..encoded import FusedUser
-from ..header import FAMILY_NAMES, FAMILY_OF_WIDTH
+from ..errors import AdapterError
+from ..fusion import FusedUser
 from .layout import MARKS, LayoutError, marked
 from .run import BATCH, CALL, NODE, Application, Run
 

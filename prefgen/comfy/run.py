@@ -15,7 +15,7 @@ from comfy.ldm.modules.attention import optimized_attention
 
 from ..blocks import Block, interpolated
 from ..branch import mask_to_tokens, user_residual
-from ..encoded import FusedUser
+from ..fusion import FusedUser
 from .layout import (
     WHAT_HELPS,
     Batch,

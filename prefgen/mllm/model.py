@@ -11,9 +11,9 @@ import torch
 from ..compat import hidden_states_of, load_image_text_to_text, lost_its_head, transformers_version
 from ..errors import out_of_memory
 from ..history import HistoryItem, PreferenceHistory
+from ..lru import LeastRecentlyUsed
 from ..pictures import resize
 from . import foreign
-from .cache import LeastRecentlyUsed
 from .families import family_of
 from .files import MLLMError, check_folder, refuse, weights_digest
 from .lora import check_lora, merge_lora

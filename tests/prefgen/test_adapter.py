@@ -7,46 +7,24 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prefgen.adapter import (
-    FORMAT_VERSION,
-    AdapterError,
-    AdapterHeader,
-    UserAdapter,
-    check_compatible,
-    load_adapter,
-    save_adapter,
-)
-from prefgen.aligner import LayerStandardiser, SemanticAligner
+from prefgen.adapter import FORMAT_VERSION
+from prefgen.adapter_checks import check_compatible
+from prefgen.adapter_file import load_adapter, save_adapter
 from prefgen.branch import user_residual
 from prefgen.encoded import EncodedPreference
-from prefgen.fusion import UserProjection, fuse_user_vector
+from prefgen.errors import AdapterError
+from prefgen.fusion import fuse_user_vector
 from tests.closeness import assert_close
+from tests.prefgen.adapters import random_adapter
 
 WIDTHS = [32, 64, 64, 64, 32, 32, 64]
 
 
 def make_adapter(widths=WIDTHS, seed=0):
     torch.manual_seed(seed)
-    header = AdapterHeader(
-        format_version=FORMAT_VERSION,
-        kind="prefgen",
-        base_family="atelier",
-        semantic_width=8,
-        core_width=12,
-        image_width=6,
-        cross_attention_dim=16,
-        tokens=4,
-        block_widths=list(widths),
-        mllm={"name": "tiny", "sem_layers": [2, 3], "core_layer": 1},
-        clip_vision={"name": "tiny", "width": 6},
+    return random_adapter(
+        widths, 16, (8, 12, 6), base_family="atelier", mllm={"name": "tiny", "sem_layers": [2, 3], "core_layer": 1}
     )
-    return UserAdapter(
-        header,
-        UserProjection(26, 16, 4),
-        SemanticAligner(2, 12, 8, hidden=20),
-        LayerStandardiser(2, 12),
-        LayerStandardiser(1, 12),
-    ).eval()
 
 
 def encoded(seed=1):

@@ -6,9 +6,10 @@ import shutil
 import pytest
 import torch
 
-import prefgen.adapter
-from prefgen.adapter import AdapterError, load_adapter, load_adapter_once, save_adapter
-from prefgen.adapter_file import file_state
+import prefgen.adapter_file
+from prefgen.adapter_file import load_adapter, load_adapter_once, save_adapter
+from prefgen.errors import AdapterError
+from prefgen.files import file_state
 from tests.prefgen import ip_adapter_files as files
 
 
@@ -33,8 +34,8 @@ def linked(path, new):
 
 def test_the_same_file_is_read_once(path, tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr(prefgen.adapter, "read_weights", lambda *given: read.append(given) or reading(*given))
     reading = prefgen.adapter_file.read_weights
+    monkeypatch.setattr(prefgen.adapter_file, "read_weights", lambda *given: read.append(given) or reading(*given))
     first = load_adapter_once(path)
     assert load_adapter_once(path) is first and load_adapter_once(str(path)) is first and len(read) == 1
 

@@ -7,10 +7,13 @@ import struct
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from prefgen.adapter import FORMAT_VERSION, AdapterError, check_compatible, load_adapter, save_adapter
+from prefgen.adapter import FORMAT_VERSION
+from prefgen.adapter_checks import check_compatible
+from prefgen.adapter_file import load_adapter, save_adapter
+from prefgen.errors import AdapterError
+from tests.prefgen.adapters import header_of, rewrite
 
 
 @pytest.fixture
@@ -18,33 +21,6 @@ def saved(tmp_path, new_adapter):
     path = tmp_path / "taste.safetensors"
     save_adapter(new_adapter(), path)
     return path
-
-
-@pytest.fixture
-def refused(one_sentence):
-    """A function that loads a file which must be refused, and gives the sentence."""
-
-    def load(path) -> str:
-        with pytest.raises(AdapterError) as raised:
-            load_adapter(path)
-        text = one_sentence(raised)
-        assert path.name in text and str(path.parent) not in text
-        return text
-
-    return load
-
-
-def header_of(path) -> dict:
-    with safe_open(str(path), "pt") as file:
-        return json.loads(file.metadata()["prefgen"])
-
-
-def rewrite(path, tensors=None, header=None, metadata=None):
-    """Write the file again with some of it replaced; a tensor replaced by None is left out."""
-    merged = {key: value for key, value in (load_file(path) | (tensors or {})).items() if value is not None}
-    if metadata is None:
-        metadata = {"prefgen": json.dumps(header_of(path) | (header or {}))}
-    save_file(merged, path, metadata=metadata)
 
 
 def test_a_header_of_any_length_is_read(tmp_path, new_adapter):

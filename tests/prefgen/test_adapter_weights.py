@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from prefgen.adapter import AdapterError, load_adapter, save_adapter
+from prefgen.adapter_file import load_adapter, save_adapter
+from prefgen.errors import AdapterError
 from tests.prefgen import ip_adapter_files as files
 
 KEY = "ip_adapter.3.to_v_ip.weight"
@@ -31,18 +32,6 @@ def path(request, tmp_path, new_adapter):
     """An adapter file in fp32: a PrefGen export, and a public IP-Adapter."""
     request.param(tmp_path / "taste.safetensors", new_adapter)
     return tmp_path / "taste.safetensors"
-
-
-@pytest.fixture
-def refused(one_sentence):
-    def load(path) -> str:
-        with pytest.raises(AdapterError) as raised:
-            load_adapter(path)
-        text = one_sentence(raised)
-        assert path.name in text and str(path.parent) not in text
-        return text
-
-    return load
 
 
 def rewrite(path, change):

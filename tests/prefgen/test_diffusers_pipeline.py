@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prefgen.adapter import load_adapter, save_adapter
+from prefgen.adapter_file import load_adapter, save_adapter
 from prefgen.atelier.models import UNET_CONFIG
 from prefgen.branch import scaled_dot_product, user_residual
 from tests.closeness import SAMPLED, assert_close, assert_far

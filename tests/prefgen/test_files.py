@@ -93,7 +93,7 @@ def test_text_reads_alike_in_every_encoding_that_says_what_it_is(tmp_path, kind)
 def test_other_text_is_refused_in_one_sentence_that_names_the_file(tmp_path, data):
     file = tmp_path / "words.txt"
     file.write_bytes(data)
-    with pytest.raises(ValueError, match="words.txt is no UTF-8 text: .* save it as UTF-8") as caught:
+    with pytest.raises(ValueError, match="words.txt isn't UTF-8 text: .* save it as UTF-8") as caught:
         read_text(file)
     assert isinstance(caught.value, MendableError) and len(str(caught.value).splitlines()) == 1
 

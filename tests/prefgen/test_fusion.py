@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from prefgen.adapter import UserProjection
 from prefgen.aligner import LayerStandardiser
-from prefgen.clip import pool_image_embeds
 from prefgen.encoded import EncodedPreference
-from prefgen.fusion import UserProjection, fuse_user_vector
+from prefgen.fusion import fuse_user_vector
+from prefgen.pooling import pool_image_embeds
 from tests.closeness import assert_close, assert_far
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = (
-    "history blocks clip pooling encoded mmd aligner header ip_adapter fusion branch adapter compat mllm mllm.prompt "
-    "mllm.families mllm.model mllm.traits".split()
+    "history blocks pooling encoded aligner ip_adapter fusion branch adapter adapter_file adapter_checks compat mllm "
+    "mllm.prompt mllm.families mllm.model mllm.traits".split()
 )
 
 

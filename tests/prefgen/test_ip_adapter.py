@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prefgen.adapter import AdapterError, load_adapter
+from prefgen.adapter_file import load_adapter
+from prefgen.errors import AdapterError
 from prefgen.ip_adapter import EMBEDDING, STATES, ImageAdapter
 from tests.closeness import assert_close
 from tests.prefgen import ip_adapter_files as files

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prefgen.history import PreferenceHistory
-from prefgen.mllm.cache import LeastRecentlyUsed
+from prefgen.lru import LeastRecentlyUsed
 from prefgen.mllm.model import MLLMError, PreferenceMLLM
 from prefgen.mllm.prompt import CLOSING_QUESTION, build_messages, render_prompt
 from tests.closeness import FAR, assert_close, assert_far, difference

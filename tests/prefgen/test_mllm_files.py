@@ -33,18 +33,6 @@ def sharded(whole, tmp_path):
     return folder
 
 
-@pytest.fixture
-def refused(one_sentence):
-    def load(folder, word):
-        with pytest.raises(MLLMError, match=word) as raised:
-            PreferenceMLLM.load(folder)
-        text = one_sentence(raised)
-        assert folder.name in text
-        return text
-
-    return load
-
-
 def test_a_sharded_model_loads(sharded, whole):
     ours, theirs = (PreferenceMLLM.load(folder).model.state_dict() for folder in (sharded, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -58,53 +46,53 @@ def test_what_macos_and_browsers_leave_behind_is_no_shard(sharded, whole):
 
 @pytest.mark.parametrize("index", [True, False])
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_missing_shard_is_named(sharded, refused, index, number):
+def test_a_missing_shard_is_named(sharded, refused_mllm, index, number):
     gone = f"model-{number:05d}-of-00002.safetensors"
     (sharded / gone).unlink()
     if not index:
         (sharded / "model.safetensors.index.json").unlink()
-    assert gone in refused(sharded, "lacks")
+    assert gone in refused_mllm(sharded, "lacks")
     assert missing_shards(sharded) == [gone]
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"weight_map": [1]}', b"\xff\xfe"])
-def test_a_damaged_index(sharded, refused, content):
+def test_a_damaged_index(sharded, refused_mllm, content):
     (sharded / "model.safetensors.index.json").write_bytes(content)
-    assert "index.json" in refused(sharded, "download it again")
+    assert "index.json" in refused_mllm(sharded, "download it again")
 
 
 @pytest.mark.parametrize("share", [0, 0.0001, 0.01, 0.5, 0.999])
-def test_a_truncated_shard_is_named(sharded, refused, share):
+def test_a_truncated_shard_is_named(sharded, refused_mllm, share):
     file = sharded / "model-00002-of-00002.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * share)])
-    assert file.name in refused(sharded, "not fully downloaded")
+    assert file.name in refused_mllm(sharded, "not fully downloaded")
 
 
 @pytest.mark.parametrize("header", [b"{", b"[]", b'{"a": 1}', b'{"a": {"shape": [1]}}', b'{"a": {"data_offsets": []}}'])
-def test_headers_that_are_none(sharded, refused, header):
+def test_headers_that_are_none(sharded, refused_mllm, header):
     file = sharded / "model-00001-of-00002.safetensors"
     file.write_bytes(len(header).to_bytes(8, "little") + header)
-    refused(sharded, "damaged")
+    refused_mllm(sharded, "damaged")
 
 
-def test_a_header_that_claims_to_be_endless_is_not_read(sharded, refused):
+def test_a_header_that_claims_to_be_endless_is_not_read(sharded, refused_mllm):
     file = sharded / "model-00001-of-00002.safetensors"
     file.write_bytes((2**62).to_bytes(8, "little") + b"{}")
-    refused(sharded, "damaged")
+    refused_mllm(sharded, "damaged")
 
 
-def test_a_tokenizer_that_asks_for_code(sharded, refused):
+def test_a_tokenizer_that_asks_for_code(sharded, refused_mllm):
     file = sharded / "tokenizer_config.json"
     code = {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}
     file.write_text(json.dumps(json.loads(file.read_text()) | code))
     (sharded / "evil.py").write_text("raise SystemExit('code was run')")
-    refused(sharded, "code of its own")
+    refused_mllm(sharded, "code of its own")
 
 
-def test_a_damaged_preprocessor_file_is_named(sharded, refused):
+def test_a_damaged_preprocessor_file_is_named(sharded, refused_mllm):
     (sharded / "preprocessor_config.json").write_text("{")
-    refused(sharded, "preprocessor_config.json")
+    refused_mllm(sharded, "preprocessor_config.json")
 
 
 def test_bytes_are_told_from_headers(whole, sharded):

@@ -25,20 +25,6 @@ def folder(sound, tmp_path):
     return shutil.copytree(sound, tmp_path / "tasty mllm")
 
 
-@pytest.fixture
-def refused(one_sentence):
-    """A function that loads a folder and gives the sentence that it is refused with."""
-
-    def load(folder, word):
-        with pytest.raises(MLLMError, match=word) as raised:
-            PreferenceMLLM.load(folder)
-        text = one_sentence(raised)
-        assert folder.name in text
-        return text
-
-    return load
-
-
 def edit(folder, name="config.json", **values):
     told = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps(told | values))
@@ -56,20 +42,20 @@ class TestALoraInAModelsFolder:
         (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
         save_file({"x": torch.ones(2)}, folder / "adapter_model.safetensors")
 
-    def test_beside_the_weights_it_is_sent_to_its_place(self, folder, refused):
+    def test_beside_the_weights_it_is_sent_to_its_place(self, folder, refused_mllm):
         self.write(folder)
-        assert "models/prefgen/mllm_lora" in refused(folder, "LoRA beside its weights")
+        assert "models/prefgen/mllm_lora" in refused_mllm(folder, "LoRA beside its weights")
         (folder / "adapter_config.json").unlink()
         (folder / "adapter_model.safetensors").unlink()
         assert PreferenceMLLM.load(folder).fingerprint["lora"] is None
 
-    def test_alone_it_is_told_from_a_model(self, folder, tmp_path, refused):
+    def test_alone_it_is_told_from_a_model(self, folder, tmp_path, refused_mllm):
         alone = tmp_path / "taste lora"
         alone.mkdir()
         self.write(alone)
-        assert "models/prefgen/mllm_lora/taste lora" in refused(alone, "LoRA alone")
+        assert "models/prefgen/mllm_lora/taste lora" in refused_mllm(alone, "LoRA alone")
         shutil.copy(folder / "config.json", alone)  # some trainers put the base's config beside it
-        refused(alone, "LoRA alone")
+        refused_mllm(alone, "LoRA alone")
 
 
 QUANTISED = {
@@ -84,19 +70,19 @@ QUANTISED = {
 
 
 @pytest.mark.parametrize("kind", QUANTISED)
-def test_a_quantised_folder_is_named_by_its_method(folder, refused, kind):
+def test_a_quantised_folder_is_named_by_its_method(folder, refused_mllm, kind):
     settings, method = QUANTISED[kind]
     edit(folder, quantization_config=settings)
-    text = refused(folder, "quantised")
+    text = refused_mllm(folder, "quantised")
     assert method in text and "choose the unquantised one" in text and "download" not in text
 
 
-def test_a_quantised_decoder_alone_and_one_for_mlx(folder, refused):
+def test_a_quantised_decoder_alone_and_one_for_mlx(folder, refused_mllm):
     text_config = json.loads((folder / "config.json").read_text())["text_config"]
     edit(folder, text_config=text_config | {"quantization_config": {"quant_method": "awq"}})
-    refused(folder, "quantised .awq.")
+    refused_mllm(folder, "quantised .awq.")
     edit(folder, text_config=text_config, quantization={"group_size": 64, "bits": 4})
-    refused(folder, "quantised .MLX.")
+    refused_mllm(folder, "quantised .MLX.")
 
 
 @pytest.mark.parametrize(
@@ -112,14 +98,14 @@ def test_a_quantised_decoder_alone_and_one_for_mlx(folder, refused):
         ("weight", torch.zeros(4, 4, dtype=torch.int8)),
     ],
 )
-def test_quantised_weights_are_known_without_their_config(folder, refused, ending, tensor):
+def test_quantised_weights_are_known_without_their_config(folder, refused_mllm, ending, tensor):
     rewrite(folder, lambda tensors: tensors | {f"model.text_model.layers.0.self_attn.q_proj.{ending}": tensor})
-    assert "unquantised" in refused(folder, "quantised")
+    assert "unquantised" in refused_mllm(folder, "quantised")
 
 
-def test_weights_for_another_framework(folder, refused):
+def test_weights_for_another_framework(folder, refused_mllm):
     rewrite(folder, lambda tensors: tensors, {"format": "mlx"})
-    refused(folder, "converted for mlx")
+    refused_mllm(folder, "converted for mlx")
 
 
 @pytest.mark.parametrize(
@@ -131,14 +117,14 @@ def test_weights_for_another_framework(folder, refused):
     ],
 )
 @pytest.mark.parametrize("config", [True, False])
-def test_folders_of_other_programs(folder, refused, names, word, config):
+def test_folders_of_other_programs(folder, refused_mllm, names, word, config):
     (folder / "model.safetensors").unlink()
     if not config:
         (folder / "config.json").unlink()
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"GGUF")
-    assert "choose the folder of the unquantised transformers model" in refused(folder, word)
+    assert "choose the folder of the unquantised transformers model" in refused_mllm(folder, word)
 
 
 def test_other_files_beside_sound_weights_are_no_matter(folder):
@@ -149,30 +135,30 @@ def test_other_files_beside_sound_weights_are_no_matter(folder):
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "clip", "gemma3", "qwen3_vl_text"])
-def test_models_of_other_kinds_are_named(folder, refused, kind):
+def test_models_of_other_kinds_are_named(folder, refused_mllm, kind):
     edit(folder, model_type=kind)
-    assert "SmolVLM2" in refused(folder, f"holds a {kind}")
+    assert "SmolVLM2" in refused_mllm(folder, f"holds a {kind}")
 
 
-def test_diffusers_folders(folder, tmp_path, refused):
+def test_diffusers_folders(folder, tmp_path, refused_mllm):
     (folder / "config.json").write_text(
         json.dumps({"_class_name": "UNet2DConditionModel", "_diffusers_version": "0.4"})
     )
-    refused(folder, "part of a diffusers model")
+    refused_mllm(folder, "part of a diffusers model")
     (folder / "config.json").unlink()
     (folder / "model_index.json").write_text("{}")
-    refused(folder, "diffusers pipeline")
+    refused_mllm(folder, "diffusers pipeline")
 
 
 @pytest.mark.parametrize("inner", ["SmolVLM2-500M", "snapshots/0123abc", "models--x--y/snapshots/0123abc"])
-def test_a_folder_one_level_too_high_names_the_right_one(sound, tmp_path, refused, inner):
+def test_a_folder_one_level_too_high_names_the_right_one(sound, tmp_path, refused_mllm, inner):
     shutil.copytree(sound, tmp_path / "high" / inner)
-    assert inner in refused(tmp_path / "high", "subfolder")
+    assert inner in refused_mllm(tmp_path / "high", "subfolder")
 
 
-def test_a_file_in_place_of_a_folder(tmp_path, refused):
+def test_a_file_in_place_of_a_folder(tmp_path, refused_mllm):
     (tmp_path / "model.safetensors").write_bytes(b"")
-    refused(tmp_path / "model.safetensors", "is a file")
+    refused_mllm(tmp_path / "model.safetensors", "is a file")
 
 
 FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
@@ -181,21 +167,21 @@ SILENT = ["chat_template.jinja", "preprocessor_config.json", "generation_config.
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize(("content", "word"), [(LFS, "Git LFS pointer"), (WEB_PAGE, "web page")])
-def test_a_pointer_or_a_page_in_place_of_a_file(folder, refused, name, content, word):
+def test_a_pointer_or_a_page_in_place_of_a_file(folder, refused_mllm, name, content, word):
     (folder / name).write_text(content)
-    assert name in refused(folder, word)
+    assert name in refused_mllm(folder, word)
 
 
 @pytest.mark.parametrize("name", FILES + SILENT)
-def test_a_link_to_nowhere_is_named(folder, refused, name):
+def test_a_link_to_nowhere_is_named(folder, refused_mllm, name):
     """Hugging Face's cache copied without what its links name."""
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(folder / "blobs" / "0123abc")
-    assert name in refused(folder, "link to a file that isn't there")
+    assert name in refused_mllm(folder, "link to a file that isn't there")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_what_the_system_does_not_hand_out_is_not_called_damaged(folder, refused, name, monkeypatch):
+def test_what_the_system_does_not_hand_out_is_not_called_damaged(folder, refused_mllm, name, monkeypatch):
     """As a file that belongs to somebody else; whoever runs the tests may be root, who may read all."""
     import pathlib
 
@@ -208,7 +194,7 @@ def test_what_the_system_does_not_hand_out_is_not_called_damaged(folder, refused
 
     monkeypatch.setattr(pathlib.Path, "open", refuse)
     monkeypatch.setattr(pathlib.Path, "read_text", lambda path, **options: refuse(path, **options).read())
-    text = refused(folder, "may not be read")
+    text = refused_mllm(folder, "may not be read")
     assert name in text and "download" not in text
 
 
@@ -221,41 +207,41 @@ def test_what_the_system_does_not_hand_out_is_not_called_damaged(folder, refused
         ".cache/huggingface/download/Cz0b.4d7a2146.incomplete",
     ],
 )
-def test_a_download_that_has_not_ended(folder, refused, waiting):
+def test_a_download_that_has_not_ended(folder, refused_mllm, waiting):
     (folder / "model.safetensors").unlink()
     (folder / waiting).parent.mkdir(parents=True, exist_ok=True)
     (folder / waiting).write_bytes(b"\0" * 100)
-    refused(folder, "isn't downloaded yet")
+    refused_mllm(folder, "isn't downloaded yet")
 
 
-def test_a_file_that_aria2_is_still_filling(folder, refused):
+def test_a_file_that_aria2_is_still_filling(folder, refused_mllm):
     """It is as long as it will be from the start."""
     (folder / "model.safetensors.aria2").write_bytes(b"\0")
-    refused(folder, "isn't downloaded yet")
+    refused_mllm(folder, "isn't downloaded yet")
 
 
-def test_weights_under_a_name_that_transformers_does_not_look_for(folder, refused):
+def test_weights_under_a_name_that_transformers_does_not_look_for(folder, refused_mllm):
     (folder / "model.safetensors").rename(folder / "smolvlm.safetensors")
-    text = refused(folder, "has no model.safetensors")
+    text = refused_mllm(folder, "has no model.safetensors")
     assert "smolvlm.safetensors" in text
 
 
 class TestConfigsAndWeightsThatDoNotBelongTogether:
-    def test_more_layers_than_the_config_says(self, folder, refused):
+    def test_more_layers_than_the_config_says(self, folder, refused_mllm):
         """transformers reads with the first ones, in silence."""
         text = json.loads((folder / "config.json").read_text())["text_config"]
         edit(folder, text_config=text | {"num_hidden_layers": 3})
-        assert "layers.3" in refused(folder, "no place for")
+        assert "layers.3" in refused_mllm(folder, "no place for")
 
-    def test_more_layers_that_see_than_the_config_says(self, folder, refused):
+    def test_more_layers_that_see_than_the_config_says(self, folder, refused_mllm):
         vision = json.loads((folder / "config.json").read_text())["vision_config"]
         edit(folder, vision_config=vision | {"num_hidden_layers": 1})
-        refused(folder, "no place for")
+        refused_mllm(folder, "no place for")
 
-    def test_another_width(self, folder, refused):
+    def test_another_width(self, folder, refused_mllm):
         text = json.loads((folder / "config.json").read_text())["text_config"]
         edit(folder, text_config=text | {"intermediate_size": 48})
-        assert "download it again" not in refused(folder, "can't be loaded")
+        assert "download it again" not in refused_mllm(folder, "can't be loaded")
 
     def test_what_is_computed_may_stand_in_the_file(self, folder):
         rewrite(folder, lambda t: t | {"model.text_model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)})
@@ -277,9 +263,9 @@ class TestConfigsAndWeightsThatDoNotBelongTogether:
             PreferenceMLLM.load(folder).answer(PreferenceHistory.from_images([torch.rand(16, 16, 3)])), str
         )
 
-    def test_an_image_token_that_the_tokenizer_lacks(self, folder, refused):
+    def test_an_image_token_that_the_tokenizer_lacks(self, folder, refused_mllm):
         edit(folder, image_token_id=10**6)
-        refused(folder, "from one release")
+        refused_mllm(folder, "from one release")
 
     def test_without_a_generation_config_it_still_answers(self, folder):
         (folder / "generation_config.json").unlink(missing_ok=True)
@@ -287,11 +273,11 @@ class TestConfigsAndWeightsThatDoNotBelongTogether:
         assert isinstance(answer, str)
 
 
-def test_memory_that_runs_out_while_loading_is_not_called_damage(folder, refused, monkeypatch):
+def test_memory_that_runs_out_while_loading_is_not_called_damage(folder, refused_mllm, monkeypatch):
     from prefgen.mllm import model
 
     def load(*_):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: 1 TB")
 
     monkeypatch.setattr(model, "load_image_text_to_text", load)
-    assert "download" not in refused(folder, "Memory ran out")
+    assert "download" not in refused_mllm(folder, "Memory ran out")

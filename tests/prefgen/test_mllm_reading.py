@@ -8,10 +8,10 @@ import pytest
 import torch
 import transformers
 
-from prefgen.adapter import check_encoded
+from prefgen.adapter_checks import check_encoded
 from prefgen.compat import transformers_knows
 from prefgen.encoded import EncodedPreference
-from prefgen.header import AdapterError
+from prefgen.errors import AdapterError
 from prefgen.history import PreferenceHistory
 from prefgen.mllm.model import MLLMError, PreferenceMLLM
 from tests.prefgen.tiny_mllms import FAMILIES, IDEFICS_TEMPLATE, QWEN_TEMPLATE, write_folder, write_tokenizer

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from prefgen.clip import pool_image_embeds
 from prefgen.compat import dtype_option
 from prefgen.files import write_atomic
-from prefgen.mllm.cache import LeastRecentlyUsed
+from prefgen.lru import LeastRecentlyUsed
 from prefgen.mllm.prompt import CLOSING_QUESTION, render_prompt, verdict_words
+from prefgen.pooling import pool_image_embeds
 
 
 def test_a_file_that_cannot_be_replaced_stays_and_the_reason_is_raised(tmp_path):

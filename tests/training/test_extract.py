@@ -75,9 +75,9 @@ def straight(folder):
 
 
 def test_a_row_is_what_the_nodes_read_of_that_history(folder, straight):
-    from prefgen.clip import pool_image_embeds
     from prefgen.history import HistoryItem, PreferenceHistory
     from prefgen.mllm.model import PreferenceMLLM
+    from prefgen.pooling import pool_image_embeds
     from training.evaluation.compare.vision import Vision
 
     world, found = DataSetHistories(folder / "agents"), ExtractedUsers(folder / "runs")

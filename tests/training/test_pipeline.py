@@ -88,7 +88,7 @@ def made(request, shared, tmp_path_factory):
 
 
 def test_the_exported_file_says_what_it_was_made_with(made):
-    from prefgen.adapter import load_adapter
+    from prefgen.adapter_file import load_adapter
     from prefgen.mllm.model import PreferenceMLLM
 
     folder, family = made
@@ -113,7 +113,7 @@ def test_stock_diffusers_and_the_engine_give_the_same_residuals(made):
     """Both run the base's UNet beside the exported branch on the same user."""
     import diffusers
 
-    from prefgen.adapter import load_adapter
+    from prefgen.adapter_file import load_adapter
     from tests.prefgen.test_diffusers_pipeline import UserAttention, cross_attentions
 
     folder, family = made

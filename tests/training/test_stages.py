@@ -68,7 +68,7 @@ def test_every_stage_leaves_figures_a_log_and_its_configuration(trained):
 
 
 def test_the_pipeline_writes_the_weights_that_the_atelier_loads(trained):
-    from prefgen.adapter import load_adapter
+    from prefgen.adapter_file import load_adapter
     from prefgen.history import PreferenceHistory
     from prefgen.mllm.model import PreferenceMLLM
 
@@ -131,7 +131,7 @@ def test_ablations_change_one_thing_and_share_the_rest(trained, tmp_path, monkey
     shipped = part("", "prefgen.aligner.mlp.0.weight", trained)
     assert part("image_only", "prefgen.aligner.mlp.0.weight").equal(shipped), "its alignment is linked"
     assert not part("pointwise", "prefgen.aligner.mlp.0.weight").equal(shipped)
-    from prefgen.adapter import load_adapter
+    from prefgen.adapter_file import load_adapter
     from prefgen.mllm.model import PreferenceMLLM
 
     headers = {name: load_adapter(tmp_path / name / "weights/adapter.safetensors").header for name in small}

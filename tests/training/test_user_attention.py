@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from prefgen.adapter import load_adapter
+from prefgen.adapter_file import load_adapter
 from tests.closeness import assert_close, assert_learnt_alike
 from tests.prefgen import ip_adapter_files
 from tests.training.commands import FSDP, start, until

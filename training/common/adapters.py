@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from prefgen.adapter import AdapterError, UserAdapter, check_compatible, load_adapter
+from prefgen.adapter import FORMAT_VERSION, AdapterHeader, UserAdapter, UserProjection
+from prefgen.adapter_checks import check_compatible
+from prefgen.adapter_file import load_adapter
 from prefgen.aligner import LayerStandardiser, SemanticAligner
-from prefgen.fusion import UserProjection
-from prefgen.header import FORMAT_VERSION, AdapterHeader
+from prefgen.errors import AdapterError
 
 from .bases import Base, BaseError
 from .checkpoints import last_state

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from PIL import Image
 
+from prefgen.adapter import FAMILY_NAMES, FAMILY_OF_WIDTH
 from prefgen.errors import MendableError
 from prefgen.files import read_text
-from prefgen.header import FAMILY_NAMES, FAMILY_OF_WIDTH
 from prefgen.pictures import shrunk
 
 from .config.schema import Config

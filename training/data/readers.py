@@ -224,7 +224,7 @@ class ClipEyes(Eyes):
     KEPT = 4096
 
     def __init__(self, world: Histories, folder: Path, device: str):
-        from prefgen.mllm.cache import LeastRecentlyUsed
+        from prefgen.lru import LeastRecentlyUsed
 
         from ..evaluation.compare.vision import Vision
 

@@ -105,7 +105,7 @@ def main() -> None:
 
 def shipped_steps() -> int:
     """Steps that the shipped adapter was trained for, from its header."""
-    from prefgen.adapter import load_adapter
+    from prefgen.adapter_file import load_adapter
 
     return load_adapter(WEIGHTS / "adapter.safetensors").header.training["steps"]
 

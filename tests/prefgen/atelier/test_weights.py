@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from prefgen.adapter import load_adapter
+from prefgen.adapter_file import load_adapter
 from prefgen.atelier import captions, models
 from prefgen.atelier.judge import HEADS, load_judge
 from prefgen.atelier.renderer import random_scene, render

@@ -6,6 +6,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from tests.closeness import FAR, difference
+from tests.prefgen.adapters import random_adapter
 from tests.prefgen.comfy.tiny_models import COMFY, CPU
 
 TOKENS = 7
@@ -33,28 +34,15 @@ def build(family="SD15", dtype=torch.float32, compute=None, model_type=None, **s
 
 def users(pack, model, count=2, base_family="sd15"):
     """Users with random vectors, of one random adapter that fits the model."""
-    adapters, aligner, fusion = (pack(f"prefgen.{name}") for name in ("adapter", "aligner", "fusion"))
-    found = [attention for _, attention in pack("prefgen.comfy.patcher").cross_attention_blocks(model)]
-    part, text = 8, found[0].to_k.in_features
+    blocks = [attention for _, attention in pack("prefgen.comfy.patcher").cross_attention_blocks(model)]
+    part, text = 8, blocks[0].to_k.in_features
+    widths = [attention.heads * attention.dim_head for attention in blocks]
     torch.manual_seed(3)
-    header = adapters.AdapterHeader(
-        format_version=adapters.FORMAT_VERSION,
-        kind="prefgen",
-        base_family=base_family,
-        semantic_width=part,
-        core_width=part,
-        image_width=part,
-        cross_attention_dim=text,
-        tokens=4,
-        block_widths=[attention.heads * attention.dim_head for attention in found],
-        mllm={"name": "tiny", "num_layers": 6, "hidden_size": part, "sem_layers": [2, 3, 4, 5], "core_layer": 3},
-        clip_vision={"name": "tiny", "width": part},
+    adapter = random_adapter(
+        widths, text, (part, part, part), aligner_hidden=512, package=pack, base_family=base_family
     )
-    norms = aligner.LayerStandardiser(4, part), aligner.LayerStandardiser(1, part)
-    parts = fusion.UserProjection(3 * part, text, 4), aligner.SemanticAligner(4, part, part), *norms
-    adapter = adapters.UserAdapter(header, *parts, name="tiny").eval().requires_grad_(False)
-    fused = pack("prefgen.encoded").FusedUser
-    return [fused(torch.randn(3 * part) * 2, adapter, str(i)) for i in range(count)]
+    fused = pack("prefgen.fusion").FusedUser
+    return [fused(torch.randn(3 * part) * 2, adapter) for _ in range(count)]
 
 
 def conditions(model, **extra):

@@ -46,7 +46,7 @@ class Graph:
         history = pack("prefgen.history").PreferenceHistory.from_images(pictures[:2], pictures[2:])
         with torch.no_grad():
             read = pack("prefgen.comfy.encoding").encode_history(history, None, vision)
-        self.adapter = pack("prefgen.adapter").load_adapter(files.write(folder, LAYOUT[family]))
+        self.adapter = pack("prefgen.adapter_file").load_adapter(files.write(folder, LAYOUT[family]))
         self.user = pack("prefgen.fusion").fuse_user(self.adapter, read)
 
     def applied(self, **options):

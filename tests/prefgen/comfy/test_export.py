@@ -31,11 +31,11 @@ def exported(request, tmp_path_factory):
 
 def test_stock_diffusers_and_the_node_pack_add_what_was_trained(exported, pack):
     family, path = exported
-    both, adapters = Both(family), pack("prefgen.adapter")
-    adapter = adapters.load_adapter(path)
-    adapters.check_compatible(adapter.header, adapter.header.block_widths, {"sd15": 768, "sdxl": 2048}[family])
+    both, checks = Both(family), pack("prefgen.adapter_checks")
+    adapter = pack("prefgen.adapter_file").load_adapter(path)
+    checks.check_compatible(adapter.header, adapter.header.block_widths, {"sd15": 768, "sdxl": 2048}[family])
     vector = torch.randn(adapter.header.user_width, generator=torch.Generator().manual_seed(3))
-    user = pack("prefgen.encoded").FusedUser(vector, adapter)
+    user = pack("prefgen.fusion").FusedUser(vector, adapter)
     in_comfyui = both.ours(pack("prefgen.comfy.patcher").apply_user(both.patcher, user, WEIGHT, apply_to="both"))
     vectors = torch.stack([vector, torch.zeros_like(vector)])
     in_diffusers = both.theirs(path, vectors[:, None], WEIGHT)

@@ -98,7 +98,7 @@ class Graph:
         history = pack("prefgen.history").PreferenceHistory.from_images(pictures[:1], pictures[1:])
         with torch.no_grad():
             read = pack("prefgen.comfy.encoding").encode_history(history, None, vision)
-        adapter = pack("prefgen.adapter").load_adapter(files.write(folder, ADAPTER[family]))
+        adapter = pack("prefgen.adapter_file").load_adapter(files.write(folder, ADAPTER[family]))
         self.user = pack("prefgen.fusion").fuse_user(adapter, read)
 
     def prefgen(self, model):

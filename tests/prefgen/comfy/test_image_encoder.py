@@ -56,9 +56,9 @@ def read(pack):
 @pytest.fixture
 def refused(pack):
     def check(header, encoded) -> str:
-        adapters = pack("prefgen.adapter")
-        with pytest.raises(adapters.AdapterError) as raised:
-            adapters.check_encoded(header, encoded)
+        checks = pack("prefgen.adapter_checks")
+        with pytest.raises(checks.AdapterError) as raised:
+            checks.check_encoded(header, encoded)
         text = str(raised.value)
         assert "\n" not in text and text.endswith(".") and len(text) < 260, text
         return text
@@ -82,24 +82,23 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_an_encoder_of_the_right_width_that_is_another_one_is_refused(case, tmp_path, pack, read, refused):
     name, kind, hidden, projection, words = WRONG[case]
-    adapter = pack("prefgen.adapter").load_adapter(files.write(tmp_path, name))
+    adapter = pack("prefgen.adapter_file").load_adapter(files.write(tmp_path, name))
     text = refused(adapter.header, read(encoder(tmp_path, kind, hidden, projection)))
     assert all(word in text for word in words), text
 
 
 def test_llavas_clip_whose_projection_is_in_no_file_is_refused(tmp_path, pack, read, refused):
-    adapter = pack("prefgen.adapter").load_adapter(files.write(tmp_path, "ip-adapter_sd15"))
+    adapter = pack("prefgen.adapter_file").load_adapter(files.write(tmp_path, "ip-adapter_sd15"))
     llava = encoder(tmp_path, "clip_vision_model", 1280, 1024, projector_type="llava3")
     assert "LLaVA" in refused(adapter.header, read(llava))
 
 
 @pytest.mark.parametrize("name", files.LAYOUTS)
 def test_the_right_encoder_passes(name, tmp_path, pack, read):
-    adapters = pack("prefgen.adapter")
-    adapter = adapters.load_adapter(files.write(tmp_path, name))
+    adapter = pack("prefgen.adapter_file").load_adapter(files.write(tmp_path, name))
     _, ours = clip_vision(files.LAYOUTS[name].encoder, tmp_path)
     encoded = read(ours)
-    adapters.check_encoded(adapter.header, encoded)
+    pack("prefgen.adapter_checks").check_encoded(adapter.header, encoded)
     hidden, projection = ENCODERS[files.LAYOUTS[name].encoder]
     assert encoded.clip_vision["hidden_size"] == hidden and encoded.clip_vision["width"] == projection
 
@@ -158,7 +157,7 @@ def ours_for_vit_h(pack):
 
 def test_an_adapter_is_refused_pictures_of_another_training_of_its_encoder(vision, pack, read, refused, ours_for_vit_h):
     theirs, ours = vision
-    check = pack("prefgen.adapter").check_encoded
+    check = pack("prefgen.adapter_checks").check_encoded
     check(ours_for_vit_h(**described(theirs.state_dict())), read(ours))
     other = described({key: value * 1.01 for key, value in theirs.state_dict().items()})
     assert "ViT-H" in (text := refused(ours_for_vit_h(**other), read(ours))) and "other weights" in text
@@ -176,9 +175,8 @@ def test_an_adapter_is_refused_pictures_of_another_kind_of_encoder(tmp_path, rea
 def test_the_atelier_and_its_adapter_go_together_as_before(pack, read):
     models = pack("prefgen.atelier.models")
     _, _, _, vision = pack("prefgen.comfy.atelier_models").load_atelier()
-    adapters = pack("prefgen.adapter")
-    header = adapters.load_adapter(models.WEIGHTS / "adapter.safetensors").header
-    adapters.check_encoded(header, read(vision))
+    header = pack("prefgen.adapter_file").load_adapter(models.WEIGHTS / "adapter.safetensors").header
+    pack("prefgen.adapter_checks").check_encoded(header, read(vision))
     assert read(vision).clip_vision["digest"] == described(models.load_clip().state_dict())["digest"]
 
 

@@ -47,14 +47,14 @@ def what_diffusers_reads(theirs, pictures, states):
 @pytest.fixture
 def fused(pack):
     """fused(path, clip_vision, liked, disliked, **ways) -> a user, as the nodes make it."""
-    adapters, fusion = pack("prefgen.adapter"), pack("prefgen.fusion")
+    adapter_file, checks, fusion = pack("prefgen.adapter_file"), pack("prefgen.adapter_checks"), pack("prefgen.fusion")
     encoding, history = pack("prefgen.comfy.encoding"), pack("prefgen.history")
 
     def fuse(path, clip_vision, liked, disliked=(), **ways):
         with torch.no_grad():
             read = encoding.encode_history(history.PreferenceHistory.from_images(liked, disliked), None, clip_vision)
-        adapter = adapters.load_adapter(path)
-        adapters.check_encoded(adapter.header, read)
+        adapter = adapter_file.load_adapter(path)
+        checks.check_encoded(adapter.header, read)
         return fusion.fuse_user(adapter, read, **ways)
 
     return fuse
@@ -148,7 +148,7 @@ REFUSED = {
 def test_what_does_not_fit_is_named_before_sampling(case, unets, vision, pack, fused, tmp_path):
     name, encoder, family, words = REFUSED[case]
     path = files.write(tmp_path, name)
-    with pytest.raises(pack("prefgen.adapter").AdapterError) as caught:
+    with pytest.raises(pack("prefgen.errors").AdapterError) as caught:
         pack("prefgen.comfy.patcher").apply_user(unets[family].patcher, fused(path, vision(encoder)[1], PICTURES[:1]))
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
@@ -173,10 +173,10 @@ def test_an_encoder_that_gives_no_hidden_states_serves_base_files_only(vision, p
 def test_a_history_that_nothing_reads_is_refused_and_an_mllm_alone_is_not_enough(pack, fused, tmp_path):
     with pytest.raises(ValueError, match="connect an MLLM .* or a CLIP vision model"):
         pack("nodes").EncodePreferenceHistory.execute(liked=PICTURES[:1])
-    adapters, encoded = pack("prefgen.adapter"), pack("prefgen.encoded")
-    adapter = adapters.load_adapter(files.write(tmp_path, "ip-adapter_sd15"))
-    with pytest.raises(adapters.AdapterError, match="through CLIP vision alone: connect CLIP ViT-H to clip_vision"):
-        adapters.check_encoded(adapter.header, encoded.EncodedPreference(torch.zeros(4, 8), None, None))
+    checks, encoded = pack("prefgen.adapter_checks"), pack("prefgen.encoded")
+    adapter = pack("prefgen.adapter_file").load_adapter(files.write(tmp_path, "ip-adapter_sd15"))
+    with pytest.raises(checks.AdapterError, match="through CLIP vision alone: connect CLIP ViT-H to clip_vision"):
+        checks.check_encoded(adapter.header, encoded.EncodedPreference(torch.zeros(4, 8), None, None))
 
 
 def test_the_nodes_alone_make_a_patched_model(unets, vision, pack, tmp_path, monkeypatch):

@@ -95,6 +95,6 @@ def test_a_model_without_unet_cross_attention_is_named(pack):
     model = studio.build()
     users = studio.users(pack, model, 1)
     model.model.diffusion_model = torch.nn.Identity()
-    adapter_error = pack("prefgen.header").AdapterError
+    adapter_error = pack("prefgen.errors").AdapterError
     with pytest.raises(adapter_error, match=r"needs a UNet with cross-attention .* has none.*Describe Preference"):
         pack("prefgen.comfy.patcher").apply_user(model, users[0])

@@ -52,7 +52,7 @@ class Graph:
         history = pack("prefgen.history").PreferenceHistory.from_images(pictures[:2], pictures[2:3])
         with torch.no_grad():
             read = pack("prefgen.comfy.encoding").encode_history(history, None, self.vision)
-        adapter = pack("prefgen.adapter").load_adapter(files.write(folder, OURS[family]))
+        adapter = pack("prefgen.adapter_file").load_adapter(files.write(folder, OURS[family]))
         self.user = pack("prefgen.fusion").fuse_user(adapter, read)
 
     def prefgen(self, model):

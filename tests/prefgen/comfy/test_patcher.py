@@ -21,13 +21,13 @@ def patcher(pack):
 @pytest.fixture(scope="module")
 def world(pack):
     """Model, adapter, and three users with random vectors."""
-    atelier, adapters = pack("prefgen.comfy.atelier_models"), pack("prefgen.adapter")
-    models, encoded = atelier.models, pack("prefgen.encoded")
+    atelier, adapters = pack("prefgen.comfy.atelier_models"), pack("prefgen.adapter_file")
+    models, fusion = atelier.models, pack("prefgen.fusion")
     model = atelier.build_unet(models.load_weights("unet"), models.vae_scaling_factor())
     torch.manual_seed(1)
     adapter = adapters.load_adapter(models.WEIGHTS / "adapter.safetensors")
     vectors = torch.nn.functional.normalize(torch.randn(3, adapter.header.user_width), dim=1) * 1.7
-    return model, [encoded.FusedUser(v, adapter, str(i)) for i, v in enumerate(vectors)]
+    return model, [fusion.FusedUser(vector, adapter) for vector in vectors]
 
 
 def latents(model, cfg=2.5, batch=1, seed=0, sampler="euler"):

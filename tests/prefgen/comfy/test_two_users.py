@@ -18,15 +18,15 @@ def painted(pack):
     encoding, memory = pack("prefgen.comfy.encoding"), pack("prefgen.comfy.memory")
     models, captions = pack("prefgen.atelier.models"), pack("prefgen.atelier.captions")
     histories, patcher = pack("prefgen.comfy.histories"), pack("prefgen.comfy.patcher")
-    fusion, encoded = pack("prefgen.fusion"), pack("prefgen.encoded")
-    adapter = pack("prefgen.adapter").load_adapter(models.WEIGHTS / "adapter.safetensors")
+    fusion = pack("prefgen.fusion")
+    adapter = pack("prefgen.adapter_file").load_adapter(models.WEIGHTS / "adapter.safetensors")
     model, clip, vae, clip_vision = pack("prefgen.comfy.atelier_models").load_atelier()
     mllm = memory.load_mllm(models.MLLM_FOLDER, "auto", "cpu")
 
     def fused(person):
         pictures = history.PreferenceHistory.from_images(*histories.load(person.id))
         read = encoding.encode_history(pictures, mllm, clip_vision)
-        return encoded.FusedUser(fusion.fuse_user_vector(adapter, read), adapter)
+        return fusion.FusedUser(fusion.fuse_user_vector(adapter, read), adapter)
 
     def states(text):
         return clip.encode_from_tokens_scheduled(clip.tokenize(text))

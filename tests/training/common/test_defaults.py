@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prefgen.adapter import load_adapter
+from prefgen.adapter_file import load_adapter
 from prefgen.atelier import models
 from training.common.config import schema
 from training.common.config.command import FOLDER, load, section_of

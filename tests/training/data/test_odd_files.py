@@ -345,7 +345,7 @@ def test_a_word_that_ends_in_a_sign_is_found(source, tmp_path):
 
 def test_a_word_list_in_another_encoding_or_without_words_is_one_sentence(tmp_path):
     (tmp_path / "latin.txt").write_bytes("größe\n".encode("latin-1"))
-    with pytest.raises(DataError, match="latin.txt is no UTF-8 text: .* save it as UTF-8"):
+    with pytest.raises(DataError, match="latin.txt isn't UTF-8 text: .* save it as UTF-8"):
         words(tmp_path / "latin.txt")
     (tmp_path / "empty.txt").write_text("# nothing\n\n")
     with pytest.raises(DataError, match="empty.txt holds no word"):
@@ -360,7 +360,7 @@ def test_a_configuration_of_notepad_is_read(tmp_path, kind):
 
 def test_a_configuration_that_is_no_text_or_no_file_is_one_sentence(tmp_path):
     (tmp_path / "latin.yaml").write_bytes("hardware: größe\n".encode("latin-1"))
-    with pytest.raises(ConfigError, match="latin.yaml is no UTF-8 text: .* save it as UTF-8"):
+    with pytest.raises(ConfigError, match="latin.yaml isn't UTF-8 text: .* save it as UTF-8"):
         load(tmp_path / "latin.yaml")
     (tmp_path / "folder.yaml").mkdir()
     with pytest.raises(ConfigError, match="Can't read the configuration .*folder.yaml") as caught:
@@ -376,7 +376,7 @@ def test_a_vocabulary_of_notepad_is_the_same_vocabulary(tmp_path, kind):
 
 def test_a_vocabulary_in_another_encoding_is_one_sentence(tmp_path):
     (tmp_path / "latin.json").write_bytes('{"name": "größe"}'.encode("latin-1"))
-    with pytest.raises(DataError, match="latin.json is no UTF-8 text: .* save it as UTF-8"):
+    with pytest.raises(DataError, match="latin.json isn't UTF-8 text: .* save it as UTF-8"):
         vocabulary.load(tmp_path / "latin.json")
 
 

@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from tests.prefgen import tiny_mllms
+from tests.prefgen.adapters import random_adapter
 from tests.training import tiny_bases, tiny_clip
 from training.common.errors import exit_with_message
 from training.data.agents.make import World, make
@@ -22,33 +23,18 @@ SETTING = ["--users", "3", "--prompts", "2", "--seeds", "2", "--history", "3", "
 
 
 def write_adapter(path, unet, mllm, seed, family="sd15"):
-    from prefgen.adapter import FORMAT_VERSION, AdapterHeader, UserAdapter, save_adapter
-    from prefgen.aligner import LayerStandardiser, SemanticAligner
-    from prefgen.fusion import UserProjection
+    from prefgen.adapter_file import save_adapter
 
     torch.manual_seed(seed)
     names = [n.removesuffix(".processor") for n in unet.attn_processors if n.endswith("attn2.processor")]
     widths = [unet.get_submodule(name).to_k.out_features for name in names]
-    width, cross = tiny_mllms.WIDTH, unet.config.cross_attention_dim
-    header = AdapterHeader(
-        format_version=FORMAT_VERSION,
-        kind="prefgen",
+    adapter = random_adapter(
+        widths,
+        unet.config.cross_attention_dim,
+        (8, tiny_mllms.WIDTH, PROJECTION),
+        aligner_hidden=16,
         base_family=family,
-        semantic_width=8,
-        core_width=width,
-        image_width=PROJECTION,
-        cross_attention_dim=cross,
-        tokens=4,
-        block_widths=widths,
         mllm=mllm.fingerprint | {"sem_layers": [2, 3], "core_layer": 1},
-        clip_vision={"name": "tiny", "width": PROJECTION},
-    )
-    adapter = UserAdapter(
-        header,
-        UserProjection(header.user_width, cross, 4),
-        SemanticAligner(2, width, 8, 16),
-        LayerStandardiser(2, width),
-        LayerStandardiser(1, width),
     )
     for linear in (*adapter.to_k_ip, *adapter.to_v_ip):
         torch.nn.init.normal_(linear.weight, std=1.0)

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from prefgen.adapter import UserProjection
 from prefgen.aligner import SemanticAligner
 from prefgen.compat import decoder_of
-from prefgen.fusion import UserProjection
 from prefgen.mllm.families import family_of
 
 from . import shapes

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from prefgen.adapter import AdapterError, load_adapter
+from prefgen.adapter_file import load_adapter
+from prefgen.errors import AdapterError
 from prefgen.files import read_text, visible_files, write_atomic
 
 from ...common.config.command import ConfigError, load

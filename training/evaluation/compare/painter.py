@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from prefgen.adapter import load_adapter
+from prefgen.adapter_file import load_adapter
 from prefgen.files import write_atomic
 
 from ...data.errors import DataError

@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
-from prefgen.adapter import UserAdapter, check_encoded
+from prefgen.adapter import UserAdapter
+from prefgen.adapter_checks import check_encoded
 from prefgen.encoded import EncodedPreference
 from prefgen.files import read_text, write_atomic
 from prefgen.fusion import fuse_user_vector
@@ -111,8 +112,6 @@ class Read:
             mllm=json.loads(about["mllm"]),
             # What an earlier version kept doesn't say which encoder it was.
             clip_vision=json.loads(about.get("clip_vision", "{}")) | {"width": tensors["liked"].shape[1]},
-            n_liked=len(person.liked),
-            n_disliked=len(person.disliked),
             digest=about["digest"],
         )
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from prefgen.adapter import UserAdapter, load_adapter
+from prefgen.adapter import UserAdapter
+from prefgen.adapter_file import load_adapter
 from prefgen.atelier import captions, models, users
 from prefgen.atelier.judge import load_judge
 from prefgen.atelier.renderer import render
@@ -67,8 +68,6 @@ class Painter:
             image_embed_disliked=embeds[1],
             mllm=self.mllm.fingerprint,
             clip_vision={"width": embeds[0].shape[1]},
-            n_liked=len(liked),
-            n_disliked=len(disliked),
             digest=history.digest,
         )
         return fuse_user_vector(self.adapter, encoded, *parts)
