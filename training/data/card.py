@@ -32,8 +32,6 @@ MADE = {
     "configuration, the user and the item.",
     "pickapic": "Choices between two pictures, merged for each user: the net score of a picture makes it liked or "
     "disliked.",
-    "import": "Read from a published data set as it is: no picture, prompt or verdict is judged or changed. Only what "
-    "contradicts itself or has no place in this layout is left out, see the rules.",
 }
 LICENCE = {
     "agents": "The users, prompts and attributes are made by PrefGen's code and are free of rights of real people. "
@@ -42,13 +40,11 @@ LICENCE = {
     "pickapic": "Derived from Pick-a-Pic, which has its own licence and terms of access; this set may be shared only "
     "as they allow. Its users are real people known by number: don't try to learn who they are. Prompts and pictures "
     "come from an open service and may offend; `--nsfw-words` leaves prompts out by a list of yours.",
-    "import": "Derived from a published data set, whose licence and terms go on to hold.",
 }
 CITE = {
     "agents": "PrefGen (this repository), with the configuration above; the same configuration makes the same set.",
     "pickapic": "Kirstain et al., *Pick-a-Pic: An Open Dataset of User Preferences for Text-to-Image Generation*, "
     "2023; and PrefGen (this repository) for the cleaning, with the configuration above.",
-    "import": "The published data set that was read, and PrefGen (this repository) for the layout.",
 }
 
 
