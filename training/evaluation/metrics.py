@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import scipy.linalg
 import torch
 import torch.nn.functional as F
 
@@ -97,16 +98,14 @@ def frechet(pictures: list[np.ndarray], liked: list[np.ndarray]) -> float:
     biased more, so there is no interval.
     """
 
-    def root(matrix: np.ndarray) -> np.ndarray:
-        values, vectors = np.linalg.eigh(matrix)
-        return (vectors * np.sqrt(values.clip(0))) @ vectors.T
-
-    a, b = np.concatenate(pictures), np.concatenate(liked)
-    spread, liked_spread = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    half = root(spread)
-    shared = np.sqrt(np.linalg.eigvalsh(half @ liked_spread @ half).clip(0)).sum()
-    apart = ((a.mean(0) - b.mean(0)) ** 2).sum()
-    return float(apart + np.trace(spread) + np.trace(liked_spread) - 2 * shared)
+    a = np.concatenate(pictures)
+    b = np.concatenate(liked)
+    spread = np.cov(a, rowvar=False)
+    liked_spread = np.cov(b, rowvar=False)
+    between_means = ((a.mean(0) - b.mean(0)) ** 2).sum()
+    # The root of a product of covariances has an imaginary part by rounding alone.
+    shared = np.trace(scipy.linalg.sqrtm(spread @ liked_spread).real)
+    return float(between_means + np.trace(spread) + np.trace(liked_spread) - 2 * shared)
 
 
 def features_of(name: str, readings: list[dict], asked: Asked) -> list[np.ndarray]:

@@ -6,41 +6,25 @@ are PIL images in RGB. ScoreError is one sentence that names the file and what t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError
-from torch import nn
 
 from prefgen.compat import dtype_option, embedding_of, load_image_text_to_text, lost_its_head
 from prefgen.errors import MendableError
 from prefgen.mllm.lora import merge_lora
 
 BATCH = 16
-LIKE, DISLIKE = "▁+", "▁-"  # the ViPer proxy's two answers, as Idefics2's vocabulary writes a word
+# The ViPer proxy's two answers, as Idefics2's vocabulary writes a word.
+LIKE = "▁+"
+DISLIKE = "▁-"
 # What transformers and safetensors raise for a broken folder. Not TypeError: that would be a call of ours.
 BROKEN = (OSError, ValueError, KeyError, RuntimeError, AttributeError, SafetensorError)
 VIPER_SIZE = {"longest_edge": 448, "shortest_edge": 378}
-# CSD's published weights name their parts as OpenAI's CLIP does.
-OPENAI_BLOCK = {
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-}
-OPENAI_PARTS = {
-    "class_embedding": "embeddings.class_embedding",
-    "conv1.weight": "embeddings.patch_embedding.weight",
-    "positional_embedding": "embeddings.position_embedding.weight",
-    "ln_pre.weight": "pre_layrnorm.weight",
-    "ln_pre.bias": "pre_layrnorm.bias",
-    "ln_post.weight": "post_layernorm.weight",
-    "ln_post.bias": "post_layernorm.bias",
-}
 
 
 class ScoreError(MendableError):
@@ -53,6 +37,18 @@ def clip_pixels(pictures: Sequence[Image.Image], side: int) -> torch.Tensor:
 
     processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     return processor(images=list(pictures), return_tensors="pt").pixel_values
+
+
+@torch.inference_mode()
+def unit_embeddings(
+    embed: Callable[[torch.Tensor], torch.Tensor], pictures: Sequence[Image.Image], side: int, weight: torch.Tensor
+) -> torch.Tensor:
+    """Unit embeddings, float32 [B, d] on the CPU, of pixels on the device and in the dtype of `weight`."""
+    rows = []
+    for start in range(0, len(pictures), BATCH):
+        pixels = clip_pixels(pictures[start : start + BATCH], side).to(weight)
+        rows.append(embed(pixels).float().cpu())
+    return F.normalize(torch.cat(rows), dim=1)
 
 
 class Clip:
@@ -73,14 +69,13 @@ class Clip:
         self.model = model.to(device).eval()
         self.side = self.model.config.vision_config.image_size
 
-    @torch.inference_mode()
     def images(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Unit image embeddings, float32 [B, d]."""
-        rows = []
-        for start in range(0, len(pictures), BATCH):
-            pixels = clip_pixels(pictures[start : start + BATCH], self.side).to(self.model.device, self.model.dtype)
-            rows.append(embedding_of(self.model.get_image_features(pixel_values=pixels)).float().cpu())
-        return F.normalize(torch.cat(rows), dim=1)
+
+        def embed(pixels: torch.Tensor) -> torch.Tensor:
+            return embedding_of(self.model.get_image_features(pixel_values=pixels))
+
+        return unit_embeddings(embed, pictures, self.side, self.model.logit_scale)
 
     @torch.inference_mode()
     def texts(self, prompts: Sequence[str]) -> torch.Tensor:
@@ -100,86 +95,56 @@ class Clip:
         return self.model.logit_scale.detach().float().exp().cpu() * self.fidelity(pictures, prompts)
 
 
-class Csd(nn.Module):
-    """Style descriptors (Somepalli et al., arXiv 2404.01292): CLIP's vision tower and a projection to style.
+class Csd:
+    """Style descriptors (Somepalli et al., arXiv 2404.01292): CLIP's ViT-L/14 tower and a projection to style.
 
-    file: safetensors of the published weights, named as OpenAI's CLIP or as transformers' names the tower. The authors
-    say that the weights they published don't reproduce their paper's figures; a report has to repeat that.
+    file: the published weights as safetensors, under their own names, which are open_clip's. The authors say that the
+    weights they published don't reproduce their paper's figures; a report has to repeat that.
     """
 
     DISCLAIMER = "CSD's authors state that the published weights differ from those behind their paper's figures."
 
-    def __init__(self, file: Path):
-        super().__init__()
+    def __init__(self, file: Path, device: str = "cpu"):
         from safetensors.torch import load_file
-        from transformers import CLIPVisionModel
 
         try:
-            state = {key.removeprefix("module."): value.float() for key, value in load_file(str(file)).items()}
-            style = state["last_layer_style"]
-            tower = transformers_names(
-                {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-            )
-            self.backbone = CLIPVisionModel(vision_config(tower)).eval()
-            own = self.backbone.state_dict()  # with the prefix that this version of transformers wants, or without
-            prefix = "vision_model." if any(key.startswith("vision_model.") for key in own) else ""
-            missing, unknown = self.backbone.load_state_dict({prefix + k: v for k, v in tower.items()}, strict=False)
-            if unknown or [key for key in missing if not key.endswith("position_ids")]:
-                raise KeyError((missing or unknown)[0])
-        except (OSError, SafetensorError, KeyError, IndexError, RuntimeError) as error:
+            weights = {key.removeprefix("module."): value.float() for key, value in load_file(str(file)).items()}
+            tower = {
+                key.removeprefix("backbone."): value for key, value in weights.items() if key.startswith("backbone.")
+            }
+            # The style projection stands where CLIP has its own, so that the tower's output is the descriptor.
+            self.model = vision_tower(tower | {"proj": weights["last_layer_style"]}).to(device)
+        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
             raise ScoreError(
-                f"{file} holds no CSD weights as safetensors ({error}): convert the published ones."
+                f"{file} holds no CSD weights as safetensors ({reason}): convert the published ones."
             ) from error
-        self.register_buffer("style", style)
 
-    @torch.inference_mode()
-    def forward(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+    def __call__(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Unit style descriptors, float32 [B, s]."""
-        side, rows = self.backbone.config.image_size, []
-        for start in range(0, len(pictures), BATCH):
-            pixels = clip_pixels(pictures[start : start + BATCH], side).to(self.style.device)
-            rows.append((self.backbone(pixel_values=pixels).pooler_output @ self.style).cpu())
-        return F.normalize(torch.cat(rows), dim=1)
+        return unit_embeddings(self.model, pictures, self.model.image_size[0], self.model.proj)
 
 
-def transformers_names(tower: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A vision tower's tensors under transformers' names, from those or from OpenAI's."""
-    if "conv1.weight" not in tower:
-        return {k.removeprefix("vision_model."): v for k, v in tower.items() if not k.endswith("position_ids")}
-    renamed = {}
-    for key, value in tower.items():
-        if key in OPENAI_PARTS:
-            renamed[OPENAI_PARTS[key]] = value
-        elif key.startswith("transformer.resblocks."):
-            number, _, rest = key.removeprefix("transformer.resblocks.").partition(".")
-            layer = f"encoder.layers.{number}."
-            if rest.startswith("attn.in_proj_"):
-                kind = rest.removeprefix("attn.in_proj_")
-                for name, part in zip("qkv", value.chunk(3), strict=True):
-                    renamed[f"{layer}self_attn.{name}_proj.{kind}"] = part
-            else:
-                name, _, kind = rest.rpartition(".")
-                renamed[f"{layer}{OPENAI_BLOCK[name]}.{kind}"] = value
-        elif key != "proj":
-            raise KeyError(key)
-    return renamed
+def vision_tower(state: dict[str, torch.Tensor]):
+    """open_clip's vision transformer with these weights, its sizes read off their shapes. KeyError or RuntimeError for
+    weights that aren't such a tower's."""
+    from open_clip.transformer import QuickGELU, VisionTransformer
 
-
-def vision_config(tower: dict[str, torch.Tensor]):
-    """CLIPVisionConfig of a tower in transformers' names, from its shapes; OpenAI's towers have heads of 64."""
-    from transformers import CLIPVisionConfig
-
-    width, _, patch, _ = tower["embeddings.patch_embedding.weight"].shape
-    grid = round((len(tower["embeddings.position_embedding.weight"]) - 1) ** 0.5)
-    return CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=len(tower["encoder.layers.0.mlp.fc1.weight"]),
-        num_hidden_layers=1 + max(int(k.split(".")[2]) for k in tower if k.startswith("encoder.layers.")),
-        num_attention_heads=max(1, width // 64),
+    width, _, patch, _ = state["conv1.weight"].shape
+    grid = round((len(state["positional_embedding"]) - 1) ** 0.5)
+    tower = VisionTransformer(
         image_size=grid * patch,
         patch_size=patch,
-        hidden_act="quick_gelu",
+        width=width,
+        layers=len([key for key in state if key.endswith("ln_1.weight")]),
+        # OpenAI's towers have heads of 64, and GELU in its quick form.
+        heads=max(1, width // 64),
+        mlp_ratio=len(state["transformer.resblocks.0.mlp.c_fc.weight"]) / width,
+        output_dim=state["proj"].shape[1],
+        act_layer=QuickGELU,
     )
+    tower.load_state_dict(state)
+    return tower.eval()
 
 
 class ViperProxy:
@@ -216,12 +181,13 @@ class ViperProxy:
     ) -> torch.Tensor:
         """[B] for pictures of one user, in float32. As many liked as disliked ones are shown."""
         pairs = list(zip(disliked, liked, strict=False))
-        asked = "User:<image>Score for this image?<end_of_utterance>\nAssistant: "
-        prompt = "".join(f"{asked}{sign}<end_of_utterance>\n" for _ in pairs for sign in "-+") + asked
+        question = "User:<image>Score for this image?<end_of_utterance>\nAssistant: "
+        # The proxy was trained on a disliked and a liked picture by turns, each with its answer, then the one to score.
+        prompt = "".join(f"{question}{sign}<end_of_utterance>\n" for _ in pairs for sign in "-+") + question
         context = [picture for pair in pairs for picture in pair]
-        found = []
+        scores = []
         for picture in pictures:
             inputs = self.processor(text=prompt, images=[[*context, picture]], return_tensors="pt")
             logits = self.model(**inputs.to(self.model.device, self.model.dtype)).logits[0, -1]
-            found.append(logits[self.answers].float().softmax(0)[1].cpu())
-        return torch.stack(found)
+            scores.append(logits[self.answers].float().softmax(0)[1].cpu())
+        return torch.stack(scores)

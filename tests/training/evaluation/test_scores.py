@@ -85,14 +85,10 @@ def tower():
     return CLIPVisionModel(CLIPVisionConfig(**options)).eval()
 
 
-@pytest.mark.parametrize("naming", ["openai", "transformers"])
-def test_csd_is_the_tower_and_its_projection_in_either_naming(tower, tmp_path, naming):
+def test_csd_is_the_tower_and_its_projection(tower, tmp_path):
     style = torch.randn(64, STYLE, generator=torch.Generator().manual_seed(2))
-    own = openai_names(tower) if naming == "openai" else tower.state_dict()
-    prefix = "module.backbone." if naming == "openai" else "backbone."
-    state = {prefix + k: v.contiguous() for k, v in own.items()}
-    state[prefix.replace("backbone.", "last_layer_style")] = style
-    save_file(state, tmp_path / "csd.safetensors")
+    state = {f"module.backbone.{k}": v.contiguous() for k, v in openai_names(tower).items()}
+    save_file(state | {"module.last_layer_style": style}, tmp_path / "csd.safetensors")
     with torch.inference_mode():
         features = tower(pixel_values=clip_pixels(pictures(3), SIDE)).pooler_output
     expected = F.normalize(features @ style, dim=1)
@@ -112,6 +108,17 @@ def test_weights_that_are_not_csd_are_refused(tower, tmp_path):
 def test_a_folder_that_is_no_clip_is_refused(tmp_path):
     with pytest.raises(ScoreError, match="no CLIP folder"):
         Clip(tmp_path)
+
+
+def test_the_precision_goes_by_the_name_that_this_transformers_has(clip_folder, monkeypatch):
+    from transformers import CLIPModel
+
+    options = {}
+    load = CLIPModel.from_pretrained
+    monkeypatch.setattr("training.evaluation.scores.dtype_option", lambda dtype: {"of_this_version": dtype})
+    monkeypatch.setattr(CLIPModel, "from_pretrained", lambda folder, **given: options.update(given) or load(folder))
+    Clip(clip_folder, dtype=torch.bfloat16)
+    assert options["of_this_version"] == torch.bfloat16 and not {"dtype", "torch_dtype"} & options.keys()
 
 
 @pytest.fixture(scope="module")

@@ -281,11 +281,11 @@ def test_careless_judges_can_be_left_out_by_their_repeats(tmp_path):
         return sorted(entry["pictures"].values())[bool(entry["mirrors"])]
 
     files = [judge(tmp_path / "a.csv", key, "Sure", prefers("none", 1)), judge(tmp_path / "b.csv", key, "Odd", fickle)]
-    result = analyse.measure(read_answers(files, key).given, key, min_consistency=0.5)
+    result = analyse.measure(read_answers(files, key).latest, key, min_consistency=0.5)
     assert result["judges"]["Odd"]["failed_repeats"] == 6 and not result["judges"]["Odd"]["counted"]
     assert result["judges"]["Sure"]["counted"] and result["counted_answers"] == 6
     with pytest.raises(DataError, match="No answer is left"):
-        analyse.measure(read_answers(files[1:], key).given, key, min_consistency=0.5)
+        analyse.measure(read_answers(files[1:], key).latest, key, min_consistency=0.5)
 
 
 # Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011): examples A, B and C, with their published values.
@@ -296,21 +296,25 @@ PUBLISHED = [
 ]
 
 
+def counts_of(units):
+    labels = sorted({value for unit in units for value in unit})
+    return np.array([[unit.count(label) for label in labels] for unit in units])
+
+
 @pytest.mark.parametrize("judges, expected", PUBLISHED)
 def test_alpha_of_published_examples(judges, expected):
     units = [[value for value in unit if value != "."] for unit in zip(*judges, strict=True)]
-    labels = sorted({value for unit in units for value in unit})
-    matrix = sum(agreement.coincidences(unit, labels) for unit in units)
-    assert float(agreement.alpha(matrix)) == pytest.approx(expected, abs=5e-4)
+    assert agreement.alpha(counts_of(units)) == pytest.approx(expected, abs=5e-4)
 
 
 def test_alpha_by_hand():
-    matrix = sum(agreement.coincidences(unit, "ab") for unit in ("aa", "bb", "ab", "a"))
-    assert matrix.tolist() == [[2, 1], [1, 2]], "a value alone in its unit meets none"
-    # n = 6; observed 2/6; expected (36 - 18) / 30
-    assert float(agreement.alpha(matrix)) == pytest.approx(1 - (2 / 6) / (18 / 30))
-    assert agreement.observed(matrix) == pytest.approx(4 / 6)
-    assert np.isnan(agreement.alpha(agreement.coincidences("aaa", "ab")))
+    counts = counts_of(["aa", "bb", "ab", "a"])
+    # n = 6, since a value alone in its unit meets none; observed 2/6; expected (36 - 18) / 30
+    assert agreement.alpha(counts) == pytest.approx(1 - (2 / 6) / (18 / 30))
+    assert agreement.observed(counts) == pytest.approx(4 / 6)
+    assert np.isnan(agreement.alpha(counts_of(["aaa"]))), "all values are the same"
+    assert np.isnan(agreement.alpha(counts_of(["a", "b"]))) and np.isnan(agreement.observed(counts_of(["a", "b"])))
+    assert np.isnan(agreement.alpha(np.array([[3, 0]]))), "a label that nobody gave changes nothing"
 
 
 def test_the_crossed_interval_widens_with_judges_who_differ_and_covers(monkeypatch):
@@ -455,14 +459,14 @@ def test_a_judge_with_keys_alone_does_the_whole_study_in_the_real_page(browser, 
     assert all(url.startswith(("file:", "data:", "blob:", "about:")) for url in browser.requested)
 
     answers = read_answers([file], key)
-    assert len(answers.given) == 8 and answers.duplicates == 0
-    assert [a.method for a in answers.given] == ["prefgen"] * 7 + [None]
-    assert all(0 <= answer.milliseconds < 1000 * (time.monotonic() - began) for answer in answers.given)
+    assert len(answers.latest) == 8 and answers.duplicates == 0
+    assert [a.method for a in answers.latest] == ["prefgen"] * 7 + [None]
+    assert all(0 <= answer.milliseconds < 1000 * (time.monotonic() - began) for answer in answers.latest)
     rows = {row["trial"]: row for row in csv.DictReader(file.open())}
     for trial, entry in key["trials"].items():
         if entry["mirrors"]:
             assert methods[rows[trial]["left"]] == methods[rows[entry["mirrors"]]["right"]]
             order = list(rows)
             assert order.index(trial) > order.index(entry["mirrors"])
-    result = analyse.measure(answers.given, key)
+    result = analyse.measure(answers.latest, key)
     assert result["pairs"][0]["wins"] + result["pairs"][0]["no_difference"] == 6

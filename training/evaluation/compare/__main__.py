@@ -92,7 +92,7 @@ def compare(args: argparse.Namespace, config) -> None:
     judges = Judges(
         Clip(args.clip, args.device),
         args.pickscore and Clip(args.pickscore, args.device),
-        args.csd and Csd(args.csd).to(args.device),
+        args.csd and Csd(args.csd, args.device),
     )
     world = DataSetHistories(config.data.path)
     people = people_of(world, args.users, args.prompts, args.history, args.seed)

@@ -1,33 +1,29 @@
-"""Krippendorff's alpha for nominal values, from its definition; judges may leave answers out."""
+"""How far judges agree: Krippendorff's alpha for nominal values, and the plain share; judges may leave answers out.
+
+Both take counts [units, labels]: how many judges gave each label to each unit.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Sequence
-
+import krippendorff
 import numpy as np
 
 
-def coincidences(values: Sequence[Hashable], labels: Sequence[Hashable]) -> np.ndarray:
-    """[labels, labels]: how often each value of a unit meets each value of another judge, over the m - 1 others."""
-    found = Counter(values)
-    counts = np.array([found[label] for label in labels], float)
-    if counts.sum() < 2:
-        return np.zeros((len(labels), len(labels)))
-    return (np.outer(counts, counts) - np.diag(counts)) / (counts.sum() - 1)
-
-
-def alpha(matrix: np.ndarray) -> np.ndarray:
-    """1 - observed / expected disagreement of coincidence matrices [..., labels, labels]; NaN where all values are
-    the same, since then chance has nothing to disagree about."""
-    totals = matrix.sum(-1)
-    n = totals.sum(-1)
-    apart = n - np.trace(matrix, axis1=-2, axis2=-1)
-    expected = n**2 - (totals**2).sum(-1)
+def alpha(counts: np.ndarray) -> float:
+    """1 - observed / expected disagreement; NaN where no unit has two judges or all values are the same, since then
+    chance has nothing to disagree about."""
+    if counts.shape[1] < 2 or counts.sum(1).max() < 2:
+        return float("nan")
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(expected > 1e-9, 1 - (n - 1) * apart / expected, np.nan)
+        return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal"))
 
 
-def observed(matrix: np.ndarray) -> float:
+def observed(counts: np.ndarray) -> float:
     """The share of pairs of judges who gave the same value; NaN without any pair."""
-    return float(np.trace(matrix) / matrix.sum()) if matrix.sum() else float("nan")
+    counts = counts[counts.sum(1) > 1]
+    if not len(counts):
+        return float("nan")
+    judges = counts.sum(1)
+    # As in alpha, a value of a unit meets its m - 1 others, so that a unit weighs as much as it has values.
+    same = (counts * (counts - 1)).sum(1) / (judges - 1)
+    return float(same.sum() / judges.sum())

@@ -33,15 +33,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers that count, with what else was in the files: rows given twice, and how many of these differed."""
+    """The latest answer of every judge to every trial; rows that came twice, and how many of these differed."""
 
-    given: list[Answer]
+    latest: list[Answer]
     duplicates: int
     conflicts: int
-
-    @property
-    def judges(self) -> list[str]:
-        return sorted({answer.judge for answer in self.given})
 
 
 def read_key(folder: Path) -> dict:
@@ -66,10 +62,10 @@ def read_key(folder: Path) -> dict:
 def read_answers(files: list[Path], key: dict) -> Answers:
     """Every answer in `files`; of a judge's several to one trial the latest counts. DataError names the line."""
     latest: dict[tuple[str, str], Answer] = {}
-    duplicates = conflicts = 0
+    duplicates = 0
+    conflicts = 0
     for file in files:
-        rows = read_file(file)
-        for line, row in rows:
+        for line, row in read_file(file):
             answer = checked(row, key, f"{file}, line {line}")
             before = latest.setdefault((answer.judge, answer.trial), answer)
             if before is not answer:
@@ -120,5 +116,12 @@ def checked(row: dict, key: dict, where: str) -> Answer:
     except ValueError as error:
         raise DataError(f"{where}: milliseconds or timestamp can't be read; ask for the original file.") from error
     picture = None if row["choice"] == "same" else row[row["choice"]]
-    method = trial["pictures"].get(picture)
-    return Answer(row["judge"], row["trial"], row["choice"], picture, method, milliseconds, time)
+    return Answer(
+        judge=row["judge"],
+        trial=row["trial"],
+        choice=row["choice"],
+        picture=picture,
+        method=trial["pictures"].get(picture),
+        milliseconds=milliseconds,
+        time=time,
+    )
