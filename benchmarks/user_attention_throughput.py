@@ -156,11 +156,11 @@ def plain(folder: Path, args) -> dict:
 
     from training.common.bases import load_base
     from training.common.config.command import load
-    from training.data.worlds import DataSetHistories
+    from training.data.worlds import DataSetWorld
 
     config = load(folder / "run.yaml")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    base, world = load_base(config, device), DataSetHistories(folder / "agents")
+    base, world = load_base(config, device), DataSetWorld(folder / "agents")
     vision = (
         CLIPVisionModelWithProjection.from_pretrained(str(folder / "vision")).eval().requires_grad_(False).to(device)
     )
@@ -194,7 +194,7 @@ def plain(folder: Path, args) -> dict:
             seconds.clear()
             began = time.perf_counter()
         since = time.perf_counter()
-        asked = [world.wanted(int(u), rng) for u in rng.choice(users, args.batch)]
+        asked = [world.target(int(u), rng) for u in rng.choice(users, args.batch)]
         pictures = world.pictures([w.picture for w in asked])
         small = np.stack([np.asarray(Image.fromarray(p).resize((224, 224))) for p in pictures])
         pixels = torch.from_numpy(small).movedim(-1, 1).to(device).float() / 127.5 - 1

@@ -24,15 +24,15 @@ from .common.files import save_array
 from .common.run import Run
 from .data.readers import Eyes, Reader, eyes_of, reader_of
 from .data.schema import TRAIN
-from .data.worlds import Histories, histories_of
+from .data.worlds import World, open_world
 
 
-def jobs_of(world: Histories, args) -> list[tuple[int, int]]:
+def jobs_of(world: World, args) -> list[tuple[int, int]]:
     """(user, number of the history) of everything that is read."""
     return [(user, k) for user in world.users(TRAIN, args.users) for k in range(args.histories)]
 
 
-def history_of(world: Histories, args, user: int, k: int):
+def history_of(world: World, args, user: int, k: int):
     """History k of a user, a pure function: the first has as many pictures as there may be, the others fewer."""
     rng = np.random.default_rng([args.seed, user, k])
     most = args.pictures
@@ -42,7 +42,7 @@ def history_of(world: Histories, args, user: int, k: int):
     return world.history(user, rng, liked, disliked)
 
 
-def read(world: Histories, reader: Reader, eyes: Eyes, args, jobs: list) -> dict[str, np.ndarray]:
+def read(world: World, reader: Reader, eyes: Eyes, args, jobs: list) -> dict[str, np.ndarray]:
     """{"hidden": [B, layers, D], "images": [B, I]} of some jobs, float16."""
     histories = [history_of(world, args, user, k) for user, k in jobs]
     images = [F.normalize(eyes(h.pictures[h.liked]).mean(0), dim=0) for h in histories]
@@ -54,7 +54,7 @@ def main() -> None:
     run = Run(args)
     if run.finished:
         return
-    world = histories_of(args.config, args.runs)
+    world = open_world(args.config, args.runs)
     jobs = jobs_of(world, args)
     reader = reader_of(args, world, run.accelerator.device)
     eyes = eyes_of(args, world, run.accelerator.device, run.rank, run.world_size)

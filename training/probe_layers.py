@@ -53,7 +53,7 @@ from .data.errors import DataError
 from .data.preference_questions import WOULD
 from .data.readers import TOGETHER, Asked, Reader, reader_of
 from .data.schema import normal_prompt
-from .data.worlds import Histories, History, histories_of
+from .data.worlds import History, World, open_world
 from .evaluation import probes
 from .evaluation.probe_page import MEASURES, draw, page
 
@@ -71,7 +71,7 @@ class Dealt:
     asked: tuple[int, int]
 
 
-def deal(world: Histories, user: int, histories: int, pictures: int, seed: int) -> list[Dealt] | None:
+def deal(world: World, user: int, histories: int, pictures: int, seed: int) -> list[Dealt] | None:
     """Several histories of a user, at most `pictures` of each verdict; no picture and no prompt stands in two, nor
     an asked picture's prompt in its own history. None for a user with too few pictures."""
     rng = np.random.default_rng([seed, user])
@@ -99,13 +99,13 @@ def deal(world: Histories, user: int, histories: int, pictures: int, seed: int) 
     return dealt
 
 
-def mllm_of(args, world: Histories) -> PreferenceMLLM:
+def mllm_of(args, world: World) -> PreferenceMLLM:
     """The tuned MLLM. The pictures are read anew, so the atelier needs no cache of image tokens."""
     return PreferenceMLLM.load(MLLM_FOLDER) if args.config.mllm.path is None else reader_of(args, world).mllm
 
 
 @torch.inference_mode()
-def read_user(mllm: PreferenceMLLM, world: Histories, dealt: list[Dealt], others: list[Dealt] | None) -> dict:
+def read_user(mllm: PreferenceMLLM, world: World, dealt: list[Dealt], others: list[Dealt] | None) -> dict:
     """One user's tensors, k histories: `history` [k, layers, D]; `asked` [k, 2, layers, D], with the liked and with the
     disliked picture; `embedding` and `colour` [k, 4, .] of the liked, the disliked, and the two asked pictures; with
     the dealt histories of another user also `stranger` [k, 2, layers, D]."""
@@ -139,7 +139,7 @@ def history_of(dealt: Dealt, place: dict[int, int]) -> History:
     return History(pictures, order < len(dealt.liked), [""] * len(pictures))
 
 
-def read_group(args, run, mllm, world: Histories, group: str, people: dict[int, list[Dealt]]) -> dict:
+def read_group(args, run, mllm, world: World, group: str, people: dict[int, list[Dealt]]) -> dict:
     """Every user's tensors [users, k, ...] in fp32, read in pieces that are kept."""
     from safetensors.torch import load_file
 
@@ -230,7 +230,7 @@ def summary(measured: dict[str, np.ndarray]) -> dict:
     return {name: {"mean": round(float(v.mean()), 4), "ci95": bootstrap(v)} for name, v in measured.items()}
 
 
-def truth_of(world: Histories, users) -> torch.Tensor:
+def truth_of(world: World, users) -> torch.Tensor:
     """[users, attributes]: 1 where a taste of the user's likes it."""
     truth = torch.zeros(len(users), len(world.attributes))
     for row, user in zip(truth, users, strict=True):
@@ -282,7 +282,7 @@ def main() -> None:
     run = Run(args)
     if run.finished:
         return
-    world = histories_of(args.config, args.runs)
+    world = open_world(args.config, args.runs)
     train = world.users("train", 2 * args.users)
     groups = {"fit": train[: args.users], "choose": train[args.users :], "report": world.users("test", args.users)}
     people = {}

@@ -24,10 +24,10 @@ from .common.optim import cosine, parameter_groups
 from .common.order import batch_indices, step_seed
 from .common.run import Run
 from .common.stage_outputs import ExtractedUsers, chosen_layers, first_heldout
-from .data.worlds import Histories, histories_of
+from .data.worlds import World, open_world
 
 
-def user_bank(base: Base, histories: Histories, users: list[int]) -> torch.Tensor:
+def user_bank(base: Base, histories: World, users: list[int]) -> torch.Tensor:
     """Unit text embeddings [users, C] of each user's tastes: the mean of two for a user with two, zeros for a user
     whose taste nobody knows in words."""
     texts = [[text for text in histories.texts(user) if text] for user in users]
@@ -45,7 +45,7 @@ def main() -> None:
     run = Run(args)
     if run.finished:
         return
-    histories, extracted = histories_of(args.config, args.runs), ExtractedUsers(args.runs)
+    histories, extracted = open_world(args.config, args.runs), ExtractedUsers(args.runs)
     extracted.check_world(histories.name)
     layers = chosen_layers(args.runs, extracted.hidden.shape[1])["sem_layers"]
     device = run.accelerator.device

@@ -41,10 +41,11 @@ from .common.precision import full_precision
 from .common.run import Run
 from .common.sharded import gather
 from .data.errors import DataError
+from .data.image_tokens import new_mllm, pool_image_tokens
 from .data.preference_questions import NO, YES, Questions, closing, would
-from .data.readers import Asked, Reader, atelier_tokens
+from .data.readers import Asked, Reader
 from .data.schema import TEST, TRAIN
-from .data.worlds import Histories, histories_of
+from .data.worlds import World, open_world
 
 
 def core_layer(layers: int) -> int:
@@ -65,7 +66,7 @@ class TasteHeads(nn.Module):
         return self.read(top.flatten(1))
 
 
-def taste_targets(world: Histories, users: list[int]) -> torch.Tensor:
+def taste_targets(world: World, users: list[int]) -> torch.Tensor:
     """[B, 2 * attributes]: liked by any taste, then disliked."""
     count = len(world.attributes)
     truth = torch.zeros(len(users), 2 * count)
@@ -106,7 +107,7 @@ def contrast_loss(leaning: torch.Tensor) -> torch.Tensor:
     return F.softplus(disliked - liked).sum()
 
 
-def open_mllm(args, world: Histories, run: Run) -> tuple[Reader, nn.Module, object]:
+def open_mllm(args, world: World, run: Run) -> tuple[Reader, nn.Module, object]:
     """(reader, what is trained of the MLLM, peft's model or None)."""
     config, device = args.config.mllm, run.accelerator.device
     if config.path is None:
@@ -139,15 +140,13 @@ def new_atelier(args, world, run: Run) -> tuple[Reader, nn.Module]:
     """The atelier's MLLM, freshly initialised, with the eyes that the stage before trained."""
     from safetensors.torch import load_file
 
-    from .atelier.mllm_vision import new_mllm
-
     model = new_mllm()
     run.warm_start(model, "mllm/model")
     eyes = nn.ModuleDict({"vision": model.model.vision_model, "connector": model.model.connector})
     eyes.load_state_dict(load_file(str(args.runs / "atelier.mllm_vision" / "eyes.safetensors")))
     eyes.requires_grad_(False)
     mllm = PreferenceMLLM(model, mllm_tokenizer(), "atelier", "")
-    return Reader(mllm, world, atelier_tokens(args.runs, world)), model.model.text_model
+    return Reader(mllm, world, pool_image_tokens(args.runs, world.pool)), model.model.text_model
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ class Samples:
 
 
 def samples_of(
-    world: Histories, questions: Questions, users: list[int], args, shares: int, rng: np.random.Generator
+    world: World, questions: Questions, users: list[int], args, shares: int, rng: np.random.Generator
 ) -> Samples:
     """The whole batch of a step, the same in every process; it has to be enough for so many shares."""
     count, others, pairs = args.config.train_mllm.groups
@@ -247,7 +246,7 @@ def main() -> None:
 
 
 def train(args, run: Run) -> None:
-    world = histories_of(args.config, args.runs)
+    world = open_world(args.config, args.runs)
     users = world.users(TRAIN, args.users)
     questions = Questions(world, args.config.data.questions) if args.others else None
     lacking = sum(not world.has_disliked(user) for user in users) if args.contrast else 0
@@ -306,7 +305,7 @@ def export(config, state: dict[str, torch.Tensor]) -> None:
 
 
 @torch.inference_mode()
-def evaluate(world: Histories, reader: Reader, heads: TasteHeads | None, args, count: int = 256) -> dict[str, float]:
+def evaluate(world: World, reader: Reader, heads: TasteHeads | None, args, count: int = 256) -> dict[str, float]:
     """On test users: are liked and disliked attributes ranked first, is a user found again by another history."""
     try:
         users = world.users(TEST, count)

@@ -44,7 +44,8 @@ from .common.sampling import decode
 from .common.stage_outputs import ExtractedUsers, first_heldout
 from .common.user_branch import connect, install
 from .data.atelier_users import users_of
-from .data.worlds import Histories, Wanted, histories_of, too_small
+from .data.picture_pool import pool_latents
+from .data.worlds import Target, World, open_world, painted_smaller
 
 STAGE = "train_user_attention"
 SHOWN, SHOWN_STEPS, GUIDANCE = 4, 20, 5.0  # the grids: users, sampling steps
@@ -73,12 +74,10 @@ def drop_parts(vectors: torch.Tensor, widths: list[int], part: float, user: floa
 class Latents:
     """Latents [B, c, h, w] and sizes [B, 4] (see `Base.added_conditions`) of pictures by their numbers in the world."""
 
-    def __init__(self, args: SimpleNamespace, base: Base, histories: Histories, wanted: list[Wanted] | None, run):
+    def __init__(self, args: SimpleNamespace, base: Base, histories: World, wanted: list[Target] | None, run):
         if wanted is None:  # the pool of the atelier, whole; another stage may have made them
-            from .atelier.unet import cached_latents
-
             self.numbers, self.sizes = np.arange(len(histories)), None
-            self.latents = cached_latents(args, histories.pool, run.rank, run.world_size)
+            self.latents = pool_latents(args.runs, histories.pool, run.rank, run.world_size)
             self.shape = self.latents.shape[1:]
             return
         self.numbers = np.unique([w.picture for w in wanted])
@@ -106,7 +105,7 @@ class Latents:
 class CachedTexts:
     """Text states of every prompt that training may ask for, mapped from the disk."""
 
-    def __init__(self, args: SimpleNamespace, base: Base, histories: Histories, wanted: list[Wanted], run):
+    def __init__(self, args: SimpleNamespace, base: Base, histories: World, wanted: list[Target], run):
         enriched = [w.enriched for w in wanted if w.enriched] if args.distil else []
         texts = sorted({"", *(w.prompt for w in wanted), *enriched})
         self.rows = {text: i for i, text in enumerate(texts)}
@@ -139,9 +138,9 @@ def main() -> None:
     if run.finished:
         return
     config, device, first = args.config, run.accelerator.device, run.rank == 0
-    histories, extracted = histories_of(config, args.runs), ExtractedUsers(args.runs)
+    histories, extracted = open_world(config, args.runs), ExtractedUsers(args.runs)
     extracted.check_world(histories.name)
-    if config.data.path is not None and (fault := too_small(config.data.path, config.base.pixels)):
+    if config.data.path is not None and (fault := painted_smaller(config.data.path, config.base.pixels)):
         raise SystemExit(f"{STAGE}: {fault}")
     if config.base.precision == "fp16" and run.accelerator.scaler is None:
         raise SystemExit(
@@ -158,7 +157,7 @@ def main() -> None:
     kept = torch.tensor([float(part in args.parts) for part in PARTS])
     vectors = user_vectors(adapter, extracted) * kept.repeat_interleave(torch.tensor(widths))
     users = np.unique(extracted.owners)
-    wanted = histories.all_wanted(users.tolist())
+    wanted = histories.all_targets(users.tolist())
     with run.timer("caches"):
         latents = Latents(args, base, histories, wanted, run)
         texts = base.encode_text
@@ -249,10 +248,10 @@ def main() -> None:
     run.finish(**figures)
 
 
-def asked_of(histories: Histories, owner: int, rng: np.random.Generator, args: SimpleNamespace) -> Wanted:
+def asked_of(histories: World, owner: int, rng: np.random.Generator, args: SimpleNamespace) -> Target:
     """One request of a user; at times without its text."""
-    wanted = histories.wanted(int(owner), rng)
-    return Wanted(wanted.picture, "", None) if rng.random() < args.drop_text else wanted
+    wanted = histories.target(int(owner), rng)
+    return Target(wanted.picture, "", None) if rng.random() < args.drop_text else wanted
 
 
 @full_precision
@@ -278,7 +277,7 @@ def paint(base, branch, adapter, texts, histories, extracted, vectors) -> torch.
     noise are the same every time."""
     _, rows = np.unique(extracted.owners, return_index=True)
     rows = rows[:SHOWN]
-    asked = [histories.wanted(int(extracted.owners[row]), np.random.default_rng(0)) for row in rows]
+    asked = [histories.target(int(extracted.owners[row]), np.random.default_rng(0)) for row in rows]
     count, text, off = len(rows), texts([w.prompt for w in asked]), texts([""])
     states = torch.cat([off.states.expand_as(text.states)] * 2 + [text.states] * 2)  # unconditional half first
     pooled = None if text.pooled is None else torch.cat([off.pooled.expand_as(text.pooled)] * 2 + [text.pooled] * 2)
@@ -306,7 +305,7 @@ def heldout_losses(base, branch, adapter, texts, latents, histories, owners, vec
     noise is the same in all three. rows: one history of each user."""
     totals = dict.fromkeys(("user", "other_user", "no_user"), 0.0)
     for i, (row, other) in enumerate(zip(rows, np.roll(rows, 1), strict=True)):
-        asked = histories.wanted(int(owners[row]), np.random.default_rng(int(row)))
+        asked = histories.target(int(owners[row]), np.random.default_rng(int(row)))
         clean, sizes = latents.of([asked.picture] * 4)
         torch.manual_seed(i)
         timesteps = ((torch.arange(4) + torch.rand(4)) * len(base.alphas) / 4).long().to(base.device)

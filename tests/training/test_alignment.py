@@ -12,7 +12,7 @@ from prefgen.aligner import LayerStandardiser, SemanticAligner
 from prefgen.atelier import captions
 from prefgen.atelier.attributes import FAMILIES
 from training import train_alignment
-from training.atelier.clip import text_features, tokenize
+from training.common.atelier_clip import text_features, tokenize
 from training.common.checkpoints import last_state
 from training.common.config.command import load
 from training.common.stage_outputs import first_heldout
@@ -97,11 +97,11 @@ def aligned(both, runs):
 
 def test_the_stages_bank_is_the_users_tastes_in_words(bank, runs):
     from training.common.bases import load_base
-    from training.data.worlds import AtelierHistories
+    from training.data.worlds import AtelierWorld
 
     people = users_of("train", USERS)
     assert 20 < sum(len(person.tastes) == 2 for person in people) < USERS / 2
-    histories = AtelierHistories(runs)
+    histories = AtelierWorld(runs)
     found = user_bank(load_base(load("atelier"), "cpu", text_only=True), histories, [p.id for p in people])
     torch.testing.assert_close(found, bank, rtol=0, atol=1e-4)
 

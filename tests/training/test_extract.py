@@ -19,7 +19,7 @@ from tests.training.commands import kill, start, until
 from training import extract
 from training.common.errors import exit_with_message
 from training.common.stage_outputs import ExtractedUsers
-from training.data.worlds import DataSetHistories
+from training.data.worlds import DataSetWorld
 
 ROOT = Path(__file__).parents[2]
 # Is killed after its second piece.
@@ -80,7 +80,7 @@ def test_a_row_is_what_the_nodes_read_of_that_history(folder, straight):
     from prefgen.pooling import pool_image_embeds
     from training.evaluation.compare.vision import Vision
 
-    world, found = DataSetHistories(folder / "agents"), ExtractedUsers(folder / "runs")
+    world, found = DataSetWorld(folder / "agents"), ExtractedUsers(folder / "runs")
     args = type("Args", (), {"seed": 9, "pictures": 3})
     mllm, vision = PreferenceMLLM.load(folder / "mllm"), Vision(folder / "vision")
     for row in (0, 3, 19):

@@ -30,7 +30,7 @@ from training.data.agents.renderers import Atelier
 from training.data.errors import DataError
 from training.data.store import Store, sha256
 from training.data.vqa import __main__ as vqa
-from training.data.worlds import DataSetHistories, histories_of
+from training.data.worlds import DataSetWorld, open_world
 from training.evaluation.scores import Clip, ScoreError
 
 # Simulated users
@@ -62,9 +62,9 @@ def test_a_sets_size_is_that_of_the_configuration_which_trains_on_it(monkeypatch
 def test_a_set_that_was_painted_smaller_than_the_base_trains_on_is_told_by_every_stage(tmp_path, capsys):
     make(World(12, 60, 3, 12, Atelier(64), None), tmp_path / "set", processes=1)
     sentence = "was painted at 64 pixels, base.pixels is 512: paint it with --size 512, or set base.pixels=64."
-    histories_of(load("sd15_12gb", [f"data.path={tmp_path / 'set'}"]), tmp_path)
+    open_world(load("sd15_12gb", [f"data.path={tmp_path / 'set'}"]), tmp_path)
     assert sentence in capsys.readouterr().err
-    histories_of(load("sd15_12gb", [f"data.path={tmp_path / 'set'}", "base.pixels=64"]), tmp_path)
+    open_world(load("sd15_12gb", [f"data.path={tmp_path / 'set'}", "base.pixels=64"]), tmp_path)
     assert capsys.readouterr().err == ""
 
 
@@ -227,7 +227,7 @@ def mixed(tmp_path_factory):
     """A set in which some users dislike nothing; an MLLM; questions."""
     folder = tmp_path_factory.mktemp("mixed")
     tiny_bases.write_data(folder / "agents")
-    users = DataSetHistories(folder / "agents").users("train")
+    users = DataSetWorld(folder / "agents").users("train")
     only_liked(folder / "agents", set(users[::2]))
     vqa.make(folder / "agents", folder / "vqa", 10, seed=0)
     tiny_mllms.write_folder(folder / "mllm", "LLaVA-OneVision")
@@ -261,7 +261,7 @@ def samples(world, questions, users, step, others=0.25):
 
 
 def test_nobody_is_asked_about_a_picture_with_the_answer_of_the_other_verdict(mixed):
-    world = DataSetHistories(mixed / "agents")
+    world = DataSetWorld(mixed / "agents")
     questions, users = preference_questions.Questions(world, mixed / "vqa"), world.users("train")
     asked = skipped = 0
     for step in range(12):
@@ -276,7 +276,7 @@ def test_nobody_is_asked_about_a_picture_with_the_answer_of_the_other_verdict(mi
 
 def test_a_set_in_which_everybody_dislikes_something_gives_the_same_samples_as_before(tmp_path):
     make(World(40, 240, 3, 40, Atelier(64), None), tmp_path / "set", processes=1)
-    world = DataSetHistories(tmp_path / "set")
+    world = DataSetWorld(tmp_path / "set")
     users = world.users("train")
     vqa.make(tmp_path / "set", tmp_path / "vqa", 10, seed=0)
     questions = preference_questions.Questions(world, tmp_path / "vqa")
@@ -297,7 +297,7 @@ def test_a_set_in_which_everybody_dislikes_something_gives_the_same_samples_as_b
 
 
 def test_a_question_about_a_verdict_that_the_user_never_gave_is_refused(mixed):
-    world = DataSetHistories(mixed / "agents")
+    world = DataSetWorld(mixed / "agents")
     user = next(user for user in world.users("train") if not world.has_disliked(user))
     history = world.history(user, np.random.default_rng(0), 2, 2)
     with pytest.raises(DataError, match=f"User {user} of .* has no disliked picture"):
@@ -305,7 +305,7 @@ def test_a_question_about_a_verdict_that_the_user_never_gave_is_refused(mixed):
 
 
 def test_the_taste_of_a_user_who_avoids_nothing_ends_with_what_is_liked(mixed):
-    world = DataSetHistories(mixed / "agents")
+    world = DataSetWorld(mixed / "agents")
     for user in world.users("train"):
         answer = preference_questions.taste_answer(world, user)
         assert answer.startswith("likes ") and ("avoids" in answer) == bool(world.dislikes(user))
@@ -317,7 +317,7 @@ def test_training_counts_the_pairs_that_it_leaves_out_and_says_so(mixed, tmp_pat
     train(monkeypatch, config, tmp_path / "runs")
     lines = (tmp_path / "runs/train_mllm/log.jsonl").read_text().splitlines()
     assert "pairs_skipped" in json.loads(lines[0])
-    world = DataSetHistories(mixed / "agents")
+    world = DataSetWorld(mixed / "agents")
     users = world.users("train")
     lacking = sum(not world.has_disliked(user) for user in users)
     assert json.loads((tmp_path / "runs/train_mllm/done").read_text())["users_without_dislikes"] == lacking
@@ -389,6 +389,7 @@ def pool(tmp_path, monkeypatch):
     import shutil
 
     from training.atelier import pool
+    from training.data.picture_pool import PicturePool
 
     weights = tmp_path / "weights"
     weights.mkdir()
@@ -398,7 +399,7 @@ def pool(tmp_path, monkeypatch):
     line = ["pool", "--runs", str(tmp_path), "--set", "atelier.pool.count=70", "--set", "atelier.pool.processes=1"]
     monkeypatch.setattr(sys, "argv", line)
     pool.main()
-    return pool.PicturePool(tmp_path)
+    return PicturePool(tmp_path)
 
 
 def retrain(name):
@@ -412,18 +413,17 @@ def retrain(name):
 
 
 def test_latents_of_the_pool_are_kept_until_the_vae_is_retrained(pool, tmp_path):
-    from training.atelier.unet import cached_latents
+    from training.data.picture_pool import pool_latents
 
-    args = SimpleNamespace(runs=tmp_path)
-    first = cached_latents(args, pool)
+    first = pool_latents(tmp_path, pool)
     made = (tmp_path / "latents.npy").stat().st_mtime_ns
-    assert torch.equal(cached_latents(args, pool), first) and (tmp_path / "latents.npy").stat().st_mtime_ns == made
+    assert torch.equal(pool_latents(tmp_path, pool), first) and (tmp_path / "latents.npy").stat().st_mtime_ns == made
     retrain("vae")
     with pytest.raises(SystemExit, match="latents.json was made for another .*vae"):
-        cached_latents(args, pool)
+        pool_latents(tmp_path, pool)
     for file in tmp_path.glob("latents.*"):
         file.unlink()
-    assert not torch.equal(cached_latents(args, pool), first)
+    assert not torch.equal(pool_latents(tmp_path, pool), first)
 
 
 def test_clip_embeddings_of_the_pool_are_kept_until_clip_is_retrained(pool, tmp_path):
@@ -438,10 +438,10 @@ def test_clip_embeddings_of_the_pool_are_kept_until_clip_is_retrained(pool, tmp_
 
 
 def test_an_array_of_before_that_nothing_vouches_for_is_made_anew(pool, tmp_path):
-    from training.atelier.unet import cached_latents
+    from training.data.picture_pool import pool_latents
 
     np.save(tmp_path / "latents.npy", np.zeros((70, 8, 16, 16), np.float16))
-    assert cached_latents(SimpleNamespace(runs=tmp_path), pool).abs().sum() > 0
+    assert pool_latents(tmp_path, pool).abs().sum() > 0
 
 
 def test_another_pool_has_another_digest(pool, tmp_path, monkeypatch):
@@ -458,12 +458,12 @@ def test_latents_of_a_data_set_that_was_made_anew_at_its_path_are_refused(traine
 
     config = load(trained.config)
     base = load_base(config)
-    world = DataSetHistories(trained.data)
-    wanted = world.all_wanted(world.users("train")[:4])
+    world = DataSetWorld(trained.data)
+    wanted = world.all_targets(world.users("train")[:4])
     run, args = SimpleNamespace(rank=0, world_size=1), SimpleNamespace(runs=tmp_path, config=config, distil=0.5)
     Latents(args, base, world, wanted, run)
     CachedTexts(args, base, world, wanted, run)
-    anew = DataSetHistories(trained.data)
+    anew = DataSetWorld(trained.data)
     anew.digest = "another"
     with pytest.raises(SystemExit, match="latents.json was made for another data"):
         Latents(args, base, anew, wanted, run)
@@ -487,28 +487,26 @@ def test_an_image_encoder_is_known_by_its_weights(tmp_path):
 
 def test_a_set_is_known_by_its_manifest(tmp_path):
     make(World(12, 60, 3, 12, Atelier(32), None), tmp_path / "set", processes=1)
-    assert DataSetHistories(tmp_path / "set").digest == sha256(tmp_path / "set/manifest.json")
+    assert DataSetWorld(tmp_path / "set").digest == sha256(tmp_path / "set/manifest.json")
     assert Store(tmp_path / "set", World(12, 60, 3, 12, Atelier(32), None).config()).done
 
 
 def test_image_tokens_are_refused_with_other_eyes_or_another_pool_than_made_them(pool, tmp_path):
     from prefgen.atelier.models import MLLM_FOLDER
     from prefgen.mllm.model import PreferenceMLLM
-    from training.atelier.mllm_vision import eyes_digest
-    from training.data.readers import atelier_tokens
+    from training.data.image_tokens import pool_image_tokens, vision_digest
 
     model = PreferenceMLLM.load(MLLM_FOLDER).model
     folder = tmp_path / "atelier.mllm_vision"
     folder.mkdir()
     np.save(folder / "tokens.npy", np.zeros((70, 4, 192), np.float16))
-    world = SimpleNamespace(pool=pool)
     for made_of, words in (
         ({}, "another pool and other eyes"),
         ({"pool": pool.digest, "eyes": "0"}, "another eyes"),
-        ({"pool": "0", "eyes": eyes_digest(model)}, "another pool"),
+        ({"pool": "0", "eyes": vision_digest(model)}, "another pool"),
     ):
         (folder / "tokens.json").write_text(json.dumps(made_of))
         with pytest.raises(SystemExit, match=f"were made with {words}: delete that folder"):
-            atelier_tokens(tmp_path, world, model)
-    (folder / "tokens.json").write_text(json.dumps({"pool": pool.digest, "eyes": eyes_digest(model)}))
-    assert len(atelier_tokens(tmp_path, world, model)) == 70
+            pool_image_tokens(tmp_path, pool, model)
+    (folder / "tokens.json").write_text(json.dumps({"pool": pool.digest, "eyes": vision_digest(model)}))
+    assert len(pool_image_tokens(tmp_path, pool, model)) == 70

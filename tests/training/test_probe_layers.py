@@ -13,7 +13,7 @@ import torch
 from training import probe_layers
 from training.common.errors import exit_with_message
 from training.data.errors import DataError
-from training.data.worlds import DataSetHistories, History
+from training.data.worlds import DataSetWorld, History
 from training.evaluation import probes
 from training.evaluation.probe_page import page
 from training.probe_layers import GROUPS, analyse, deal
@@ -243,7 +243,7 @@ def test_what_is_missing_is_one_sentence(config, tmp_path, monkeypatch, change, 
 
 
 def test_dealing_from_a_data_set_keeps_to_its_pictures(agents):
-    world = DataSetHistories(agents)
+    world = DataSetWorld(agents)
     user = world.users("train")[0]
     dealt = deal(world, user, 2, 4, 0)
     numbers = [n for d in dealt for n in (*d.liked, *d.disliked, *d.asked)]

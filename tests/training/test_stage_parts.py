@@ -10,10 +10,11 @@ import torch
 from prefgen.atelier import models
 from training import train_mllm
 from training.atelier import mllm_vision
-from training.atelier.pool import PicturePool
 from training.common.files import save_array
 from training.common.stage_outputs import ExtractedUsers
 from training.data.errors import DataError
+from training.data.image_tokens import new_mllm
+from training.data.picture_pool import PicturePool
 from training.evaluation import ablations
 
 LAYERS, WIDTH, USERS, ATTRIBUTES = 6, 10, 7, 5
@@ -127,7 +128,7 @@ def test_taste_heads_read_the_four_top_layers_each_normalised():
 
 
 def test_the_mllms_eyes_start_as_the_shipped_clips():
-    vision = mllm_vision.new_mllm().model.vision_model
+    vision = new_mllm().model.vision_model
     clip, before = models.load_clip().vision_model.state_dict(), vision.state_dict()
     before = {key: value.clone() for key, value in before.items()}
     copied = mllm_vision.start_from_clip(vision)

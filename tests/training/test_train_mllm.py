@@ -26,7 +26,7 @@ from training.data.preference_questions import Questions
 from training.data.readers import Reader
 from training.data.vqa import __main__ as vqa
 from training.data.vqa.questions import ANSWERS
-from training.data.worlds import DataSetHistories
+from training.data.worlds import DataSetWorld
 
 TWO_PIECES = ("--set", "train_mllm.batch=24", "--set", "train_mllm.accumulate=2")
 
@@ -97,7 +97,7 @@ def test_peft_and_the_engine_read_a_history_alike_with_the_lora(folder, trained)
 
     from prefgen.mllm.model import PreferenceMLLM
 
-    world = DataSetHistories(folder / "agents")
+    world = DataSetWorld(folder / "agents")
     user = world.users("train")[0]
     history = world.history(user, np.random.default_rng(0), 3, 3)
     merged = Reader(PreferenceMLLM.load(folder / "mllm", lora=trained / "lora"), world).states([history])
@@ -149,7 +149,7 @@ def test_a_damaged_table_of_questions_is_one_sentence(folder, tmp_path):
     shutil.copytree(folder / "vqa", tmp_path / "vqa")
     (tmp_path / "vqa/train.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="run it on"):
-        Questions(DataSetHistories(folder / "agents"), tmp_path / "vqa")
+        Questions(DataSetWorld(folder / "agents"), tmp_path / "vqa")
 
 
 @pytest.mark.parametrize("family", ["Idefics2", "Qwen2.5-VL"])

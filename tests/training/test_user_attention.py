@@ -210,7 +210,7 @@ def test_a_batch_that_cannot_be_filled_and_half_precision_without_a_scaler_are_t
 
 def test_users_whose_taste_nobody_can_say_are_not_aligned(small, monkeypatch):
     runs, options = small()
-    monkeypatch.setattr("training.data.worlds.DataSetHistories.texts", lambda self, user: [])
+    monkeypatch.setattr("training.data.worlds.DataSetWorld.texts", lambda self, user: [])
     assert "only 0 have a taste in words" in refused(monkeypatch, train_alignment_anew(runs), options)
 
 

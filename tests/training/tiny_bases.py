@@ -11,7 +11,7 @@ from prefgen.atelier.models import CLIP_TOKENIZER
 from tests.prefgen.tiny_unets import UNETS
 from training.data.agents.make import World, make
 from training.data.agents.renderers import Atelier
-from training.data.worlds import DataSetHistories
+from training.data.worlds import DataSetWorld
 
 PIXELS, LAYERS, WIDTH, IMAGE = 64, 6, 16, 24
 MLLM = {
@@ -81,7 +81,7 @@ def write_data(folder):
 
 def write_upstream(runs, data, histories: int = 3):
     """The arrays of `extract` and the choice of `probe_layers`: states in which a user's histories are alike."""
-    world = DataSetHistories(data)
+    world = DataSetWorld(data)
     users, generator = world.users("train"), torch.Generator().manual_seed(0)
     own = torch.randn(len(users), 1, LAYERS, WIDTH, generator=generator)
     hidden = (own + 0.3 * torch.randn(len(users), histories, LAYERS, WIDTH, generator=generator)).flatten(0, 1)

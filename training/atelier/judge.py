@@ -23,7 +23,7 @@ from ..common.files import save_weights
 from ..common.optim import cosine, parameter_groups
 from ..common.order import batch_indices
 from ..common.run import Run
-from .pool import PicturePool, labels
+from ..data.picture_pool import PicturePool, scene_labels
 
 HELDOUT_SEED = 900_001
 # Outlines and shape language are the hardest to see: a few pixels.
@@ -62,7 +62,7 @@ def heldout_accuracy(judge: Judge, count: int) -> dict[str, float]:
         rngs = [np.random.default_rng([HELDOUT_SEED, i]) for i in range(start, min(start + 64, count))]
         scenes = [random_scene(r, *prompts[r.integers(len(prompts))]) for r in rngs]
         pictures = torch.from_numpy(np.stack([render(s) for s in scenes])).movedim(-1, 1).float() / 255
-        truth = torch.tensor([labels(s) for s in scenes])
+        truth = torch.tensor([scene_labels(s) for s in scenes])
         for column, (head, logits) in enumerate(judge(pictures).items()):
             right[head] += (logits.argmax(1) == truth[:, column]).sum().item()
         seen += len(scenes)

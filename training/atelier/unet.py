@@ -19,7 +19,6 @@ from prefgen.atelier.attributes import FAMILIES
 from prefgen.atelier.judge import load_judge
 from prefgen.atelier.models import (
     UNET_CONFIG,
-    VAE_CONFIG,
     WEIGHTS,
     alphas_cumprod,
     clip_tokenizer,
@@ -27,33 +26,15 @@ from prefgen.atelier.models import (
     load_vae_diffusers,
 )
 
-from ..common.cache import cached, digest_of
+from ..common.atelier_clip import text_features, tokenize
 from ..common.config.command import arguments
 from ..common.files import save_weights
 from ..common.optim import Ema, cosine, parameter_groups
 from ..common.order import batch_indices
 from ..common.run import Run
 from ..common.sampling import decode, sample
-from .clip import random_caption, text_features, tokenize
-from .pool import PicturePool
-
-
-def cached_latents(args, pool: PicturePool, rank: int = 0, world: int = 1) -> torch.Tensor:
-    """Unit-variance latents of the whole pool, float16 [n, 8, 16, 16], encoded once (stored beside the run).
-
-    rank, world: as of `cached`. SystemExit where they were made by another VAE, or of another pool.
-    """
-    vae = load_vae_diffusers()
-    shape = (VAE_CONFIG["latent_channels"], UNET_CONFIG["sample_size"], UNET_CONFIG["sample_size"])
-
-    def fill(start: int, stop: int) -> dict[str, np.ndarray]:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            mean = vae.encode(pool.batch(slice(start, stop))).latent_dist.mean.float()
-            return {"latents": (mean * vae.config.scaling_factor).half().numpy()}
-
-    key = {"vae": digest_of(vae), "scaling_factor": vae.config.scaling_factor, "pool": pool.digest}
-    arrays = cached(args.runs, "latents", len(pool), {"latents": (shape, np.float16)}, key, fill, 64, rank, world)
-    return torch.from_numpy(np.array(arrays["latents"]))
+from ..data.picture_pool import PicturePool, pool_latents
+from .captions import random_caption
 
 
 def noised(latents: torch.Tensor, alphas: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,7 +51,7 @@ def main() -> None:
     if run.finished:
         return
     pool = PicturePool(args.runs)
-    latents = cached_latents(args, pool)
+    latents = pool_latents(args.runs, pool)
     clip, tokenizer, alphas = load_clip(), clip_tokenizer(), alphas_cumprod()
     unet = UNet2DConditionModel(**UNET_CONFIG)
     run.warm_start(unet, "unet")
@@ -84,7 +65,7 @@ def main() -> None:
         rng = np.random.default_rng([args.seed, step])
         with run.timer("data"):
             texts = [
-                "" if rng.random() < args.empty else random_caption(pool.labels[i], rng, args.neutral, 0.0)[0]
+                "" if rng.random() < args.empty else random_caption(pool.labels[i], rng, args.neutral)[0]
                 for i in chosen
             ]
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

@@ -20,7 +20,7 @@ from ..common.files import save_weights
 from ..common.optim import Ema, cosine, parameter_groups
 from ..common.order import batch_indices
 from ..common.run import Run
-from .pool import PicturePool
+from ..data.picture_pool import PicturePool
 
 CROP = 64
 

@@ -19,6 +19,7 @@ from prefgen.errors import MendableError
 from prefgen.files import read_text
 from prefgen.pictures import shrunk
 
+from .atelier_clip import text_features, tokenize
 from .config.schema import Config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -150,8 +151,6 @@ class AtelierBase(Base):
     """Its CLIP is one model, whose text side is read through its projection; the UNet stays fp32 under autocast."""
 
     def _read(self, prompts: list[str]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        from ..atelier.clip import text_features, tokenize
-
         ((tokenizer, clip),) = self.encoders
         states, pooled = text_features(clip, tokenize(tokenizer, prompts).to(self.device))
         return states, [pooled]

@@ -1,13 +1,11 @@
-"""Histories of simulated users, dealt from the pool.
+"""Histories of simulated users, sampled from the pool.
 
-Drawing every history anew would cost more than all of the training. A user's history is therefore dealt from the pool
+Drawing every history anew would cost more than all of the training. A user's history is therefore sampled from the pool
 with the weights that `prefgen.atelier.users.history` would have drawn with, so that any number of users share one set
 of cached features and latents.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,55 +20,24 @@ SIZES = np.array([len(values) for values in FAMILIES.values()])
 
 def users_of(part: str, count: int, start: int = 0) -> list[User]:
     """The first `count` users of a split ("train" or "test") from id `start` on."""
-    found, number = [], start
-    while len(found) < count:
+    users: list[User] = []
+    number = start
+    while len(users) < count:
         if split(number) == part:
-            found.append(user(number))
+            users.append(user(number))
         number += 1
-    return found
+    return users
 
 
-def attribute_vector(pairs) -> np.ndarray:
-    """Multi-hot float32 [49] over all attributes."""
-    vector = np.zeros(len(ATTRIBUTE_INDEX), np.float32)
-    vector[[ATTRIBUTE_INDEX[tuple(pair)] for pair in pairs]] = 1
-    return vector
+class PoolSampler:
+    """Samples histories and liked pictures of users from a pool.
 
+    attributes [n, families]: class numbers of the pool's pictures.
+    """
 
-@dataclass
-class Dealer:
-    """Deals histories and target pictures of users from `attributes` [n, families] (class numbers of the pool)."""
-
-    attributes: np.ndarray
-
-    def __post_init__(self):
-        self.columns = [np.ascontiguousarray(c) for c in self.attributes.T]
-
-    def _follows(self, pairs, present: float) -> np.ndarray:
-        """Log weight [n] of pictures in which each pair is present with probability `present`."""
-        weight = np.zeros(len(self.attributes), np.float32)
-        for family, name in pairs:
-            size = SIZES[FAMILY_INDEX[family]]
-            here = self.columns[FAMILY_INDEX[family]] == NAME_INDEX[family, name]
-            weight += np.where(here, np.log(present * size), np.log((1 - present) * size / (size - 1)))
-        return weight
-
-    def _has(self, pairs) -> np.ndarray:
-        """How many of the pairs each picture shows, [n]."""
-        return sum((self.columns[FAMILY_INDEX[f]] == NAME_INDEX[f, n]).astype(np.int8) for f, n in pairs)
-
-    def liked(self, person: User, taste: Taste, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Indices [count] of different pictures of one taste, none with a disliked attribute."""
-        weight = self._follows(taste.liked, LIKED_PRESENT)
-        weight[self._has(person.disliked) > 0] = -np.inf
-        return gumbel_top(weight, count, rng)
-
-    def disliked(self, person: User, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Indices [count] of different pictures with at least two disliked attributes, liked ones half as often."""
-        weight = self._follows(person.disliked, DISLIKED_PRESENT)
-        weight[self._has(person.disliked) < 2] = -np.inf
-        liked = {pair for taste in person.tastes for pair in taste.liked}
-        return gumbel_top(weight + np.log(0.5) * self._has(liked), count, rng)
+    def __init__(self, attributes: np.ndarray):
+        self.attributes = attributes
+        self.columns = [np.ascontiguousarray(column) for column in attributes.T]
 
     def history(self, person: User, n_liked: int, n_disliked: int, rng) -> tuple[np.ndarray, np.ndarray]:
         """(indices [n], verdicts bool [n]) of one history, liked and disliked interleaved."""
@@ -83,6 +50,35 @@ class Dealer:
         order = interleaved(n_liked, n_disliked)
         return np.concatenate([liked, disliked])[order], order < n_liked
 
+    def liked(self, person: User, taste: Taste, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Indices [count] of different pictures of one taste, none with a disliked attribute."""
+        weight = self._log_weight(taste.liked, LIKED_PRESENT)
+        weight[self._matches(person.disliked) > 0] = -np.inf
+        return gumbel_top(weight, count, rng)
+
+    def disliked(self, person: User, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Indices [count] of different pictures with at least two disliked attributes, liked ones half as often."""
+        weight = self._log_weight(person.disliked, DISLIKED_PRESENT)
+        weight[self._matches(person.disliked) < 2] = -np.inf
+        liked = {pair for taste in person.tastes for pair in taste.liked}
+        return gumbel_top(weight + np.log(0.5) * self._matches(liked), count, rng)
+
+    def _log_weight(self, pairs, present: float) -> np.ndarray:
+        """Log weight [n] of pictures in which each (family, name) is present with probability `present`.
+
+        The pool is uniform in each family, so a class of `size` has to become present * size times as likely.
+        """
+        weight = np.zeros(len(self.attributes), np.float32)
+        for family, name in pairs:
+            size = SIZES[FAMILY_INDEX[family]]
+            shows = self.columns[FAMILY_INDEX[family]] == NAME_INDEX[family, name]
+            weight += np.where(shows, np.log(present * size), np.log((1 - present) * size / (size - 1)))
+        return weight
+
+    def _matches(self, pairs) -> np.ndarray:
+        """How many of the pairs each picture shows, [n]."""
+        return sum((self.columns[FAMILY_INDEX[f]] == NAME_INDEX[f, n]).astype(np.int8) for f, n in pairs)
+
 
 def interleaved(n_liked: int, n_disliked: int) -> np.ndarray:
     """Order in which a history is shown: liked and disliked by turns; entries below n_liked are the liked ones."""
@@ -90,7 +86,10 @@ def interleaved(n_liked: int, n_disliked: int) -> np.ndarray:
 
 
 def gumbel_top(log_weight: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw `count` different indices with probabilities in proportion to exp(log_weight)."""
+    """Draw `count` different indices with probabilities in proportion to exp(log_weight): the Gumbel top-k trick.
+
+    Minus the log of an exponential draw is a Gumbel draw.
+    """
     if count == 0:
         return np.empty(0, np.int64)
     keys = log_weight - np.log(rng.exponential(size=len(log_weight)).astype(np.float32))

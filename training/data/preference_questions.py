@@ -17,13 +17,13 @@ from .schema import DISLIKED, LIKED, TRAIN
 from .store import sha256
 from .vqa.questions import ANSWERS, SIDE
 from .vqa.questions import WOULD as WOULD_KIND
-from .worlds import AtelierHistories, DataSetHistories, Histories, History
+from .worlds import AtelierWorld, DataSetWorld, History, World
 
 WOULD = "Would this user like this picture?"
 NO, YES = "no", "yes"
 
 
-def taste_answer(world: Histories, user: int) -> str:
+def taste_answer(world: World, user: int) -> str:
     """The whole taste in words: every taste's liked attributes, then what is avoided; "" when unknown."""
     if not world.tastes(user):
         return ""
@@ -32,7 +32,7 @@ def taste_answer(world: Histories, user: int) -> str:
     return f"likes {liked} ; avoids {avoided}" if avoided else f"likes {liked}"
 
 
-def closing(world: Histories, user: int, rng: np.random.Generator, liked: int, disliked: int) -> Asked:
+def closing(world: World, user: int, rng: np.random.Generator, liked: int, disliked: int) -> Asked:
     """A history with the closing question."""
     return Asked(world.history(user, rng, liked, disliked), CLOSING_QUESTION, taste_answer(world, user))
 
@@ -41,12 +41,12 @@ class Questions:
     """Other questions than the closing one. Of the atelier they are dealt: one family, what is avoided, whether the
     user would like one more picture. Of a data set they are those that `training.data.vqa` made of it, of one split."""
 
-    def __init__(self, world: Histories, folder: Path | None, split: str = TRAIN):
+    def __init__(self, world: World, folder: Path | None, split: str = TRAIN):
         self.world, self.table, self.rows = world, None, {}
-        if isinstance(world, DataSetHistories):
+        if isinstance(world, DataSetWorld):
             self._open(world, folder, split)
 
-    def _open(self, world: DataSetHistories, folder: Path | None, split: str) -> None:
+    def _open(self, world: DataSetWorld, folder: Path | None, split: str) -> None:
         import json
 
         import pyarrow.parquet as pq
@@ -108,7 +108,7 @@ class Questions:
         return Asked(history, found["question"], found["answer"], shown)
 
     @staticmethod
-    def _dealt(world: AtelierHistories, user: int, history: History, rng: np.random.Generator) -> Asked:
+    def _dealt(world: AtelierWorld, user: int, history: History, rng: np.random.Generator) -> Asked:
         kind = rng.choice(["family", "avoid", "picture"])
         if kind == "family":
             family = str(rng.choice(list(FAMILIES)))
@@ -126,7 +126,7 @@ class Questions:
         return would(world, user, history, rng, liked)
 
 
-def would(world: Histories, user: int, history: History, rng: np.random.Generator, liked: bool) -> Asked:
+def would(world: World, user: int, history: History, rng: np.random.Generator, liked: bool) -> Asked:
     """Whether the user would like one more picture, which is not in the history where the user has another.
 
     DataError for a user without a picture of that verdict: any other picture's answer would be wrong.

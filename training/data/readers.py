@@ -6,7 +6,6 @@ and the last token of every prompt is found again by its place.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,17 +15,18 @@ import torch
 import torch.nn.functional as F
 
 from prefgen.compat import hidden_states_of
-from prefgen.files import read_text
 from prefgen.image_encoder import described
 from prefgen.mllm.files import MLLMError
 from prefgen.mllm.model import PreferenceMLLM
 from prefgen.mllm.prompt import CLOSING_QUESTION
 
+from ..common.atelier_clip import image_features
 from ..common.bases import DTYPES
 from ..common.cache import cached, digest_of
 from ..common.devices import default_device
 from ..common.precision import full_precision
-from .worlds import AtelierHistories, Histories, History
+from .image_tokens import pool_image_tokens
+from .worlds import AtelierWorld, History, World
 
 ENDS = ("<end_of_utterance>", "<|im_end|>")
 TOGETHER = 8  # pictures in the vision tower at once
@@ -56,7 +56,7 @@ class Reader:
     """A MLLM over the pictures of a world. tokens: image tokens [pictures, n, D] of all of them, if they are cached;
     else the frozen vision tower reads what is needed."""
 
-    def __init__(self, mllm: PreferenceMLLM, world: Histories, tokens: np.ndarray | None = None):
+    def __init__(self, mllm: PreferenceMLLM, world: World, tokens: np.ndarray | None = None):
         self.mllm, self.world, self.tokens = mllm, world, tokens
 
     @property
@@ -179,7 +179,7 @@ class Eyes:
     """CLIP image embeddings of a world's pictures. about: name, width, preprocessing and what `described` tells, for
     the adapter's header; digest: of the encoder's weights, for the key of what it computed."""
 
-    def __init__(self, world: Histories, about: dict, digest: str):
+    def __init__(self, world: World, about: dict, digest: str):
         self.world, self.about, self.digest = world, about, digest
 
     def __call__(self, pictures: np.ndarray) -> torch.Tensor:
@@ -193,10 +193,8 @@ class AtelierEyes(Eyes):
     SystemExit where what is kept was read by another CLIP, or off another pool.
     """
 
-    def __init__(self, world: AtelierHistories, runs: Path, rank: int = 0, processes: int = 1):
+    def __init__(self, world: AtelierWorld, runs: Path, rank: int = 0, processes: int = 1):
         from prefgen.atelier.models import CLIP_VISION_CONFIG, load_clip
-
-        from ..atelier.clip import image_features
 
         width = CLIP_VISION_CONFIG["projection_dim"]
         preprocessing = "bicubic 128, mean 0.5, std 0.5"
@@ -223,7 +221,7 @@ class ClipEyes(Eyes):
 
     KEPT = 4096
 
-    def __init__(self, world: Histories, folder: Path, device: str):
+    def __init__(self, world: World, folder: Path, device: str):
         from prefgen.lru import LeastRecentlyUsed
 
         from ..evaluation.compare.vision import Vision
@@ -246,13 +244,13 @@ class ClipEyes(Eyes):
         return torch.stack([self.known[int(p)] for p in pictures])
 
 
-def reader_of(args, world: Histories, device=None) -> Reader:
+def reader_of(args, world: World, device=None) -> Reader:
     """The finished MLLM of a configuration: the atelier's, or a folder with the LoRA that `train_mllm` made."""
     if args.config.mllm.path is None:
         from prefgen.atelier.models import MLLM_FOLDER
 
         mllm = PreferenceMLLM.load(MLLM_FOLDER)
-        return Reader(mllm, world, atelier_tokens(args.runs, world, mllm.model))
+        return Reader(mllm, world, pool_image_tokens(args.runs, world.pool, mllm.model))
     mllm, lora = args.config.mllm, args.runs / "train_mllm" / "lora"
     given = lora if mllm.lora is not None else None
     if given is not None and not given.is_dir():
@@ -262,27 +260,8 @@ def reader_of(args, world: Histories, device=None) -> Reader:
     return Reader(loaded, world)
 
 
-def eyes_of(args, world: Histories, device=None, rank: int = 0, processes: int = 1) -> Eyes:
+def eyes_of(args, world: World, device=None, rank: int = 0, processes: int = 1) -> Eyes:
     """The image encoder of a configuration, for one of so many processes."""
     if args.config.clip_vision.path is None:
         return AtelierEyes(world, args.runs, rank, processes)
     return ClipEyes(world, args.config.clip_vision.path, str(device or default_device()))
-
-
-def atelier_tokens(runs: Path, world: AtelierHistories, model=None) -> np.ndarray:
-    """Image tokens of the whole pool, as `atelier.mllm_vision` left them.
-
-    SystemExit where they are of another pool than the world's, or were read by other eyes than the model's.
-    """
-    from ..atelier.mllm_vision import eyes_digest
-
-    note = runs / "atelier.mllm_vision" / "tokens.json"
-    made_of = json.loads(read_text(note)) if note.exists() else {}
-    now = {"pool": world.pool.digest} | ({} if model is None else {"eyes": eyes_digest(model)})
-    other = [name for name, digest in now.items() if made_of.get(name) != digest]
-    if other:
-        raise SystemExit(
-            f"The image tokens in {note.parent} were made with another {' and other '.join(other)}: delete that folder "
-            "and run `python -m training.atelier.mllm_vision` again."
-        )
-    return np.load(note.with_name("tokens.npy"), mmap_mode="r")

@@ -1,6 +1,6 @@
-"""Whose taste the stages learn: users, their histories, the pictures that they want, whatever world they live in.
+"""Whose taste the stages learn: users, their histories, the pictures that training aims at.
 
-Two worlds: the atelier's simulated users, dealt without end from a pool of pictures, and a data set of the common
+Two worlds: the atelier's simulated users, sampled without end from a pool of pictures, and a data set of the common
 schema (training/data/schema.py), whose users have the pictures that they have.
 """
 
@@ -15,15 +15,19 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from prefgen.atelier import captions
+from prefgen.atelier import captions, users
 from prefgen.files import read_text
 from prefgen.pictures import LONG_SIDE, PUBLISHED, PictureError, read_picture
 
-from .atelier_users import ATTRIBUTE_INDEX, Dealer, interleaved, users_of
+from .agents import vocabulary
+from .atelier_users import ATTRIBUTE_INDEX, PoolSampler, interleaved, users_of
 from .errors import DataError
+from .picture_pool import PicturePool, label_names
 from .schema import LIKED, TEST, TRAIN
-from .store import sha256
+from .store import sha256, shard_name
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class History:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Target:
     """A picture that a user likes, the prompt that asked for it, and the prompt with the taste written into it (none
     when nobody knows the taste in words)."""
 
@@ -45,7 +49,7 @@ class Wanted:
     enriched: str | None
 
 
-class Histories(ABC):
+class World(ABC):
     """The users of one world. A user is a number; everything random comes from the generator that is given.
 
     name: of the world; attributes: "family/name" of every attribute that a taste can have, in a fixed order.
@@ -63,12 +67,12 @@ class Histories(ABC):
         """So many liked and disliked pictures, by turns; a data set's user may have fewer."""
 
     @abstractmethod
-    def wanted(self, user: int, rng: np.random.Generator) -> Wanted:
+    def target(self, user: int, rng: np.random.Generator) -> Target:
         """A picture that the user likes, of a prompt that training may see."""
 
     @abstractmethod
-    def all_wanted(self, users: list[int]) -> list[Wanted] | None:
-        """All that `wanted` may give for these users, or None where there is no end to it."""
+    def all_targets(self, users: list[int]) -> list[Target] | None:
+        """All that `target` may give for these users, or None where there is no end to it."""
 
     @abstractmethod
     def tastes(self, user: int) -> list[list[int]]:
@@ -105,18 +109,16 @@ class Histories(ABC):
         return [", ".join(self.phrase(a) for a in taste) for taste in self.tastes(user)]
 
 
-class AtelierHistories(Histories):
-    """The atelier's users, dealt from the pool (training/data/atelier_users.py)."""
+class AtelierWorld(World):
+    """The atelier's simulated users, whose histories are sampled from the pool (training/data/atelier_users.py)."""
 
     name = "atelier"
 
     def __init__(self, runs: Path):
-        from ..atelier.pool import PicturePool
-
         self.pool = PicturePool(runs)
-        self.dealer = Dealer(self.pool.labels[:, 2:])
+        self.sampler = PoolSampler(self.pool.labels[:, 2:])
         self.attributes = [f"{family}/{name}" for family, name in ATTRIBUTE_INDEX]
-        self._people: dict[int, object] = {}
+        self._people: dict[int, users.User] = {}
 
     def users(self, split: str, count: int = 0) -> list[int]:
         if not count:
@@ -125,29 +127,25 @@ class AtelierHistories(Histories):
         self._people |= {person.id: person for person in people}
         return [person.id for person in people]
 
-    def person(self, user: int):
-        """The simulated user, prefgen.atelier.users.User."""
+    def person(self, user: int) -> users.User:
+        """The simulated user of a number."""
         if user not in self._people:
-            from prefgen.atelier.users import user as user_of
-
-            self._people[user] = user_of(user)
+            self._people[user] = users.user(user)
         return self._people[user]
 
     def history(self, user: int, rng: np.random.Generator, liked: int, disliked: int) -> History:
-        pictures, verdicts = self.dealer.history(self.person(user), liked, disliked, rng)
+        pictures, verdicts = self.sampler.history(self.person(user), liked, disliked, rng)
         return History(pictures, verdicts, [""] * len(pictures))
 
-    def wanted(self, user: int, rng: np.random.Generator) -> Wanted:
-        from ..atelier.clip import mapping
-
+    def target(self, user: int, rng: np.random.Generator) -> Target:
         person = self.person(user)
         taste = person.tastes[rng.integers(len(person.tastes))]
-        number = int(self.dealer.liked(person, taste, 1, rng)[0])
-        subject, prop, _ = mapping(self.pool.labels[number])
+        number = int(self.sampler.liked(person, taste, 1, rng)[0])
+        subject, prop, _ = label_names(self.pool.labels[number])
         enriched = captions.enriched(subject, prop, dict(taste.liked), rng)
-        return Wanted(number, captions.neutral(subject, prop), enriched)
+        return Target(number, captions.neutral(subject, prop), enriched)
 
-    def all_wanted(self, users: list[int]) -> None:
+    def all_targets(self, users: list[int]) -> None:
         return None
 
     def tastes(self, user: int) -> list[list[int]]:
@@ -171,18 +169,16 @@ class AtelierHistories(Histories):
         return [np.array(self.pool.pictures[i]) for i in numbers]
 
 
-class DataSetHistories(Histories):
-    """The users of a folder of the common schema. Its index is held in memory, its pictures stay where they are.
+class DataSetWorld(World):
+    """The users of a folder of the common schema. Its index is in memory, its pictures stay on the disk.
 
-    Picture i is row i of the index. Held-out pictures are in no history and wanted by nobody; a user needs at least
-    two liked pictures to be read. DataError for a folder that is no such set, or not finished.
+    Picture i is row i of the index. Held-out pictures are in no history and never a target; a user needs at least two
+    liked pictures to be read. DataError for a folder that is no such set, or not finished.
     """
 
     def __init__(self, folder: Path):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         self.folder = Path(folder)
+        self.name = str(self.folder)
         if not (self.folder / "manifest.json").exists():
             raise DataError(f"{self.folder} is no finished data set: it has no manifest.json.")
         columns = ["user", "verdict", "prompt", "attributes", "split", "heldout", "shard", "row"]
@@ -193,39 +189,39 @@ class DataSetHistories(Histories):
             raise DataError(
                 f"{self.folder} can't be read ({error}): run `python -m training.data check` on it."
             ) from error
-        self.name = str(self.folder)
         self.owner = self.index["user"].to_numpy()
         self.is_liked = np.array(self.index["verdict"].to_pylist()) == LIKED
         self.usable = ~self.index["heldout"].to_numpy(zero_copy_only=False)
         self.split = np.array(self.index["split"].to_pylist())
         self._people = {row["user"]: row for row in users.to_pylist()}
+        # Rows of the index by user, in the order of the history.
         order = np.argsort(self.owner, kind="stable")
         borders = np.flatnonzero(np.diff(self.owner[order])) + 1
         self._rows = {int(self.owner[rows[0]]): rows for rows in np.split(order, borders) if len(rows)}
         opinions = (taste for p in self._people.values() for taste in (*(p["tastes"] or ()), p["dislikes"] or ()))
         self.attributes = sorted({opinion["attribute"] for taste in opinions for opinion in taste})
-        self._number = {name: i for i, name in enumerate(self.attributes)}
+        self._attribute_numbers = {name: i for i, name in enumerate(self.attributes)}
 
     def users(self, split: str, count: int = 0) -> list[int]:
-        found = [
+        readable = [
             user
             for user, person in sorted(self._people.items())
-            if person["split"] == split and len(self._of(user, True)) >= 2
+            if person["split"] == split and len(self._history_rows(user, liked=True)) >= 2
         ]
-        if len(found) < max(count, 1):
+        if len(readable) < max(count, 1):
             raise DataError(
-                f"{self.folder} has {len(found)} users of the {split} split with two liked pictures or more, "
+                f"{self.folder} has {len(readable)} users of the {split} split with two liked pictures or more, "
                 f"{max(count, 1)} are needed: make a larger set, or ask for fewer."
             )
-        return found[:count] if count else found
+        return readable[:count] if count else readable
 
-    def _of(self, user: int, liked: bool) -> np.ndarray:
+    def _history_rows(self, user: int, liked: bool) -> np.ndarray:
         """The user's pictures of one verdict, without the held-out ones, in the order of the history."""
         rows = self._rows.get(user, np.empty(0, np.int64))
         return rows[(self.is_liked[rows] == liked) & self.usable[rows]]
 
     def history(self, user: int, rng: np.random.Generator, liked: int, disliked: int) -> History:
-        sides = [self._of(user, True), self._of(user, False)]
+        sides = [self._history_rows(user, liked=True), self._history_rows(user, liked=False)]
         counts = [min(n, len(side)) for n, side in zip((liked, disliked), sides, strict=True)]
         chosen = [rng.choice(side, n, replace=False) for side, n in zip(sides, counts, strict=True)]
         order = interleaved(*counts)
@@ -239,39 +235,44 @@ class DataSetHistories(Histories):
         """Prompts that no stage trains on, each once, in order."""
         return sorted({self.prompt(i) for i in np.flatnonzero(self.split == TEST)})
 
-    def liked_apart(self, user: int, seen: np.ndarray) -> np.ndarray:
+    def unseen_liked(self, user: int, seen: np.ndarray) -> np.ndarray:
         """The user's liked pictures that are not among `seen`, the held-out ones too."""
         rows = self._rows.get(user, np.empty(0, np.int64))
         return np.setdiff1d(rows[self.is_liked[rows]], seen)
 
-    def wanted(self, user: int, rng: np.random.Generator) -> Wanted:
-        return self._asked(user, int(rng.choice(self._wantable(user))))
+    def target(self, user: int, rng: np.random.Generator) -> Target:
+        return self._target_of(user, int(rng.choice(self._target_rows(user))))
 
-    def all_wanted(self, users: list[int]) -> list[Wanted]:
-        return [self._asked(user, int(number)) for user in users for number in self._wantable(user)]
+    def all_targets(self, users: list[int]) -> list[Target]:
+        return [self._target_of(user, int(number)) for user in users for number in self._target_rows(user)]
 
-    def _wantable(self, user: int) -> np.ndarray:
-        rows = self._of(user, True)
+    def _target_rows(self, user: int) -> np.ndarray:
+        rows = self._history_rows(user, liked=True)
         # A user of the test split has no picture whose user and prompt are both for training.
         trainable = rows[self.split[rows] == TRAIN] if self._people[user]["split"] == TRAIN else rows
         return trainable if len(trainable) else rows
 
-    def _asked(self, user: int, number: int) -> Wanted:
-        prompt, shown = self.prompt(number), set(self.index["attributes"][number].as_py() or ())
+    def _target_of(self, user: int, number: int) -> Target:
+        prompt = self.prompt(number)
+        shown = set(self.index["attributes"][number].as_py() or ())
         # The taste that this picture was made to show, where a user has two.
         fitting = max(self.tastes(user), key=lambda taste: sum(self.attributes[a] in shown for a in taste), default=[])
         phrases = [self.phrase(a) for a in fitting]
-        np.random.default_rng(number).shuffle(phrases)  # a picture's own order, so that its text can be kept
-        return Wanted(number, prompt, ", ".join([prompt, *phrases]) if phrases else None)
+        # A picture's own order, so that the states of its text can be cached.
+        np.random.default_rng(number).shuffle(phrases)
+        return Target(number, prompt, ", ".join([prompt, *phrases]) if phrases else None)
 
     def tastes(self, user: int) -> list[list[int]]:
-        return [[self._number[o["attribute"]] for o in taste] for taste in self._people[user]["tastes"] or ()]
+        return [self._numbers(taste) for taste in self._people[user]["tastes"] or ()]
 
     def dislikes(self, user: int) -> list[int]:
-        return [self._number[o["attribute"]] for o in self._people[user]["dislikes"] or ()]
+        return self._numbers(self._people[user]["dislikes"] or ())
+
+    def _numbers(self, opinions) -> list[int]:
+        return [self._attribute_numbers[opinion["attribute"]] for opinion in opinions]
 
     def has_disliked(self, user: int) -> bool:
-        return len(self._of(user, False)) > 0
+        return len(self._history_rows(user, liked=False)) > 0
 
     @cached_property
     def digest(self) -> str:
@@ -282,50 +283,44 @@ class DataSetHistories(Histories):
 
     @cached_property
     def _phrases(self) -> list[str]:
-        """A known vocabulary's own words; any other attribute is its name."""
-        from .agents import vocabulary
-
-        known = {}
+        """A vocabulary's own words for the attributes of ours, the name for any other."""
+        phrases = {}
         for source in (vocabulary.atelier(), vocabulary.load()):
-            known |= dict(zip(source.keys, source.phrases, strict=True))
-        return [known.get(name, name.rpartition("/")[2].replace("_", " ")) for name in self.attributes]
+            phrases |= dict(zip(source.keys, source.phrases, strict=True))
+        return [phrases.get(name, name.rpartition("/")[2].replace("_", " ")) for name in self.attributes]
 
     def __len__(self) -> int:
         return len(self.owner)
 
     def pictures(self, numbers, long_side: int | None = LONG_SIDE) -> list[np.ndarray]:
-        """Each row group is read once for the numbers that lie in it."""
         numbers = np.asarray(numbers)
-        encoded: dict[int, bytes] = {}
-        for number, image in self._images(numbers):
-            encoded[number] = image
-        found = []
+        files = dict(self._picture_files(numbers))
+        pictures = []
         for number in numbers.tolist():
             try:
-                found.append(read_picture(encoded[number] or b"", long_side, formats=PUBLISHED))
+                pictures.append(read_picture(files[number] or b"", long_side, formats=PUBLISHED))
             except PictureError as error:
                 raise DataError(
                     f"Picture {number} of {self.folder} can't be read ({error.reason}): run "
                     "`python -m training.data check` on the set."
                 ) from error
-        return found
+        return pictures
 
-    def _images(self, numbers: np.ndarray) -> Iterator[tuple[int, bytes]]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        shards, rows = self.index["shard"].to_numpy()[numbers], self.index["row"].to_numpy()[numbers]
+    def _picture_files(self, numbers: np.ndarray) -> Iterator[tuple[int, bytes]]:
+        """(number, encoded picture) of each. Every row group is read once for the numbers that lie in it."""
+        shards = self.index["shard"].to_numpy()[numbers]
+        rows = self.index["row"].to_numpy()[numbers]
         for shard in np.unique(shards):
-            path = self.folder / f"pictures/pictures-{shard:05d}.parquet"
+            path = self.folder / shard_name(shard)
             try:
                 with pq.ParquetFile(path) as file:
                     sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
                     starts = np.cumsum([0, *sizes])
-                    mine = np.flatnonzero(shards == shard)
-                    groups = np.searchsorted(starts, rows[mine], side="right") - 1
+                    inside = np.flatnonzero(shards == shard)
+                    groups = np.searchsorted(starts, rows[inside], side="right") - 1
                     for group in np.unique(groups):
                         images = file.read_row_group(int(group), columns=["image"])["image"]
-                        for i in mine[groups == group]:
+                        for i in inside[groups == group]:
                             yield int(numbers[i]), images[int(rows[i] - starts[group])].as_py()
             except (OSError, pa.ArrowException, IndexError) as error:
                 raise DataError(
@@ -333,18 +328,18 @@ class DataSetHistories(Histories):
                 ) from error
 
 
-def histories_of(config, runs: Path) -> Histories:
+def open_world(config, runs: Path) -> World:
     """The world that a configuration names. Says at once, hours before it is refused, where the branch can't be trained
     on its pictures."""
     if config.data.path is None:
-        return AtelierHistories(runs)
-    world = DataSetHistories(config.data.path)
-    if fault := too_small(world.folder, config.base.pixels):
+        return AtelierWorld(runs)
+    world = DataSetWorld(config.data.path)
+    if fault := painted_smaller(world.folder, config.base.pixels):
         print(f"train_user_attention will refuse this: {fault}", file=sys.stderr, flush=True)
     return world
 
 
-def too_small(folder: Path, pixels: int) -> str | None:
+def painted_smaller(folder: Path, pixels: int) -> str | None:
     """A sentence for a set that was painted smaller than base.pixels: the branch would learn off enlarged ones that
     blur is liked. None for any other; real people's sets have pictures of many sizes, which no manifest names."""
     try:
@@ -355,16 +350,3 @@ def too_small(folder: Path, pixels: int) -> str | None:
         return None
     lower = f", or set base.pixels={painted // 64 * 64}" if painted >= 64 else ""
     return f"{folder} was painted at {painted} pixels, base.pixels is {pixels}: paint it with --size {pixels}{lower}."
-
-
-__all__ = [
-    "TEST",
-    "TRAIN",
-    "AtelierHistories",
-    "DataSetHistories",
-    "Histories",
-    "History",
-    "Wanted",
-    "histories_of",
-    "too_small",
-]

@@ -13,7 +13,7 @@ from prefgen.atelier import captions, users
 from prefgen.atelier.renderer import render
 from training.common.mmd import mmd2
 
-from ..atelier.clip import text_features, tokenize
+from ..common.atelier_clip import text_features, tokenize
 from ..common.statistics import bootstrap, ci95, resampled
 from .evaluate.painter import Asked, Painter, stacked
 

@@ -35,12 +35,13 @@ from ..common.errors import exit_with_message
 from ..common.statistics import bootstrap
 from ..data.cli import natural, positive
 from ..data.errors import DataError
+from ..data.image_tokens import new_mllm, pool_image_tokens
 from ..data.preference_questions import Questions
-from ..data.readers import Asked, Reader, atelier_tokens, reader_of
+from ..data.readers import Asked, Reader, reader_of
 from ..data.schema import TEST, TRAIN
 from ..data.vqa.control import TextOnly
 from ..data.vqa.questions import ANSWERS, WOULD, Picture, Question
-from ..data.worlds import Histories, histories_of
+from ..data.worlds import World, open_world
 
 RANKED = "ranked"
 TUNED, UNTUNED, BLIND, TEXT = "tuned", "untuned", "tuned, without pictures", "text alone"
@@ -172,21 +173,19 @@ def _margin(entry: dict) -> str:
     return f" [+{_said(entry['tuned_more'])}]".replace("+-", "-") if "tuned_more" in entry else ""
 
 
-def untuned_of(args: SimpleNamespace, world: Histories) -> Reader:
+def untuned_of(args: SimpleNamespace, world: World) -> Reader:
     """The MLLM before `train_mllm`: without the LoRA; the atelier's with its trained eyes and new words."""
     mllm = args.config.mllm
     if mllm.path is not None:
         return Reader(PreferenceMLLM.load(mllm.path, DTYPES[mllm.precision], default_device(), None, mllm.nf4), world)
     from prefgen.atelier.models import mllm_tokenizer
 
-    from ..atelier.mllm_vision import new_mllm
-
     # The eyes' tokens are cached, so that only the language model runs.
     untuned = PreferenceMLLM(new_mllm().eval(), mllm_tokenizer(), "atelier untuned", "")
-    return Reader(untuned, world, atelier_tokens(args.runs, world))
+    return Reader(untuned, world, pool_image_tokens(args.runs, world.pool))
 
 
-def closed(world: Histories, args, split: str) -> list[Closed]:
+def closed(world: World, args, split: str) -> list[Closed]:
     """A split's closed questions. DataError when there are none."""
     questions = Questions(world, args.config.data.questions, split)
     found = [Closed(*one) for one in questions.closed(args.users, args.each, split)]
@@ -200,7 +199,7 @@ def closed(world: Histories, args, split: str) -> list[Closed]:
 def score(args: SimpleNamespace) -> dict:
     """All figures. DataError or MLLMError with one sentence."""
     started = time.monotonic()
-    world = histories_of(args.config, args.runs)
+    world = open_world(args.config, args.runs)
     train, test = closed(world, args, TRAIN), closed(world, args, TEST)
     tuned = reader_of(args, world)
     found = {TUNED: leanings(tuned, test, args.batch, TUNED)}

@@ -21,7 +21,7 @@ from training.common.precision import full_precision
 from training.data.preference_questions import NO, YES
 from training.data.readers import Reader
 from training.data.vqa import __main__ as vqa
-from training.data.worlds import DataSetHistories
+from training.data.worlds import DataSetWorld
 
 HALF = (torch.bfloat16, torch.float16)
 # Reductions that a loss is made of, by the names under which torch passes them to a mode.
@@ -169,7 +169,7 @@ def test_alignment_and_the_branch_in_bf16_compute_every_loss_in_fp32(tmp_path, m
 def test_the_leaning_towards_a_word_is_exact_where_the_mllm_computes_in_bf16(folder):
     from prefgen.mllm.model import PreferenceMLLM
 
-    reader = Reader(PreferenceMLLM.load(folder / "mllm", torch.bfloat16), DataSetHistories(folder / "agents"))
+    reader = Reader(PreferenceMLLM.load(folder / "mllm", torch.bfloat16), DataSetWorld(folder / "agents"))
     head = reader.mllm.model.get_output_embeddings()
     states = 20 * torch.randn(5, head.in_features, generator=torch.Generator().manual_seed(0)).bfloat16()
     first, second = (reader.answer_ids(answer)[0] for answer in (YES, NO))

@@ -27,7 +27,7 @@ from training.data.pickapic import rules
 from training.data.pickapic.__main__ import words
 from training.data.pickapic.make import make
 from training.data.pickapic.source import find
-from training.data.worlds import DataSetHistories
+from training.data.worlds import DataSetWorld
 from training.evaluation.study import pictures as study_pictures
 
 LIMITS = rules.Limits(min_liked=2, min_disliked=2, heldout=1)
@@ -99,7 +99,7 @@ def test_hidden_files_in_a_finished_set_are_no_fault_and_no_shard(agents, tmp_pa
     litter(folder)
     litter(folder / "pictures")
     assert failures(folder) == {}
-    world = DataSetHistories(folder)
+    world = DataSetWorld(folder)
     assert len(world.pictures([0, len(world) - 1])) == 2
 
 
@@ -281,7 +281,7 @@ def test_a_set_is_made_checked_and_read_in_a_path_with_signs_in_it(source, plain
         make_set(source, folder)
     assert content(folder) == content(plain)
     assert failures(folder) == {}
-    assert DataSetHistories(folder).users("train", 3)
+    assert DataSetWorld(folder).users("train", 3)
 
 
 def test_pictures_of_a_set_in_a_path_with_signs_are_judged_from_files_of_their_own_names(tmp_path):

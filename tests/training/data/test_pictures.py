@@ -17,7 +17,7 @@ from training.data import card
 from training.data.check import _pictures
 from training.data.errors import DataError
 from training.data.pickapic import looks
-from training.data.worlds import DataSetHistories
+from training.data.worlds import DataSetWorld
 from training.evaluation.study.make import opened
 
 SOFT = Image.fromarray(np.random.default_rng(3).integers(30, 226, (7, 9, 3), dtype=np.uint8)).resize((180, 140))
@@ -47,7 +47,7 @@ FILES = {
 def make(tmp_path):
     """A function that makes a data set of the common schema of pictures' bytes, one user who likes them all."""
 
-    def write(images) -> DataSetHistories:
+    def write(images) -> DataSetWorld:
         (tmp_path / "pictures").mkdir()
         count = len(images)
         index = {
@@ -65,7 +65,7 @@ def make(tmp_path):
         pq.write_table(pa.table(users), tmp_path / "users.parquet")
         pq.write_table(pa.table({"image": pa.array(images, pa.binary())}), tmp_path / "pictures/pictures-00000.parquet")
         (tmp_path / "manifest.json").write_text("{}")
-        return DataSetHistories(tmp_path)
+        return DataSetWorld(tmp_path)
 
     return write
 

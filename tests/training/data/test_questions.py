@@ -20,7 +20,7 @@ from training.data.preference_questions import WOULD, Questions, closing, taste_
 from training.data.vqa import __main__ as command
 from training.data.vqa.control import TextOnly, beats_chance
 from training.data.vqa.questions import ANSWERS, Picture, Question
-from training.data.worlds import AtelierHistories, DataSetHistories
+from training.data.worlds import AtelierWorld, DataSetWorld
 
 POOL = 3000
 
@@ -37,7 +37,7 @@ def world(tmp_path_factory):
     np.save(folder / "labels.npy", labels)
     np.save(folder / "pictures.npy", np.zeros((POOL, 1, 1, 3), np.uint8))
     (folder / "done").write_text("{}")
-    return AtelierHistories(runs)
+    return AtelierWorld(runs)
 
 
 def said(family, name):
@@ -150,7 +150,7 @@ def rows_of(made, split):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_closed_questions_of_a_data_set_are_its_own_that_two_words_answer(made, split):
-    world = DataSetHistories(made / "agents")
+    world = DataSetWorld(made / "agents")
     questions = Questions(world, made / "questions", split)
     rows = [row for row in rows_of(made, split) if row["kind"] in ANSWERS]
     found = list(questions.closed(0, 99, split))
@@ -168,7 +168,7 @@ def test_closed_questions_of_a_data_set_are_its_own_that_two_words_answer(made, 
 
 
 def test_a_users_own_questions_are_asked_and_others_where_there_are_none(made):
-    world = DataSetHistories(made / "agents")
+    world = DataSetWorld(made / "agents")
     questions, rows = Questions(world, made / "questions"), rows_of(made, "train")
     user = rows[0]["user"]
     own = {(row["question"], row["answer"]) for row in rows if row["user"] == user}
@@ -184,7 +184,7 @@ def test_the_report_says_how_often_the_text_alone_was_right(made, kind):
     report = json.loads((made / "questions/report.json").read_text())["text_only"][kind]
     control = TextOnly()
     splits = {split: [row for row in rows_of(made, split) if row["kind"] == kind] for split in ("train", "test")}
-    world = DataSetHistories(made / "agents")
+    world = DataSetWorld(made / "agents")
     places = zip(world.index["shard"].to_pylist(), world.index["row"].to_pylist(), strict=True)
     prompts = {place: world.prompt(picture) for picture, place in enumerate(places)}
 
@@ -202,7 +202,7 @@ def test_the_report_says_how_often_the_text_alone_was_right(made, kind):
 
 
 def test_questions_that_are_missing_or_of_another_set_are_named(made, tmp_path):
-    world = DataSetHistories(made / "agents")
+    world = DataSetWorld(made / "agents")
     with pytest.raises(DataError, match="data.questions is missing"):
         Questions(world, None)
     with pytest.raises(DataError, match="holds no questions"):
@@ -211,7 +211,7 @@ def test_questions_that_are_missing_or_of_another_set_are_named(made, tmp_path):
     shutil.copytree(made / "agents", other)
     (other / "manifest.json").write_bytes((made / "agents/manifest.json").read_bytes() + b"\n")
     with pytest.raises(DataError, match="made of another set"):
-        Questions(DataSetHistories(other), made / "questions")
+        Questions(DataSetWorld(other), made / "questions")
 
 
 class Few:

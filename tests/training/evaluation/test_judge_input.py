@@ -9,7 +9,7 @@ import torch
 from prefgen.atelier import models, users
 from prefgen.atelier.judge import load_judge
 from prefgen.atelier.renderer import random_scene, render
-from training.atelier.clip import image_features
+from training.common.atelier_clip import image_features
 from training.data.atelier_users import users_of
 from training.evaluation import metrics
 from training.evaluation.evaluate.painter import Painter, stacked

@@ -29,7 +29,7 @@ from ...common.devices import checked_device, default_device
 from ...common.errors import exit_with_message
 from ...data.cli import positive
 from ...data.store import MANIFEST, sha256
-from ...data.worlds import DataSetHistories
+from ...data.worlds import DataSetWorld
 from ..scores import Clip, Csd, ViperProxy
 from .page import page
 from .painter import ROWS, Painter, jobs, paint_rows
@@ -94,7 +94,7 @@ def compare(args: argparse.Namespace, config) -> None:
         args.pickscore and Clip(args.pickscore, args.device),
         args.csd and Csd(args.csd, args.device),
     )
-    world = DataSetHistories(config.data.path)
+    world = DataSetWorld(config.data.path)
     people = people_of(world, args.users, args.prompts, args.history, args.seed)
     wanted, setting = jobs(people, args.seeds), settings(args, config)
     out = args.out / hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:12]

@@ -24,7 +24,7 @@ from prefgen.mllm.traits import Traits
 
 from ...data.errors import DataError
 from ...data.schema import TEST
-from ...data.worlds import DataSetHistories
+from ...data.worlds import DataSetWorld
 from .vision import Vision
 
 
@@ -41,7 +41,7 @@ class Person:
     taste: str
 
 
-def people_of(world: DataSetHistories, count: int, prompts: int, size: int, seed: int) -> list[Person]:
+def people_of(world: DataSetWorld, count: int, prompts: int, size: int, seed: int) -> list[Person]:
     """The first `count` test users with `size` liked and disliked pictures at most and `prompts` held-out prompts."""
     asked = world.heldout_prompts()
     if len(asked) < prompts:
@@ -56,7 +56,7 @@ def people_of(world: DataSetHistories, count: int, prompts: int, size: int, seed
                 user,
                 tuple(history.pictures[history.liked].tolist()),
                 tuple(history.pictures[~history.liked].tolist()),
-                tuple(world.liked_apart(user, history.pictures).tolist()),
+                tuple(world.unseen_liked(user, history.pictures).tolist()),
                 tuple(asked[i] for i in rng.choice(len(asked), prompts, replace=False)),
                 texts[0] if texts else "",
             )
@@ -67,7 +67,7 @@ def people_of(world: DataSetHistories, count: int, prompts: int, size: int, seed
 class Read:
     """What MLLM and CLIP vision read off every person's history, kept in a folder as soon as it is read."""
 
-    def __init__(self, folder: Path, world: DataSetHistories, config, lora: Path | None, device: str):
+    def __init__(self, folder: Path, world: DataSetWorld, config, lora: Path | None, device: str):
         self.folder, self.world, self.config, self.lora, self.device = folder, world, config, lora, device
 
     @cached_property

@@ -21,7 +21,7 @@ from prefgen.history import PreferenceHistory
 from prefgen.mllm.model import PreferenceMLLM
 from prefgen.mllm.traits import Traits
 
-from ...atelier.clip import image_features, text_features, tokenize
+from ...common.atelier_clip import image_features, text_features, tokenize
 from ...common.sampling import decode, sample
 from ...common.user_branch import install
 from . import reference
