@@ -3,8 +3,8 @@
     python benchmarks/agents_scale.py                  1 % and 10 %
     python benchmarks/agents_scale.py 1 --folder DIR   all 50,153 users; DIR keeps the set (about 10 GB)
 
-Runs the real commands and adds a row a share to docs/performance-data.json, from which docs/performance-data.md is
-written. Needs Linux (/proc).
+Runs the real commands and adds a row a share to docs/performance-data.json, from which a section of
+docs/performance.md is written. Needs Linux (/proc).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from performance_page import write_section
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "docs/performance-data.json"
@@ -148,17 +150,13 @@ def record(row: dict) -> None:
     rows = [r for r in rows if (r["share"], r["processes"]) != (row["share"], row["processes"])] + [row]
     rows.sort(key=lambda r: (r["share"], r["processes"]))
     RECORD.write_text(json.dumps({"agents": rows}, indent=1) + "\n")
-    RECORD.with_suffix(".md").write_text(page(rows))
+    write_section("Simulated users", page(rows))
 
 
-def page(rows: list[dict]) -> str:
+def page(rows: list[dict]) -> list[str]:
     lines = [
-        "# What the data sets cost",
-        "",
-        "Written by `python benchmarks/agents_scale.py`, from `performance-data.json`. Only what was run is listed.",
+        "`python benchmarks/agents_scale.py`, record: `performance-data.json`. The atelier's renderer, 128 px.",
         f"Share 1 is the paper's size: {USERS:,} users, {PICTURES:,} pictures.",
-        "",
-        "## Simulated users, atelier renderer, 128 px",
         "",
         "| share | pictures | processes | seconds | CPU s | pictures/s | pictures/CPU s | peak memory, MB | size, MB |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -179,7 +177,7 @@ def page(rows: list[dict]) -> str:
         lines.append(f"  {r['machine']}; load average before the start {r['load_before']}, niceness {r['nice']}.")
         steps = ", ".join(f"{step} {spent}" for step, spent in r["milliseconds_a_picture"].items())
         lines.append(f"  CPU milliseconds a picture in one process: {steps}.")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python benchmarks/mllm_history.py --family NAME
 
 Times are CPU seconds of one process with one thread, so what else runs doesn't disturb them. Writes
-docs/performance-mllm.json and, from it, docs/performance-mllm.md.
+docs/performance-mllm.json and, from it, a section of docs/performance.md.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from performance_page import write_section
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -119,14 +121,12 @@ def record(row: dict) -> None:
     rows = json.loads(RECORD.read_text())["families"] if RECORD.exists() else []
     rows = [r for r in rows if r["family"] != row["family"]] + [row]
     RECORD.write_text(json.dumps({"families": rows}, indent=1) + "\n")
-    RECORD.with_suffix(".md").write_text(page(rows))
+    write_section("One more picture for a preference MLLM", page(rows))
 
 
-def page(rows: list[dict]) -> str:
+def page(rows: list[dict]) -> list[str]:
     lines = [
-        "# What one more picture costs a preference MLLM",
-        "",
-        "Written by `python benchmarks/mllm_history.py`, from `performance-mllm.json`. Random models of each family's",
+        "`python benchmarks/mllm_history.py`, record: `performance-mllm.json`. Random models of each family's",
         "real classes at sizes where the vision tower does most of the work. CPU time of one thread, the best of two.",
         "",
         "| family | tokens a picture | 21 from nothing, s | of it vision | the 21st, s | share | again, ms |",
@@ -149,7 +149,7 @@ def page(rows: list[dict]) -> str:
         lines.append(
             f"- {r['family']}: transformers {r['transformers']}, {r['machine']}; load average at the end {r['load']}."
         )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 if __name__ == "__main__":

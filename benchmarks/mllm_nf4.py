@@ -1,6 +1,6 @@
 """How far H drifts in bf16 and in nf4 from fp32, on the CPU: the embedded MLLM and tiny random ones of every family.
 
-python benchmarks/mllm_nf4.py        needs bitsandbytes and accelerate; prints the table of docs/performance-nf4.md
+python benchmarks/mllm_nf4.py        needs bitsandbytes and accelerate; prints the table of docs/performance.md
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""docs/performance.md, from the records that the benchmarks of the branch leave."""
+"""docs/performance.md, a section a benchmark, and the sections of the two benchmarks of the branch.
+
+python benchmarks/performance_page.py      writes those two anew from their records
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,32 @@ import textwrap
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "performance.md"
 NAMES = {"sd15": "SD1.5, 512 px", "sdxl": "SDXL, 1024 px"}
 PACKS = ("ours", "ours_both", "theirs")
 THIRD, SHARE, MEGABYTES = 1 / 3, 0.03, 20
 
 
+def write_section(title: str, lines: list[str]) -> None:
+    """Put a section into docs/performance.md: in place of the one with this title, else at the end."""
+    introduction, *sections = PAGE.read_text().split("\n## ")
+    titles = [section.partition("\n")[0] for section in sections]
+    text = "\n".join([title, "", *lines]).rstrip() + "\n"
+    if title in titles:
+        sections[titles.index(title)] = text
+    else:
+        sections.append(text)
+    PAGE.write_text("\n## ".join([introduction, *sections]))
+
+
 def write() -> None:
-    branch, whole = (read(f"performance-{part}.json") for part in ("branch", "full-size"))
-    lines = [
-        "# What the user branch costs",
-        "",
-        "Written by the benchmarks that are named below, from `performance-branch.json` and",
-        "`performance-full-size.json`. No GPU has been used: every figure is of CPU cores, fp32.",
-        "",
-    ]
-    text = "\n".join(lines + (branch_part(branch) if branch else []) + (whole_part(whole) if whole else []))
-    (DOCS / "performance.md").write_text(text)
+    """Both sections of the branch, from their records."""
+    branch = read("performance-branch.json")
+    if branch:
+        write_section("A step with the user branch, beside ComfyUI_IPAdapter_plus", branch_part(branch))
+    graphs = read("performance-full-size.json")
+    if graphs:
+        write_section("Graphs at full size", whole_part(graphs))
 
 
 def read(name: str) -> list[dict]:
@@ -40,8 +53,6 @@ def with_spread(entry: dict) -> str:
 
 def branch_part(rows: list[dict]) -> list[str]:
     lines = [
-        "## A step, beside ComfyUI_IPAdapter_plus",
-        "",
         "`PREFGEN_NEIGHBOURS=... python benchmarks/branch_cost.py sd15 sdxl`",
         "",
         *wrapped(
@@ -101,8 +112,6 @@ def branch_part(rows: list[dict]) -> list[str]:
 
 def whole_part(rows: list[dict]) -> list[str]:
     lines = [
-        "## Whole graphs at full size",
-        "",
         "`python benchmarks/full_size.py sd15 sdxl --folder DIR`",
         "",
         *wrapped(

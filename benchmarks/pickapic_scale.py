@@ -4,8 +4,8 @@
     python benchmarks/pickapic_scale.py --pictures 8000  rows with pictures of 512 pixels, and a quarter of them
 
 Makes tables with planted faults, runs the real command on them, without pictures a pandas version of the rules as well,
-and compares what came out. Adds to docs/performance-pickapic.json, from which docs/performance-pickapic.md is written.
-Needs Linux (/proc) and pandas, which nothing else here needs.
+and compares what came out. Adds to docs/performance-pickapic.json, from which a section of
+docs/performance.md is written. Needs Linux (/proc) and pandas, which nothing else here needs.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 from agents_scale import machine, watched
+from performance_page import write_section
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -64,7 +65,7 @@ def main() -> None:
     print(json.dumps(new, indent=1))
     known = (json.loads(RECORD.read_text()) if RECORD.exists() else {}) | new
     RECORD.write_text(json.dumps(known, indent=1) + "\n")
-    RECORD.with_suffix(".md").write_text("\n".join(page(known)) + "\n")
+    write_section("Cleaning Pick-a-Pic", page(known))
 
 
 def measure(rows: int, base: Path) -> dict:
@@ -132,10 +133,7 @@ def with_pictures(rows: int, base: Path) -> dict:
 
 def page(known: dict) -> list[str]:
     """The record in words."""
-    lines = ["# What cleaning Pick-a-Pic costs", ""]
-    lines += [
-        "Written by `benchmarks/pickapic_scale.py`, from `performance-pickapic.json`. Only what was run is listed."
-    ]
+    lines = ["`python benchmarks/pickapic_scale.py`, record: `performance-pickapic.json`."]
     lines += _rows(known["rows"]) if "rows" in known else []
     lines += _pictures(known["pictures"]) if "pictures" in known else []
     return lines
@@ -150,7 +148,7 @@ def _pictures(rows: list[dict]) -> list[str]:
     names = ("rows", "looked_at", "source_mb", "seconds", "cpu_seconds", "pictures_per_second", "peak_memory_mb")
     return [
         "",
-        "## With pictures",
+        "### With pictures",
         "",
         f"`python benchmarks/pickapic_scale.py --pictures {rows[-1]['rows']}`: the command whole, on soft JPEG of 512 "
         f"pixels, about {1024 * rows[-1]['source_mb'] / 2 / rows[-1]['rows']:.0f} KB each. Those of v2 have about 170 "
@@ -182,9 +180,7 @@ def _rows(row: dict) -> list[str]:
     ]
     lines = [
         "",
-        "## Without pictures",
-        "",
-        "`python benchmarks/pickapic_scale.py`",
+        "### Without pictures",
         "",
         f"Rows without pictures, {row['rows']:,} of them in the published schema ({row['source_mb']} MB), with planted "
         f"faults: {row['users']:,} users, {row['pictures']:,} pictures and {row['pairs']:,} held-out pairs come out "

@@ -6,7 +6,7 @@
 Both train K, V and an image projection beside the same frozen SD1.5-shaped UNet with random weights, on the same
 pictures and prompts: ours by the real script, with latents and text states from its caches; the port encodes the
 picture with the VAE, the prompt with CLIP, and the picture again with CLIP ViT-H at every step, as the published
-recipe does. They take turns. Writes docs/performance-training.json and .md.
+recipe does. They take turns. Writes docs/performance-training.json and a section of docs/performance.md.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import yaml
 from agents_scale import machine
+from performance_page import write_section
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -293,11 +294,9 @@ def median_split(rounds: list[dict]) -> dict[str, float]:
     return {name: round(float(np.median([r[name] for r in rounds])), 4) for name in rounds[0]}
 
 
-def write_page(rows: list[dict]) -> None:
+def page(rows: list[dict]) -> list[str]:
     lines = [
-        "# How fast the user branch trains",
-        "",
-        "`python benchmarks/user_attention_throughput.py`, from `performance-training.json`.",
+        "`python benchmarks/user_attention_throughput.py`, record: `performance-training.json`.",
         "",
         *textwrap.wrap(__doc__.split("\n\n")[2].partition("Writes")[0].replace("\n", " "), 116),
         "",
@@ -316,7 +315,7 @@ def write_page(rows: list[dict]) -> None:
             f"{ratio['median']} ({ratio['min']} to {ratio['max']}) | {reached} | {row.get('mfu', 'not run')} |"
         )
     for row in rows:
-        lines += ["", f"## Where a step's time goes: width {row['width']:g}, {row['pixels']} px, {row['device']}", ""]
+        lines += ["", f"### Where a step's time goes: width {row['width']:g}, {row['pixels']} px, {row['device']}", ""]
         lines += [
             f"Median of {row['rounds']} rounds of {STEPS - 1} steps, in seconds. {row['machine']}; load average "
             f"{row['load']}: what is more than the threads is other work on the same cores.",
@@ -328,7 +327,7 @@ def write_page(rows: list[dict]) -> None:
         for side in ("plain", "ours"):
             cells = " | ".join(str(row["seconds"][side].get(name, "-")) for name in names)
             lines.append(f"| {'the port' if side == 'plain' else side} | {cells} |")
-    (ROOT / "docs/performance-training.md").write_text("\n".join(lines) + "\n")
+    return lines
 
 
 def main() -> None:
@@ -349,7 +348,7 @@ def main() -> None:
         same = ("width", "pixels", "batch", "precision", "device")
         rows = [row for row in rows if any(row[key] != entry[key] for key in same)] + [entry]
         RECORD.write_text(json.dumps(rows, indent=1) + "\n")
-        write_page(rows)
+        write_section("Training the user branch", page(rows))
         print(json.dumps(entry["ratio"]), flush=True)
 
 
