@@ -31,7 +31,7 @@ LABELS = {
     "none": "without preference",
     "mismatched": "another user's preference",
     "prefgen": "the user's own preference",
-    "oracle": "true taste written into the prompt (ceiling)",
+    "oracle": "likes written into the prompt",
 }
 
 

@@ -31,7 +31,7 @@ SHORT = {  # over the columns of the figure
     "described": "MLLM's words",
     "reference_03": "reference attention",
     "prefgen": "PrefGen",
-    "oracle": "true taste (ceiling)",
+    "oracle": "likes in the prompt",
 }
 
 
@@ -155,7 +155,7 @@ def text(result: dict) -> str:
             ),
             section(
                 "Parts of the user vector, by the artist's weights",
-                "Training drops each part at times, so that a weight of 0 is a case the branch knows.",
+                "Zeroed, not retrained (training drops each part at times), so this is no ablation.",
                 rows,
                 ["prefgen", *PARTS],
             ),

@@ -55,7 +55,7 @@ ROWS = {
     "reference_03": Row("reference attention, weight 0.3", None, reference=0.3),
     "reference_1": Row("reference attention, weight 1", None, reference=1.0),
     "prefgen": Row("PrefGen"),
-    "oracle": Row("true taste in the prompt (ceiling)", None, taste=True),
+    "oracle": Row("likes in the prompt", None, taste=True),
     "swapped": Row("verdicts swapped", lambda liked, disliked: (disliked, liked)),
     "grey": Row("history without colour", lambda liked, disliked: (grey(liked), grey(disliked))),
     "colours": Row("history of colours only", lambda liked, disliked: (colours_only(liked), colours_only(disliked))),
@@ -68,7 +68,7 @@ ROWS = {
     "image": Row("e_img alone", parts=(0, 0, 1)),
     "pointwise": Row("point-wise loss in place of MMD", ablation="pointwise"),
     "first_layers": Row("the first four layers, and the second as core", ablation="first_layers"),
-    "untuned": Row("MLLM not tuned on histories", ablation="untuned"),
+    "untuned": Row("decoder of random weights, never tuned on histories", ablation="untuned"),
     **{f"weight_{w:g}": Row(f"weight {w:g}", weight=w) for w in WEIGHTS if w != 1},
     **{f"size_{n}": Row(f"history of {n} + {n}", size=n) for n in SIZES if n != 8},
 }
