@@ -29,7 +29,7 @@ class StopSignals:
         self.received = number
 
 
-def no_room(error: BaseException) -> str | None:
+def no_room(error: BaseException | None) -> str | None:
     """Why nothing more can be written, or None for any other error. torch hides the cause behind errors of its own."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in NO_ROOM:

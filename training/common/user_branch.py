@@ -57,7 +57,8 @@ def install(unet, fused: bool = False) -> list[UserAttention]:
 
 def connect(branch: list[UserAttention], keys_values: KeysValues | None) -> None:
     """Set K and V of every block for the next call of the UNet; None is the plain UNet."""
-    for processor, pair in zip(branch, keys_values or [None] * len(branch), strict=True):
+    pairs = [None] * len(branch) if keys_values is None else keys_values
+    for processor, pair in zip(branch, pairs, strict=True):
         processor.keys_values = pair
 
 
