@@ -22,7 +22,8 @@ from .common.config.command import arguments
 from .common.errors import exit_with_message
 from .common.files import save_array
 from .common.run import Run
-from .data.readers import Eyes, Reader, eyes_of, reader_of
+from .data.image_encoders import ImageEncoder, load_image_encoder
+from .data.readers import Reader, load_reader
 from .data.schema import TRAIN
 from .data.worlds import World, open_world
 
@@ -42,10 +43,10 @@ def history_of(world: World, args, user: int, k: int):
     return world.history(user, rng, liked, disliked)
 
 
-def read(world: World, reader: Reader, eyes: Eyes, args, jobs: list) -> dict[str, np.ndarray]:
+def read(world: World, reader: Reader, image_encoder: ImageEncoder, args, jobs: list) -> dict[str, np.ndarray]:
     """{"hidden": [B, layers, D], "images": [B, I]} of some jobs, float16."""
     histories = [history_of(world, args, user, k) for user, k in jobs]
-    images = [F.normalize(eyes(h.pictures[h.liked]).mean(0), dim=0) for h in histories]
+    images = [F.normalize(image_encoder(h.pictures[h.liked]).mean(0), dim=0) for h in histories]
     return {"hidden": reader.states(histories).half().numpy(), "images": torch.stack(images).half().numpy()}
 
 
@@ -56,23 +57,23 @@ def main() -> None:
         return
     world = open_world(args.config, args.runs)
     jobs = jobs_of(world, args)
-    reader = reader_of(args, world, run.accelerator.device)
-    eyes = eyes_of(args, world, run.accelerator.device, run.rank, run.world_size)
+    reader = load_reader(args, world, run.accelerator.device)
+    image_encoder = load_image_encoder(args, world, run.accelerator.device, run.rank, run.world_size)
     mllm = reader.fingerprint
     columns = {
         "hidden": ((mllm["num_layers"], mllm["hidden_size"]), np.float16),
-        "images": ((eyes.about["width"],), np.float16),
+        "images": ((image_encoder.about["width"],), np.float16),
     }
-    key = {"mllm": mllm, "clip_vision": eyes.about, "world": world.name, "jobs": args.fingerprint}
-    key |= {"clip_vision_weights": eyes.digest, "pictures": world.digest}
+    key = {"mllm": mllm, "clip_vision": image_encoder.about, "world": world.name, "jobs": args.fingerprint}
+    key |= {"clip_vision_weights": image_encoder.digest, "pictures": world.digest}
 
     def fill(start: int, stop: int) -> dict[str, np.ndarray]:
-        return read(world, reader, eyes, args, jobs[start:stop])
+        return read(world, reader, image_encoder, args, jobs[start:stop])
 
     cached(run.folder, "arrays", len(jobs), columns, key, fill, args.batch, run.rank, run.world_size)
     if run.rank == 0:
         save_array(np.array([user for user, _ in jobs]), run.folder / "owners.npy")
-        index = {"world": world.name, "mllm": mllm, "clip_vision": eyes.about}
+        index = {"world": world.name, "mllm": mllm, "clip_vision": image_encoder.about}
         write_atomic(run.folder / "index.json", json.dumps(index, indent=1).encode())
     run.finish(histories=len(jobs), users=len({user for user, _ in jobs}))
 

@@ -51,7 +51,7 @@ from .common.statistics import bootstrap, resampled
 from .data.atelier_users import interleaved
 from .data.errors import DataError
 from .data.preference_questions import WOULD
-from .data.readers import TOGETHER, Asked, Reader, reader_of
+from .data.readers import Conversation, Reader, load_reader, picture_tokens
 from .data.schema import normal_prompt
 from .data.worlds import History, World, open_world
 from .evaluation import probes
@@ -101,7 +101,7 @@ def deal(world: World, user: int, histories: int, pictures: int, seed: int) -> l
 
 def mllm_of(args, world: World) -> PreferenceMLLM:
     """The tuned MLLM. The pictures are read anew, so the atelier needs no cache of image tokens."""
-    return PreferenceMLLM.load(MLLM_FOLDER) if args.config.mllm.path is None else reader_of(args, world).mllm
+    return PreferenceMLLM.load(MLLM_FOLDER) if args.config.mllm.path is None else load_reader(args, world).mllm
 
 
 @torch.inference_mode()
@@ -112,14 +112,16 @@ def read_user(mllm: PreferenceMLLM, world: World, dealt: list[Dealt], others: li
     numbers = sorted({n for d in (*dealt, *(others or [])) for n in (*d.liked, *d.disliked, *d.asked)})
     pictures, place = world.pictures(numbers), {number: i for i, number in enumerate(numbers)}
     colours = torch.stack([probes.colours(picture) for picture in pictures])
-    pixels = torch.stack([mllm.preprocess(torch.from_numpy(picture).float() / 255) for picture in pictures])
-    tokens = torch.cat([mllm.family.features(some) for some in pixels.split(TOGETHER)]).float().cpu()
+    tokens = picture_tokens(mllm, pictures).float().cpu()
     reader = Reader(mllm, world, tokens.numpy())  # of this user's pictures alone, by their places
     rows = defaultdict(list)
     for k, one in enumerate(dealt):
         shown = [np.array([place[n]]) for n in one.asked]
         told = [history_of(one, place), *([history_of(others[k], place)] if others else [])]
-        asked = [Asked(told[0]), *(Asked(history, WOULD, shown=picture) for history in told for picture in shown)]
+        asked = [
+            Conversation(told[0]),
+            *(Conversation(history, WOULD, shown=picture) for history in told for picture in shown),
+        ]
         states = reader.forward(reader.batch(asked))[0].cpu()
         rows["history"].append(states[0])
         rows["asked"].append(states[1:3])

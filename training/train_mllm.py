@@ -43,7 +43,7 @@ from .common.sharded import gather
 from .data.errors import DataError
 from .data.image_tokens import new_mllm, pool_image_tokens
 from .data.preference_questions import NO, YES, Questions, closing, would
-from .data.readers import Asked, Reader
+from .data.readers import Conversation, Reader
 from .data.schema import TEST, TRAIN
 from .data.worlds import World, open_world
 
@@ -156,13 +156,13 @@ class Samples:
     have no disliked picture."""
 
     users: list[int]
-    closing: list[Asked]
-    others: list[Asked]
-    pairs: list[Asked]
+    closing: list[Conversation]
+    others: list[Conversation]
+    pairs: list[Conversation]
     skipped: int = 0
 
     @property
-    def all(self) -> list[Asked]:
+    def all(self) -> list[Conversation]:
         return [*self.closing, *self.others, *self.pairs]
 
     def share(self, number: int, of: int) -> Samples:

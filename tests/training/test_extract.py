@@ -78,11 +78,11 @@ def test_a_row_is_what_the_nodes_read_of_that_history(folder, straight):
     from prefgen.history import HistoryItem, PreferenceHistory
     from prefgen.mllm.model import PreferenceMLLM
     from prefgen.pooling import pool_image_embeds
-    from training.evaluation.compare.vision import Vision
+    from training.common.clip_vision import ClipVision
 
     world, found = DataSetWorld(folder / "agents"), ExtractedUsers(folder / "runs")
     args = type("Args", (), {"seed": 9, "pictures": 3})
-    mllm, vision = PreferenceMLLM.load(folder / "mllm"), Vision(folder / "vision")
+    mllm, vision = PreferenceMLLM.load(folder / "mllm"), ClipVision(folder / "vision")
     for row in (0, 3, 19):
         one = extract.history_of(world, args, int(found.owners[row]), row % 2)
         pictures = [torch.from_numpy(p).float() / 255 for p in world.pictures(one.pictures)]

@@ -427,14 +427,14 @@ def test_latents_of_the_pool_are_kept_until_the_vae_is_retrained(pool, tmp_path)
 
 
 def test_clip_embeddings_of_the_pool_are_kept_until_clip_is_retrained(pool, tmp_path):
-    from training.data.readers import AtelierEyes
+    from training.data.image_encoders import AtelierImageEncoder
 
     world = SimpleNamespace(pool=pool)
-    first = AtelierEyes(world, tmp_path)(np.arange(70))
-    assert torch.equal(AtelierEyes(world, tmp_path)(np.arange(70)), first)
+    first = AtelierImageEncoder(world, tmp_path)(np.arange(70))
+    assert torch.equal(AtelierImageEncoder(world, tmp_path)(np.arange(70)), first)
     retrain("clip")
     with pytest.raises(SystemExit, match="clip_images.json was made for another clip"):
-        AtelierEyes(world, tmp_path)
+        AtelierImageEncoder(world, tmp_path)
 
 
 def test_an_array_of_before_that_nothing_vouches_for_is_made_anew(pool, tmp_path):
@@ -476,12 +476,12 @@ def test_latents_of_a_data_set_that_was_made_anew_at_its_path_are_refused(traine
 
 
 def test_an_image_encoder_is_known_by_its_weights(tmp_path):
-    from training.data.readers import ClipEyes
+    from training.data.image_encoders import ClipImageEncoder
 
     digests = []
     for seed in (0, 1):
         tiny_clip.write(tmp_path / str(seed), seed, projection=512)
-        digests.append(ClipEyes(None, tmp_path / str(seed), "cpu").digest)
+        digests.append(ClipImageEncoder(None, tmp_path / str(seed), "cpu").digest)
     assert digests[0] != digests[1]
 
 

@@ -12,7 +12,7 @@ from prefgen.files import read_text
 from prefgen.mllm.prompt import AVOID_QUESTION, CLOSING_QUESTION
 
 from .errors import DataError
-from .readers import Asked
+from .readers import Conversation
 from .schema import DISLIKED, LIKED, TRAIN
 from .store import sha256
 from .vqa.questions import ANSWERS, SIDE
@@ -32,9 +32,9 @@ def taste_answer(world: World, user: int) -> str:
     return f"likes {liked} ; avoids {avoided}" if avoided else f"likes {liked}"
 
 
-def closing(world: World, user: int, rng: np.random.Generator, liked: int, disliked: int) -> Asked:
+def closing(world: World, user: int, rng: np.random.Generator, liked: int, disliked: int) -> Conversation:
     """A history with the closing question."""
-    return Asked(world.history(user, rng, liked, disliked), CLOSING_QUESTION, taste_answer(world, user))
+    return Conversation(world.history(user, rng, liked, disliked), CLOSING_QUESTION, taste_answer(world, user))
 
 
 class Questions:
@@ -65,7 +65,7 @@ class Questions:
         for row, user in enumerate(self.table["user"].to_pylist()):
             self.rows.setdefault(user, []).append(row)
 
-    def ask(self, user: int, rng: np.random.Generator, liked: int, disliked: int) -> Asked:
+    def ask(self, user: int, rng: np.random.Generator, liked: int, disliked: int) -> Conversation:
         """One question about a user."""
         if self.table is not None:
             if not len(self.table):
@@ -77,7 +77,7 @@ class Questions:
         history = self.world.history(user, rng, liked, disliked)
         return self._dealt(self.world, user, history, rng)
 
-    def closed(self, users: int, each: int, split: str) -> Iterator[tuple[int, str, Asked]]:
+    def closed(self, users: int, each: int, split: str) -> Iterator[tuple[int, str, Conversation]]:
         """(user, kind, question) of the first users' questions that two words can answer (data/vqa/questions.py).
 
         users: 0 for all. A data set has its own; of the atelier `each` a user are dealt, answers by turns.
@@ -96,7 +96,7 @@ class Questions:
                 history = self.world.history(user, rng, *sizes)
                 yield user, WOULD_KIND, would(self.world, user, history, rng, bool((user + number) % 2))
 
-    def _made(self, row: int) -> Asked:
+    def _made(self, row: int) -> Conversation:
         found = self.table.slice(row, 1).to_pylist()[0]
         seen = found["history"]
         history = History(
@@ -105,10 +105,10 @@ class Questions:
             [p["prompt"] or "" for p in seen],
         )
         shown = np.array([self.picture[p["shard"], p["row"]] for p in found["asked"]], np.int64)
-        return Asked(history, found["question"], found["answer"], shown)
+        return Conversation(history, found["question"], found["answer"], shown)
 
     @staticmethod
-    def _dealt(world: AtelierWorld, user: int, history: History, rng: np.random.Generator) -> Asked:
+    def _dealt(world: AtelierWorld, user: int, history: History, rng: np.random.Generator) -> Conversation:
         kind = rng.choice(["family", "avoid", "picture"])
         if kind == "family":
             family = str(rng.choice(list(FAMILIES)))
@@ -119,14 +119,14 @@ class Questions:
                 if world.attributes[a].startswith(f"{family}/")
             ]
             answer = " or ".join(dict.fromkeys(found)) if found else "nothing in particular"
-            return Asked(history, f"Which {family} does this user like ?", answer)
+            return Conversation(history, f"Which {family} does this user like ?", answer)
         if kind == "avoid":
-            return Asked(history, AVOID_QUESTION, ", ".join(world.phrase(a) for a in world.dislikes(user)))
+            return Conversation(history, AVOID_QUESTION, ", ".join(world.phrase(a) for a in world.dislikes(user)))
         liked = bool(rng.integers(2))
         return would(world, user, history, rng, liked)
 
 
-def would(world: World, user: int, history: History, rng: np.random.Generator, liked: bool) -> Asked:
+def would(world: World, user: int, history: History, rng: np.random.Generator, liked: bool) -> Conversation:
     """Whether the user would like one more picture, which is not in the history where the user has another.
 
     DataError for a user without a picture of that verdict: any other picture's answer would be wrong.
@@ -138,4 +138,4 @@ def would(world: World, user: int, history: History, rng: np.random.Generator, l
     if not judged:
         raise DataError(f"User {user} of {world.name} has no {LIKED if liked else DISLIKED} picture to be asked about.")
     picture = judged[0]
-    return Asked(history, WOULD, YES if liked else NO, np.array([picture], np.int64))
+    return Conversation(history, WOULD, YES if liked else NO, np.array([picture], np.int64))

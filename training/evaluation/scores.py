@@ -18,25 +18,16 @@ from prefgen.compat import dtype_option, embedding_of, load_image_text_to_text, 
 from prefgen.errors import MendableError
 from prefgen.mllm.lora import merge_lora
 
-BATCH = 16
+from ..common.clip_vision import BROKEN_FOLDER, PICTURES_AT_ONCE, clip_pixels
+
 # The ViPer proxy's two answers, as Idefics2's vocabulary writes a word.
 LIKE = "▁+"
 DISLIKE = "▁-"
-# What transformers and safetensors raise for a broken folder. Not TypeError: that would be a call of ours.
-BROKEN = (OSError, ValueError, KeyError, RuntimeError, AttributeError, SafetensorError)
 VIPER_SIZE = {"longest_edge": 448, "shortest_edge": 378}
 
 
 class ScoreError(MendableError):
     """Weights that can't be used: one sentence."""
-
-
-def clip_pixels(pictures: Sequence[Image.Image], side: int) -> torch.Tensor:
-    """[B, 3, side, side] as CLIP wants them: shorter side resized (bicubic), middle cut out, normalised."""
-    from transformers import CLIPImageProcessor
-
-    processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    return processor(images=list(pictures), return_tensors="pt").pixel_values
 
 
 @torch.inference_mode()
@@ -45,8 +36,8 @@ def unit_embeddings(
 ) -> torch.Tensor:
     """Unit embeddings, float32 [B, d] on the CPU, of pixels on the device and in the dtype of `weight`."""
     rows = []
-    for start in range(0, len(pictures), BATCH):
-        pixels = clip_pixels(pictures[start : start + BATCH], side).to(weight)
+    for start in range(0, len(pictures), PICTURES_AT_ONCE):
+        pixels = clip_pixels(pictures[start : start + PICTURES_AT_ONCE], side).to(weight)
         rows.append(embed(pixels).float().cpu())
     return F.normalize(torch.cat(rows), dim=1)
 
@@ -62,7 +53,7 @@ class Clip:
                 str(folder), local_files_only=True, use_safetensors=True, **dtype_option(dtype)
             )
             self.tokenizer = CLIPTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-        except BROKEN as error:
+        except BROKEN_FOLDER as error:
             raise ScoreError(
                 f"{folder} is no CLIP folder of transformers with safetensors weights: download it whole."
             ) from error
@@ -162,7 +153,7 @@ class ViperProxy:
                 str(folder), local_files_only=True, size=VIPER_SIZE, do_image_splitting=False
             )
             self.model = load_image_text_to_text(Path(folder), dtype)
-        except BROKEN as error:
+        except BROKEN_FOLDER as error:
             raise ScoreError(f"{folder} can't be loaded as Idefics2 ({error}): download it whole.") from error
         if lost_its_head(self.model):
             raise ScoreError(f"{folder} has no language head to answer with: take Idefics2 as it was released.")

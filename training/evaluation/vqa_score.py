@@ -37,7 +37,7 @@ from ..data.cli import natural, positive
 from ..data.errors import DataError
 from ..data.image_tokens import new_mllm, pool_image_tokens
 from ..data.preference_questions import Questions
-from ..data.readers import Asked, Reader, reader_of
+from ..data.readers import Conversation, Reader, load_reader
 from ..data.schema import TEST, TRAIN
 from ..data.vqa.control import TextOnly
 from ..data.vqa.questions import ANSWERS, WOULD, Picture, Question
@@ -58,7 +58,7 @@ class Closed:
 
     user: int
     kind: str
-    asked: Asked
+    asked: Conversation
 
     @property
     def first(self) -> bool:
@@ -90,8 +90,8 @@ def leanings(reader: Reader, questions: list[Closed], batch: int, title: str) ->
     return found
 
 
-def prompt_only(asked: Asked) -> Asked:
-    return Asked(asked.history, asked.question, "", asked.shown)
+def prompt_only(asked: Conversation) -> Conversation:
+    return Conversation(asked.history, asked.question, "", asked.shown)
 
 
 def text_control(train: list[Closed], test: list[Closed]) -> np.ndarray:
@@ -201,7 +201,7 @@ def score(args: SimpleNamespace) -> dict:
     started = time.monotonic()
     world = open_world(args.config, args.runs)
     train, test = closed(world, args, TRAIN), closed(world, args, TEST)
-    tuned = reader_of(args, world)
+    tuned = load_reader(args, world)
     found = {TUNED: leanings(tuned, test, args.batch, TUNED)}
     found[BLIND] = leanings(Blind(tuned.mllm, world, tuned.tokens), test, args.batch, BLIND)
     fingerprint = tuned.fingerprint

@@ -10,7 +10,7 @@ from tests.closeness import assert_close, assert_far
 from tests.prefgen import tiny_mllms
 from training.common import lora
 from training.common.config.schema import Lora
-from training.data.readers import Asked, Reader
+from training.data.readers import Conversation, Reader
 from training.data.worlds import History
 
 PICTURES = 7
@@ -57,7 +57,7 @@ def test_histories_of_different_lengths_at_once_are_read_as_each_alone(mllm):
 
 def test_only_the_answer_is_learnt_and_its_prompt_ends_where_the_node_reads(mllm):
     reader = Reader(mllm, World())
-    asked = [Asked(HISTORIES[0], "What does this user avoid ?", "a boat"), Asked(HISTORIES[1])]
+    asked = [Conversation(HISTORIES[0], "What does this user avoid ?", "a boat"), Conversation(HISTORIES[1])]
     batch = reader.batch(asked)
     answer = reader.answer_ids("a boat")
     assert batch.labels[0][batch.labels[0] >= 0].tolist() == answer and (batch.labels[1] == -100).all()
@@ -69,7 +69,7 @@ def test_only_the_answer_is_learnt_and_its_prompt_ends_where_the_node_reads(mllm
 
 def test_a_shown_picture_stands_before_its_question_and_matters(mllm):
     reader = Reader(mllm, World())
-    would = [Asked(HISTORIES[0], "What does this user like ?", "", np.array([n])) for n in (5, 6)]
+    would = [Conversation(HISTORIES[0], "What does this user like ?", "", np.array([n])) for n in (5, 6)]
     states = reader.forward(reader.batch(would))[0]
     assert_far(states[0], states[1])
     image, per_picture = mllm.family.image_token_id, mllm.family.tokens_per_image
@@ -83,7 +83,7 @@ def test_gradients_reach_the_lora_of_every_decoder_layer_and_nothing_else(mllm):
     peft_model = lora.put_on(model, mllm.family.text, wanted, 0)
     try:
         reader = Reader(mllm, World())
-        batch = reader.batch([Asked(HISTORIES[0], answer="a boat"), Asked(HISTORIES[2], answer="a cat")])
+        batch = reader.batch([Conversation(HISTORIES[0], answer="a boat"), Conversation(HISTORIES[2], answer="a cat")])
         states, _ = reader.forward(batch)
         states.square().sum().backward()
         trained = {name: p for name, p in peft_model.named_parameters() if p.requires_grad}

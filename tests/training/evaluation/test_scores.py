@@ -11,7 +11,8 @@ from tests.closeness import assert_close, assert_far
 from tests.prefgen import tiny_mllms
 from tests.training import tiny_clip
 from tests.training.tiny_clip import PATCH, SIDE, TOWER
-from training.evaluation.scores import Clip, Csd, ScoreError, ViperProxy, clip_pixels
+from training.common.clip_vision import clip_pixels
+from training.evaluation.scores import Clip, Csd, ScoreError, ViperProxy
 
 STYLE = 24
 PROMPTS = ["a boat", "a cat and a boat", "a boat"]

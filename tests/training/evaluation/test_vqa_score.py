@@ -9,7 +9,7 @@ import torch
 from prefgen.mllm.model import PreferenceMLLM
 from tests.prefgen.tiny_mllms import write_folder
 from tests.training.data.test_readers import World
-from training.data.readers import Asked, Reader
+from training.data.readers import Conversation, Reader
 from training.data.vqa.questions import ANSWERS
 from training.data.worlds import History
 from training.evaluation import vqa_score as score
@@ -25,7 +25,7 @@ def question(user, number, rng, kind=None, prompts=None):
     size = int(rng.integers(2, 6))
     history = History(rng.integers(0, 7, size), rng.random(size) < 0.5, prompts or [""] * size)
     shown = rng.integers(0, 7, {"would": 1, "which": 2}[kind])
-    return Closed(user, kind, Asked(history, WORDS[kind], ANSWERS[kind][number // 2 % 2], shown))
+    return Closed(user, kind, Conversation(history, WORDS[kind], ANSWERS[kind][number // 2 % 2], shown))
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_a_real_reader_leans_as_each_conversation_by_itself(mllm):
     expected = []
     with torch.inference_mode():
         for one in asked:
-            batch = reader.batch([Asked(one.asked.history, one.asked.question, "", one.asked.shown)])
+            batch = reader.batch([Conversation(one.asked.history, one.asked.question, "", one.asked.shown)])
             hidden = mllm.family.text(**batch.inputs).last_hidden_state[0, -1]
             logits = mllm.model.get_output_embeddings()(hidden)
             expected.append(float(logits[yes] - logits[no]))
@@ -162,7 +162,9 @@ def test_a_real_reader_leans_as_each_conversation_by_itself(mllm):
 def test_a_blind_reader_sees_the_same_in_every_picture(mllm):
     rng = np.random.default_rng(4)
     one = question(0, 0, rng, "would")
-    other = Closed(0, "would", Asked(one.asked.history, one.asked.question, one.asked.answer, one.asked.shown + 1))
+    other = Closed(
+        0, "would", Conversation(one.asked.history, one.asked.question, one.asked.answer, one.asked.shown + 1)
+    )
     blind, seeing = (kind(mllm, World()) for kind in (score.Blind, Reader))
     same = score.leanings(blind, [one, other], 2, "test")
     assert same[0] == pytest.approx(same[1], abs=1e-5)
@@ -178,7 +180,7 @@ def test_the_text_control_is_right_where_words_give_answers_away_and_at_chance_e
         one = question(user, number, rng, "would")
         word = one.asked.answer if leak else "boat"
         history = History(one.asked.history.pictures, one.asked.history.liked, [word] * len(one.asked.history.pictures))
-        return Closed(user, "would", Asked(history, one.asked.question, one.asked.answer, one.asked.shown))
+        return Closed(user, "would", Conversation(history, one.asked.question, one.asked.answer, one.asked.shown))
 
     train, test = ([asked(u, n) for u in range(*ids) for n in range(8)] for ids in ((0, 30), (30, 60)))
     leaning = score.text_control(train, test)

@@ -22,10 +22,10 @@ from prefgen.history import PreferenceHistory
 from prefgen.mllm.model import PreferenceMLLM
 from prefgen.mllm.traits import Traits
 
+from ...common.clip_vision import ClipVision
 from ...data.errors import DataError
 from ...data.schema import TEST
 from ...data.worlds import DataSetWorld
-from .vision import Vision
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Read:
         return PreferenceMLLM.load(self.config.mllm.path, dtype, self.device, self.lora)
 
     @cached_property
-    def vision(self) -> Vision:
-        return Vision(self.config.clip_vision.path, self.device)
+    def vision(self) -> ClipVision:
+        return ClipVision(self.config.clip_vision.path, self.device)
 
     def pictures(self, numbers) -> list[Image.Image]:
         return [Image.fromarray(picture) for picture in self.world.pictures(numbers)]
