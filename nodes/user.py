@@ -190,7 +190,18 @@ class ApplyUserCrossAttention(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..prefgen.comfy.patcher import apply_user
 
-        side = APPLY_TO.get(apply_to, apply_to)  # ComfyUI 0.3.75 lets any combo value through; apply_user names it
-        where = {"blocks": blocks, "per_block": block_weights, "over_time": weight_schedule}
-        where["by_item"] = item_weights
-        return io.NodeOutput(apply_user(model, user, weight, start_at, end_at, attn_mask, side, **where))
+        # ComfyUI 0.3.75 lets any combo value through: apply_user refuses what it does not know.
+        patched = apply_user(
+            model,
+            user,
+            weight,
+            start_at,
+            end_at,
+            attn_mask,
+            apply_to=APPLY_TO.get(apply_to, apply_to),
+            blocks=blocks,
+            block_weights=block_weights,
+            weight_schedule=weight_schedule,
+            item_weights=item_weights,
+        )
+        return io.NodeOutput(patched)

@@ -15,7 +15,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..adapter import FAMILY_NAMES, FAMILY_OF_WIDTH
 from ..adapter_checks import check_compatible
-from ..blocks import Block, block_weights, item_weights, schedule
+from ..blocks import Block, parse_block_weights, parse_item_weights, parse_weight_schedule
 from ..errors import AdapterError
 from ..fusion import FusedUser
 from .layout import MARKS, LayoutError, marked
@@ -96,18 +96,18 @@ def apply_user(
     attn_mask: torch.Tensor | None = None,
     apply_to: str = "positive",
     blocks: str = "all",
-    per_block: str = "",
-    over_time: str = "",
-    by_item: str = "",
+    block_weights: str = "",
+    weight_schedule: str = "",
+    item_weights: str = "",
 ) -> ModelPatcher:
     """A clone of `model` whose cross-attention adds `weight` times the attention to the user's tokens.
 
     `start_at`, `end_at`: share of the sampling, 0..1; `attn_mask` [b, H, W] or [H, W] in 0..1, of any size;
     `apply_to`: "positive", or "both" for the trained no-user tokens on the unconditional half, which a user whose
-    disliked pictures are negative gets in any case. `blocks` and `per_block`: see `block_weights`; `over_time`: see
-    `schedule`; `by_item`: see `item_weights`; all multiply the weight. Weight 0 returns `model` itself. Users already
-    on the model stay. Raises AdapterError with one sentence if the model has no UNet cross-attention or the adapter
-    doesn't fit it, ValueError with one for a typing error.
+    disliked pictures are negative gets in any case. `blocks` names a preset; `block_weights`, `weight_schedule` and
+    `item_weights` are as an artist types them (see blocks.py); all multiply the weight. Weight 0 returns `model`
+    itself. Users already on the model stay. Raises AdapterError with one sentence if the model has no UNet
+    cross-attention or the adapter doesn't fit it, ValueError with one for a typing error.
     """
     if apply_to not in APPLY_TO:
         raise ValueError(f"apply_to must be one of {', '.join(APPLY_TO)}, not {apply_to!r}.")
@@ -121,15 +121,15 @@ def apply_user(
     cross_dim = attentions[0][1].to_k.in_features
     check_compatible(user.adapter.header, widths, cross_dim, family_name(model, cross_dim))
     addresses = tuple(block for block, _ in attentions)
-    factors = block_weights(addresses, widths, blocks, per_block)
-    points = schedule(over_time)
-    items = item_weights(by_item)
-    silent = any(weights and not any(factor for _, factor in weights) for weights in (points, items))
-    if weight == 0 or start_at > end_at or not any(factors) or silent:
+    of_blocks = parse_block_weights(addresses, widths, blocks, block_weights)
+    schedule = parse_weight_schedule(weight_schedule)
+    of_items = parse_item_weights(item_weights)
+    silent = any(points and not any(factor for _, factor in points) for points in (schedule, of_items))
+    if weight == 0 or start_at > end_at or not any(of_blocks) or silent:
         return model
     mask = None if attn_mask is None else clean_mask(attn_mask)
     uncond = apply_to == "both" or user.negative
-    application = Application(user, float(weight), start_at, end_at, mask, uncond, factors, points, items)
+    application = Application(user, float(weight), start_at, end_at, mask, uncond, of_blocks, schedule, of_items)
     application.ask(model.get_model_object("model_sampling"))
 
     clone = model.clone()

@@ -13,7 +13,7 @@ from functools import cached_property, partial
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ..blocks import Block, interpolated
+from ..blocks import Block, Points, interpolated
 from ..branch import mask_to_tokens, user_residual
 from ..fusion import FusedUser
 from .layout import (
@@ -43,9 +43,9 @@ QUERY, LAYOUT = "prefgen_query", "prefgen_layout"
 @dataclass(frozen=True, eq=False)
 class Application:
     """One user applied to a model. `mask` [b, H, W] in 0..1 or None; `uncond`: the unconditional half gets what
-    training calls no user, or the user's disliked pictures. `blocks`: a factor for every block, file order; `points`:
-    (share of the sampling, factor), none for a level weight; `items`: (number of the batch item, factor), none for all
-    items alike."""
+    training calls no user, or the user's disliked pictures. `block_weights`: one for every block, file order;
+    `weight_schedule`: (share of the sampling, weight), none for a level one; `item_weights`: (number of the batch item,
+    weight), none for all items alike. All multiply `weight`."""
 
     user: FusedUser
     weight: float
@@ -53,14 +53,14 @@ class Application:
     end_at: float
     mask: torch.Tensor | None
     uncond: bool
-    blocks: tuple[float, ...]
-    points: tuple[tuple[float, float], ...] = ()
-    items: tuple[tuple[float, float], ...] = ()
+    block_weights: tuple[float, ...]
+    weight_schedule: Points = ()
+    item_weights: Points = ()
 
     @property
     def by_item(self) -> bool:
         """Whether it matters which item of the batch is painted."""
-        return bool(self.items) or (self.mask is not None and len(self.mask) > 1)
+        return bool(self.item_weights) or (self.mask is not None and len(self.mask) > 1)
 
     @cached_property
     def by_place(self) -> bool:
@@ -77,7 +77,7 @@ class Application:
         sigmas = Sigmas.of(model_sampling)
         for share in (self.start_at, self.end_at):
             sigmas.at(model_sampling, share)
-        if self.points:
+        if self.weight_schedule:
             sigmas.tabulate(model_sampling)
 
     def mask_number(self, item: int | None) -> int:
@@ -208,12 +208,12 @@ class Run:
         that came with it or its text states [B, T, D]. Reads the device once, and only if somebody has a start, an end
         or a schedule, and once where a mask lies under tiles. Raises LayoutError with one sentence."""
         weights = {i: a.weight for i, a in enumerate(self.applications)}
-        if not all(a.always and not a.points for a in self.applications):
+        if not all(a.always and not a.weight_schedule for a in self.applications):
             value = float(sigma.flatten()[0])
             weights = {i: w for i, w in weights.items() if self.spans[i][1] <= value <= self.spans[i][0]}
             for i in weights:
-                if self.applications[i].points:
-                    weights[i] *= interpolated(self.applications[i].points, self.sigmas.share(value))
+                if self.applications[i].weight_schedule:
+                    weights[i] *= interpolated(self.applications[i].weight_schedule, self.sigmas.share(value))
         weights = {i: weight for i, weight in weights.items() if weight}
         if not weights:
             return Call((), (), self.layout(()))
@@ -318,7 +318,7 @@ class Run:
 
     def reached(self, call: Call) -> list[Block]:
         """The blocks in which somebody who is on counts."""
-        reach = [self.applications[i].blocks for i in call.active]
+        reach = [self.applications[i].block_weights for i in call.active]
         return [block for block, number in self.numbers.items() if any(factors[number] for factors in reach)]
 
     # A block: the rows of its query, and the attention.
@@ -381,7 +381,7 @@ class Run:
         """K, and V times the weight, for the rows of a share, whose queries are `like` [B, T, width]:
         [1 or B, N, width]."""
         applied = self.applications[application]
-        level = not applied.points and not applied.items
+        level = not applied.weight_schedule and not applied.item_weights
         key = (application, block, share.keys, like.device, like.dtype)
         if key not in self._keys_values:
             k, v = (x[list(share.keys)] for x in self.projected[application][block])
@@ -399,7 +399,7 @@ class Run:
 
     def item_factors(self, application: int, share: Share, like: torch.Tensor) -> torch.Tensor | None:
         """The item weights of a share's rows [B, 1, 1], brought to the device once a run; None without any."""
-        points = self.applications[application].items
+        points = self.applications[application].item_weights
         if not points:
             return None
         items = tuple(row.item for row in share.rows)
@@ -465,7 +465,7 @@ def attention_with_users(run: Run, block: int, prior: Callable | None, q, k, v, 
     if prior is not None or out.requires_grad:
         out = out.clone()
     for application, weight in zip(call.active, call.weights, strict=True):
-        factor = run.applications[application].blocks[block]
+        factor = run.applications[application].block_weights[block]
         share = run.share(application, layout)
         if not factor or not share.rows:
             continue
@@ -473,5 +473,5 @@ def attention_with_users(run: Run, block: int, prior: Callable | None, q, k, v, 
         user_k, user_v = run.keys_values(application, block, share, query, weight * factor)
         mask = run.mask(application, share, query, extra)
         # With so few keys torch's own attention is the quickest, and exact where another one quantises.
-        share.add(out, user_residual(share.of(out), query, {"heads": heads}, user_k, user_v, mask))
+        share.add(out, user_residual(query, user_k, user_v, heads, mask).to(out.dtype))
     return out

@@ -183,7 +183,7 @@ def test_stock_diffusers_loads_the_file_and_gives_the_same_picture(tmp_path):
             base = self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
             attn.to_out = kept
             query = attn.to_q(hidden_states)
-            residual = user_residual(base, query, {"heads": attn.heads, "weight": 0.7}, self.k, self.v)
+            residual = user_residual(query, self.k, self.v, attn.heads, weight=0.7)
             return kept[1](kept[0](base + residual))
 
     with torch.no_grad():

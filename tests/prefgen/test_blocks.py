@@ -2,7 +2,14 @@
 
 import pytest
 
-from prefgen.blocks import PRESETS, block_weights, interpolated, item_weights, preset_blocks, schedule
+from prefgen.blocks import (
+    PRESETS,
+    interpolated,
+    parse_block_weights,
+    parse_item_weights,
+    parse_weight_schedule,
+    preset_blocks,
+)
 
 
 def unet(depths, kind):
@@ -30,13 +37,13 @@ SDXL = joined(
 def chosen(model, preset="all", text=""):
     """{stage: weight} where a stage has one weight."""
     weights = {}
-    for (kind, stage, _), weight in zip(model[0], block_weights(*model, preset, text), strict=True):
+    for (kind, stage, _), weight in zip(model[0], parse_block_weights(*model, preset, text), strict=True):
         assert weights.setdefault((kind, stage), weight) == weight
     return weights
 
 
 def test_all_is_every_block_with_weight_1():
-    assert set(block_weights(*SDXL)) == {1.0} and len(block_weights(*SDXL)) == 70
+    assert set(parse_block_weights(*SDXL)) == {1.0} and len(parse_block_weights(*SDXL)) == 70
 
 
 @pytest.mark.parametrize(
@@ -56,7 +63,7 @@ def test_the_presets_are_the_blocks_that_instantstyle_found(model, preset, stage
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("kind", ["input", "output", "middle"])
 def test_a_preset_of_a_unet_with_attention_on_one_side_only_never_fails(preset, kind):
-    assert set(block_weights(*unet({0: (1, 64)}, kind), preset)) <= {0.0, 1.0}
+    assert set(parse_block_weights(*unet({0: (1, 64)}, kind), preset)) <= {0.0, 1.0}
 
 
 def test_single_blocks_take_the_place_of_the_presets_weight_and_later_entries_win():
@@ -68,7 +75,7 @@ def test_single_blocks_take_the_place_of_the_presets_weight_and_later_entries_wi
 
 
 def test_one_transformer_of_a_stage():
-    weights = dict(zip(SDXL[0], block_weights(*SDXL, "all", "in8.3=0, mid.9=0.5"), strict=True))
+    weights = dict(zip(SDXL[0], parse_block_weights(*SDXL, "all", "in8.3=0, mid.9=0.5"), strict=True))
     assert weights["input", 8, 3] == 0 and weights["middle", 0, 9] == 0.5
     assert weights["input", 8, 4] == weights["middle", 0, 8] == 1
 
@@ -90,42 +97,42 @@ def test_one_transformer_of_a_stage():
 )
 def test_a_typing_error_in_the_blocks_is_one_sentence(text, words, one_sentence):
     with pytest.raises(ValueError) as raised:
-        block_weights(*SD15, "all", text)
+        parse_block_weights(*SD15, "all", text)
     assert words in one_sentence(raised) and "block_weights" in str(raised.value)
 
 
 def test_an_unknown_preset_is_named(one_sentence):
     with pytest.raises(ValueError) as raised:
-        block_weights(*SD15, "stile")
+        parse_block_weights(*SD15, "stile")
     assert "all, style, composition" in one_sentence(raised)
 
 
 def test_a_schedule_runs_in_straight_lines_and_is_level_outside_its_points():
-    points = schedule("0.5=0.2, 0.25 = 1\n1:0")
+    points = parse_weight_schedule("0.5=0.2, 0.25 = 1\n1:0")
     assert points == ((0.25, 1.0), (0.5, 0.2), (1.0, 0.0))
     shares = {0.0: 1.0, 0.25: 1.0, 0.375: 0.6, 0.5: 0.2, 0.75: 0.1, 1.0: 0.0}
     assert all(interpolated(points, share) == pytest.approx(weight) for share, weight in shares.items())
-    assert interpolated(schedule("0.5=2"), 0.1) == interpolated(schedule("0.5=2"), 0.9) == 2
-    assert schedule("") == schedule(" \n, ") == ()
+    assert interpolated(parse_weight_schedule("0.5=2"), 0.1) == interpolated(parse_weight_schedule("0.5=2"), 0.9) == 2
+    assert parse_weight_schedule("") == parse_weight_schedule(" \n, ") == ()
 
 
 @pytest.mark.parametrize("text", ["1.5=1", "-0.1=1", "start=1", "0.5", "0=one", "0=inf"])
 def test_a_typing_error_in_the_schedule_is_one_sentence(text, one_sentence):
     with pytest.raises(ValueError) as raised:
-        schedule(text)
+        parse_weight_schedule(text)
     assert text.removesuffix("=1") in one_sentence(raised) and "weight_schedule" in str(raised.value)
 
 
 def test_item_weights_are_points_over_the_batch():
-    points = item_weights("15=0, 0=1")
-    assert points == ((0.0, 1.0), (15.0, 0.0)) and item_weights("") == ()
+    points = parse_item_weights("15=0, 0=1")
+    assert points == ((0.0, 1.0), (15.0, 0.0)) and parse_item_weights("") == ()
     assert interpolated(points, 3) == pytest.approx(0.8) and interpolated(points, 40) == 0
-    step = item_weights("1=1; 2=0")
+    step = parse_item_weights("1=1; 2=0")
     assert [interpolated(step, i) for i in range(4)] == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("text", ["a=1", "-1=1", "0.5=1", "1"])
 def test_item_weights_that_name_no_item_are_one_sentence(text):
     with pytest.raises(ValueError, match="item_weights: .*") as raised:
-        item_weights(text)
+        parse_item_weights(text)
     assert "\n" not in str(raised.value)

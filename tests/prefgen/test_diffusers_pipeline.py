@@ -31,9 +31,9 @@ class UserAttention:
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
         query = attn.to_q(hidden_states)
         text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        out = base = scaled_dot_product(query, attn.to_k(text), attn.to_v(text), attn.heads)
+        out = scaled_dot_product(query, attn.to_k(text), attn.to_v(text), attn.heads)
         for k, v, weight in self.users:
-            out = out + user_residual(base, query, {"heads": attn.heads, "weight": weight}, k, v)
+            out = out + user_residual(query, k, v, attn.heads, weight=weight)
         return attn.to_out[1](attn.to_out[0](out))
 
 

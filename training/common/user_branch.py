@@ -34,8 +34,7 @@ class UserAttention:
         out = self.attention(query, keys, values, attn.heads)
         if self.keys_values is not None:
             user_keys, user_values = (t.to(out.dtype) for t in self.keys_values)
-            options = {"heads": attn.heads, "attention": self.attention}
-            out = out + user_residual(out, query, options, user_keys, user_values)
+            out = out + user_residual(query, user_keys, user_values, attn.heads, attention=self.attention)
         linear, dropout = attn.to_out
         return dropout(linear(out))
 

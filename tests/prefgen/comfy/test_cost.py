@@ -89,7 +89,7 @@ def graph(request, pack, tmp_path_factory):
         ({"apply_to": "both"}, 0),
         ({"attn_mask": torch.rand(1, 64, 64)}, 0),
         ({"start_at": 0.0, "end_at": 0.9}, 1),
-        ({"over_time": "0=1, 1=0.2"}, 1),
+        ({"weight_schedule": "0=1, 1=0.2"}, 1),
     ],
     ids=["always", "both halves", "mask", "start and end", "schedule"],
 )
@@ -97,7 +97,7 @@ def test_a_model_call_reads_sigma_once_at_most_and_nothing_else(graph, options, 
     assert graph.counts(graph.applied(**options))[0] - graph.plain_reads == reads
 
 
-@pytest.mark.parametrize("options", [{}, {"start_at": 0.1, "end_at": 0.9}, {"over_time": "0=1, 1=0.2"}])
+@pytest.mark.parametrize("options", [{}, {"start_at": 0.1, "end_at": 0.9}, {"weight_schedule": "0=1, 1=0.2"}])
 def test_a_whole_run_reads_nothing_else(graph, options):
     """Euler calls the model once a step: every read but those of the plain run is one of sigma."""
     model = graph.applied(**options)
@@ -159,7 +159,7 @@ def breaks(graph, model):
 
 @pytest.mark.slow
 def test_a_compiled_model_breaks_no_more_than_four_times_more_and_does_not_compile_every_step(graph):
-    options = {"over_time": "0=1, 1=0.2"} if graph.both.family == "sd15" else {}
+    options = {"weight_schedule": "0=1, 1=0.2"} if graph.both.family == "sd15" else {}
     try:
         plain = breaks(graph, graph.both.patcher)
         with_user = breaks(graph, graph.applied(**options))

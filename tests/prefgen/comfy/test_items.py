@@ -30,8 +30,8 @@ def test_two_users_share_a_batch(apply_user, model, two):
     first, second, plain = (
         studio.latents(m, BATCH) for m in (apply_user(model, two[0]), apply_user(model, two[1]), model)
     )
-    half = apply_user(model, two[0], by_item=FIRST_HALF)
-    alone, both = studio.latents(half, BATCH), studio.latents(apply_user(half, two[1], by_item=SECOND_HALF), BATCH)
+    half = apply_user(model, two[0], item_weights=FIRST_HALF)
+    alone, both = studio.latents(half, BATCH), studio.latents(apply_user(half, two[1], item_weights=SECOND_HALF), BATCH)
     assert_close(alone[:2], first[:2], ulps=SAMPLED, unlike=plain[:2])
     assert_close(alone[2:], plain[2:], ulps=SAMPLED, unlike=first[2:])
     assert_close(both[:2], first[:2], ulps=SAMPLED, unlike=second[:2])
@@ -39,7 +39,7 @@ def test_two_users_share_a_batch(apply_user, model, two):
 
 
 def test_a_ramp_gives_every_item_its_own_weight(apply_user, model, two):
-    ramp = studio.latents(apply_user(model, two[0], 0.9, by_item="0=1, 3=0"), BATCH)
+    ramp = studio.latents(apply_user(model, two[0], 0.9, item_weights="0=1, 3=0"), BATCH)
     whole, plain = studio.latents(apply_user(model, two[0], 0.9), BATCH), studio.latents(model, BATCH)
     for item, share in enumerate((1, 2 / 3, 1 / 3, 0)):
         alone = studio.latents(apply_user(model, two[0], 0.9 * share), BATCH)
@@ -48,7 +48,7 @@ def test_a_ramp_gives_every_item_its_own_weight(apply_user, model, two):
 
 @pytest.mark.parametrize("apply_to", ["positive", "both"])
 def test_halves_that_are_painted_apart_for_want_of_memory_are_the_same(apply_user, model, two, monkeypatch, apply_to):
-    patched = apply_user(model, two[0], apply_to=apply_to, by_item="0=1, 3=0", attn_mask=torch.rand(BATCH, 32, 32))
+    patched = apply_user(model, two[0], apply_to=apply_to, item_weights="0=1, 3=0", attn_mask=torch.rand(BATCH, 32, 32))
     together, calls = studio.latents(patched, BATCH), []
     original = type(model.model).apply_model
     monkeypatch.setattr(
@@ -90,7 +90,7 @@ def test_in_a_context_window_every_frame_keeps_its_own_user_and_mask(apply_user,
     masks = torch.zeros(BATCH, 32, 32)
     masks[3] = 1
     whole = {
-        "items": apply_user(apply_user(model, two[0], by_item=FIRST_HALF), two[1], by_item=SECOND_HALF),
+        "items": apply_user(apply_user(model, two[0], item_weights=FIRST_HALF), two[1], item_weights=SECOND_HALF),
         "masks": apply_user(model, two[0], attn_mask=masks),
     }
     for patched in whole.values():
@@ -112,6 +112,6 @@ def test_the_frames_of_animatediff_evolved_s_windows_are_known(pack):
 
 
 def test_item_weights_that_are_all_zero_leave_the_very_model(apply_user, model, two):
-    assert apply_user(model, two[0], by_item="0=0") is model
-    with pytest.raises(ValueError, match="item_weights: 'x' is no item of a batch"):
-        apply_user(model, two[0], by_item="x=1")
+    assert apply_user(model, two[0], item_weights="0=0") is model
+    with pytest.raises(ValueError, match="item_weights: 'x' is not the number of a batch item"):
+        apply_user(model, two[0], item_weights="x=1")

@@ -51,7 +51,7 @@ def test_every_cross_attention_of_a_layout_is_reached_and_weight_0_is_the_plain_
     assert torch.isfinite(with_user).all() and studio.far(with_user, plain)
     assert torch.equal(studio.latents(patched), with_user) and torch.equal(studio.latents(model), plain)
     assert patcher.apply_user(model, user, 0.0) is model
-    one = patcher.apply_user(model, user, blocks="all", per_block="all=0, out=1")
+    one = patcher.apply_user(model, user, blocks="all", block_weights="all=0, out=1")
     assert studio.far(studio.latents(one), plain) and studio.far(studio.latents(one), with_user)
 
 

@@ -108,7 +108,7 @@ def test_how_many_tiles_are_painted_at_once_changes_nothing(apply_user, model, u
 def test_item_weights_stay_with_their_items_in_stacked_tiles(apply_user, model, users, order):
     plain = studio.latents(tiled(model, 2, order), batch=2, size=SIZE)
     every = studio.latents(apply_user(tiled(model, 2, order), users[0]), batch=2, size=SIZE)
-    first = studio.latents(apply_user(tiled(model, 2, order), users[0], by_item="0=1, 1=0"), batch=2, size=SIZE)
+    first = studio.latents(apply_user(tiled(model, 2, order), users[0], item_weights="0=1, 1=0"), batch=2, size=SIZE)
     assert close(first[1], plain[1]) and close(first[0], every[0]) and studio.far(every[1], plain[1])
 
 
@@ -228,7 +228,7 @@ def test_what_nobody_can_tell_is_refused_before_anything_is_painted(
         studio.latents(astray, size=SIZE, conds=(positive, positive))
     one_sentence(raised)
     with pytest.raises(layout_error, match="item_weights"):
-        weighted = apply_user(tiled(model, 2, carry=["c_crossattn"]), users[0], by_item="0=1, 1=0")
+        weighted = apply_user(tiled(model, 2, carry=["c_crossattn"]), users[0], item_weights="0=1, 1=0")
         studio.latents(weighted, batch=2, size=SIZE)
 
 
@@ -256,7 +256,7 @@ def test_a_wrapper_that_paints_the_halves_apart_changes_nothing(apply_user, mode
 
     split = model.clone()
     split.set_model_unet_function_wrapper(apart)
-    options = {"apply_to": side, "by_item": "0=1, 1=0.3", "attn_mask": torch.rand(2, 32, 32)}
+    options = {"apply_to": side, "item_weights": "0=1, 1=0.3", "attn_mask": torch.rand(2, 32, 32)}
     together = studio.latents(apply_user(model, users[0], **options), batch=2)
     assert close(studio.latents(apply_user(split, users[0], **options), batch=2), together)
 
@@ -311,7 +311,7 @@ def test_the_same_prompt_in_every_region_is_no_regions(apply_user, model, users,
 
 
 def test_masks_and_item_weights_go_into_every_region(apply_user, model, users):
-    options = {"attn_mask": torch.rand(2, 64, 64), "by_item": "0=1, 1=0.2"}
+    options = {"attn_mask": torch.rand(2, 64, 64), "item_weights": "0=1, 1=0.2"}
     whole = studio.latents(apply_user(model, users[0], **options), 2)
     assert close(studio.latents(apply_user(coupled(model, 3), users[0], **options), 2), whole)
 
@@ -332,8 +332,8 @@ def test_a_patch_that_swaps_rows_takes_their_users_along(apply_user, model, user
     swapped = model.clone()
     swapped.set_model_attn2_patch(swap)
     swapped.set_model_attn2_output_patch(lambda out, extra: out.flip(0))
-    whole = studio.latents(apply_user(model, users[0], by_item="0=1, 1=0.3"), 2)
-    assert close(studio.latents(apply_user(swapped, users[0], by_item="0=1, 1=0.3"), 2), whole)
+    whole = studio.latents(apply_user(model, users[0], item_weights="0=1, 1=0.3"), 2)
+    assert close(studio.latents(apply_user(swapped, users[0], item_weights="0=1, 1=0.3"), 2), whole)
 
 
 def test_a_patch_that_mixes_rows_is_refused_and_one_that_leaves_them_is_not(
@@ -467,7 +467,7 @@ def test_in_windows_with_the_item_before_them_every_frame_keeps_its_own_user_and
     """Of 4 items a window of 3 and its anchor are as many as the whole batch."""
     masks = torch.zeros(batch, 32, 32)
     masks[-1] = 1
-    two_users = apply_user(apply_user(model, users[0], by_item="1=1, 2=0"), users[1], by_item="1=0, 2=1")
+    two_users = apply_user(apply_user(model, users[0], item_weights="1=1, 2=0"), users[1], item_weights="1=0, 2=1")
     for patched in (two_users, apply_user(model, users[0], attn_mask=masks)):
         assert close(studio.latents(windowed(patched, length), batch), studio.latents(patched, batch))
     plain = studio.latents(model, batch)
@@ -502,7 +502,7 @@ def test_a_window_that_shows_more_than_it_says_is_not_guessed(pack, apply_user, 
     silent = model.clone()
     silent.model_options["sampler_calc_cond_batch_function"] = part
     with pytest.raises(layout_error, match="item_weights"):
-        studio.latents(apply_user(silent, users[0], by_item="0=1, 3=0"), 4)
+        studio.latents(apply_user(silent, users[0], item_weights="0=1, 3=0"), 4)
     assert studio.far(studio.latents(apply_user(silent, users[0]), 4), studio.latents(silent, 4))
 
 
@@ -527,7 +527,12 @@ def test_halves_that_are_painted_by_threads_are_the_same(apply_user, model, user
             thread.join()
         return [painted[number] for number in range(len(threads))]
 
-    options = {"apply_to": side, "by_item": "0=1, 1=0.2", "attn_mask": torch.rand(2, 32, 32), "over_time": "0=1, 1=0.2"}
+    options = {
+        "apply_to": side,
+        "item_weights": "0=1, 1=0.2",
+        "attn_mask": torch.rand(2, 32, 32),
+        "weight_schedule": "0=1, 1=0.2",
+    }
     split = model.clone()
     split.model_options["sampler_calc_cond_batch_function"] = in_threads
     together = studio.latents(apply_user(model, users[0], **options), batch=2)

@@ -249,11 +249,11 @@ def test_a_mask_with_values_that_are_not_numbers_is_named(patcher, world):
 def test_the_preset_all_and_a_level_schedule_are_exactly_the_plain_application(patcher, world):
     model, users = world
     plain = latents(patcher.apply_user(model, users[0], 0.7))
-    for where in ({"blocks": "all"}, {"per_block": "all=1"}, {"over_time": "0=1"}):
+    for where in ({"blocks": "all"}, {"block_weights": "all=1"}, {"weight_schedule": "0=1"}):
         assert torch.equal(latents(patcher.apply_user(model, users[0], 0.7, **where)), plain)
-    doubled = latents(patcher.apply_user(model, users[0], 0.35, per_block="all=2"))
+    doubled = latents(patcher.apply_user(model, users[0], 0.35, block_weights="all=2"))
     assert torch.equal(doubled, plain)
-    assert torch.equal(latents(patcher.apply_user(model, users[0], 0.35, over_time="0=2, 1=2")), plain)
+    assert torch.equal(latents(patcher.apply_user(model, users[0], 0.35, weight_schedule="0=2, 1=2")), plain)
 
 
 def test_a_user_reaches_only_the_blocks_that_are_chosen(patcher, world):
@@ -278,10 +278,10 @@ def test_a_user_reaches_only_the_blocks_that_are_chosen(patcher, world):
 
     last = found[-2][0]  # the last output block: nothing runs behind it that it could change
     name = f"out{last[1]}"
-    plain, one = outputs(model), outputs(patcher.apply_user(model, users[0], per_block=f"all=0, {name}=1"))
+    plain, one = outputs(model), outputs(patcher.apply_user(model, users[0], block_weights=f"all=0, {name}=1"))
     changed = {block for block in plain if not torch.equal(plain[block], one[block])}
     assert changed == {last}
-    halved = outputs(patcher.apply_user(model, users[0], per_block=f"all=0, {name}=0.5"))
+    halved = outputs(patcher.apply_user(model, users[0], block_weights=f"all=0, {name}=0.5"))
     # What is left when the plain output is taken away is rounded as the output is.
     scale, effect = one[last].abs().max(), one[last] - plain[last]
     assert_close(halved[last] - plain[last], effect / 2, scale=scale, ulps=64, unlike=effect)
@@ -294,18 +294,18 @@ def test_presets_differ_and_nothing_chosen_is_the_very_same_model(patcher, world
     ]
     for i, picture in enumerate([*pictures, latents(model)]):
         assert all(difference(picture, other) > FAR for other in pictures[:i])
-    assert patcher.apply_user(model, users[0], per_block="all=0") is model
-    assert patcher.apply_user(model, users[0], over_time="0=0, 1=0") is model
+    assert patcher.apply_user(model, users[0], block_weights="all=0") is model
+    assert patcher.apply_user(model, users[0], weight_schedule="0=0, 1=0") is model
     with pytest.raises(ValueError, match="block_weights: this model has no block 'in99'; it has in"):
-        patcher.apply_user(model, users[0], per_block="in99=1")
+        patcher.apply_user(model, users[0], block_weights="in99=1")
 
 
 def test_a_schedule_that_jumps_is_a_start_and_fading_lies_between(patcher, world):
     model, users = world
-    late = latents(patcher.apply_user(model, users[0], over_time="0.49=0, 0.5=1"))
+    late = latents(patcher.apply_user(model, users[0], weight_schedule="0.49=0, 0.5=1"))
     plain = latents(model)
     assert_close(late, latents(patcher.apply_user(model, users[0], start_at=0.5)), ulps=SAMPLED, unlike=plain)
-    fading = latents(patcher.apply_user(model, users[0], over_time="0=1, 1=0"))
+    fading = latents(patcher.apply_user(model, users[0], weight_schedule="0=1, 1=0"))
     assert_far(fading, late)
     assert_far(fading, plain)
 

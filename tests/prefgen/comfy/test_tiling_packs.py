@@ -92,10 +92,10 @@ def test_how_many_tiles_go_at_once_changes_nothing(tiled_diffusion, apply_user, 
         chain = tiled_diffusion().apply(model, method, 128, 128, 32, at_once)[0]
         return studio.latents(apply_user(chain, user, apply_to=side, **options) if options else chain, 2, size=SIZE)
 
-    for options in ({"weight": 1.0}, {"weight": 1.0, "by_item": "0=1, 1=0"}, {"weight": 1.0, "attn_mask": mask}):
+    for options in ({"weight": 1.0}, {"weight": 1.0, "item_weights": "0=1, 1=0"}, {"weight": 1.0, "attn_mask": mask}):
         plain, one, two, four = paint(1), *(paint(n, **options) for n in (1, 2, 4))
         assert close(two, one) and close(four, one) and studio.far(one[0], plain[0])
-        if "by_item" in options:
+        if "item_weights" in options:
             assert close(two[1], plain[1])
         if "attn_mask" in options and method != "SpotDiffusion":  # which turns the picture at every step
             assert (two - plain)[..., 32:].abs().max() < 1e-3 * (two - plain).abs().max()
@@ -116,7 +116,7 @@ def test_the_same_prompt_in_every_region_is_no_regions(couple_functions, apply_u
         chain.set_model_attn2_output_patch(couple_functions.unet_attn2_output_couple_wrapper(masks))
         return chain
 
-    for options in ({}, {"attn_mask": torch.rand(2, 32, 32), "by_item": "0=1, 1=0.3"}):
+    for options in ({}, {"attn_mask": torch.rand(2, 32, 32), "item_weights": "0=1, 1=0.3"}):
         whole = studio.latents(apply_user(model, user, apply_to=side, **options), 2)
         assert studio.far(whole, studio.latents(model, 2))
         for chain in (
