@@ -16,9 +16,10 @@ from pathlib import Path
 from prefgen.adapter import UserAdapter
 from prefgen.adapter_file import save_adapter
 
-from .common.adapters import BRANCH_STAGE, trained_adapter
+from .common.adapters import trained_adapter
 from .common.bases import DTYPES
 from .common.config.command import arguments
+from .common.config.schema import TrainUserAttention
 from .common.folder import RunFolder
 
 
@@ -44,14 +45,14 @@ def options(parser: ArgumentParser) -> None:
 
 
 def main() -> None:
-    args = arguments(BRANCH_STAGE, __doc__, "export", options)
+    args = arguments(TrainUserAttention, __doc__, "export", options)
     if args.options.out.suffix != ".safetensors":
         raise SystemExit(f"--out {args.options.out}: the file's name has to end in .safetensors.")
     adapter = trained_adapter(args, args.options.unfinished)
     RunFolder(args)  # refuses a configuration that isn't the run's
     save_adapter(stored(adapter, args.options.dtype), args.options.out)
     megabytes = args.options.out.stat().st_size / 1e6
-    print(f"{args.options.out}: {megabytes:.1f} MB, step {adapter.header.training['step']} of {args.steps}")
+    print(f"{args.options.out}: {megabytes:.1f} MB, step {adapter.header.training['step']} of {args.section.steps}")
 
 
 if __name__ == "__main__":

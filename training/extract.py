@@ -19,6 +19,7 @@ from prefgen.files import write_atomic
 
 from .common.cache import cached
 from .common.config.command import arguments
+from .common.config.schema import Extract
 from .common.errors import exit_with_message
 from .common.files import save_array
 from .common.run import Run
@@ -28,35 +29,37 @@ from .data.schema import TRAIN
 from .data.worlds import World, open_world
 
 
-def jobs_of(world: World, args) -> list[tuple[int, int]]:
+def jobs_of(world: World, section: Extract) -> list[tuple[int, int]]:
     """(user, number of the history) of everything that is read."""
-    return [(user, k) for user in world.users(TRAIN, args.users) for k in range(args.histories)]
+    return [(user, k) for user in world.users(TRAIN, section.users) for k in range(section.histories)]
 
 
-def history_of(world: World, args, user: int, k: int):
+def history_of(world: World, section: Extract, user: int, k: int):
     """History k of a user, a pure function: the first has as many pictures as there may be, the others fewer."""
-    rng = np.random.default_rng([args.seed, user, k])
-    most = args.pictures
+    rng = np.random.default_rng([section.seed, user, k])
+    most = section.pictures
     liked, disliked = (
         (most, most) if k == 0 else (int(rng.integers(min(3, most), most + 1)), int(rng.integers(most + 1)))
     )
     return world.history(user, rng, liked, disliked)
 
 
-def read(world: World, reader: Reader, image_encoder: ImageEncoder, args, jobs: list) -> dict[str, np.ndarray]:
+def read(
+    world: World, reader: Reader, image_encoder: ImageEncoder, section: Extract, jobs: list
+) -> dict[str, np.ndarray]:
     """{"hidden": [B, layers, D], "images": [B, I]} of some jobs, float16."""
-    histories = [history_of(world, args, user, k) for user, k in jobs]
+    histories = [history_of(world, section, user, k) for user, k in jobs]
     images = [F.normalize(image_encoder(h.pictures[h.liked]).mean(0), dim=0) for h in histories]
     return {"hidden": reader.states(histories).half().numpy(), "images": torch.stack(images).half().numpy()}
 
 
 def main() -> None:
-    args = arguments("extract", __doc__)
+    args = arguments(Extract, __doc__)
     run = Run(args)
     if run.finished:
         return
     world = open_world(args.config, args.runs)
-    jobs = jobs_of(world, args)
+    jobs = jobs_of(world, args.section)
     reader = load_reader(args, world, run.accelerator.device)
     image_encoder = load_image_encoder(args, world, run.accelerator.device, run.rank, run.world_size)
     mllm = reader.fingerprint
@@ -68,9 +71,9 @@ def main() -> None:
     key |= {"clip_vision_weights": image_encoder.digest, "pictures": world.digest}
 
     def fill(start: int, stop: int) -> dict[str, np.ndarray]:
-        return read(world, reader, image_encoder, args, jobs[start:stop])
+        return read(world, reader, image_encoder, args.section, jobs[start:stop])
 
-    cached(run.folder, "arrays", len(jobs), columns, key, fill, args.batch, run.rank, run.world_size)
+    cached(run.folder, "arrays", len(jobs), columns, key, fill, args.section.batch, run.rank, run.world_size)
     if run.rank == 0:
         save_array(np.array([user for user, _ in jobs]), run.folder / "owners.npy")
         index = {"world": world.name, "mllm": mllm, "clip_vision": image_encoder.about}

@@ -43,7 +43,8 @@ from prefgen.atelier.models import MLLM_FOLDER
 from prefgen.files import write_atomic
 from prefgen.mllm.model import PreferenceMLLM
 
-from .common.config.command import arguments
+from .common.config.command import StageArgs, arguments
+from .common.config.schema import ProbeLayers
 from .common.errors import exit_with_message
 from .common.files import save_weights
 from .common.run import Run
@@ -99,7 +100,7 @@ def deal(world: World, user: int, histories: int, pictures: int, seed: int) -> l
     return dealt
 
 
-def mllm_of(args, world: World) -> PreferenceMLLM:
+def mllm_of(args: StageArgs[ProbeLayers], world: World) -> PreferenceMLLM:
     """The tuned MLLM. The pictures are read anew, so the atelier needs no cache of image tokens."""
     return PreferenceMLLM.load(MLLM_FOLDER) if args.config.mllm.path is None else load_reader(args, world).mllm
 
@@ -141,14 +142,19 @@ def history_of(dealt: Dealt, place: dict[int, int]) -> History:
     return History(pictures, order < len(dealt.liked), [""] * len(pictures))
 
 
-def read_group(args, run, mllm, world: World, group: str, people: dict[int, list[Dealt]]) -> dict:
+def read_group(
+    args: StageArgs[ProbeLayers], run, mllm, world: World, group: str, people: dict[int, list[Dealt]]
+) -> dict:
     """Every user's tensors [users, k, ...] in fp32, read in pieces that are kept."""
+    section = args.section
     from safetensors.torch import load_file
 
     users, parts = list(people), []
     for start in tqdm(range(0, len(users), PIECE), desc=f"{run.args.stage} {group}"):
         here = users[start : start + PIECE]
-        key = json.dumps([mllm.fingerprint, world.digest, group, args.histories, args.pictures, args.seed, here])
+        key = json.dumps(
+            [mllm.fingerprint, world.digest, group, section.histories, section.pictures, section.seed, here]
+        )
         path = run.folder / "readings" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
@@ -280,26 +286,31 @@ def unbeaten(by_user: dict[str, dict[str, np.ndarray]], layers: int) -> list[str
 
 
 def main() -> None:
-    args = arguments("probe_layers", __doc__)
+    args = arguments(ProbeLayers, __doc__)
+    section = args.section
     run = Run(args)
     if run.finished:
         return
     world = open_world(args.config, args.runs)
-    train = world.users("train", 2 * args.users)
-    groups = {"fit": train[: args.users], "choose": train[args.users :], "report": world.users("test", args.users)}
+    train = world.users("train", 2 * section.users)
+    groups = {
+        "fit": train[: section.users],
+        "choose": train[section.users :],
+        "report": world.users("test", section.users),
+    }
     people = {}
     for group, users in groups.items():
-        dealt = {user: deal(world, user, args.histories, args.pictures, args.seed) for user in users}
+        dealt = {user: deal(world, user, section.histories, section.pictures, section.seed) for user in users}
         people[group] = {user: histories for user, histories in dealt.items() if histories}
         if len(people[group]) < 2:
             raise DataError(
-                f"{len(people[group])} of {len(users)} users have the pictures for {args.histories} histories with "
+                f"{len(people[group])} of {len(users)} users have the pictures for {section.histories} histories with "
                 "one more liked and disliked picture each: set probe_layers.histories lower, or users higher."
             )
     mllm = mllm_of(args, world)
     readings = {group: read_group(args, run, mllm, world, group, people[group]) for group in GROUPS}
-    figures = analyse(readings, {group: truth_of(world, people[group]) for group in GROUPS}, args.seed)
-    figures |= {"histories": args.histories, "users": {group: len(people[group]) for group in GROUPS}}
+    figures = analyse(readings, {group: truth_of(world, people[group]) for group in GROUPS}, section.seed)
+    figures |= {"histories": section.histories, "users": {group: len(people[group]) for group in GROUPS}}
     layers = {key: figures[key] for key in ("sem_layers", "core_layer")}
     for sentence in figures["unbeaten"]:
         print(f"probe_layers: {sentence} The layers that it chose mean little there.", file=sys.stderr, flush=True)

@@ -18,6 +18,7 @@ from prefgen.aligner import LayerStandardiser, SemanticAligner
 
 from .common.bases import Base, load_base
 from .common.config.command import arguments
+from .common.config.schema import TrainAlignment
 from .common.errors import exit_with_message
 from .common.mmd import median_bandwidths, mmd2
 from .common.optim import cosine, parameter_groups
@@ -41,7 +42,8 @@ def user_bank(base: Base, histories: World, users: list[int]) -> torch.Tensor:
 
 
 def main() -> None:
-    args = arguments("train_alignment", __doc__)
+    args = arguments(TrainAlignment, __doc__)
+    section = args.section
     run = Run(args)
     if run.finished:
         return
@@ -66,24 +68,24 @@ def main() -> None:
     norm = LayerStandardiser(*states.shape[1:])
     norm.fit(states[train])
     norm.to(device)
-    aligner = SemanticAligner(states.shape[1], states.shape[2], bank.shape[1], args.hidden)
+    aligner = SemanticAligner(states.shape[1], states.shape[2], bank.shape[1], section.hidden)
     bandwidths = median_bandwidths(bank[texts[:1024]], bank[texts[1024:2048]])
     optimiser = torch.optim.AdamW(parameter_groups(aligner, 0.01))
     aligner, optimiser = run.prepare(aligner, optimiser)
     run.resume(model=aligner, norm=norm, optimiser=optimiser)
-    for step in run.steps(args.steps):
+    for step in run.steps(section.steps):
         with run.timer("data"):
-            chosen = train[batch_indices(args.seed, step, args.batch, len(train), run.rank, run.world_size)]
+            chosen = train[batch_indices(section.seed, step, section.batch, len(train), run.rank, run.world_size)]
             standard, target = norm(states[chosen].to(device)), bank[owners[chosen].to(device)]
             # Every process compares with the same texts.
-            shared = torch.Generator().manual_seed(step_seed(args.seed, step))
-            reference = bank[texts[torch.randint(0, len(texts), (args.bank,), generator=shared)]]
+            shared = torch.Generator().manual_seed(step_seed(section.seed, step))
+            reference = bank[texts[torch.randint(0, len(texts), (section.bank,), generator=shared)]]
         with run.timer("forward"):
             aligned = F.normalize(aligner(standard), dim=1)  # [B, C]
             distance = mmd2(run.gather_rows(aligned), reference, bandwidths)
             paired = 1 - (aligned * target).sum(1).mean()
-            loss = args.mmd * distance + args.paired * paired
-        norm_of_gradient = run.optimise(loss, optimiser, cosine(step, args.steps, args.lr, args.warmup))
+            loss = section.mmd * distance + section.paired * paired
+        norm_of_gradient = run.optimise(loss, optimiser, cosine(step, section.steps, section.lr, section.warmup))
         run.log(loss=run.loss, mmd=distance, paired=paired, grad_norm=norm_of_gradient)
 
     aligner.eval()

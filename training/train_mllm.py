@@ -33,7 +33,8 @@ from prefgen.mllm.model import PreferenceMLLM
 
 from .common import lora
 from .common.bases import DTYPES
-from .common.config.command import arguments
+from .common.config.command import StageArgs, arguments
+from .common.config.schema import TrainMllm
 from .common.errors import exit_with_message
 from .common.files import save_weights
 from .common.optim import cosine, parameter_groups
@@ -107,7 +108,7 @@ def contrast_loss(leaning: torch.Tensor) -> torch.Tensor:
     return F.softplus(disliked - liked).sum()
 
 
-def open_mllm(args, world: World, run: Run) -> tuple[Reader, nn.Module, object]:
+def open_mllm(args: StageArgs[TrainMllm], world: World, run: Run) -> tuple[Reader, nn.Module, object]:
     """(reader, what is trained of the MLLM, peft's model or None)."""
     config, device = args.config.mllm, run.accelerator.device
     if config.path is None:
@@ -126,7 +127,7 @@ def open_mllm(args, world: World, run: Run) -> tuple[Reader, nn.Module, object]:
         config.path, DTYPES[config.precision], "cpu" if run.uses_fsdp else str(device), None, config.nf4
     )
     mllm.model.requires_grad_(False)
-    peft_model = lora.put_on(mllm.model, mllm.family.text, config.lora, args.seed)
+    peft_model = lora.put_on(mllm.model, mllm.family.text, config.lora, args.section.seed)
     run.shard(mllm.family.text, mllm.family.text.layers)
     if not config.nf4:
         mllm.model.to(device)
@@ -136,7 +137,7 @@ def open_mllm(args, world: World, run: Run) -> tuple[Reader, nn.Module, object]:
     return Reader(mllm, world), trained, peft_model
 
 
-def new_atelier(args, world, run: Run) -> tuple[Reader, nn.Module]:
+def new_atelier(args: StageArgs[TrainMllm], world: World, run: Run) -> tuple[Reader, nn.Module]:
     """The atelier's MLLM, freshly initialised, with the eyes that the stage before trained."""
     from safetensors.torch import load_file
 
@@ -175,19 +176,19 @@ class Samples:
 
 
 def samples_of(
-    world: World, questions: Questions, users: list[int], args, shares: int, rng: np.random.Generator
+    world: World, questions: Questions, users: list[int], section: TrainMllm, shares: int, rng: np.random.Generator
 ) -> Samples:
     """The whole batch of a step, the same in every process; it has to be enough for so many shares."""
-    count, others, pairs = args.config.train_mllm.groups
+    count, others, pairs = section.groups
     if count < shares:
         raise DataError(
-            f"train_mllm.batch is {args.batch} and holds {count} users, too few for {shares} processes and pieces: "
+            f"train_mllm.batch is {section.batch} and holds {count} users, too few for {shares} processes and pieces: "
             "raise it, or lower accumulate."
         )
     chosen = [users[i] for i in rng.choice(len(users), count, replace=len(users) < count)]
     rest = [users[i] for i in rng.choice(len(users), others + pairs, replace=len(users) < others + pairs)]
     # One length a step: padding would be a third of the work. Short histories come less often.
-    sizes = [*range(1, args.pictures + 1), args.pictures]
+    sizes = [*range(1, section.pictures + 1), section.pictures]
     liked, disliked = int(rng.choice(sizes)), int(rng.choice([0, *sizes[1:]]))
     asked = [closing(world, user, rng, liked, disliked) for user in (*chosen, *chosen)]
     more = [questions.ask(user, rng, liked, disliked) for user in rest[:others]]
@@ -207,8 +208,9 @@ def losses_of(model, reader: Reader, heads: TasteHeads | None, samples: Samples,
 
     samples, tokens: the whole batch, and how many tokens its answers have.
     """
-    device, shares = reader.mllm.device, run.world_size * args.accumulate
-    mine = samples.share(run.rank * args.accumulate + piece, shares)
+    section = args.section
+    device, shares = reader.mllm.device, run.world_size * section.accumulate
+    mine = samples.share(run.rank * section.accumulate + piece, shares)
     batch = reader.batch(mine.all)
     states, last = reader.forward(batch)
     closing, users = states[: len(mine.closing)], mine.users
@@ -218,14 +220,14 @@ def losses_of(model, reader: Reader, heads: TasteHeads | None, samples: Samples,
     if answered.any():
         said, truth = head(last[:, :-1][answered]), batch.labels[:, 1:][answered]
         losses["answer"] = answer_loss(said, truth) * (shares / tokens)
-    if heads is not None and args.reading:
+    if heads is not None and section.reading:
         read = reading_loss(heads, closing, taste_targets(reader.world, users * 2).to(device))
         losses["reading"] = read * (len(users) * shares / len(samples.users))
-    if args.identity:
-        counts = [len(samples.users[rank * args.accumulate + piece :: shares]) for rank in range(run.world_size)]
+    if section.identity:
+        counts = [len(samples.users[rank * section.accumulate + piece :: shares]) for rank in range(run.world_size)]
         if sum(counts) > 1:
             halves = [run.gather_rows(half, counts) for half in closing[:, core_layer(states.shape[1])].chunk(2)]
-            share = sum(counts) * args.accumulate / len(samples.users)
+            share = sum(counts) * section.accumulate / len(samples.users)
             losses["identity"] = identity_loss(*halves) * share
     if mine.pairs:
         ends = last[torch.arange(len(last), device=device), batch.last][-len(mine.pairs) :]
@@ -234,7 +236,7 @@ def losses_of(model, reader: Reader, heads: TasteHeads | None, samples: Samples,
 
 
 def main() -> None:
-    args = arguments("train_mllm", __doc__)
+    args = arguments(TrainMllm, __doc__)
     run = Run(args)
     if run.finished:
         return
@@ -245,11 +247,12 @@ def main() -> None:
     train(args, run)
 
 
-def train(args, run: Run) -> None:
+def train(args: StageArgs[TrainMllm], run: Run) -> None:
+    section = args.section
     world = open_world(args.config, args.runs)
-    users = world.users(TRAIN, args.users)
-    questions = Questions(world, args.config.data.questions) if args.others else None
-    lacking = sum(not world.has_disliked(user) for user in users) if args.contrast else 0
+    users = world.users(TRAIN, section.users)
+    questions = Questions(world, args.config.data.questions) if section.others else None
+    lacking = sum(not world.has_disliked(user) for user in users) if section.contrast else 0
     if lacking and run.rank == 0:
         helps = " Set train_mllm.contrast=0." if lacking == len(users) else ""
         words = f"{lacking} of {len(users)} users have no disliked picture, and no pair for the contrast loss.{helps}"
@@ -258,32 +261,34 @@ def train(args, run: Run) -> None:
     model = reader.mllm.model.train(peft_model is not None)  # LoRA's dropout; the atelier's model has none
     device = reader.mllm.device
     heads = TasteHeads(reader.fingerprint["hidden_size"], len(world.attributes)) if world.attributes else None
-    trained = nn.ModuleDict({"text": text} | ({"heads": heads} if heads and args.reading else {})).to(device)
-    optimiser = torch.optim.AdamW(parameter_groups(trained, args.weight_decay), betas=(0.9, 0.98))
+    trained = nn.ModuleDict({"text": text} | ({"heads": heads} if heads and section.reading else {})).to(device)
+    optimiser = torch.optim.AdamW(parameter_groups(trained, section.weight_decay), betas=(0.9, 0.98))
     trained, optimiser = run.prepare(trained, optimiser)
     run.resume(model=trained, optimiser=optimiser)
     precision = torch.bfloat16 if args.config.mllm.path is None else DTYPES[args.config.mllm.precision]
-    shares = run.world_size * args.accumulate
-    weights = {"answer": 1.0, "reading": args.reading, "identity": args.identity, "contrast": args.contrast}
+    shares = run.world_size * section.accumulate
+    weights = {"answer": 1.0, "reading": section.reading, "identity": section.identity, "contrast": section.contrast}
 
-    for step in run.steps(args.steps):
+    for step in run.steps(section.steps):
         with run.timer("data"):
-            samples = samples_of(world, questions, users, args, shares, np.random.default_rng([args.seed, step]))
+            samples = samples_of(
+                world, questions, users, args.section, shares, np.random.default_rng([section.seed, step])
+            )
             tokens = sum(len(reader.answer_ids(asked.answer)) for asked in samples.all)
         means = dict.fromkeys(weights, 0.0)
-        for piece in run.micro_batches(np.arange(args.accumulate)):
+        for piece in run.micro_batches(np.arange(section.accumulate)):
             with run.timer("forward"), torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 losses = losses_of(model, reader, heads, samples, tokens, int(piece[0]), run, args)
             for name, loss in losses.items():
-                means[name] += loss.detach() / args.accumulate
+                means[name] += loss.detach() / section.accumulate
             run.backward(sum(weights[name] * loss for name, loss in losses.items()))
-        norm = run.update(optimiser, cosine(step, args.steps, args.lr, args.warmup))
+        norm = run.update(optimiser, cosine(step, section.steps, section.lr, section.warmup))
         known = {name: mean for name, mean in means.items() if weights[name]}
         known |= {"pairs_skipped": samples.skipped} if lacking else {}
         run.log(loss=run.loss, **known, grad_norm=norm)
 
     model.eval()
-    figures = evaluate(world, reader, heads if args.reading else None, args)
+    figures = evaluate(world, reader, heads if section.reading else None, args.section)
     figures |= {"users_without_dislikes": lacking} if lacking else {}
     if peft_model is not None:
         adapter = gather({name: p for name, p in peft_model.named_parameters() if p.requires_grad})
@@ -305,7 +310,9 @@ def export(config, state: dict[str, torch.Tensor]) -> None:
 
 
 @torch.inference_mode()
-def evaluate(world: World, reader: Reader, heads: TasteHeads | None, args, count: int = 256) -> dict[str, float]:
+def evaluate(
+    world: World, reader: Reader, heads: TasteHeads | None, section: TrainMllm, count: int = 256
+) -> dict[str, float]:
     """On test users: are liked and disliked attributes ranked first, is a user found again by another history."""
     try:
         users = world.users(TEST, count)
@@ -313,10 +320,10 @@ def evaluate(world: World, reader: Reader, heads: TasteHeads | None, args, count
         users = world.users(TEST)
     rng, states = np.random.default_rng(123), []
     for _ in range(2):
-        for start in range(0, len(users), args.batch):
-            some = users[start : start + args.batch]
+        for start in range(0, len(users), section.batch):
+            some = users[start : start + section.batch]
             states.append(
-                reader.states([world.history(user, rng, args.pictures, args.pictures) for user in some]).cpu()
+                reader.states([world.history(user, rng, section.pictures, section.pictures) for user in some]).cpu()
             )
     states = torch.cat(states)
     layer = core_layer(states.shape[1])

@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -32,8 +31,8 @@ from prefgen.atelier.models import WEIGHTS
 from .common.adapters import new_adapter, trained_adapter, trained_parts
 from .common.bases import Base, Text, load_base
 from .common.cache import cached, digest_of
-from .common.config.command import arguments
-from .common.config.schema import PARTS
+from .common.config.command import StageArgs, arguments
+from .common.config.schema import PARTS, TrainUserAttention
 from .common.errors import exit_with_message
 from .common.files import picture_grid
 from .common.optim import Ema, cosine, parameter_groups
@@ -47,7 +46,6 @@ from .data.atelier_users import users_of
 from .data.picture_pool import pool_latents
 from .data.worlds import Target, World, open_world, painted_smaller
 
-STAGE = "train_user_attention"
 SHOWN, SHOWN_STEPS, GUIDANCE = 4, 20, 5.0  # the grids: users, sampling steps
 TEXTS, PICTURES = 64, 16  # computed at once for the caches
 
@@ -74,7 +72,9 @@ def drop_parts(vectors: torch.Tensor, widths: list[int], part: float, user: floa
 class Latents:
     """Latents [B, c, h, w] and sizes [B, 4] (see `Base.added_conditions`) of pictures by their numbers in the world."""
 
-    def __init__(self, args: SimpleNamespace, base: Base, histories: World, wanted: list[Target] | None, run):
+    def __init__(
+        self, args: StageArgs[TrainUserAttention], base: Base, histories: World, wanted: list[Target] | None, run
+    ):
         if wanted is None:  # the pool of the atelier, whole; another stage may have made them
             self.numbers, self.sizes = np.arange(len(histories)), None
             self.latents = pool_latents(args.runs, histories.pool, run.rank, run.world_size)
@@ -105,8 +105,8 @@ class Latents:
 class CachedTexts:
     """Text states of every prompt that training may ask for, mapped from the disk."""
 
-    def __init__(self, args: SimpleNamespace, base: Base, histories: World, wanted: list[Target], run):
-        enriched = [w.enriched for w in wanted if w.enriched] if args.distil else []
+    def __init__(self, args: StageArgs[TrainUserAttention], base: Base, histories: World, wanted: list[Target], run):
+        enriched = [w.enriched for w in wanted if w.enriched] if args.section.distil else []
         texts = sorted({"", *(w.prompt for w in wanted), *enriched})
         self.rows = {text: i for i, text in enumerate(texts)}
         config, first = args.config.base, base.encode_text([""])
@@ -133,7 +133,8 @@ class CachedTexts:
 
 
 def main() -> None:
-    args = arguments(STAGE, __doc__)
+    args = arguments(TrainUserAttention, __doc__)
+    section = args.section
     run = Run(args)
     if run.finished:
         return
@@ -141,7 +142,7 @@ def main() -> None:
     histories, extracted = open_world(config, args.runs), ExtractedUsers(args.runs)
     extracted.check_world(histories.name)
     if config.data.path is not None and (fault := painted_smaller(config.data.path, config.base.pixels)):
-        raise SystemExit(f"{STAGE}: {fault}")
+        raise SystemExit(f"{args.stage}: {fault}")
     if config.base.precision == "fp16" and run.accelerator.scaler is None:
         raise SystemExit(
             "base.precision fp16: gradients underflow without a loss scaler; take bf16, or start with `accelerate "
@@ -154,14 +155,14 @@ def main() -> None:
         base.unet.enable_gradient_checkpointing()
     header = adapter.header
     widths = [header.semantic_width, header.core_width, header.image_width]
-    kept = torch.tensor([float(part in args.parts) for part in PARTS])
+    kept = torch.tensor([float(part in section.parts) for part in PARTS])
     vectors = user_vectors(adapter, extracted) * kept.repeat_interleave(torch.tensor(widths))
     users = np.unique(extracted.owners)
     wanted = histories.all_targets(users.tolist())
     with run.timer("caches"):
         latents = Latents(args, base, histories, wanted, run)
         texts = base.encode_text
-        if wanted is not None and args.cache_text:
+        if wanted is not None and section.cache_text:
             texts = CachedTexts(args, base, histories, wanted, run)
             base.free_encoders()
         base.vae.to("cpu")  # it waits there for the pictures to be shown
@@ -170,32 +171,34 @@ def main() -> None:
     if wanted is not None:
         heldout = extracted.owners >= users[first_heldout(len(users))]
     rows = np.flatnonzero(~heldout)
-    if len(rows) < args.batch:
-        raise SystemExit(f"{STAGE}: {len(rows)} histories can't fill a batch of {args.batch}: extract more users.")
+    if len(rows) < section.batch:
+        raise SystemExit(
+            f"{args.stage}: {len(rows)} histories can't fill a batch of {section.batch}: extract more users."
+        )
 
     trained = trained_parts(adapter)
     optimiser = torch.optim.AdamW(parameter_groups(trained, 0.01), betas=(0.9, 0.99))
     trained, optimiser = run.prepare(trained, optimiser)
-    ema = Ema(trained, args.ema)
+    ema = Ema(trained, section.ema)
     run.resume(model=trained, optimiser=optimiser, ema=ema)
 
-    for step in run.steps(args.steps):
+    for step in run.steps(section.steps):
         with run.timer("data"):
             # Every process draws for the whole batch and takes its share: any number of them learns the same.
-            rng = np.random.default_rng([args.seed, step])
-            torch.manual_seed(step_seed(args.seed, step))
-            chosen = rng.choice(rows, args.batch, replace=False)
+            rng = np.random.default_rng([section.seed, step])
+            torch.manual_seed(step_seed(section.seed, step))
+            chosen = rng.choice(rows, section.batch, replace=False)
             asked = [asked_of(histories, extracted.owners[row], rng, args) for row in chosen]
-            vector = drop_parts(vectors[chosen], widths, args.drop_part, args.drop_user)
+            vector = drop_parts(vectors[chosen], widths, section.drop_part, section.drop_user)
             dropped = vector.abs().sum(1) == 0
-            timesteps = torch.randint(0, len(base.alphas), (args.batch,))
-            noise = torch.randn(args.batch, *latents.shape)
+            timesteps = torch.randint(0, len(base.alphas), (section.batch,))
+            noise = torch.randn(section.batch, *latents.shape)
             # No text means no oracle text either: those rows learn from pictures alone.
             teachable = torch.tensor([bool(w.prompt and w.enriched) for w in asked])
             # The teachable rows of the batch have the oracle's weight together, however it is cut.
-            taught = teachable * (args.batch / max(1, int(teachable.sum())))
+            taught = teachable * (section.batch / max(1, int(teachable.sum())))
 
-            share = args.batch // run.world_size
+            share = section.batch // run.world_size
             mine = slice(run.rank * share, (run.rank + 1) * share)
             asked, dropped, teachable = asked[mine], dropped[mine], teachable[mine]
             vector, timesteps, noise, taught = (t[mine].to(device) for t in (vector, timesteps, noise, taught))
@@ -203,13 +206,13 @@ def main() -> None:
             neutral = [w.prompt for w in asked]
             oracle = [w.prompt if d or not t else w.enriched for w, d, t in zip(asked, dropped, teachable, strict=True)]
             noisy, target = base.noised(clean.to(device), timesteps, noise)
-            student_text, teacher_text = texts(neutral), texts(oracle) if args.distil else None
-            weights = base.min_snr_weights(timesteps, args.min_snr)
+            student_text, teacher_text = texts(neutral), texts(oracle) if section.distil else None
+            weights = base.min_snr_weights(timesteps, section.min_snr)
         losses = {"picture": 0.0, "distil": 0.0}
         for piece in run.micro_batches(np.arange(share)):
             shape = sizes if sizes is None else sizes[piece]
             inputs = noisy[piece], timesteps[piece]
-            if args.distil:
+            if section.distil:
                 with run.timer("teacher"), torch.no_grad():
                     connect(branch, None)
                     teacher = base.predict(*inputs, teacher_text[piece], shape)
@@ -219,16 +222,16 @@ def main() -> None:
                 student = base.predict(*inputs, student_text[piece], shape)
                 picture = (squared(student, target[piece]) * weights[piece]).mean()
                 loss = picture
-                if args.distil:
+                if section.distil:
                     distil = (squared(student, teacher) * weights[piece] * taught[piece]).mean()
-                    loss = (1 - args.distil) * picture + args.distil * distil
-                    losses["distil"] += distil.detach() / args.accumulate
-                losses["picture"] += picture.detach() / args.accumulate
+                    loss = (1 - section.distil) * picture + section.distil * distil
+                    losses["distil"] += distil.detach() / section.accumulate
+                losses["picture"] += picture.detach() / section.accumulate
             run.backward(loss)
-        norm = run.update(optimiser, cosine(step, args.steps, args.lr, args.warmup))
+        norm = run.update(optimiser, cosine(step, section.steps, section.lr, section.warmup))
         ema.update(step)
         run.log(loss=run.loss, **losses, grad_norm=norm)
-        if args.pictures_every and (step + 1) % args.pictures_every == 0 and first:
+        if section.pictures_every and (step + 1) % section.pictures_every == 0 and first:
             with averaged(trained, ema):
                 run.pictures("users", paint(base, branch, adapter, texts, histories, extracted, vectors))
 
@@ -238,20 +241,20 @@ def main() -> None:
         adapter = trained_adapter(args)
         save_adapter(adapter, WEIGHTS / "adapter.safetensors" if wanted is None else run.folder / "adapter.safetensors")
         if wanted is None:
-            figures = evaluate(run, adapter, args.users)
+            figures = evaluate(run, adapter, section.users)
         else:
             adapter.to(device)
-            chosen = np.unique(np.where(heldout, extracted.owners, -1), return_index=True)[1][1:][: args.users]
+            chosen = np.unique(np.where(heldout, extracted.owners, -1), return_index=True)[1][1:][: section.users]
             figures = heldout_losses(
                 base, branch, adapter, texts, latents, histories, extracted.owners, vectors, chosen
             )
     run.finish(**figures)
 
 
-def asked_of(histories: World, owner: int, rng: np.random.Generator, args: SimpleNamespace) -> Target:
+def asked_of(histories: World, owner: int, rng: np.random.Generator, args: StageArgs[TrainUserAttention]) -> Target:
     """One request of a user; at times without its text."""
     wanted = histories.target(int(owner), rng)
-    return Target(wanted.picture, "", None) if rng.random() < args.drop_text else wanted
+    return Target(wanted.picture, "", None) if rng.random() < args.section.drop_text else wanted
 
 
 @full_precision

@@ -19,9 +19,10 @@ from tests.training import tiny_bases, tiny_clip
 from tests.training.commands import ROOT
 from training import export, probe_layers, train_mllm
 from training.common import devices
-from training.common.adapters import BRANCH_STAGE, HEADER_KEYS, trained_adapter
+from training.common.adapters import trained_adapter
 from training.common.cache import digest_of
-from training.common.config.command import load
+from training.common.config.command import load, stage_args
+from training.common.config.schema import TrainUserAttention
 from training.common.errors import exit_with_message
 from training.data import preference_questions
 from training.data.agents import __main__ as agents
@@ -163,15 +164,7 @@ def test_an_export_is_fp16_with_fp32_normalisers_and_half_the_size(trained, monk
 
 def spoilt(trained, value):
     adapter = trained_adapter(
-        SimpleNamespace(
-            **{
-                **dict(load(trained.config).train_user_attention),
-                "runs": trained.runs,
-                "config": load(trained.config),
-                "fingerprint": {key: 0 for key in HEADER_KEYS},
-                "stage": BRANCH_STAGE,
-            }
-        ),
+        stage_args(TrainUserAttention, load(trained.config), trained.runs),
         unfinished=True,
     )
     adapter.to_k_ip[0].weight.data[0, 0] = value
@@ -256,8 +249,8 @@ def train(monkeypatch, config, runs):
 
 def samples(world, questions, users, step, others=0.25):
     config = load("sd15_12gb", ["train_mllm.batch=24", f"train_mllm.others={others}", "train_mllm.contrast=1.0"])
-    args = SimpleNamespace(config=config, batch=24, pictures=3)
-    return train_mllm.samples_of(world, questions, users, args, 1, np.random.default_rng([8, step]))
+    section = config.train_mllm.model_copy(update={"batch": 24, "pictures": 3})
+    return train_mllm.samples_of(world, questions, users, section, 1, np.random.default_rng([8, step]))
 
 
 def test_nobody_is_asked_about_a_picture_with_the_answer_of_the_other_verdict(mixed):
@@ -460,7 +453,7 @@ def test_latents_of_a_data_set_that_was_made_anew_at_its_path_are_refused(traine
     base = load_base(config)
     world = DataSetWorld(trained.data)
     wanted = world.all_targets(world.users("train")[:4])
-    run, args = SimpleNamespace(rank=0, world_size=1), SimpleNamespace(runs=tmp_path, config=config, distil=0.5)
+    run, args = SimpleNamespace(rank=0, world_size=1), stage_args(TrainUserAttention, config, tmp_path)
     Latents(args, base, world, wanted, run)
     CachedTexts(args, base, world, wanted, run)
     anew = DataSetWorld(trained.data)

@@ -140,7 +140,7 @@ def test_bad_input_is_one_sentence(folder, tmp_path, monkeypatch):
 def test_fsdp_and_nf4_are_refused_together(folder, monkeypatch, tmp_path):
     config = load(configured(folder, tmp_path / "run.yaml", mllm={"nf4": True}))
     monkeypatch.setattr(train_mllm, "has_nf4", lambda: True)
-    run = SimpleNamespace(spreads=True, accelerator=SimpleNamespace(device=torch.device("cpu")))
+    run = SimpleNamespace(uses_fsdp=True, accelerator=SimpleNamespace(device=torch.device("cpu")))
     with pytest.raises(MLLMError, match="FSDP can't cut nf4 weights: set mllm.nf4=false"):
         train_mllm.open_mllm(SimpleNamespace(config=config), None, run)
 

@@ -9,10 +9,13 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from training.common.config.command import StageArgs
+from training.common.config.schema import Config, Training
 from training.common.optim import Ema, cosine, parameter_groups
 from training.common.order import batch_indices
 from training.common.run import Run
 
+CONFIG = Config(hardware="toy")
 RUNS: list[Run] = []  # of this process, for tests that look into the last one
 DATA = torch.linspace(-1, 1, 160).reshape(40, 4).sin()
 
@@ -40,8 +43,9 @@ def main(runs: Path, options: dict) -> None:
     }
     o |= {"spoil": {}, "keep": 2} | options
     fingerprint = {k: o[k] for k in ("steps", "batch", "accumulate", "noise")} | {"inner": {"kind": "toy"}}
-    args = SimpleNamespace(runs=runs, stage="toy", seed=3, fingerprint=fingerprint, **o)
-    run = Run(args, keep=args.keep)
+    section = Training(steps=o["steps"], batch=o["batch"], accumulate=o["accumulate"], lr=0.1, seed=3)
+    args = SimpleNamespace(**o)
+    run = Run(StageArgs("toy", section, CONFIG, fingerprint, runs), keep=args.keep)
     RUNS.append(run)
     net = Net()
     trained = nn.ModuleList([net.body, net.head]) if args.parts else net
@@ -53,8 +57,8 @@ def main(runs: Path, options: dict) -> None:
     run.resume(model=trained, optimiser=optimiser, ema=ema)
     sys.stdout.write("ready\n")  # in one piece, beside another process
     sys.stdout.flush()
-    for step in run.steps(args.steps, save_seconds=args.save_seconds):
-        chosen = batch_indices(args.seed, step, args.batch, len(DATA), run.rank, run.world_size)
+    for step in run.steps(section.steps, save_seconds=args.save_seconds):
+        chosen = batch_indices(section.seed, step, section.batch, len(DATA), run.rank, run.world_size)
         with open(run.folder / f"seen-{run.rank}.jsonl", "a") as file:
             file.write(json.dumps([step, chosen.tolist()]) + "\n")
         for micro_batch in run.micro_batches(chosen):
@@ -67,7 +71,7 @@ def main(runs: Path, options: dict) -> None:
             if args.spoil.get(str(step)) == "nan":
                 loss = loss * float("nan")
             run.backward(loss)
-        norm = run.update(optimiser, cosine(step, args.steps, 0.1, 2), clip=0.5)
+        norm = run.update(optimiser, cosine(step, section.steps, section.lr, 2), clip=0.5)
         ema.update(step)
         run.log(every=1, loss=run.loss, grad_norm=norm)
         time.sleep(args.pause)

@@ -23,6 +23,7 @@ from prefgen.atelier.models import WEIGHTS, clip_config, clip_tokenizer
 
 from ..common.atelier_clip import image_features, text_features, tokenize
 from ..common.config.command import arguments
+from ..common.config.schema import Clip
 from ..common.files import save_weights
 from ..common.optim import cosine, parameter_groups
 from ..common.order import batch_indices
@@ -35,7 +36,8 @@ NEUTRAL, BARE = 0.1, 0.3  # shares of captions without attributes, and of attrib
 
 
 def main() -> None:
-    args = arguments("atelier.clip", __doc__)
+    args = arguments(Clip, __doc__)
+    section = args.section
     run = Run(args)
     if run.finished:
         return
@@ -48,10 +50,10 @@ def main() -> None:
     optimiser = torch.optim.AdamW(parameter_groups(both, 0.02), betas=(0.9, 0.98))
     run.resume(model=both, optimiser=optimiser)
 
-    for step in run.steps(args.steps):
+    for step in run.steps(section.steps):
         # Sorted, so that the mapped file is read forwards.
-        chosen = np.sort(batch_indices(args.seed, step, args.batch, pool.train_count))
-        rng = np.random.default_rng([args.seed, step])
+        chosen = np.sort(batch_indices(section.seed, step, section.batch, pool.train_count))
+        rng = np.random.default_rng([section.seed, step])
         with run.timer("data"):
             pictures = pool.batch(chosen)
             truth = torch.from_numpy(pool.labels[chosen])
@@ -64,8 +66,8 @@ def main() -> None:
         contrast = (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
         # A caption is asked only for what it names, a picture for everything.
         reading = heads.loss(image, truth) + heads.loss(text, truth, torch.from_numpy(np.stack(named)))
-        loss = contrast + args.heads * reading
-        norm = run.optimise(loss, optimiser, cosine(step, args.steps, args.lr, 200))
+        loss = contrast + section.heads * reading
+        norm = run.optimise(loss, optimiser, cosine(step, section.steps, section.lr, 200))
         top1 = (logits.argmax(1) == pairs).float().mean()
         run.log(loss=loss, contrast=contrast, reading=reading, grad_norm=norm, top1=top1)
 

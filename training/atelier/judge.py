@@ -18,6 +18,7 @@ from prefgen.atelier.judge import HEADS, Judge
 from prefgen.atelier.models import WEIGHTS
 from prefgen.atelier.renderer import random_scene, render
 
+from ..common.config import schema
 from ..common.config.command import arguments
 from ..common.files import save_weights
 from ..common.optim import cosine, parameter_groups
@@ -70,7 +71,8 @@ def heldout_accuracy(judge: Judge, count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    args = arguments("atelier.judge", __doc__)
+    args = arguments(schema.Judge, __doc__)
+    section = args.section
     run = Run(args)
     if run.finished:
         return
@@ -84,8 +86,8 @@ def main() -> None:
     run.resume(model=judge, optimiser=optimiser)
     composition = list(HEADS).index("composition")
     repeated = HEADS["composition"].index("repeated")
-    for step in run.steps(args.steps):
-        chosen = np.sort(batch_indices(args.seed, step, args.batch, len(pool)))
+    for step in run.steps(section.steps):
+        chosen = np.sort(batch_indices(section.seed, step, section.batch, len(pool)))
         with run.timer("data"):
             pictures = augment(torch.from_numpy(pool.pictures[chosen]).movedim(-1, 1).float() / 255)
             truth = torch.from_numpy(pool.labels[chosen])
@@ -102,12 +104,12 @@ def main() -> None:
             for i, (head, values) in enumerate(logits.items())
         }
         loss = sum(WEIGHTS_OF_HEADS.get(head, 1.0) * value for head, value in losses.items())
-        norm = run.optimise(loss, optimiser, cosine(step, args.steps, args.lr))
+        norm = run.optimise(loss, optimiser, cosine(step, section.steps, section.lr))
         accuracy = [(v.argmax(1) == k)[k >= 0].float().mean() for v, k in zip(logits.values(), known.T, strict=True)]
         run.log(loss=loss, accuracy=torch.stack(accuracy).mean(), worst=min(accuracy), grad_norm=norm)
     judge.eval()
     save_weights(judge.state_dict(), WEIGHTS / "judge.safetensors")
-    run.finish(heldout_accuracy=heldout_accuracy(judge, args.heldout))
+    run.finish(heldout_accuracy=heldout_accuracy(judge, section.heldout))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from prefgen.atelier.models import load_clip
 from prefgen.files import write_atomic
 
 from ..common.config.command import arguments
+from ..common.config.schema import MllmVision
 from ..common.files import save_array, save_weights
 from ..common.optim import cosine, parameter_groups
 from ..common.order import batch_indices
@@ -34,7 +35,8 @@ TOKENS_AT_ONCE = 128  # pictures
 
 
 def main() -> None:
-    args = arguments("atelier.mllm_vision", __doc__)
+    args = arguments(MllmVision, __doc__)
+    section = args.section
     run = Run(args)
     if run.finished:
         return
@@ -48,14 +50,14 @@ def main() -> None:
     optimiser = torch.optim.AdamW(parameter_groups(both, 0.02), betas=(0.9, 0.98))
     run.resume(model=both, optimiser=optimiser)
 
-    for step in run.steps(args.steps):
-        chosen = np.sort(batch_indices(args.seed, step, args.batch, pool.train_count))
+    for step in run.steps(section.steps):
+        chosen = np.sort(batch_indices(section.seed, step, section.batch, pool.train_count))
         with run.timer("data"):
             pictures = pool.batch(chosen)
         with run.timer("forward"), torch.autocast("cpu", torch.bfloat16):
             tokens = image_tokens(model, pictures).float()
         loss = heads.loss(tokens.flatten(1), torch.from_numpy(pool.labels[chosen]))
-        norm = run.optimise(loss, optimiser, cosine(step, args.steps, args.lr, 100))
+        norm = run.optimise(loss, optimiser, cosine(step, section.steps, section.lr, 100))
         run.log(loss=loss, grad_norm=norm)
 
     vision.eval()

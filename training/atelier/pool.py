@@ -21,6 +21,7 @@ from prefgen.atelier.renderer import Scene, random_scene, render
 from prefgen.files import read_text, write_atomic
 
 from ..common.config.command import arguments
+from ..common.config.schema import Pool
 from ..common.run import Run
 from ..data.picture_pool import CLASS_COUNTS, scene_labels
 
@@ -28,7 +29,8 @@ SHARD = 512  # pictures that a process draws in turn
 
 
 def main() -> None:
-    args = arguments("atelier.pool", __doc__)
+    args = arguments(Pool, __doc__)
+    section = args.section
     run = Run(args)
     if run.finished:
         return
@@ -41,10 +43,12 @@ def main() -> None:
             return np.lib.format.open_memmap(path, "r+")
         return np.lib.format.open_memmap(path, "w+", dtype, shape)
 
-    pictures = array("pictures", (args.count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    labels = array("labels", (args.count, len(CLASS_COUNTS)), np.int8)
-    shards = [(args.seed, s, min(s + SHARD, args.count)) for s in range(0, args.count, SHARD) if s not in finished]
-    with Processes(args.processes) as processes:
+    pictures = array("pictures", (section.count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    labels = array("labels", (section.count, len(CLASS_COUNTS)), np.int8)
+    shards = [
+        (section.seed, s, min(s + SHARD, section.count)) for s in range(0, section.count, SHARD) if s not in finished
+    ]
+    with Processes(section.processes) as processes:
         drawn = processes.imap(draw_shard, shards)
         for start, shard, shard_labels in tqdm(drawn, total=len(shards), desc="pool"):
             pictures[start : start + len(shard)] = shard
@@ -54,7 +58,7 @@ def main() -> None:
             labels.flush()
             finished.add(start)
             write_atomic(progress, json.dumps(sorted(finished)).encode())
-    run.finish(pictures=args.count)
+    run.finish(pictures=section.count)
 
 
 def draw_shard(shard: tuple[int, int, int]) -> tuple[int, np.ndarray, np.ndarray]:

@@ -28,6 +28,7 @@ from prefgen.atelier.models import (
 
 from ..common.atelier_clip import text_features, tokenize
 from ..common.config.command import arguments
+from ..common.config.schema import Unet
 from ..common.files import save_weights
 from ..common.optim import Ema, cosine, parameter_groups
 from ..common.order import batch_indices
@@ -46,7 +47,8 @@ def noised(latents: torch.Tensor, alphas: torch.Tensor, timesteps: torch.Tensor)
 
 
 def main() -> None:
-    args = arguments("atelier.unet", __doc__)
+    args = arguments(Unet, __doc__)
+    section = args.section
     run = Run(args)
     if run.finished:
         return
@@ -58,32 +60,32 @@ def main() -> None:
     # The fused kernel's backward is slow on CPUs at these sizes; plain products are 1.7 times faster.
     unet.set_attn_processor(AttnProcessor())
     optimiser = torch.optim.AdamW(parameter_groups(unet, 0.01), betas=(0.9, 0.99))
-    ema = Ema(unet, args.ema)
+    ema = Ema(unet, section.ema)
     run.resume(model=unet, optimiser=optimiser, ema=ema)
-    for step in run.steps(args.steps):
-        chosen = batch_indices(args.seed, step, args.batch, len(pool))
-        rng = np.random.default_rng([args.seed, step])
+    for step in run.steps(section.steps):
+        chosen = batch_indices(section.seed, step, section.batch, len(pool))
+        rng = np.random.default_rng([section.seed, step])
         with run.timer("data"):
             texts = [
-                "" if rng.random() < args.empty else random_caption(pool.labels[i], rng, args.neutral)[0]
+                "" if rng.random() < section.empty else random_caption(pool.labels[i], rng, section.neutral)[0]
                 for i in chosen
             ]
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
                 states = text_features(clip, tokenize(tokenizer, texts))[0].float()
             # A little more often the noisy half, where subject, palette and layout are decided.
-            timesteps = (len(alphas) * torch.rand(args.batch) ** 0.75).long()
+            timesteps = (len(alphas) * torch.rand(section.batch) ** 0.75).long()
             noisy, target = noised(latents[chosen].float(), alphas, timesteps)
         with run.timer("forward"), torch.autocast("cpu", torch.bfloat16):
             prediction = unet(noisy, timesteps, states.clone()).sample.float()
         loss = F.mse_loss(prediction, target)
-        norm = run.optimise(loss, optimiser, cosine(step, args.steps, args.lr, 300))
+        norm = run.optimise(loss, optimiser, cosine(step, section.steps, section.lr, 300))
         ema.update(step)
         run.log(loss=loss, grad_norm=norm)
         if step % 1000 == 999:
             export(ema)
             preview(run)
     export(ema)
-    run.finish(**evaluate(args.pictures))
+    run.finish(**evaluate(section.pictures))
 
 
 def export(ema: Ema) -> None:

@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL
 from prefgen.atelier.models import VAE_CONFIG, WEIGHTS
 
 from ..common.config.command import arguments
+from ..common.config.schema import Vae
 from ..common.files import save_weights
 from ..common.optim import Ema, cosine, parameter_groups
 from ..common.order import batch_indices
@@ -44,7 +45,8 @@ def worst_loss(a: torch.Tensor, b: torch.Tensor, share: float = 0.1) -> torch.Te
 
 
 def main() -> None:
-    args = arguments("atelier.vae", __doc__)
+    args = arguments(Vae, __doc__)
+    section = args.section
     run = Run(args)
     if run.finished:
         return
@@ -58,11 +60,11 @@ def main() -> None:
     run.resume(model=model, optimiser=optimiser, ema=ema)
     shown = pool.batch(slice(16))
 
-    for step in run.steps(args.steps):
-        whole = step >= args.steps * 2 // 3
-        batch = args.batch // 4 if whole else args.batch
+    for step in run.steps(section.steps):
+        whole = step >= section.steps * 2 // 3
+        batch = section.batch // 4 if whole else section.batch
         with run.timer("data"):
-            pictures = pool.batch(batch_indices(args.seed, step, batch, len(pool)))
+            pictures = pool.batch(batch_indices(section.seed, step, batch, len(pool)))
             if not whole:
                 pictures = crops(pictures)
         with run.timer("forward"), torch.autocast("cpu", torch.bfloat16):
@@ -71,8 +73,8 @@ def main() -> None:
         reconstruction, edges = F.l1_loss(decoded, pictures), edge_loss(decoded, pictures)
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         worst = worst_loss(decoded, pictures)
-        loss = reconstruction + 0.3 * worst + 2 * F.mse_loss(decoded, pictures) + 0.5 * edges + args.kl * kl
-        norm = run.optimise(loss, optimiser, cosine(step, args.steps, args.lr))
+        loss = reconstruction + 0.3 * worst + 2 * F.mse_loss(decoded, pictures) + 0.5 * edges + section.kl * kl
+        norm = run.optimise(loss, optimiser, cosine(step, section.steps, section.lr))
         ema.update(step)
         run.log(l1=reconstruction, worst=worst, edges=edges, kl=kl, grad_norm=norm)
         if step % 1000 == 999:

@@ -4,18 +4,20 @@ A run folder is a run's identity. The same command resumes it; a changed configu
 is a pure function of (seed, step, process), so a checkpoint needs no generator state and a resumed run repeats no
 sample. A stage's loop:
 
+    args = arguments(TrainAlignment, __doc__)
+    section = args.section                              # the stage's part of the configuration
     run = Run(args)
     module, optimiser = run.prepare(module, optimiser)  # for one process or for many
     run.resume(model=module, optimiser=optimiser)
-    for step in run.steps(args.steps):
-        indices = batch_indices(args.seed, step, args.batch, len(data), run.rank, run.world_size)
-        for micro_batch in run.micro_batches(indices):  # args.accumulate equal ones
+    for step in run.steps(section.steps):
+        indices = batch_indices(section.seed, step, section.batch, len(data), run.rank, run.world_size)
+        for micro_batch in run.micro_batches(indices):  # section.accumulate equal ones
             with run.timer("data"):
                 batch = data[micro_batch]
             with run.timer("forward"):
                 loss = module(batch)
             run.backward(loss)
-        norm = run.update(optimiser, cosine(step, args.steps, args.lr))
+        norm = run.update(optimiser, cosine(step, section.steps, section.lr))
         run.log(loss=run.loss, grad_norm=norm)
     run.finish(figure=1.0)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import torch
 
@@ -15,15 +13,17 @@ from prefgen.errors import AdapterError
 
 from .bases import Base, BaseError
 from .checkpoints import last_state
+from .config.command import StageArgs
+from .config.schema import TrainUserAttention
 from .stage_outputs import ExtractedUsers, chosen_layers
 from .user_branch import unet_projections
 
-BRANCH_STAGE = "train_user_attention"
+BRANCH_STAGE = TrainUserAttention.stage
 # Of that stage's section, in every file's header.
 HEADER_KEYS = ("steps", "batch", "lr", "distil", "parts", "seed")
 
 
-def new_adapter(args: SimpleNamespace, base: Base) -> UserAdapter:
+def new_adapter(args: StageArgs[TrainUserAttention], base: Base) -> UserAdapter:
     """An adapter for the base, whose K and V are the UNet's own or those of base.ip_adapter.
 
     args: what `arguments` gives for `train_user_attention`. BaseError for an IP-Adapter that doesn't fit.
@@ -40,14 +40,15 @@ def new_adapter(args: SimpleNamespace, base: Base) -> UserAdapter:
     return adapter
 
 
-def trained_adapter(args: SimpleNamespace, unfinished: bool = False) -> UserAdapter:
+def trained_adapter(args: StageArgs[TrainUserAttention], unfinished: bool = False) -> UserAdapter:
     """The adapter of a run's last checkpoint, with its averaged weights. SystemExit for a run with steps left."""
+    section = args.section
     folder = args.runs / BRANCH_STAGE
     state = last_state(folder)
-    if state["step"] < args.steps and not unfinished:
+    if state["step"] < section.steps and not unfinished:
         raise SystemExit(
-            f"{folder} is at step {state['step']} of {args.steps}: finish it with the same command, or export it as it "
-            "is with --unfinished."
+            f"{folder} is at step {state['step']} of {section.steps}: finish it with the same command, or export it as "
+            "it is with --unfinished."
         )
     shapes = [weight.shape for key, weight in state["ema"].items() if key.startswith("to_k_ip.")]  # in file order
     adapter = _around_aligner(args, shapes[0][1], [shape[0] for shape in shapes])
@@ -62,11 +63,14 @@ def trained_parts(adapter: UserAdapter) -> torch.nn.ModuleDict:
     return torch.nn.ModuleDict({name: getattr(adapter, name) for name in names})
 
 
-def _around_aligner(args: SimpleNamespace, cross_attention_dim: int, block_widths: list[int]) -> UserAdapter:
+def _around_aligner(
+    args: StageArgs[TrainUserAttention], cross_attention_dim: int, block_widths: list[int]
+) -> UserAdapter:
     """An adapter around the trained aligner and normalisers of `args.runs`; its branch and projection are random.
 
     block_widths: of every cross-attention, in file order.
     """
+    section = args.section
     extracted = ExtractedUsers(args.runs)
     state = last_state(args.runs / "train_alignment")
     layers = chosen_layers(args.runs, extracted.hidden.shape[1])
@@ -89,13 +93,13 @@ def _around_aligner(args: SimpleNamespace, cross_attention_dim: int, block_width
         core_width=width,
         image_width=image_width,
         cross_attention_dim=cross_attention_dim,
-        tokens=args.tokens,
+        tokens=section.tokens,
         block_widths=block_widths,
         mllm=extracted.index["mllm"] | layers,
         clip_vision=extracted.index["clip_vision"],
         training={key: args.fingerprint[key] for key in HEADER_KEYS} | _provenance(args.config),
     )
-    projection = UserProjection(semantic_width + width + image_width, cross_attention_dim, args.tokens)
+    projection = UserProjection(semantic_width + width + image_width, cross_attention_dim, section.tokens)
     return UserAdapter(header, projection, aligner, sem_norm, core_norm)
 
 

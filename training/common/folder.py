@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 from filelock import FileLock, Timeout
 from torch import nn
@@ -15,6 +14,7 @@ from torch import nn
 from prefgen.files import read_text, write_atomic
 
 from . import checkpoints
+from .config.command import StageArgs
 from .journal import Journal
 from .sharded import gather, shard_state
 from .signals import no_room
@@ -30,7 +30,7 @@ class RunFolder:
     process 0 writes. keep: how many checkpoints stay.
     """
 
-    def __init__(self, args: SimpleNamespace, rank: int = 0, keep: int = 2):
+    def __init__(self, args: StageArgs, rank: int = 0, keep: int = 2):
         self.args, self.rank, self.keep = args, rank, keep
         self.folder: Path = args.runs / args.stage
         self.checkpoints = self.folder / "checkpoints"
@@ -84,7 +84,7 @@ class RunFolder:
 
     def warm_start(self, module: nn.Module, name: str) -> None:
         """Load `name`.safetensors of --start-from into a module, if that option is given and there is no checkpoint."""
-        folder = getattr(self.args, "start_from", None)
+        folder = self.args.start_from
         if folder is None or checkpoints.listed(self.checkpoints):
             return
         from safetensors.torch import load_file

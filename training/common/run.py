@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,8 @@ from tqdm import tqdm
 from prefgen.errors import out_of_memory
 
 from . import sharded
+from .config.command import StageArgs
+from .config.schema import Training
 from .files import grid_of, picture_grid
 from .folder import RunFolder
 from .order import step_seed
@@ -28,19 +29,24 @@ from .update import StepError, Updater, new_accelerator
 class Run(RunFolder):
     """One run of a stage.
 
-    args: as of RunFolder, with seed, and where the stage trains batch and accumulate. may_be_unused: parts of the
-    trained module that may have no gradient at the first step.
+    may_be_unused: parts of the trained module that may have no gradient at the first step. keep: how many checkpoints
+    stay.
     """
 
-    def __init__(self, args: SimpleNamespace, may_be_unused: Sequence[str] = (), keep: int = 2):
+    def __init__(self, args: StageArgs, may_be_unused: Sequence[str] = (), keep: int = 2):
         self.accelerator = new_accelerator(unused=bool(may_be_unused))
         self.world_size = self.accelerator.num_processes
-        if hasattr(args, "accumulate") and getattr(args, "batch", 0) % self.world_size:
-            raise SystemExit(f"{args.stage}: {self.world_size} processes can't share a batch of {args.batch} equally.")
+        accumulate = 1
+        if isinstance(args.section, Training):
+            accumulate = args.section.accumulate
+            if args.section.batch % self.world_size:
+                raise SystemExit(
+                    f"{args.stage}: {self.world_size} processes can't share a batch of {args.section.batch} equally."
+                )
         super().__init__(args, self.accelerator.process_index, keep)
         self.lock()
-        torch.manual_seed(args.seed)  # first weights; torch's own seed differs from process to process
-        self.updater = Updater(self.accelerator, getattr(args, "accumulate", 1), may_be_unused)
+        torch.manual_seed(args.section.seed)  # first weights; torch's own seed differs from process to process
+        self.updater = Updater(self.accelerator, accumulate, may_be_unused)
         self.lr = 0.0
 
     def shard(self, root: nn.Module, blocks: Sequence[nn.Module]) -> None:
@@ -90,7 +96,7 @@ class Run(RunFolder):
         bar = {"desc": self.args.stage, "mininterval": 5, "disable": self.rank > 0}
         with StopSignals() as signals, tqdm(total=total, initial=self.step, **bar) as self.bar:
             while self.step < total:
-                torch.manual_seed(step_seed(self.args.seed, self.step, self.rank))
+                torch.manual_seed(step_seed(self.args.section.seed, self.step, self.rank))
                 self.journal.steps += 1
                 yield self.step
                 self.step += 1
@@ -119,7 +125,7 @@ class Run(RunFolder):
         raise SystemExit(128 + number)
 
     def micro_batches(self, indices: Sequence) -> Iterator:
-        """This process's share of a batch in `args.accumulate` equal micro-batches: forward and `backward` for each."""
+        """This process's share of a batch in `accumulate` equal micro-batches: forward and `backward` for each."""
         with self._named():
             yield from self.updater.micro_batches(indices)
 
@@ -204,7 +210,7 @@ class Run(RunFolder):
             raise SystemExit(f"{self.args.stage}, step {self.step}: {error}. {self._left()}") from error
 
     def _memory_advice(self, during: str) -> str:
-        batch = getattr(self.args, "batch", None)
+        batch = self.args.section.model_dump().get("batch")
         advice = f"take a smaller batch{f' (now {batch})' if batch else ''} or resolution with another --runs folder"
         if self.updater.uses_micro_batches:
             count = self.updater.accumulate

@@ -21,6 +21,8 @@ from tests.closeness import assert_close
 from tests.training import toy_stage
 from tests.training.commands import FSDP, LAUNCHER
 from training.common.checkpoints import last_state
+from training.common.config.command import StageArgs
+from training.common.config.schema import Training
 from training.common.order import batch_indices, step_seed
 from training.common.run import Run
 
@@ -55,7 +57,8 @@ def after_a_step(process, folder):
 
 
 def run_of(folder, may_be_unused=(), stage="toy", **options):
-    return Run(SimpleNamespace(runs=folder, stage=stage, seed=3, fingerprint=options, **options), may_be_unused)
+    section = Training(steps=12, batch=8, accumulate=options.get("accumulate", 1), lr=0.1, seed=3)
+    return Run(StageArgs(stage, section, toy_stage.CONFIG, options, folder), may_be_unused)
 
 
 def same(a, b):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any, Generic, TypeVar, cast
 
 import yaml
 from pydantic import ValidationError
@@ -14,17 +15,29 @@ from prefgen.errors import MendableError
 from prefgen.files import TextError, read_text, visible_files
 
 from ..errors import exit_with_message
-from .schema import Config, Section
+from .schema import Config, Section, StageSection
 
 FOLDER = Path(__file__).parents[2] / "configs"
-# What a stage's result depends on besides its own section.
-READS = {
-    "train_mllm": ("data", "mllm"),
-    "extract": ("data", "mllm", "clip_vision"),
-    "probe_layers": ("data", "mllm"),
-    "train_alignment": ("data", "base"),
-    "train_user_attention": ("data", "base"),
-}
+
+S = TypeVar("S", bound=StageSection)
+
+
+@dataclass(frozen=True)
+class StageArgs(Generic[S]):
+    """What a stage was started with.
+
+    section: the configuration's own section of the stage. fingerprint: all that its result depends on, as JSON values.
+    runs: the folder that holds every stage's run. start_from: a folder with earlier weights. options: the command line
+    as it was, with what the stage added to it.
+    """
+
+    stage: str
+    section: S
+    config: Config
+    fingerprint: dict
+    runs: Path
+    start_from: Path | None = None
+    options: argparse.Namespace = field(default_factory=argparse.Namespace)
 
 
 class ConfigError(MendableError):
@@ -114,28 +127,33 @@ def _nearest(place: tuple) -> str:
     return f" (did you mean {'.'.join([*map(str, place[:-1]), found[0]])}?)" if found else ""
 
 
-def section_of(config: Config, stage: str) -> Section:
+def section_of(config: Config, stage: str) -> StageSection:
     """The section of a stage: "train_mllm" or "atelier.vae"."""
+    section: Any = config
     for name in stage.split("."):
-        config = getattr(config, name)
-    return config
+        section = getattr(section, name)
+    return section
 
 
 def fingerprint(config: Config, stage: str) -> dict:
     """All that a stage's result depends on, as JSON values: a run folder belongs to one of these."""
-    parts = {name: getattr(config, name).model_dump(mode="json") for name in READS.get(stage, ())}
-    return {"stage": stage, **section_of(config, stage).model_dump(mode="json"), **parts}
+    section = section_of(config, stage)
+    others = {name: getattr(config, name).model_dump(mode="json") for name in section.reads}
+    return {"stage": stage, **section.model_dump(mode="json"), **others}
 
 
 def arguments(
-    stage: str, description: str, command: str = "", more: Callable[[argparse.ArgumentParser], None] | None = None
-) -> SimpleNamespace:
-    """The command line of a stage: its section's values, and config, fingerprint, runs, threads, start_from.
+    kind: type[S],
+    description: str | None,
+    command: str = "",
+    more: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> StageArgs[S]:
+    """Read the command line of a stage. kind: its section's class.
 
     command: its name, where it isn't the stage's; more: adds options of its own, which are in `options`.
     """
     parser = argparse.ArgumentParser(
-        prog=f"python -m training.{command or stage}",
+        prog=f"python -m training.{command or kind.stage}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -147,27 +165,36 @@ def arguments(
     parser.add_argument("--start-from", type=Path, help="folder with earlier weights (such as the shipped ones)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all")
     parser.add_argument("--plan", action="store_true", help="say what the whole pipeline needs, and end")
-    args = parser.parse_args()
+    options = parser.parse_args()
     with exit_with_message():
-        config = load(args.config, args.set)
-    if args.plan:
+        config = load(options.config, options.set)
+    if options.plan:
         from .plan import plan
 
-        print(plan(args.config, config))
+        print(plan(options.config, config))
         raise SystemExit(0)
-    if args.threads:
+    if options.threads:
         import torch
 
-        torch.set_num_threads(args.threads)
-    values = dict(section_of(config, stage))
-    runs = args.runs or Path("runs") / Path(args.config).stem
-    return SimpleNamespace(
-        **values,
-        stage=stage,
+        torch.set_num_threads(options.threads)
+    runs = options.runs or Path("runs") / Path(options.config).stem
+    return stage_args(kind, config, runs, options.start_from, options)
+
+
+def stage_args(
+    kind: type[S],
+    config: Config,
+    runs: Path,
+    start_from: Path | None = None,
+    options: argparse.Namespace | None = None,
+) -> StageArgs[S]:
+    """The arguments of a stage for a configuration that is already loaded."""
+    return StageArgs(
+        stage=kind.stage,
+        section=cast(S, section_of(config, kind.stage)),
         config=config,
-        fingerprint=fingerprint(config, stage),
+        fingerprint=fingerprint(config, kind.stage),
         runs=runs,
-        start_from=args.start_from,
-        threads=args.threads,
-        options=args,
+        start_from=start_from,
+        options=options or argparse.Namespace(),
     )

@@ -6,7 +6,7 @@ One file describes a whole pipeline: the data, the base model, the MLLM, and a s
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -88,7 +88,15 @@ class ClipVision(Section):
     path: Path | None = None
 
 
-class Training(Section):
+class StageSection(Section):
+    """What a stage of its own is set by, a seed in every one. stage: its name on the command line. reads: the sections
+    besides its own that its result depends on."""
+
+    stage: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]] = ()
+
+
+class Training(StageSection):
     """What every trained stage has. batch: of all processes together; accumulate: into how many pieces each process
     cuts its share of it."""
 
@@ -104,6 +112,9 @@ class TrainMllm(Training):
     history. others: share of a batch that asks other questions than the closing one (of a data set: data.vqa's).
     Weights of the losses: identity, InfoNCE between two histories of one user; contrast, a liked picture against a
     disliked one; reading, heads that name the attributes."""
+
+    stage = "train_mllm"
+    reads = ("data", "mllm")
 
     steps: Natural = 1600
     batch: Annotated[int, Field(ge=4)] = 32
@@ -135,8 +146,11 @@ class TrainMllm(Training):
         return self
 
 
-class Extract(Section):
+class Extract(StageSection):
     """histories: how many of each user; pictures: the most liked and the most disliked ones in a history."""
+
+    stage = "extract"
+    reads = ("data", "mllm", "clip_vision")
 
     users: Natural = 4000
     histories: Count = 3
@@ -145,9 +159,12 @@ class Extract(Section):
     seed: Natural = 9
 
 
-class ProbeLayers(Section):
+class ProbeLayers(StageSection):
     """users: in each of the three groups (probes fitted, layers chosen, figures reported). histories: of each user;
     pictures: the most liked and the most disliked ones in a history."""
+
+    stage = "probe_layers"
+    reads = ("data", "mllm")
 
     users: Annotated[int, Field(ge=2)] = 200
     histories: Annotated[int, Field(ge=2)] = 3
@@ -158,6 +175,9 @@ class ProbeLayers(Section):
 class TrainAlignment(Training):
     """mmd, paired: weights of the two terms; mmd 0 and paired 1 is the point-wise ablation. bank: how many text
     embeddings a step is compared with. hidden: width of the aligner's one hidden layer."""
+
+    stage = "train_alignment"
+    reads = ("data", "base")
 
     steps: Natural = 1200
     batch: Count = 1024
@@ -177,6 +197,9 @@ class TrainUserAttention(Training):
     set's; the atelier's prompts have no end). pictures_every: steps between two grids of samples, 0 for none. users:
     how many test users (of a data set: users that training left out) the finished adapter is measured on."""
 
+    stage = "train_user_attention"
+    reads = ("data", "base")
+
     steps: Natural = 800
     batch: Count = 48
     lr: Rate = 1.5e-3
@@ -195,13 +218,17 @@ class TrainUserAttention(Training):
     seed: Natural = 12
 
 
-class Pool(Section):
+class Pool(StageSection):
+    stage = "atelier.pool"
+
     count: Count = 40000
     processes: Count = 2
     seed: Natural = 0
 
 
 class Vae(Training):
+    stage = "atelier.vae"
+
     steps: Natural = 5500
     batch: Count = 16
     lr: Rate = 1.5e-3
@@ -210,6 +237,8 @@ class Vae(Training):
 
 
 class Judge(Training):
+    stage = "atelier.judge"
+
     steps: Natural = 4000
     batch: Count = 64
     lr: Rate = 2.5e-3
@@ -218,6 +247,8 @@ class Judge(Training):
 
 
 class Clip(Training):
+    stage = "atelier.clip"
+
     steps: Natural = 1600
     batch: Count = 96
     lr: Rate = 1e-3
@@ -226,6 +257,8 @@ class Clip(Training):
 
 
 class Unet(Training):
+    stage = "atelier.unet"
+
     steps: Natural = 4600
     batch: Count = 64
     lr: Rate = 1e-3
@@ -237,6 +270,8 @@ class Unet(Training):
 
 
 class MllmVision(Training):
+    stage = "atelier.mllm_vision"
+
     steps: Natural = 2000
     batch: Count = 96
     lr: Rate = 1e-3
