@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.training import pickapic_tables as planted  # noqa: E402
 from training.data.pickapic import rules, source  # noqa: E402
-from training.data.pickapic.cycles import components  # noqa: E402
+from training.data.pickapic.graphs import on_cycles  # noqa: E402
 from training.data.schema import MIXED, normal_prompt, prompt_split, user_split  # noqa: E402
 
 RECORD = ROOT / "docs/performance-pickapic.json"
@@ -268,13 +268,9 @@ def with_pandas(folder: Path, out: Path, limits: rules.Limits) -> None:
     keys = frame[["user", "winner", "loser"]]
     swapped = keys.rename(columns={"winner": "loser", "loser": "winner"}).assign(opposite=True)
     frame = drop(rules.OPPOSITE, keys.merge(swapped, how="left").opposite.notna().set_axis(frame.index))
-    on_cycle = set()
-    for _, group in frame.groupby(["user", "prompt"]):
-        if len(group) > 2:
-            edges = list(zip(group.number, group.winner, group.loser, strict=True))
-            part = components(edges)
-            on_cycle.update(number for number, winner, loser in edges if part[winner] == part[loser])
-    frame = drop(rules.CYCLE, frame.number.isin(on_cycle))
+    sides = [frame[["user", "prompt", side]].set_axis(["user", "prompt", "id"], axis=1) for side in ("winner", "loser")]
+    nodes = pd.concat(sides).groupby(["user", "prompt", "id"]).ngroup().to_numpy().reshape(2, -1)
+    frame = drop(rules.CYCLE, pd.Series(on_cycles(*nodes), index=frame.index))
 
     wins = frame[["user", "winner", "created", "number"]].rename(columns={"winner": "id"}).assign(point=1)
     losses = frame[["user", "loser", "created", "number"]].rename(columns={"loser": "id"}).assign(point=-1)

@@ -22,7 +22,7 @@ from tests.training.commands import content, kill_a_ray_worker, start
 from training.data.check import check
 from training.data.errors import DataError
 from training.data.pickapic import looks, rules
-from training.data.pickapic.cycles import on_cycles
+from training.data.pickapic.graphs import clusters, on_cycles
 from training.data.pickapic.make import make
 from training.data.pickapic.source import find
 from training.data.schema import normal_prompt, prompt_split, split, user_split
@@ -105,9 +105,7 @@ def test_banding_misses_no_pair_that_all_pairs_would_find(tmp_path):
             hashes[i + flips] = hashes[i] ^ np.bitwise_or.reduce(np.left_shift(np.int64(1), bits.astype(np.int64)))
     unsigned = hashes.astype(np.uint64)
     distances = np.bitwise_count(unsigned[:, None] ^ unsigned[None])
-    wanted = looks.clusters(
-        (int(a), int(b)) for a, b in zip(*np.nonzero(distances <= looks.NEAR), strict=True) if a < b
-    )
+    wanted = clusters(np.argwhere(np.triu(distances <= looks.NEAR, 1)))
     table = {"id": np.arange(400), "fault": pa.nulls(400, pa.string()), "hash": hashes}
     table["digest"] = [bytes([i % 256, i // 256]) for i in range(400)]
     pq.write_table(pa.table(table), tmp_path / "looks.parquet")
@@ -127,13 +125,14 @@ def test_cycles_are_what_walking_the_choices_finds():
     for _ in range(60):
         n = generator.randint(2, 7)
         edges = {(generator.randrange(n), generator.randrange(n)) for _ in range(generator.randint(1, 12))}
-        edges = [(0, 0, i, a, b) for i, (a, b) in enumerate(sorted(edges)) if a != b]
+        edges = [(a, b) for a, b in sorted(edges) if a != b]
         reach = np.eye(n, dtype=bool)
-        for *_, a, b in edges:
+        for a, b in edges:
             reach[a, b] = True
         for _ in range(n):
             reach = reach | (reach.astype(int) @ reach.astype(int) > 0)
-        assert list(on_cycles(edges)) == [number for *_, number, a, b in edges if reach[b, a]]
+        winners, losers = np.array(edges, int).reshape(-1, 2).T
+        assert on_cycles(winners, losers).tolist() == [reach[b, a] for a, b in edges]
 
 
 def reference(made):

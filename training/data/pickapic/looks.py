@@ -1,10 +1,10 @@
-"""What can be told from one picture's bytes, and which pictures are nearly the same."""
+"""What one picture's bytes say: whether it is damaged or shows nothing, and what it looks like."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 
+import imagehash
 import numpy as np
 from PIL import Image
 
@@ -17,64 +17,48 @@ MIN_SIDE = 64  # pixels; published pictures have 512 or more
 CELLS = 32  # a picture is judged by the means of 32 x 32 cells
 DARK_BELOW = 16  # of 255: no cell is brighter
 UNIFORM_BELOW = 8  # of 255: no two cells are further apart, in any channel
-HASH_BITS, BANDS = 64, 5
+HASH_BITS = 64
+# Two hashes that differ in fewer bits than there are bands agree in one band at least: a search by bands misses none.
+BANDS = 5
 BAND_BITS = -(-HASH_BITS // BANDS)
-NEAR = BANDS - 1  # bits; two hashes so near agree in one band at least, so banding misses none
-
-
-def _low_frequencies() -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the HASH_BITS lowest frequencies of a DCT, without the mean."""
-    order = sorted((i + j, i, j) for i in range(CELLS) for j in range(CELLS))[1 : HASH_BITS + 1]
-    return np.array([i for _, i, _ in order]), np.array([j for *_, j in order])
-
-
-LOW = _low_frequencies()
-DCT = np.cos(np.pi / CELLS * np.outer(np.arange(CELLS), np.arange(CELLS) + 0.5))
+NEAR = BANDS - 1  # bits
 
 
 def look(data: bytes | None) -> tuple[str | None, int, bytes]:
-    """(the picture's fault or None, perceptual hash of HASH_BITS as a signed integer, digest of the bytes).
+    """(the picture's fault or None, perceptual hash as a signed integer of HASH_BITS, digest of the bytes).
 
-    The hash is 0 for a picture with a fault. Damage of any kind makes a picture BROKEN, and so does a decompression
-    bomb, which is told from its header and never decoded.
+    The hash is 0 for a picture with a fault.
     """
-    digest = hashlib.blake2b(data or b"", digest_size=16).digest()
+    data = data or b""
+    fault, pixels = judge(data)
+    return fault, 0 if fault else perceptual_hash(pixels), hashlib.blake2b(data, digest_size=16).digest()
+
+
+def judge(data: bytes) -> tuple[str | None, np.ndarray | None]:
+    """(the picture's fault or None; its pixels, shrunk, uint8 [H, W, 3], or None for a broken one).
+
+    Damage of any kind makes a picture BROKEN, and so does a decompression bomb, which its header gives away: it is
+    never decoded.
+    """
     try:
-        with open_picture(data or b"", formats=PUBLISHED) as image:
+        with open_picture(data, formats=PUBLISHED) as image:
             if image.width * image.height > MAX_PIXELS:
-                return BROKEN, 0, digest
-            small = min(image.size) < MIN_SIDE
+                return BROKEN, None
+            is_tiny = min(image.size) < MIN_SIDE
             pixels = to_pixels(image, 4 * CELLS, draft=1)  # a JPEG decodes to a fraction of its size
     except PictureError:
-        return BROKEN, 0, digest
-    if small:
-        return TINY, 0, digest
+        return BROKEN, None
+    if is_tiny:
+        return TINY, pixels
     cells = np.asarray(Image.fromarray(pixels).resize((CELLS, CELLS), Image.Resampling.BOX))  # [CELLS, CELLS, 3]
     if cells.max() < DARK_BELOW:
-        return DARK, 0, digest
-    if (cells.max((0, 1)).astype(int) - cells.min((0, 1))).max() <= UNIFORM_BELOW:
-        return UNIFORM, 0, digest
-    return None, perceptual_hash(cells), digest
+        return DARK, pixels
+    if np.ptp(cells, axis=(0, 1)).max() <= UNIFORM_BELOW:
+        return UNIFORM, pixels
+    return None, pixels
 
 
-def perceptual_hash(cells: np.ndarray) -> int:
-    """Signs of the low frequencies of the luminance against their median. cells: [CELLS, CELLS, 3], 0..255."""
-    grey = cells @ np.array([0.299, 0.587, 0.114])
-    low = (DCT @ grey @ DCT.T)[LOW]
-    return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big", signed=True)
-
-
-def clusters(pairs: Iterable[tuple[int, int]]) -> dict[int, int]:
-    """{member: the smallest of its cluster} for everything that a chain of pairs joins, without the smallest."""
-    parent: dict[int, int] = {}
-
-    def root(x: int) -> int:
-        while (up := parent.get(x, x)) != x:
-            parent[x] = parent.get(up, up)
-            x = up
-        return x
-
-    for a, b in pairs:
-        a, b = sorted((root(a), root(b)))
-        parent[a], parent[b] = a, a
-    return {x: root(x) for x in sorted(parent) if root(x) != x}
+def perceptual_hash(pixels: np.ndarray) -> int:
+    """imagehash's pHash of uint8 [H, W, 3] as a signed integer of HASH_BITS, which is what DuckDB compares."""
+    bits = imagehash.phash(Image.fromarray(pixels)).hash
+    return int.from_bytes(np.packbits(bits).tobytes(), "big", signed=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def make(
             _write_tables(store, source, db, limits)
         store.write_index()
         card.write(store)
-        store.seal(card.versions())
+        store.seal(card.versions() | {name: version(name) for name in ("imagehash", "scipy")})
 
 
 def _read(store: Store, source: Source, limits: rules.Limits, memory: str, threads: int) -> duckdb.DuckDBPyConnection:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,7 +27,7 @@ import pyarrow as pa
 from ..duck import parquet
 from ..schema import DISLIKED, LIKED, MIXED, normal_prompt, prompt_split, user_split
 from . import looks
-from .cycles import on_cycles
+from .graphs import clusters, on_cycles
 from .source import BATCH, CHOICES, Source
 
 UNREADABLE = "unreadable"
@@ -200,7 +199,8 @@ def judge(db: duckdb.DuckDBPyConnection, looked: list[str]) -> None:
             f"""INSERT INTO near SELECT a.id, b.id FROM ({banded}) a JOIN ({banded}) b USING (band)
             WHERE a.id < b.id AND bit_count(xor(a.hash, b.hash)) <= {looks.NEAR}"""
         )
-    merged = looks.clusters(db.execute("SELECT DISTINCT a, b FROM near ORDER BY a, b").fetchall())
+    pairs = db.execute("SELECT a, b FROM near").fetchnumpy()
+    merged = clusters(np.stack([pairs["a"], pairs["b"]], axis=1))
     ids, others = (pa.array(list(column), pa.int64()) for column in (merged, merged.values()))
     db.register("merged", pa.table({"id": ids, "other": others}))
     db.execute(
@@ -227,22 +227,20 @@ def decide(db: duckdb.DuckDBPyConnection, limits: Limits) -> None:
 
 
 def _drop_cycles(db: duckdb.DuckDBPyConnection) -> None:
-    """Only choices whose winner also loses and whose loser also wins can lie on a cycle: few enough for Python."""
-    query = """WITH ends AS (SELECT user, prompt, winner, loser FROM live)
-        SELECT user, prompt, number, winner, loser FROM live
-        SEMI JOIN (SELECT user, prompt, loser AS winner FROM ends) USING (user, prompt, winner)
-        SEMI JOIN (SELECT user, prompt, winner AS loser FROM ends) USING (user, prompt, loser)
-        ORDER BY user, prompt, number"""
-    found = list(on_cycles(_rows(db, query)))
-    db.register("found", pa.table({"number": pa.array(found, pa.int64())}))
-    _drop(db, CYCLE, "SELECT number FROM found")
-    db.unregister("found")
-
-
-def _rows(db: duckdb.DuckDBPyConnection, query: str) -> Iterator[tuple]:
-    """A query's rows, streamed; nothing else may run on the connection meanwhile."""
-    for batch in db.sql(query).to_arrow_reader(65_536):
-        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    """Only pictures that won and lost can lie on a cycle of a user's choices on one prompt: few enough for memory."""
+    db.execute(
+        """CREATE TEMP TABLE nodes AS SELECT row_number() OVER () - 1 AS node, * FROM (
+            SELECT user, prompt, winner AS id FROM live INTERSECT SELECT user, prompt, loser FROM live)"""
+    )
+    choices = db.execute(
+        """SELECT number, w.node AS winner, l.node AS loser FROM live
+        JOIN nodes w ON w.user = live.user AND w.prompt = live.prompt AND w.id = winner
+        JOIN nodes l ON l.user = live.user AND l.prompt = live.prompt AND l.id = loser"""
+    ).fetchnumpy()
+    on_cycle = on_cycles(choices["winner"], choices["loser"])
+    db.register("on_cycle", pa.table({"number": choices["number"][on_cycle]}))
+    _drop(db, CYCLE, "SELECT number FROM on_cycle")
+    db.unregister("on_cycle")
 
 
 def _merge(db: duckdb.DuckDBPyConnection, limits: Limits) -> None:
