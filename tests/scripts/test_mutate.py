@@ -95,7 +95,7 @@ def test_changes_of_the_repositorys_own_code_can_be_parsed():
         "training/common/mmd.py",
         "prefgen/comfy/run.py",
         "training/evaluation/vqa_score.py",
-        "scripts/mutate.py",
+        "scripts/mutations.py",
     ):
         source = mutate.Source(root, file)
         assert len({m.id for m in source.spans}) == len(source.spans) > 20
