@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import errno
+import hashlib
 import os
 import stat
 import tempfile
@@ -30,6 +32,13 @@ BYTE_ORDER_MARKS = (  # UTF-32's begins like UTF-16's, so it is looked for first
     (codecs.BOM_UTF16_BE, "utf-16"),
     (codecs.BOM_UTF8, "utf-8-sig"),
 )
+
+
+DISK_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "file size limit",
+}
 
 
 class TextError(MendableError, ValueError):
@@ -122,3 +131,22 @@ def file_state(path: str | os.PathLike) -> tuple[int, int, int, int]:
     for a file that was replaced, also by one of equal size and time. Raises OSError where there is none."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns
+
+
+def disk_full(error: BaseException | None) -> str | None:
+    """Why nothing more can be written, or None for any other error, also where the cause hides behind others: torch
+    raises a RuntimeError of its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return DISK_FULL[error.errno]
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, in hexadecimal, without holding all of it in memory."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

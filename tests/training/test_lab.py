@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from prefgen.atelier import models
 from prefgen.errors import MendableError
+from prefgen.files import file_sha256
 from tests.prefgen import tiny_mllms
 from tests.training import tiny_bases, tiny_clip
 from tests.training.commands import ROOT
@@ -29,7 +30,7 @@ from training.data.agents import __main__ as agents
 from training.data.agents.make import World, make
 from training.data.agents.renderers import Atelier
 from training.data.errors import DataError
-from training.data.store import Store, sha256
+from training.data.store import Store
 from training.data.vqa import __main__ as vqa
 from training.data.worlds import DataSetWorld, open_world
 from training.evaluation.scores import Clip, ScoreError
@@ -480,7 +481,7 @@ def test_an_image_encoder_is_known_by_its_weights(tmp_path):
 
 def test_a_set_is_known_by_its_manifest(tmp_path):
     make(World(12, 60, 3, 12, Atelier(32), None), tmp_path / "set", processes=1)
-    assert DataSetWorld(tmp_path / "set").digest == sha256(tmp_path / "set/manifest.json")
+    assert DataSetWorld(tmp_path / "set").digest == file_sha256(tmp_path / "set/manifest.json")
     assert Store(tmp_path / "set", World(12, 60, 3, 12, Atelier(32), None).config()).done
 
 

@@ -6,7 +6,6 @@ how far they are. Files grow at their end only, are cut to what the note vouches
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
@@ -22,7 +21,7 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from prefgen.files import read_text, write_atomic
+from prefgen.files import disk_full, read_text, write_atomic
 
 Columns = dict[str, tuple[tuple[int, ...], type]]
 
@@ -124,7 +123,7 @@ class _Files:
     def __exit__(self, _kind, error, _trace) -> None:
         for file in self.files.values():
             file.close()
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if isinstance(error, OSError) and disk_full(error):
             raise SystemExit(
                 f"The cache {self.name} can't be written to {self.note.parent} ({error.strerror}): make room, and the "
                 "same command goes on from there."

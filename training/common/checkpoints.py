@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from prefgen.files import read_text, write_atomic
+from prefgen.files import file_sha256, read_text, write_atomic
 
 
 class _Hashed:
@@ -99,11 +99,7 @@ def _read(path: Path) -> tuple[dict | None, str]:
     """(state, "") of a whole checkpoint, (None, what is wrong with it) of any other."""
     try:
         note = json.loads(read_text(path.with_suffix(".json")))
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-        if digest.hexdigest() != note["sha256"]:
+        if file_sha256(path) != note["sha256"]:
             return None, "its checksum is another than the one noted"
         return torch.load(path, map_location="cpu", weights_only=True), ""
     except FileNotFoundError as error:

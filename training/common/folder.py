@@ -11,13 +11,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from torch import nn
 
-from prefgen.files import read_text, write_atomic
+from prefgen.files import disk_full, read_text, write_atomic
 
 from . import checkpoints
 from .config.command import StageArgs
 from .journal import Journal
 from .sharded import gather, shard_state
-from .signals import no_room
 
 # They say how a result is reached, not which.
 FREE = ("accumulate",)
@@ -133,7 +132,7 @@ class RunFolder:
         try:
             yield
         except (OSError, RuntimeError) as error:
-            if not (why := no_room(error)):
+            if not (why := disk_full(error)):
                 raise
             raise SystemExit(
                 f"{self.args.stage}, step {self.step}: {what} can't be written to {self.folder} ({why}). "

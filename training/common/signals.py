@@ -1,11 +1,8 @@
-"""What stops a run from outside, each in one sentence: a signal, no memory, no room on the disk."""
+"""SIGTERM and SIGINT, which end a run after its step."""
 
 from __future__ import annotations
 
-import errno
 import signal
-
-NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "file size limit"}
 
 
 class StopSignals:
@@ -27,12 +24,3 @@ class StopSignals:
 
     def _note(self, number: int, _frame) -> None:
         self.received = number
-
-
-def no_room(error: BaseException | None) -> str | None:
-    """Why nothing more can be written, or None for any other error. torch hides the cause behind errors of its own."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            return NO_ROOM[error.errno]
-        error = error.__cause__ or error.__context__
-    return None

@@ -9,13 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefgen.files import read_text, visible_files
+from prefgen.files import file_sha256, read_text, visible_files
 from prefgen.pictures import PUBLISHED, PictureError, read_picture
 
 from . import card
 from .errors import DataError
 from .schema import DISLIKED, FORMAT_VERSION, INDEX, LIKED, MIXED, PAIRS, PICTURES, TEST, TRAIN, USERS, normal_prompt
-from .store import MANIFEST, sha256, shards_of
+from .store import MANIFEST, shards_of
 
 BALANCE = (0.35, 0.65)  # share of liked pictures, over all histories
 
@@ -62,7 +62,7 @@ def _files(folder: Path, files: dict) -> Iterator[str]:
             yield f"{name} is missing"
         elif path.stat().st_size != entry["bytes"]:
             yield f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
-        elif sha256(path) != entry["sha256"]:
+        elif file_sha256(path) != entry["sha256"]:
             yield f"{name} has another checksum"
     present = {p.relative_to(folder) for p in visible_files(folder, "**/*")}
     present = {p.as_posix() for p in present} - {MANIFEST}

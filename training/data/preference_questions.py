@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from prefgen.atelier.attributes import FAMILIES
-from prefgen.files import read_text
+from prefgen.files import file_sha256, read_text
 from prefgen.mllm.prompt import AVOID_QUESTION, CLOSING_QUESTION
 
 from .errors import DataError
 from .readers import Conversation
 from .schema import DISLIKED, LIKED, TRAIN
-from .store import sha256
 from .vqa.questions import ANSWERS, SIDE
 from .vqa.questions import WOULD as WOULD_KIND
 from .worlds import AtelierWorld, DataSetWorld, History, World
@@ -58,7 +57,7 @@ class Questions:
             self.table = pq.read_table(folder / f"{split}.parquet", partitioning=None)
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{folder} holds no questions of training.data.vqa: run it on {world.folder}.") from error
-        if config["source_sha256"] != sha256(world.folder / "manifest.json"):
+        if config["source_sha256"] != file_sha256(world.folder / "manifest.json"):
             raise DataError(f"The questions in {folder} were made of another set than {world.folder}: make them anew.")
         places = zip(world.index["shard"].to_pylist(), world.index["row"].to_pylist(), strict=True)
         self.picture = {place: number for number, place in enumerate(places)}

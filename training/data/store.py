@@ -6,8 +6,6 @@ and SHA-256, so a second run of the same command leaves it alone. Several proces
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import os
 import shutil
@@ -19,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefgen.files import is_hidden, read_text, visible_files, write_atomic
+from prefgen.files import disk_full, file_sha256, is_hidden, read_text, visible_files, write_atomic
 
 from .errors import DataError
 from .schema import FORMAT_VERSION, INDEX, PICTURES
@@ -149,7 +147,7 @@ class Store:
     def _write_note(self, name: str) -> None:
         path = self.folder / name
         rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
-        entry = {"file": name, "rows": rows, "bytes": path.stat().st_size, "sha256": sha256(path)}
+        entry = {"file": name, "rows": rows, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
         with _explained(self._note(name)):
             write_atomic(self._note(name), _json({k: v for k, v in entry.items() if v is not None}))
 
@@ -195,20 +193,6 @@ def _leaves(schema: pa.Schema) -> list[str]:
     return [f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in schema if f.name != "image"]
 
 
-def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file) -> str:
-    """hashlib.file_digest, which Python 3.10 lacks."""
-    digest = hashlib.sha256()
-    while piece := file.read(1 << 20):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
 def _json(value: dict) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
@@ -224,8 +208,7 @@ class _explained:
 
     def __exit__(self, kind, error, trace):
         if isinstance(error, OSError):
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            what = "the disk is full" if full else (error.strerror or str(error))
+            what = disk_full(error) or error.strerror or str(error)
             raise DataError(
                 f"Can't write {self.path}: {what}. Make room there and run the same command again; "
                 "finished files are kept."

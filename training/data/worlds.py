@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefgen.atelier import captions, users
-from prefgen.files import read_text
+from prefgen.files import file_sha256, read_text
 from prefgen.pictures import LONG_SIDE, PUBLISHED, PictureError, read_picture
 
 from .agents import vocabulary
@@ -27,7 +27,7 @@ from .atelier_users import ATTRIBUTE_INDEX, PoolSampler, interleaved, users_of
 from .errors import DataError
 from .picture_pool import PicturePool, label_names
 from .schema import LIKED, TEST, TRAIN
-from .store import sha256, shard_name
+from .store import shard_name
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ class DataSetWorld(World):
 
     @cached_property
     def digest(self) -> str:
-        return sha256(self.folder / "manifest.json")  # it holds the checksum of every file
+        return file_sha256(self.folder / "manifest.json")  # it holds the checksum of every file
 
     def phrase(self, attribute: int) -> str:
         return self._phrases[attribute]

@@ -15,13 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from prefgen.files import file_sha256
 from training.data import card, store
 from training.data.agents.make import World, make
 from training.data.agents.renderers import Atelier
 from training.data.check import check
 from training.data.errors import DataError
 from training.data.schema import DISLIKED, LIKED, MIXED, PAIRS, PICTURES, TEST, TRAIN, USERS, split, user_split
-from training.data.store import Store, sha256, shard_name, write_parquet
+from training.data.store import Store, shard_name, write_parquet
 
 ROOT = Path(__file__).parents[3]
 
@@ -47,7 +48,7 @@ def seal(folder, name):
     """Enter a changed file in the manifest, so that only its content can give it away."""
     manifest = json.loads((folder / "manifest.json").read_text())
     path = folder / name
-    manifest["files"][name] |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    manifest["files"][name] |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -19,14 +19,14 @@ from pathlib import Path
 import pyarrow as pa
 from tqdm import tqdm
 
-from prefgen.files import read_text, write_atomic
+from prefgen.files import file_sha256, read_text, write_atomic
 
 from ...common.errors import exit_with_message
 from .. import card
 from ..cli import natural, positive
 from ..errors import DataError
 from ..schema import LIKED, TEST, TRAIN
-from ..store import MANIFEST, sha256, write_parquet
+from ..store import MANIFEST, write_parquet
 from .control import TextOnly, beats_chance
 from .questions import ANSWERS, Picture, Question, ask
 
@@ -99,7 +99,7 @@ def make(data: Path, folder: Path, each: int, seed: int) -> dict:
         raise DataError(f"{data} has no {MANIFEST}: it is no data set, or its making was not finished.")
     source = json.loads(read_text(data / MANIFEST))
     config = {"questions_a_user": each, "seed": seed, "source": source["config"]}
-    config["source_sha256"] = sha256(data / MANIFEST)
+    config["source_sha256"] = file_sha256(data / MANIFEST)
     done = folder / "report.json"
     if done.exists() and json.loads(read_text(done))["config"] == config:
         print(f"{folder} is finished already.")

@@ -22,13 +22,13 @@ import torch
 
 from prefgen.adapter_file import load_adapter
 from prefgen.errors import AdapterError
-from prefgen.files import read_text, visible_files, write_atomic
+from prefgen.files import file_sha256, read_text, visible_files, write_atomic
 
 from ...common.config.command import ConfigError, load
 from ...common.devices import checked_device, default_device
 from ...common.errors import exit_with_message
 from ...data.cli import positive
-from ...data.store import MANIFEST, sha256
+from ...data.store import MANIFEST
 from ...data.worlds import DataSetWorld
 from ..scores import Clip, Csd, ViperProxy
 from .page import page
@@ -138,7 +138,7 @@ def settings(args: argparse.Namespace, config) -> dict:
 
     def digest(path: Path | None) -> str | None:
         files = [] if path is None else [path] if path.is_file() else visible_files(path, "**/*.safetensors")
-        return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest() if files else None
+        return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest() if files else None
 
     plain = ("prompts", "seeds", "history", "guidance", "steps", "seed")
     return {name: getattr(args, name) for name in plain} | {
@@ -153,7 +153,7 @@ def settings(args: argparse.Namespace, config) -> dict:
         "base_weights": digest(config.base.path),
         "mllm_weights": digest(config.mllm.path),
         "clip_vision_weights": digest(config.clip_vision.path),
-        "data_sha256": sha256(config.data.path / MANIFEST),
+        "data_sha256": file_sha256(config.data.path / MANIFEST),
     }
 
 

@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from prefgen.atelier import models, users
-from prefgen.files import read_text, visible_files, write_atomic
+from prefgen.files import file_sha256, read_text, visible_files, write_atomic
 
 from ...data.atelier_users import users_of
 from .. import metrics
@@ -150,7 +150,7 @@ def groups(readings: dict, aligned: dict, people: list[users.User], asked: Asked
 def checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of every weights file, by its name in the folder."""
     files = visible_files(folder, "**/*.safetensors")
-    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    return {str(f.relative_to(folder)): file_sha256(f) for f in files}
 
 
 def arguments() -> argparse.Namespace:
