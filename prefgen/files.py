@@ -54,7 +54,7 @@ def is_hidden(path: Path) -> bool:
     if not hasattr(os.stat_result, "st_file_attributes"):
         return False
     try:
-        return bool(path.stat().st_file_attributes & WINDOWS_ATTRIBUTES)
+        return bool(path.stat().st_file_attributes & WINDOWS_ATTRIBUTES)  # type: ignore[attr-defined]
     except OSError:
         return False
 

@@ -15,7 +15,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -127,7 +127,10 @@ def to_pixels(image: Image.Image, long_side: int | None = LONG_SIDE, draft: int 
     """uint8 [H, W, 3] of a picture from `open_picture`, shrunk while it is decoded where its format can: to `draft`
     times what is asked for at least."""
     stored = image.size
-    drafted = image.draft(None, tuple(draft * side for side in kept_size(*stored, long_side))) if long_side else None
+    drafted = None
+    if long_side:
+        width, height = kept_size(image.width, image.height, long_side)
+        drafted = image.draft(None, (draft * width, draft * height))
     depth = _depth(image)
     image.load()  # which turns a TIFF, though not every Pillow then says so
     turn = None if image.format == "TIFF" else TURNS.get(orientation_of(image))
@@ -329,6 +332,7 @@ def _grey(image: Image.Image, depth: int | None) -> Image.Image:
     values = np.array(image)
     clear = image.info.get("transparency")
     hit = values == clear if isinstance(clear, int) else None
+    white: float
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         white = 4095 if depth == 12 else 65535
     elif image.mode == "I":
@@ -384,11 +388,11 @@ def _reason(error: Exception) -> str:
 
 def _unknown(stream: BinaryIO | None, source) -> tuple[str, str]:
     """(reason, remedy) for bytes that Pillow doesn't know: what they are instead, if their beginning tells."""
-    try:
-        stream.seek(0)
-        head = stream.read(512)
-    except (OSError, ValueError, AttributeError):
-        head = b""
+    head = b""
+    if stream is not None:
+        with suppress(OSError, ValueError, AttributeError):
+            stream.seek(0)
+            head = stream.read(512)
     suffix = Path(source).suffix.lower() if isinstance(source, (str, Path)) else ""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,7 +48,7 @@ CLIP_VISION_CONFIG = {
 }
 CLIP_MEAN = CLIP_STD = (0.5, 0.5, 0.5)
 
-VAE_CONFIG = {
+VAE_CONFIG: dict[str, Any] = {
     "block_out_channels": (32, 32, 64, 64),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,

@@ -120,7 +120,9 @@ def alignment(attributes: Mapping[str, str], person: User) -> float:
 
 def _examples() -> dict[str, int]:
     """Three test users whose first tastes name three different palettes, in order of id."""
-    chosen, palettes, number = [], set(), 0
+    chosen: list[int] = []
+    palettes: set[str] = set()
+    number = 0
     while len(chosen) < 3:
         person = user(number)
         palette = dict(person.tastes[0].liked).get("palette")

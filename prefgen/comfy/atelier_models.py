@@ -77,7 +77,7 @@ class AtelierModel(comfy.supported_models_base.BASE):
         "timesteps": models.TRAIN_TIMESTEPS,
         "zsnr": models.ZERO_TERMINAL_SNR,
     }
-    unet_extra_config = {}
+    unet_extra_config: dict[str, object] = {}
     memory_usage_factor = 1.0
 
     def __init__(self, unet_config: dict, scaling_factor: float):

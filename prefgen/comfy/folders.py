@@ -89,7 +89,7 @@ def _walk(root: str, reserved: Collection[str] = ()) -> Iterator[tuple[str, list
     `._x.safetensors` of macOS, bins, `.cache`. Folders that can't be read are empty. reserved: folders of the root to
     leave out.
     """
-    come_through = {root: (os.path.realpath(root),)}
+    come_through: dict[str, tuple[str, ...]] = {root: (os.path.realpath(root),)}
     for folder, inner, files in os.walk(root, followlinks=True):
         trail, onward = come_through.pop(folder), []
         for name in sorted(inner):
@@ -170,11 +170,12 @@ def mllm_fingerprint(name: str, lora: str | None = NO_LORA) -> str:
     """Changes whenever a file of the MLLM's folder or of its LoRA's does: names, sizes and times."""
     digest = hashlib.sha256()
     for root in (mllm_path(name), mllm_lora_path(lora or NO_LORA)):
-        # One level below, too: additional_chat_templates.
-        files = [] if root is None else [*root.iterdir(), *root.glob("*/*.jinja")]
-        for file in sorted(file for file in files if file.is_file()):
-            status = file.stat()
-            place = file.relative_to(root).as_posix()
-            digest.update(f"{root.name}/{place} {status.st_size} {status.st_mtime_ns}\n".encode())
+        if root is not None:
+            # One level below, too: additional_chat_templates.
+            files = [*root.iterdir(), *root.glob("*/*.jinja")]
+            for file in sorted(file for file in files if file.is_file()):
+                status = file.stat()
+                place = file.relative_to(root).as_posix()
+                digest.update(f"{root.name}/{place} {status.st_size} {status.st_mtime_ns}\n".encode())
         digest.update(b"\n")
     return digest.hexdigest()

@@ -36,9 +36,10 @@ def load(history: Path | int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 def _tell(message: str) -> None:
     """Show a message on the node that is being executed, as ComfyUI's own API nodes do; "" shows nothing."""
     context = get_executing_context()
-    server = getattr(sys.modules.get("server"), "PromptServer", None)  # ComfyUI's, which runs before any pack is loaded
-    if message and context is not None and getattr(server, "instance", None) is not None:
-        server.instance.send_progress_text(message, context.node_id)
+    # ComfyUI's own module, which runs before any pack is loaded.
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if message and context is not None and server is not None:
+        server.send_progress_text(message, context.node_id)
 
 
 def _draw(number: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

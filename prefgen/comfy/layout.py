@@ -234,7 +234,7 @@ def halves_by_text(context: torch.Tensor | None, conditions: Iterable) -> list[b
     them with those of the conditions; None if a row fits none of them, or fits both halves. One read of the host."""
     if context is None:
         return None
-    fits = {False: [], True: []}
+    fits: dict[bool, list[torch.Tensor]] = {False: [], True: []}
     for half, text in conditions:
         if text is None or text.shape[1] > context.shape[1] or text.shape[2] != context.shape[2]:
             continue

@@ -23,6 +23,12 @@ class Family:
     mean, std: of folders without one. silent_mean, silent_std: what transformers takes where the folder's says nothing.
     """
 
+    # Of every family, set by its __init__: the side of a picture and of a patch in pixels, and the tower that sees.
+    image_size: int
+    patch_size: int
+    tokens_per_image: int
+    vision: torch.nn.Module
+
     mean, std = HALF, HALF
     silent_mean, silent_std = HALF, HALF
     inline = False  # whether the chat template would tear pictures and verdicts apart, so that both go in as text

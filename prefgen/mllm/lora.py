@@ -136,8 +136,8 @@ def deltas(model: nn.Module, tensors: dict[str, torch.Tensor], config: dict, nam
         if set(pair) != {"A", "B"} or not all(torch.isfinite(side).all() for side in pair.values()):
             raise MLLMError(f"The LoRA {name} is damaged at {path}: download or export it again.")
         a, b = pair["A"], pair["B"]
-        fits = linear is not None and a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1]
-        if not fits or linear.weight.shape != (b.shape[0], a.shape[1]):
+        fits = a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1]
+        if linear is None or not fits or linear.weight.shape != (b.shape[0], a.shape[1]):
             made_for = config.get("base_model_name_or_path")
             named = f" ({Path(made_for).name})" if made_for else ""
             raise MLLMError(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from torch import nn
@@ -38,7 +39,7 @@ class RunFolder:
         self._lock = FileLock(self.folder / "lock", is_singleton=True)
         self._identify(json.loads(json.dumps(args.fingerprint)))
         self.journal = Journal(self.folder)
-        self.parts: dict[str, object] = {}
+        self.parts: dict[str, Any] = {}
         self.step = 0
         self._saved_step, self._saved_at = -1, time.monotonic()
 
@@ -146,7 +147,7 @@ class RunFolder:
 
 def _flat(config: dict, prefix: str = "") -> dict:
     """Nested sections as {"base.path": value}."""
-    flat = {}
+    flat: dict[str, object] = {}
     for key, value in config.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ class Journal:
     def __init__(self, folder: Path):
         self.path, self.board_folder = folder / "log.jsonl", folder / "tensorboard"
         self._board, self._first = None, 0
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.steps, self._since = 0, time.perf_counter()
 
     def begin(self, step: int) -> None:

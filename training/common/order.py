@@ -20,8 +20,8 @@ def batch_indices(seed: int, step: int, batch: int, count: int, rank: int = 0, w
     if batch % world_size:
         raise ValueError(f"a batch of {batch} can't be shared equally by {world_size} processes")
     share = batch // world_size
-    positions = step * batch + rank * share + np.arange(share)
-    indices = np.empty(share, np.int64)
+    positions: np.ndarray = step * batch + rank * share + np.arange(share)
+    indices: np.ndarray = np.empty(share, np.int64)
     for epoch in np.unique(positions // count):
         order = np.random.default_rng([seed, int(epoch)]).permutation(count)
         inside = positions // count == epoch

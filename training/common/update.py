@@ -120,7 +120,7 @@ class Updater:
 
     def groups(self, optimiser: torch.optim.Optimizer) -> dict[str, list[nn.Parameter]]:
         """The optimiser's parameters by the part of the trained module that they are in (its children)."""
-        names = {}
+        names: dict[int, str] = {}
         trained = {n: m for n, m in self.modules.items() if any(p.requires_grad for p in m.parameters())}
         for part, module in trained.items():
             prefix = f"{part}." if len(trained) > 1 else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -44,7 +44,7 @@ class ConfigError(MendableError):
     """One sentence: which file or key, what is wrong with it, what would be right."""
 
 
-def load(name: str | Path, changes: list[str] = ()) -> Config:
+def load(name: str | Path, changes: Sequence[str] = ()) -> Config:
     """Read a configuration, one of ours by its name or any YAML file, with `a.b=value` changes in it."""
     path, content = _read(name, FOLDER)
     named = [change for change in changes if change.startswith("mllm=")]
@@ -120,9 +120,10 @@ def _nearest(place: tuple) -> str:
     for name in place[:-1]:
         field = model.model_fields.get(name) if isinstance(name, str) else None
         kinds = [k for k in (field.annotation, *getattr(field.annotation, "__args__", ()))] if field else []
-        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, Section)), None)
-        if model is None:
+        section = next((k for k in kinds if isinstance(k, type) and issubclass(k, Section)), None)
+        if section is None:
             return ""
+        model = section
     found = get_close_matches(str(place[-1]), model.model_fields, 1)
     return f" (did you mean {'.'.join([*map(str, place[:-1]), found[0]])}?)" if found else ""
 

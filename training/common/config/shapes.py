@@ -30,7 +30,7 @@ SDXL = {
     "projection_class_embeddings_input_dim": 2816,
     "use_linear_projection": True,
 }
-UNETS = {"sd15": SD15, "sdxl": SDXL, "atelier": atelier.UNET_CONFIG}
+UNETS: dict[str, dict] = {"sd15": SD15, "sdxl": SDXL, "atelier": atelier.UNET_CONFIG}
 VAE = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
