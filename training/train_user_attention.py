@@ -326,8 +326,8 @@ def evaluate(run, adapter: UserAdapter, count: int) -> dict[str, float]:
     """Alignment and named subjects on test users and held-out prompts, one picture each; histories drawn by the
     renderer and read by the real encoder."""
     from .evaluation.evaluate.painter import Painter, paint_row, requests
-    from .evaluation.evaluate.rows import BASIC, ROWS
-    from .evaluation.metrics import alignment, read
+    from .evaluation.evaluate.readings import alignment, read
+    from .evaluation.rows import BASIC, ROWS
 
     painter, people, figures = Painter(adapter), users_of("test", count), {}
     asked = requests(people, 1)

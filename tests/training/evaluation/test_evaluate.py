@@ -10,9 +10,9 @@ import torch
 from prefgen.atelier import captions, models, users
 from tests.closeness import assert_close, assert_far
 from training.data.atelier_users import users_of
-from training.evaluation import metrics
+from training.evaluation import metrics, rows
 from training.evaluation.evaluate import __main__ as command
-from training.evaluation.evaluate import painter, reference, rows
+from training.evaluation.evaluate import measure, painter, readings, reference
 
 
 def test_an_interval_is_over_users_and_leaves_the_unknown_out():
@@ -42,11 +42,11 @@ def test_the_controls_keep_what_they_say_and_nothing_else():
 
 def test_alignment_over_some_families_counts_who_has_opinions_there():
     person = users.User(1, (users.Taste((("palette", "neon"), ("line", "thin"))),), (("palette", "earth"),))
-    narrowed = metrics.only(person, {"palette"})
+    narrowed = readings.only(person, {"palette"})
     assert narrowed.tastes[0].liked == (("palette", "neon"),)
-    assert metrics.only(person, {"line"}) is None, "nothing is disliked there"
-    readings = [{"attributes": {"palette": "neon", "line": "thick"}}] * 2
-    found = metrics.alignment(readings, [narrowed, None], [(0, "owl", "moon"), (1, "owl", "moon")])
+    assert readings.only(person, {"line"}) is None, "nothing is disliked there"
+    seen = [{"attributes": {"palette": "neon", "line": "thick"}}] * 2
+    found = readings.alignment(seen, [narrowed, None], [(0, "owl", "moon"), (1, "owl", "moon")])
     assert found[0] == 1.0 and np.isnan(found[1])
 
 
@@ -70,11 +70,11 @@ def test_distances_to_the_liked_are_unbiased_and_grow_with_the_shift():
 
 def test_the_frechet_distance_is_that_of_two_normal_distributions():
     rng = np.random.default_rng(6)
-    pictures, liked = ([rng.normal(0, 1, (200, 3)) for _ in range(20)] for _ in range(2))
+    pictures, liked = (np.concatenate([rng.normal(0, 1, (200, 3)) for _ in range(20)]) for _ in range(2))
     assert abs(metrics.frechet(pictures, pictures)) < 1e-3  # of traces of 3 each
     assert metrics.frechet(pictures, liked) < 0.02
     # |3|^2 on each of three axes, and (2 - 1)^2 for each of three deviations of 2.
-    assert metrics.frechet([2 * features + 3 for features in pictures], liked) == pytest.approx(30, rel=0.05)
+    assert metrics.frechet(2 * pictures + 3, liked) == pytest.approx(30, rel=0.05)
 
 
 def test_diversity_is_0_for_one_picture_again_and_1_for_unrelated_ones():
@@ -92,11 +92,11 @@ def test_reference_attention_is_the_plain_one_at_weight_0_and_reads_each_half_it
         return torch.randn(count, 8, 16, 16, generator=generator)
 
     states, empty, latents = torch.randn(2, 48, 128, generator=generator), torch.zeros(1, 48, 128), noise(1)
-    liked, disliked, alphas, step = noise(2), noise(2), models.alphas_cumprod(), torch.tensor(500)
+    liked, disliked, step = noise(2), noise(2), torch.tensor(500)
     both = torch.cat([latents, latents])
 
     def painted(disliked, liked, weight):
-        unet_with = reference.Referenced(unet, processors, disliked, liked, empty, alphas, weight)
+        unet_with = reference.Referenced(unet, processors, disliked, liked, empty, weight)
         return unet_with(both, step, states).sample
 
     with torch.inference_mode():
@@ -112,7 +112,7 @@ def test_reference_attention_is_the_plain_one_at_weight_0_and_reads_each_half_it
 @pytest.mark.slow
 def test_a_small_run_measures_every_row_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(painter, "STEPS", 3)
-    monkeypatch.setattr(command, "SEEDS", 2)
+    monkeypatch.setattr(measure, "SEEDS", 2)
     out, runs, ablations = (tmp_path / name for name in ("out", "runs", "ablations"))
     ablations.joinpath("pointwise").mkdir(parents=True)
     ablations.joinpath("pointwise/weights").symlink_to(models.WEIGHTS)
@@ -145,6 +145,6 @@ def test_a_small_run_measures_every_row_and_goes_on_where_it_was_stopped(tmp_pat
     command.main()
     again = (out / "methods.json").read_bytes()
     assert without_times(json.loads(again)) == without_times(result)
-    monkeypatch.setattr(command, "Painter", None)  # everything is there: no model is needed
+    monkeypatch.setattr(measure, "Painter", None)  # everything is there: no model is needed
     command.main()
     assert (out / "methods.json").read_bytes() == again

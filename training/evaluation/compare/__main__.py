@@ -16,6 +16,7 @@ import hashlib
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,11 +31,117 @@ from ...common.errors import exit_with_message
 from ...data.cli import positive
 from ...data.store import MANIFEST
 from ...data.worlds import DataSetWorld
+from ..rows import ON_REAL_BASES, ROWS
 from ..scores import Clip, Csd, ViperProxy
+from ..store import Store
 from .page import page
-from .painter import ROWS, Painter, jobs, paint_rows
-from .people import Read, people_of
+from .painter import PipelinePainter, jobs_of, paint_rows
+from .people import HistoryReadings, people_of
 from .score import Judges, score_row, summary
+
+
+def main() -> None:
+    args = arguments()
+    config = load(args.config, args.set)
+    if config.data.path is None:
+        raise ConfigError(
+            f"{args.config} is the atelier: `python -m training.evaluation.evaluate` compares its methods."
+        )
+    checked_device(args.device)
+    adapters = checked_adapters(args, config)
+    # The small judges are opened first, so that a wrong path is known before hours of painting.
+    judges = small_judges(args)
+    world = DataSetWorld(config.data.path)
+    people = people_of(world, args.users, args.prompts, args.history, args.seed)
+    jobs = jobs_of(people, args.seeds)
+    setting = settings(args, config)
+    out = args.out / hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:12]
+    readings = HistoryReadings(Store(out / "histories"), world, config, args.lora, args.device)
+    readings.all(people)
+
+    rows = {name: adapters.get(ROWS[name].adapter) for name in ON_REAL_BASES if ROWS[name].adapter in ("", *adapters)}
+    if not any(person.taste for person in people):
+        del rows["oracle"]
+    if any(not (out / name / job.name).exists() for name in rows for job in jobs):
+        painter = PipelinePainter(config, args.device, args.guidance, args.steps, args.batch)
+        paint_rows(painter, readings, people, jobs, rows, out)
+        del painter
+
+    judges = with_viper(judges, args)
+    values = {name: score_row(out / name, jobs, people, readings, judges) for name in rows}
+    result = {
+        "command": f"python -m training.evaluation.compare {shlex.join(sys.argv[1:])}",
+        **setting,
+        "users": [person.user for person in people],
+        "pictures": len(jobs),
+        "rows": {
+            name: {
+                "label": ROWS[name].label,
+                "seconds_a_picture": seconds(out / name),
+                **summary(values[name], values["prefgen"]),
+            }
+            for name in rows
+        },
+    }
+    write_atomic(args.out / "compare.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_atomic(args.out / "compare.md", page(result, csd=args.csd is not None).encode())
+    print(read_text(args.out / "compare.md"))
+
+
+def checked_adapters(args: argparse.Namespace, config) -> dict[str, Path]:
+    """{"main", and "image_only" where it is given: file}. AdapterError for a file that the base can't wear."""
+    adapters = {"main": args.adapter} | ({"image_only": args.image_only} if args.image_only else {})
+    for path in adapters.values():
+        family = load_adapter(path).header.base_family
+        if family != config.base.family:
+            raise AdapterError(f"The adapter is for {family}, the configuration's base is {config.base.family}.")
+    return adapters
+
+
+def small_judges(args: argparse.Namespace) -> Judges:
+    return Judges(
+        clip=Clip(args.clip, args.device),
+        pickscore=args.pickscore and Clip(args.pickscore, args.device),
+        csd=args.csd and Csd(args.csd, args.device),
+    )
+
+
+def with_viper(judges: Judges, args: argparse.Namespace) -> Judges:
+    """The judges and the ViPer proxy, if it was asked for: 8B of weights, opened when the base is no longer needed."""
+    if not args.viper:
+        return judges
+    dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
+    return replace(judges, viper=ViperProxy(args.viper, args.viper_lora, args.device, dtype))
+
+
+def settings(args: argparse.Namespace, config) -> dict:
+    """All that the pictures depend on; weights and data by their content."""
+
+    def digest(path: Path | None) -> str | None:
+        files = [] if path is None else [path] if path.is_file() else visible_files(path, "**/*.safetensors")
+        return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest() if files else None
+
+    plain = ("prompts", "seeds", "history", "guidance", "steps", "seed")
+    return {name: getattr(args, name) for name in plain} | {
+        "count": args.users,
+        "base": config.base.model_dump(mode="json"),
+        "data": config.data.model_dump(mode="json"),
+        "mllm": config.mllm.model_dump(mode="json"),
+        "clip_vision": config.clip_vision.model_dump(mode="json"),
+        "adapter": digest(args.adapter),
+        "image_only_adapter": digest(args.image_only),
+        "lora": digest(args.lora),
+        "base_weights": digest(config.base.path),
+        "mllm_weights": digest(config.mllm.path),
+        "clip_vision_weights": digest(config.clip_vision.path),
+        "data_sha256": file_sha256(config.data.path / MANIFEST),
+    }
+
+
+def seconds(folder: Path) -> float:
+    """Of a picture, over all batches that were painted into the folder."""
+    rows = [json.loads(line) for line in read_text(folder / "time.jsonl").splitlines()]
+    return round(sum(row["seconds"] for row in rows) / sum(row["pictures"] for row in rows), 3)
 
 
 def arguments() -> argparse.Namespace:
@@ -69,98 +176,6 @@ def arguments() -> argparse.Namespace:
     if args.users < 2:
         parser.error("at least 2 users are needed: one user's preference is tried on another")
     return args
-
-
-def main() -> None:
-    args = arguments()
-    config = load(args.config, args.set)
-    if config.data.path is None:
-        raise ConfigError(
-            f"{args.config} is the atelier: `python -m training.evaluation.evaluate` compares its methods."
-        )
-    compare(args, config)
-
-
-def compare(args: argparse.Namespace, config) -> None:
-    checked_device(args.device)
-    adapters = {"main": args.adapter} | ({"image_only": args.image_only} if args.image_only else {})
-    headers = {name: load_adapter(path).header for name, path in adapters.items()}  # refused before anything is made
-    wrong = [h.base_family for h in headers.values() if h.base_family != config.base.family]
-    if wrong:
-        raise AdapterError(f"The adapter is for {wrong[0]}, the configuration's base is {config.base.family}.")
-    # The small judges are opened first, so that a wrong path is known before hours of painting.
-    judges = Judges(
-        Clip(args.clip, args.device),
-        args.pickscore and Clip(args.pickscore, args.device),
-        args.csd and Csd(args.csd, args.device),
-    )
-    world = DataSetWorld(config.data.path)
-    people = people_of(world, args.users, args.prompts, args.history, args.seed)
-    wanted, setting = jobs(people, args.seeds), settings(args, config)
-    out = args.out / hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:12]
-    (out / "histories").mkdir(parents=True, exist_ok=True)
-    read = Read(out / "histories", world, config, args.lora, args.device)
-    read.all(people, words=True)
-    names = [name for name, row in ROWS.items() if not row.adapter or row.adapter in adapters]
-    if not any(person.taste for person in people):
-        names.remove("oracle")
-    if any(not (out / name / job.name).exists() for name in names for job in wanted):
-        paint_rows(
-            Painter(config, args.device, args.guidance, args.steps, args.batch),
-            read, people, wanted, names, adapters, out,
-        )  # fmt: skip
-    if args.viper:
-        dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
-        viper = ViperProxy(args.viper, args.viper_lora, args.device, dtype)
-        judges = Judges(judges.clip, judges.pickscore, judges.csd, viper)
-    values = {name: score_row(out / name, wanted, people, read, judges) for name in names}
-    result = {
-        "command": f"python -m training.evaluation.compare {shlex.join(sys.argv[1:])}",
-        **setting,
-        "users": [person.user for person in people],
-        "pictures": len(wanted),
-        "rows": {
-            name: {
-                "label": ROWS[name].label,
-                "seconds_a_picture": seconds(out / name),
-                **summary(values[name], values["prefgen"]),
-            }
-            for name in names
-        },
-    }
-    write_atomic(args.out / "compare.json", (json.dumps(result, indent=1) + "\n").encode())
-    write_atomic(args.out / "compare.md", page(result, csd=args.csd is not None).encode())
-    print(read_text(args.out / "compare.md"))
-
-
-def settings(args: argparse.Namespace, config) -> dict:
-    """All that the pictures depend on; weights and data by their content."""
-
-    def digest(path: Path | None) -> str | None:
-        files = [] if path is None else [path] if path.is_file() else visible_files(path, "**/*.safetensors")
-        return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest() if files else None
-
-    plain = ("prompts", "seeds", "history", "guidance", "steps", "seed")
-    return {name: getattr(args, name) for name in plain} | {
-        "count": args.users,
-        "base": config.base.model_dump(mode="json"),
-        "data": config.data.model_dump(mode="json"),
-        "mllm": config.mllm.model_dump(mode="json"),
-        "clip_vision": config.clip_vision.model_dump(mode="json"),
-        "adapter": digest(args.adapter),
-        "image_only_adapter": digest(args.image_only),
-        "lora": digest(args.lora),
-        "base_weights": digest(config.base.path),
-        "mllm_weights": digest(config.mllm.path),
-        "clip_vision_weights": digest(config.clip_vision.path),
-        "data_sha256": file_sha256(config.data.path / MANIFEST),
-    }
-
-
-def seconds(folder: Path) -> float:
-    """Of a picture, over all batches that were painted into the folder."""
-    rows = [json.loads(line) for line in read_text(folder / "time.jsonl").splitlines()]
-    return round(sum(row["seconds"] for row in rows) / sum(row["pictures"] for row in rows), 3)
 
 
 if __name__ == "__main__":

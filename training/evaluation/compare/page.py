@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from ..scores import Csd
+from ..tables import estimate, table
 from .score import MEASURES
 
 
 def page(result: dict, csd: bool) -> str:
     """The page of a finished comparison. csd: whether CSD was asked, whose authors want something said."""
-    rows = result["rows"]
-    shown = [name for name in MEASURES if any(name in row for row in rows.values())]
-    head = ["method", *shown, "seconds a picture"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for row in rows.values():
-        cells = [row["label"], *(cell(row.get(name)) for name in shown), f"{row['seconds_a_picture']:.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    legend = [
-        f"- `{name}`: {MEASURES[name][0]}; {'more' if MEASURES[name][1] else 'less'} is better." for name in shown
-    ]
+    rows = result["rows"].values()
+    measures = [name for name in MEASURES if any(name in row for row in rows)]
+    methods = table(
+        ["method", *measures, "seconds a picture"],
+        [
+            [row["label"], *(figures(row.get(name)) for name in measures), f"{row['seconds_a_picture']:.2f}"]
+            for row in rows
+        ],
+    )
+    legend = []
+    for name in measures:
+        words, more_is_better = MEASURES[name]
+        legend.append(f"- `{name}`: {words}; {'more' if more_is_better else 'less'} is better.")
+    if csd:
+        legend.append(f"- {Csd.DISCLAIMER}")
     base = result["base"]
     return "\n".join(
         [
@@ -29,18 +35,14 @@ def page(result: dict, csd: bool) -> str:
             f"{result['seeds']} seeds: {result['pictures']} pictures a row. Means over users, 95 % intervals from "
             "resampling users; below them the difference from PrefGen.",
             "",
-            *lines,
+            methods,
             "",
             *legend,
-            *([f"- {Csd.DISCLAIMER}"] if csd else []),
             "",
         ]
     )
 
 
-def cell(entry: dict | None) -> str:
-    """ "0.61 [0.55, 0.67]<br>-0.03 [-0.08, 0.02]" """
-    if entry is None:
-        return "-"
-    apart = entry["minus_prefgen"]
-    return "<br>".join(f"{e['mean']:.3f} [{e['ci95'][0]:.3f}, {e['ci95'][1]:.3f}]" for e in (entry, apart))
+def figures(entry: dict | None) -> str:
+    """ "0.612 (0.551 to 0.673)<br>-0.031 (-0.083 to 0.021)" """
+    return "-" if entry is None else f"{estimate(entry)}<br>{estimate(entry['minus_prefgen'])}"

@@ -17,31 +17,10 @@ from tqdm import tqdm
 from prefgen.adapter_file import load_adapter
 from prefgen.files import write_atomic
 
+from ...common.bases import DTYPES
 from ...data.errors import DataError
-from .people import Person, Read
-
-
-@dataclass(frozen=True)
-class Row:
-    """One way of painting. adapter: "main" or "image_only", "" for the plain base; of_other: the next user's
-    preference; words: "mllm" or "taste" in the prompt; negative: what is avoided as the negative prompt."""
-
-    label: str
-    adapter: str = ""
-    of_other: bool = False
-    words: str = ""
-    negative: bool = False
-
-
-ROWS = {
-    "none": Row("no preference"),
-    "described": Row("taste in the MLLM's words, in the prompt", words="mllm"),
-    "described_both": Row("the same, what is avoided as negative prompt", words="mllm", negative=True),
-    "oracle": Row("true taste in the prompt", words="taste"),
-    "mismatched": Row("another user's preference", "main", of_other=True),
-    "prefgen": Row("PrefGen", "main"),
-    "image_only": Row("image-only adapter, trained as long", "image_only"),
-}
+from ..rows import ROWS, Row
+from .people import HistoryReadings, Person
 
 
 @dataclass(frozen=True)
@@ -57,30 +36,21 @@ class Job:
         return f"{self.person:04d}-{self.prompt:02d}-{self.seed}.png"
 
 
-def jobs(people: list[Person], seeds: int) -> list[Job]:
+def jobs_of(people: list[Person], seeds: int) -> list[Job]:
+    """Every prompt of every person, `seeds` times."""
     return [Job(i, p, s) for i, person in enumerate(people) for p in range(len(person.prompts)) for s in range(seeds)]
 
 
-class Painter:
+class PipelinePainter:
     """A base's pipeline on a device; `batch` pictures at once."""
 
     def __init__(self, config, device: str, guidance: float, steps: int, batch: int):
-        import diffusers
-
-        kind = {"sd15": diffusers.StableDiffusionPipeline, "sdxl": diffusers.StableDiffusionXLPipeline}
-        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.base.precision]
-        options = {} if config.base.family == "sdxl" else {"safety_checker": None, "requires_safety_checker": False}
-        try:
-            self.pipeline = kind[config.base.family].from_pretrained(
-                str(config.base.path), torch_dtype=dtype, local_files_only=True, use_safetensors=True, **options
-            )
-        except Exception as error:  # diffusers raises many kinds for a folder that isn't one
-            raise DataError(
-                f"{config.base.path} is no diffusers folder of {config.base.family} with safetensors weights "
-                f"({str(error).splitlines()[0][:120]})."
-            ) from error
-        self.pipeline.to(device).set_progress_bar_config(disable=True)
-        self.guidance, self.steps, self.pixels, self.batch = guidance, steps, config.base.pixels, batch
+        self.guidance = guidance
+        self.steps = steps
+        self.batch = batch
+        self.pixels = config.base.pixels
+        self.pipeline = pipeline_of(config).to(device)
+        self.pipeline.set_progress_bar_config(disable=True)
 
     def paint(
         self, prompts: list[str], negatives: list[str], seeds: list[tuple[int, ...]], vectors: torch.Tensor | None
@@ -112,61 +82,99 @@ class Painter:
             )
 
 
+def pipeline_of(config):
+    """The base's own diffusers pipeline. DataError for a folder that holds none."""
+    import diffusers
+
+    family = config.base.family
+    kind = {"sd15": diffusers.StableDiffusionPipeline, "sdxl": diffusers.StableDiffusionXLPipeline}[family]
+    # SDXL's pipeline has no safety checker; SD1.5's would black pictures out, and with them what is compared.
+    options = {} if family == "sdxl" else {"safety_checker": None, "requires_safety_checker": False}
+    try:
+        return kind.from_pretrained(
+            str(config.base.path),
+            torch_dtype=DTYPES[config.base.precision],
+            local_files_only=True,
+            use_safetensors=True,
+            **options,
+        )
+    except Exception as error:  # diffusers raises many kinds for a folder that isn't one
+        raise DataError(
+            f"{config.base.path} is no diffusers folder of {family} with safetensors weights "
+            f"({str(error).splitlines()[0][:120]})."
+        ) from error
+
+
 def mixed(seed: tuple[int, ...]) -> int:
     """One generator seed from several numbers."""
     return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
 
 
 def paint_rows(
-    painter: Painter, read: Read, people: list[Person], wanted: list[Job], names: list[str], adapters: dict, out: Path
+    painter: PipelinePainter,
+    readings: HistoryReadings,
+    people: list[Person],
+    jobs: list[Job],
+    adapters: dict[str, Path | None],
+    out: Path,
 ) -> None:
-    """Paint what isn't there yet of every row into `out`/ROW; `time.jsonl` there says how long each batch took."""
-    left = {name: [job for job in wanted if not (out / name / job.name).exists()] for name in names}
-    with tqdm(total=len(names) * len(wanted), unit="picture") as bar:
-        bar.update(bar.total - sum(map(len, left.values())))
-        for name in sorted(names, key=lambda name: ROWS[name].adapter):
-            row, folder = ROWS[name], out / name
-            if not left[name]:
-                continue
-            bar.set_postfix_str(name, refresh=False)
-            folder.mkdir(parents=True, exist_ok=True)
-            painter.put_on(adapters[row.adapter] if row.adapter else None)
-            adapter = load_adapter(adapters[row.adapter]) if row.adapter else None
-            for batch in batches(left[name], painter.batch):
-                start = time.monotonic()
-                vectors = vectors_of(row, adapter, batch, people, read)
-                pictures = painter.paint(*asked(row, batch, people, read), vectors)
-                spent = time.monotonic() - start
-                for job, picture in zip(batch, pictures, strict=True):
-                    save(picture, folder / job.name)
-                with open(folder / "time.jsonl", "a", encoding="utf-8") as file:
-                    file.write(json.dumps({"pictures": len(batch), "seconds": round(spent, 3)}) + "\n")
-                bar.update(len(batch))
+    """Paint what isn't there yet of every row into `out`/ROW. adapters: {row: its adapter's file, None for the plain
+    base}."""
+    missing = {name: [job for job in jobs if not (out / name / job.name).exists()] for name in adapters}
+    with tqdm(total=len(adapters) * len(jobs), unit="picture") as bar:
+        bar.update(bar.total - sum(map(len, missing.values())))
+        # Rows of one adapter in a row: putting another one on takes a while.
+        for name in sorted(adapters, key=lambda name: ROWS[name].adapter):
+            if missing[name]:
+                bar.set_postfix_str(name, refresh=False)
+                for count in paint_row(
+                    painter, readings, people, missing[name], ROWS[name], adapters[name], out / name
+                ):
+                    bar.update(count)
     painter.put_on(None)
 
 
-def asked(row: Row, batch: list[Job], people: list[Person], read: Read) -> tuple[list[str], list[str], list[tuple]]:
-    """(prompts, negative prompts, seeds) of a batch."""
-    prompts, negatives = [], []
-    for job in batch:
-        person = people[job.person]
-        traits = read.traits(person) if row.words == "mllm" else None
-        words = traits.positive if traits else person.taste if row.words == "taste" else ""
-        prompts.append(", ".join(filter(None, (person.prompts[job.prompt], words))))
-        negatives.append(traits.negative if traits and row.negative else "")
-    return prompts, negatives, [(people[job.person].user, job.prompt, job.seed) for job in batch]
+def paint_row(
+    painter: PipelinePainter,
+    readings: HistoryReadings,
+    people: list[Person],
+    jobs: list[Job],
+    row: Row,
+    adapter_file: Path | None,
+    folder: Path,
+) -> Iterator[int]:
+    """Paint into `folder`, yielding how many pictures each batch had; `time.jsonl` says how long each took."""
+    folder.mkdir(parents=True, exist_ok=True)
+    painter.put_on(adapter_file)
+    adapter = load_adapter(adapter_file) if adapter_file else None
+    for first in range(0, len(jobs), painter.batch):
+        batch = jobs[first : first + painter.batch]
+        start = time.monotonic()
+        vectors = None
+        if adapter is not None:
+            owners = [people[(job.person + row.of_other) % len(people)] for job in batch]
+            vectors = torch.stack([readings.vector(adapter, owner) for owner in owners])
+        texts = [texts_of(row, job, people[job.person], readings) for job in batch]
+        prompts, negatives = map(list, zip(*texts, strict=True))
+        seeds = [(people[job.person].user, job.prompt, job.seed) for job in batch]
+        pictures = painter.paint(prompts, negatives, seeds, vectors)
+        spent = time.monotonic() - start
+        for job, picture in zip(batch, pictures, strict=True):
+            save(picture, folder / job.name)
+        with open(folder / "time.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"pictures": len(batch), "seconds": round(spent, 3)}) + "\n")
+        yield len(batch)
 
 
-def vectors_of(row: Row, adapter, batch: list[Job], people: list[Person], read: Read) -> torch.Tensor | None:
-    if adapter is None:
-        return None
-    shift = int(row.of_other)
-    return torch.stack([read.vector(adapter, people[(job.person + shift) % len(people)]) for job in batch])
-
-
-def batches(items: list[Job], size: int) -> Iterator[list[Job]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def texts_of(row: Row, job: Job, person: Person, readings: HistoryReadings) -> tuple[str, str]:
+    """(prompt, negative prompt) of a picture."""
+    words = person.taste if row.words == "taste" else ""
+    negative = ""
+    if row.words == "mllm":
+        traits = readings.traits(person)
+        words = traits.positive
+        negative = traits.negative if row.negative else ""
+    return ", ".join(filter(None, (person.prompts[job.prompt], words))), negative
 
 
 def save(picture: Image.Image, path: Path) -> None:

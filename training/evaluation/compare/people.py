@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 from prefgen.adapter import UserAdapter
 from prefgen.adapter_checks import check_encoded
 from prefgen.encoded import EncodedPreference
-from prefgen.files import read_text, write_atomic
 from prefgen.fusion import fuse_user_vector
 from prefgen.history import PreferenceHistory
 from prefgen.mllm.model import PreferenceMLLM
 from prefgen.mllm.traits import Traits
 
+from ...common.bases import DTYPES
 from ...common.clip_vision import ClipVision
 from ...data.errors import DataError
 from ...data.schema import TEST
 from ...data.worlds import DataSetWorld
+from ..store import Store
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Person:
 
 def people_of(world: DataSetWorld, count: int, prompts: int, size: int, seed: int) -> list[Person]:
     """The first `count` test users with `size` liked and disliked pictures at most and `prompts` held-out prompts."""
-    asked = world.heldout_prompts()
-    if len(asked) < prompts:
-        raise DataError(f"{world.name} has {len(asked)} held-out prompts, {prompts} are needed: ask for fewer.")
+    heldout = world.heldout_prompts()
+    if len(heldout) < prompts:
+        raise DataError(f"{world.name} has {len(heldout)} held-out prompts, {prompts} are needed: ask for fewer.")
     people = []
     for user in world.users(TEST, count):
         rng = np.random.default_rng([seed, user])
@@ -53,27 +53,30 @@ def people_of(world: DataSetWorld, count: int, prompts: int, size: int, seed: in
         texts = world.texts(user)
         people.append(
             Person(
-                user,
-                tuple(history.pictures[history.liked].tolist()),
-                tuple(history.pictures[~history.liked].tolist()),
-                tuple(world.unseen_liked(user, history.pictures).tolist()),
-                tuple(asked[i] for i in rng.choice(len(asked), prompts, replace=False)),
-                texts[0] if texts else "",
+                user=user,
+                liked=tuple(history.pictures[history.liked].tolist()),
+                disliked=tuple(history.pictures[~history.liked].tolist()),
+                unseen=tuple(world.unseen_liked(user, history.pictures).tolist()),
+                prompts=tuple(heldout[i] for i in rng.choice(len(heldout), prompts, replace=False)),
+                taste=texts[0] if texts else "",
             )
         )
     return people
 
 
-class Read:
-    """What MLLM and CLIP vision read off every person's history, kept in a folder as soon as it is read."""
+class HistoryReadings:
+    """What MLLM and CLIP vision read off every person's history, stored as soon as it is read."""
 
-    def __init__(self, folder: Path, world: DataSetWorld, config, lora: Path | None, device: str):
-        self.folder, self.world, self.config, self.lora, self.device = folder, world, config, lora, device
+    def __init__(self, store: Store, world: DataSetWorld, config, lora: Path | None, device: str):
+        self.store = store
+        self.world = world
+        self.config = config
+        self.lora = lora
+        self.device = device
 
     @cached_property
     def mllm(self) -> PreferenceMLLM:
-        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.config.mllm.precision]
-        return PreferenceMLLM.load(self.config.mllm.path, dtype, self.device, self.lora)
+        return PreferenceMLLM.load(self.config.mllm.path, DTYPES[self.config.mllm.precision], self.device, self.lora)
 
     @cached_property
     def vision(self) -> ClipVision:
@@ -91,45 +94,44 @@ class Read:
         return PreferenceHistory.from_images(*sides, *prompts)
 
     def encoded(self, person: Person) -> EncodedPreference:
-        path = self.folder / f"{person.user}.safetensors"
-        if not path.exists():
+        """The history as the nodes encode it."""
+
+        def read() -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             history = self.history(person)
             tensors = {"hidden": self.mllm.encode(history)}
             for name, numbers in (("liked", person.liked), ("disliked", person.disliked)):
                 if numbers:
                     tensors[name] = self.vision(self.pictures(numbers))
-            about = {"mllm": json.dumps(self.mllm.fingerprint), "clip_vision": json.dumps(self.vision.about)}
-            write_atomic(path, save(tensors, about | {"digest": history.digest}))
-        from safetensors import safe_open
+            encoders = {"mllm": json.dumps(self.mllm.fingerprint), "clip_vision": json.dumps(self.vision.about)}
+            return tensors, encoders | {"digest": history.digest}
 
-        with safe_open(str(path), "pt") as file:
-            about = file.metadata()
-        tensors = load_file(path)
+        tensors, about = self.store.tensors(str(person.user), read)
         return EncodedPreference(
             hidden=tensors["hidden"],
             image_embed_liked=tensors["liked"],
             image_embed_disliked=tensors.get("disliked"),
             mllm=json.loads(about["mllm"]),
-            # What an earlier version kept doesn't say which encoder it was.
+            # What an earlier version stored doesn't say which encoder it was.
             clip_vision=json.loads(about.get("clip_vision", "{}")) | {"width": tensors["liked"].shape[1]},
             digest=about["digest"],
         )
 
     def traits(self, person: Person) -> Traits:
-        path = self.folder / f"{person.user}.json"
-        if not path.exists():
+        """The taste in the MLLM's words."""
+
+        def ask() -> dict:
             history = self.history(person)
             traits = Traits.asked(lambda question: self.mllm.answer(history, question), bool(person.disliked))
-            write_atomic(path, traits.to_json().encode())
-        said = json.loads(read_text(path))
-        return Traits(tuple(said["liked"]), tuple(said["disliked"]))
+            return asdict(traits)
 
-    def all(self, people: list[Person], words: bool) -> None:
-        """Read everything that isn't kept yet, then let the encoders go."""
+        words = self.store.json(str(person.user), ask)
+        return Traits(tuple(words["liked"]), tuple(words["disliked"]))
+
+    def all(self, people: list[Person]) -> None:
+        """Read everything that isn't stored yet, then let the encoders go."""
         for person in tqdm(people, desc="histories"):
             self.encoded(person)
-            if words:
-                self.traits(person)
+            self.traits(person)
         for name in ("mllm", "vision"):
             self.__dict__.pop(name, None)
 

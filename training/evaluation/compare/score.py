@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from prefgen.pictures import read_picture
 from ..metrics import cmmd, interval
 from ..scores import Clip, Csd, ViperProxy
 from .painter import Job
-from .people import Person, Read
+from .people import HistoryReadings, Person
 
 
 @dataclass(frozen=True)
@@ -41,57 +42,70 @@ MEASURES = {
 }
 
 
-def opened(folder: Path, wanted: list[Job]) -> list[Image.Image]:
-    return [Image.fromarray(read_picture(folder / job.name, long_side=None)) for job in wanted]
-
-
-def score_row(folder: Path, wanted: list[Job], people: list[Person], read: Read, judges: Judges) -> dict[str, list]:
+def score_row(
+    folder: Path, jobs: list[Job], people: list[Person], readings: HistoryReadings, judges: Judges
+) -> dict[str, list[float]]:
     """{measure: [people]} of one row, NaN where a user has nothing to compare with; one user in memory at a time."""
-    values: dict[str, list[float]] = {name: [] for name in MEASURES}
+    values = defaultdict(list)
     for number, person in enumerate(tqdm(people, desc=folder.name, leave=False)):
-        mine = [job for job in wanted if job.person == number]
-        pictures, prompts = opened(folder, mine), [person.prompts[job.prompt] for job in mine]
-        liked, seen = read.pictures(person.unseen), judges.clip.images(pictures)
-        values["clip_t"].append(float(100 * (seen * judges.clip.texts(prompts)).sum(1).mean()))
-        values["clip_i"].append(near(judges.clip.images, seen, liked, 100))
-        two = min(len(liked), len(pictures)) >= 2
-        values["cmmd"].append(cmmd(seen.numpy(), judges.clip.images(liked).numpy()) if two else float("nan"))
-        values["diversity"].append(spread(seen, mine))
-        if judges.pickscore:
-            values["pickscore"].append(float(judges.pickscore.pickscore(pictures, prompts).mean()))
-        if judges.csd:
-            values["csd"].append(near(judges.csd, judges.csd(pictures), liked, 1))
-        if judges.viper:
-            sides = [read.pictures(numbers) for numbers in (person.liked, person.disliked)]
-            values["viper"].append(float(judges.viper.score(*sides, pictures).mean()) if all(sides) else float("nan"))
-    return {name: found for name, found in values.items() if found}
+        own = [job for job in jobs if job.person == number]
+        for name, value in score_person(folder, own, person, readings, judges).items():
+            values[name].append(value)
+    return {name: values[name] for name in MEASURES if name in values}
 
 
-def near(embed: Callable, seen: torch.Tensor, liked: list[Image.Image], scale: float) -> float:
-    """Mean cosine of unit embeddings [n, d] with the direction of the liked pictures' mean."""
+def score_person(
+    folder: Path, jobs: list[Job], person: Person, readings: HistoryReadings, judges: Judges
+) -> dict[str, float]:
+    """{measure: mean over one user's pictures} by every judge that is there."""
+    pictures = [Image.fromarray(read_picture(folder / job.name, long_side=None)) for job in jobs]
+    prompts = [person.prompts[job.prompt] for job in jobs]
+    liked = readings.pictures(person.unseen)
+    embeds = judges.clip.images(pictures)
+    values = {
+        "clip_t": float(100 * (embeds * judges.clip.texts(prompts)).sum(1).mean()),
+        "clip_i": float(100 * cosine_to_mean(embeds, judges.clip.images, liked)),
+        "cmmd": float("nan"),
+        "diversity": diversity(embeds, jobs),
+    }
+    # An unbiased distance needs two pictures on each side.
+    if min(len(liked), len(pictures)) >= 2:
+        values["cmmd"] = cmmd(embeds.numpy(), judges.clip.images(liked).numpy())
+    if judges.pickscore:
+        values["pickscore"] = float(judges.pickscore.pickscore(pictures, prompts).mean())
+    if judges.csd:
+        values["csd"] = float(cosine_to_mean(judges.csd(pictures), judges.csd, liked))
+    if judges.viper:
+        sides = [readings.pictures(numbers) for numbers in (person.liked, person.disliked)]
+        values["viper"] = float(judges.viper.score(*sides, pictures).mean()) if all(sides) else float("nan")
+    return values
+
+
+def cosine_to_mean(
+    embeds: torch.Tensor, embed: Callable[[list[Image.Image]], torch.Tensor], liked: list[Image.Image]
+) -> torch.Tensor:
+    """Mean cosine of unit embeddings [n, d] with the direction of the liked pictures' mean; NaN without any."""
     if not liked:
-        return float("nan")
+        return torch.tensor(float("nan"))
     mean = torch.nn.functional.normalize(embed(liked).mean(0), dim=0)
-    return float(scale * (seen @ mean).mean())
+    return (embeds @ mean).mean()
 
 
-def spread(seen: torch.Tensor, mine: list[Job]) -> float:
+def diversity(embeds: torch.Tensor, jobs: list[Job]) -> float:
     """Mean 1 - cosine between pictures that differ in the seed alone; NaN with one seed."""
-    apart = []
-    for prompt in {job.prompt for job in mine}:
-        same = seen[[i for i, job in enumerate(mine) if job.prompt == prompt]]
+    distances = []
+    for prompt in {job.prompt for job in jobs}:
+        same = embeds[[i for i, job in enumerate(jobs) if job.prompt == prompt]]
         if len(same) > 1:
             cosine = same @ same.T
-            apart.append(float(1 - (cosine.sum() - cosine.trace()) / (len(same) * (len(same) - 1))))
-    return float(np.mean(apart)) if apart else float("nan")
+            distances.append(float(1 - (cosine.sum() - cosine.trace()) / (len(same) * (len(same) - 1))))
+    return float(np.mean(distances)) if distances else float("nan")
 
 
-def summary(values: dict[str, list], reference: dict[str, list]) -> dict:
+def summary(values: dict[str, list[float]], reference: dict[str, list[float]]) -> dict:
     """{measure: {"mean", "ci95", "users", "minus_prefgen"}}; measures that no user has are left out."""
-    found = {}
-    for name, column in values.items():
-        mine = np.array(column, float)
-        if np.isnan(mine).all():
-            continue
-        found[name] = interval(mine) | {"minus_prefgen": interval(mine - np.array(reference[name], float))}
-    return found
+    return {
+        name: interval(np.array(column)) | {"minus_prefgen": interval(np.array(column) - np.array(reference[name]))}
+        for name, column in values.items()
+        if not np.isnan(column).all()
+    }

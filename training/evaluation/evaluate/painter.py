@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,25 +25,36 @@ from prefgen.mllm.traits import Traits
 from ...common.atelier_clip import image_features, text_features, tokenize
 from ...common.sampling import decode, sample
 from ...common.user_branch import install
+from ..rows import Pictures, Row
 from . import reference
-from .rows import Pictures, Row
 
-GUIDANCE, STEPS, BATCH, HISTORY_SEED = 3.0, 20, 48, 1
+GUIDANCE = 3.0
+STEPS = 20
+BATCH = 48
+HISTORY_SEED = 1
 
-Asked = list[tuple[int, str, str]]  # (index of the user, subject, prop) of every picture
+
+class Request(NamedTuple):
+    """One picture: for which user (an index) and of what."""
+
+    user: int
+    subject: str
+    prop: str
 
 
 class Painter:
-    """adapter: the shipped one unless given."""
+    """The atelier's models. adapter: the shipped one unless given."""
 
     def __init__(self, adapter: UserAdapter | None = None):
         self.adapter = adapter or load_adapter(models.WEIGHTS / "adapter.safetensors")
-        self.clip, self.tokenizer = models.load_clip(), models.clip_tokenizer()
-        self.unet, self.vae, self.judge = models.load_unet_diffusers(), models.load_vae_diffusers(), load_judge()
         self.mllm = PreferenceMLLM.load(models.MLLM_FOLDER)
+        self.clip = models.load_clip()
+        self.tokenizer = models.clip_tokenizer()
+        self.unet = models.load_unet_diffusers()
+        self.vae = models.load_vae_diffusers()
+        self.judge = load_judge()
         self.branch = install(self.unet)
         self.references = reference.install(self.unet)
-        self.alphas = models.alphas_cumprod()
         self.empty = self.states([""])
 
     def of(self, weights: Path) -> Painter:
@@ -114,10 +126,10 @@ class Painter:
         unet = self.unet
         if history is not None:
             liked, disliked = map(self.latents, history)
-            unet = reference.Referenced(unet, self.references, disliked, liked, self.empty, self.alphas, weight)
-        off = self.empty if negative is None else self.states(negative)
+            unet = reference.Referenced(unet, self.references, disliked, liked, self.empty, weight)
+        unconditional = self.empty if negative is None else self.states(negative)
         with torch.autocast("cpu", torch.bfloat16):
-            latents = sample(unet, self.states(texts), off, GUIDANCE, STEPS, seed, first)
+            latents = sample(unet, self.states(texts), unconditional, GUIDANCE, STEPS, seed, first)
         return decode(self.vae, latents)
 
 
@@ -133,39 +145,57 @@ def history_of(person: users.User, size: int) -> tuple[Pictures, Pictures]:
     return [p for p, liked in drawn if liked], [p for p, liked in drawn if not liked]
 
 
-def requests(people: list[users.User], prompts: int) -> Asked:
+def requests(people: list[users.User], prompts: int) -> list[Request]:
     """What every picture shows: each user gets `prompts` of the held-out ones, by turns all of them."""
-    known = captions.heldout_prompts()
-    return [(u, *known[(u * prompts + i) % len(known)]) for u in range(len(people)) for i in range(prompts)]
+    heldout = captions.heldout_prompts()
+    return [
+        Request(user, *heldout[(user * prompts + i) % len(heldout)])
+        for user in range(len(people))
+        for i in range(prompts)
+    ]
 
 
-def paint_row(painter: Painter, row: Row, people: list[users.User], asked: Asked) -> Iterator[torch.Tensor]:
+def paint_row(
+    painter: Painter, row: Row, people: list[users.User], requests: Sequence[Request]
+) -> Iterator[torch.Tensor]:
     """Paint a row: batches of pictures [B, 3, 128, 128] in -1..1, in order. The noise of a picture is the same in every
-    row with the same `asked`."""
+    row with the same `requests`."""
     owners = people[1:] + people[:1] if row.of_other else people
-    wanted = sorted({user for user, _, _ in asked})
-    vectors, traits = {}, {}
-    if row.history:
-        vectors = {u: painter.user_vector(*row.history(*history_of(owners[u], row.size)), row.parts) for u in wanted}
-    if row.words:
-        traits = {u: painter.traits(*history_of(owners[u], row.size)) for u in wanted}
+    histories = {}
+    if row.reads_history:
+        histories = {user: history_of(owners[user], row.size) for user in sorted({each.user for each in requests})}
+    vectors = {}
+    if row.adapter:
+        vectors = {u: painter.user_vector(*row.history(*history), row.parts) for u, history in histories.items()}
+    traits = {}
+    if row.words == "mllm":
+        traits = {user: painter.traits(*history) for user, history in histories.items()}
+    for start in range(0, len(requests), BATCH):
+        first = 0
+        for user, group in calls(requests[start : start + BATCH], row):
+            yield painter.paint(
+                [prompt_of(each, row, people, traits) for each in group],
+                torch.stack([vectors[each.user] for each in group]) if vectors else None,
+                seed=start,
+                first=first,
+                negative=[traits[each.user].negative for each in group] if row.negative else None,
+                history=histories[user] if row.reference else None,
+                weight=row.reference or row.weight,
+            )
+            first += len(group)
 
-    def text(user: int, subject: str, prop: str) -> str:
-        if row.taste:
-            return captions.enriched(subject, prop, dict(people[user].tastes[0].liked))
-        return ", ".join([captions.neutral(subject, prop), *(traits[user].liked if row.words else ())])
 
-    for start in range(0, len(asked), BATCH):
-        batch = asked[start : start + BATCH]
-        texts, users_here = [text(*picture) for picture in batch], [user for user, _, _ in batch]
-        if row.reference:
-            done = 0
-            for user, group in groupby(users_here):  # references are one user's
-                here = slice(done, done + len(list(group)))
-                history = history_of(owners[user], row.size)
-                yield painter.paint(texts[here], seed=start, first=done, history=history, weight=row.reference)
-                done = here.stop
-        else:
-            chosen = torch.stack([vectors[user] for user in users_here]) if vectors else None
-            negative = [traits[user].negative for user in users_here] if row.words == "both" else None
-            yield painter.paint(texts, chosen, seed=start, negative=negative, weight=row.weight)
+def calls(batch: Sequence[Request], row: Row) -> Iterator[tuple[int, list[Request]]]:
+    """(first user, pictures) of every call that paints a batch: one for all, but with reference attention one a user,
+    since the references are one user's."""
+    for _, group in groupby(batch, lambda each: each.user if row.reference else None):
+        group = list(group)
+        yield group[0].user, group
+
+
+def prompt_of(request: Request, row: Row, people: list[users.User], traits: dict[int, Traits]) -> str:
+    """The prompt of a picture, with the taste in words where the row has it."""
+    user, subject, prop = request
+    if row.words == "taste":
+        return captions.enriched(subject, prop, dict(people[user].tastes[0].liked))
+    return ", ".join([captions.neutral(subject, prop), *(traits[user].liked if row.words == "mllm" else ())])
