@@ -208,8 +208,8 @@ def plain(folder: Path, args) -> dict:
             with base.autocast():
                 embeds = vision(pixels).image_embeds.float()
             since = timed("image encoder", since)
-        timesteps = torch.randint(0, len(base.alphas), (args.batch,)).to(device)
-        noisy, target = base.noised(latents, timesteps, torch.randn(latents.shape).to(latents.device))
+        timesteps = torch.randint(0, len(base.schedule), (args.batch,)).to(device)
+        noisy, target = base.schedule.add_noise(latents, timesteps, torch.randn(latents.shape).to(latents.device))
         with base.autocast():
             picture_tokens = norm(projection(embeds).unflatten(-1, (tokens, x)))
         text.states = torch.cat([text.states, picture_tokens.float()], 1)

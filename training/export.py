@@ -15,9 +15,9 @@ from pathlib import Path
 
 from prefgen.adapter import UserAdapter
 from prefgen.adapter_file import save_adapter
+from prefgen.precision import DTYPES
 
 from .common.adapters import trained_adapter
-from .common.bases import DTYPES
 from .common.config.command import arguments
 from .common.config.schema import TrainUserAttention
 from .common.folder import RunFolder

@@ -30,9 +30,9 @@ from prefgen.compat import has_nf4
 from prefgen.files import write_atomic
 from prefgen.mllm.files import MLLMError
 from prefgen.mllm.model import PreferenceMLLM
+from prefgen.precision import DTYPES
 
 from .common import lora
-from .common.bases import DTYPES
 from .common.config.command import StageArgs, arguments
 from .common.config.schema import TrainMllm
 from .common.errors import exit_with_message

@@ -39,7 +39,7 @@ from .common.optim import Ema, cosine, parameter_groups
 from .common.order import step_seed
 from .common.precision import full_precision
 from .common.run import Run
-from .common.sampling import decode
+from .common.sampling import decode, guided_sample, seeded_noise
 from .common.stage_outputs import ExtractedUsers, first_heldout
 from .common.user_branch import connect, install
 from .data.atelier_users import users_of
@@ -191,7 +191,7 @@ def main() -> None:
             asked = [asked_of(histories, extracted.owners[row], rng, args) for row in chosen]
             vector = drop_parts(vectors[chosen], widths, section.drop_part, section.drop_user)
             dropped = vector.abs().sum(1) == 0
-            timesteps = torch.randint(0, len(base.alphas), (section.batch,))
+            timesteps = torch.randint(0, len(base.schedule), (section.batch,))
             noise = torch.randn(section.batch, *latents.shape)
             # No text means no oracle text either: those rows learn from pictures alone.
             teachable = torch.tensor([bool(w.prompt and w.enriched) for w in asked])
@@ -205,9 +205,9 @@ def main() -> None:
             clean, sizes = latents.of([w.picture for w in asked])
             neutral = [w.prompt for w in asked]
             oracle = [w.prompt if d or not t else w.enriched for w, d, t in zip(asked, dropped, teachable, strict=True)]
-            noisy, target = base.noised(clean.to(device), timesteps, noise)
+            noisy, target = base.schedule.add_noise(clean.to(device), timesteps, noise)
             student_text, teacher_text = texts(neutral), texts(oracle) if section.distil else None
-            weights = base.min_snr_weights(timesteps, section.min_snr)
+            weights = base.schedule.min_snr_weights(timesteps, section.min_snr)
         losses = {"picture": 0.0, "distil": 0.0}
         for piece in run.micro_batches(np.arange(share)):
             shape = sizes if sizes is None else sizes[piece]
@@ -291,14 +291,13 @@ def paint(base, branch, adapter, texts, histories, extracted, vectors) -> torch.
     # Values of zero add nothing: only the last quarter, the conditional half with users, has the branch.
     connect(branch, [(torch.cat([k] * 4), torch.cat([torch.zeros_like(v)] * 3 + [v])) for k, v in pairs])
     factor = 2 ** (len(base.vae.config.block_out_channels) - 1)
-    shape = (1, base.unet.config.in_channels, base.pixels // factor, base.pixels // factor)
-    noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in range(count)])
+    noise = seeded_noise((base.unet.config.in_channels, base.pixels // factor, base.pixels // factor), range(count))
+
+    def predict(noisy, timestep):
+        return base.predict(noisy, timestep.to(base.device), condition, sizes)
+
     latents = torch.cat([noise, noise]).to(base.device)
-    base.scheduler.set_timesteps(SHOWN_STEPS)
-    for t in base.scheduler.timesteps:
-        both = base.scheduler.scale_model_input(torch.cat([latents, latents]), t)
-        off, on = base.predict(both, t.to(base.device), condition, sizes).chunk(2)
-        latents = base.scheduler.step(off + GUIDANCE * (on - off), t, latents).prev_sample
+    latents = guided_sample(predict, latents, base.scheduler, SHOWN_STEPS, GUIDANCE)
     return decode(base.vae, latents.to(base.vae.device), batch=2)
 
 
@@ -311,9 +310,9 @@ def heldout_losses(base, branch, adapter, texts, latents, histories, owners, vec
         asked = histories.target(int(owners[row]), np.random.default_rng(int(row)))
         clean, sizes = latents.of([asked.picture] * 4)
         torch.manual_seed(i)
-        timesteps = ((torch.arange(4) + torch.rand(4)) * len(base.alphas) / 4).long().to(base.device)
+        timesteps = ((torch.arange(4) + torch.rand(4)) * len(base.schedule) / 4).long().to(base.device)
         noise = torch.randn(clean.shape).to(base.device)
-        noisy, target = base.noised(clean.to(base.device), timesteps, noise)
+        noisy, target = base.schedule.add_noise(clean.to(base.device), timesteps, noise)
         text = texts([asked.prompt] * 4)
         for name, vector in zip(totals, (vectors[row], vectors[other], torch.zeros_like(vectors[row])), strict=True):
             with base.autocast():

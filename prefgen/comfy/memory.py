@@ -15,8 +15,8 @@ from ..errors import out_of_memory
 from ..files import visible_files
 from ..mllm.files import MLLMError, check_folder, weight_bytes
 from ..mllm.model import PreferenceMLLM
+from ..precision import DTYPES
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NF4 = "nf4"
 GIB = 2**30
 

@@ -234,11 +234,11 @@ def test_a_base_of_another_family_or_of_none_is_told_before_it_is_loaded(trained
 def test_min_snr_weighs_both_predictions_alike_in_terms_of_x0(trained):
     base = load_base(load(trained.config))
     t = torch.tensor([0, 300, 999])
-    snr = base.alphas[t] / (1 - base.alphas[t])
-    assert_close(base.min_snr_weights(t, 5.0) * snr, snr.clamp(max=5.0), ulps=16)
-    base.prediction = "v_prediction"
-    assert_close(base.min_snr_weights(t, 5.0) * (snr + 1), snr.clamp(max=5.0), ulps=16)
-    assert torch.equal(base.min_snr_weights(t, None), torch.ones(3))
+    snr = base.schedule.alphas[t] / (1 - base.schedule.alphas[t])
+    assert_close(base.schedule.min_snr_weights(t, 5.0) * snr, snr.clamp(max=5.0), ulps=16)
+    base.schedule.prediction = "v_prediction"
+    assert_close(base.schedule.min_snr_weights(t, 5.0) * (snr + 1), snr.clamp(max=5.0), ulps=16)
+    assert torch.equal(base.schedule.min_snr_weights(t, None), torch.ones(3))
 
 
 def test_a_picture_is_cropped_to_its_middle_and_its_size_is_kept():

@@ -18,6 +18,7 @@ from prefgen.atelier import captions
 from prefgen.atelier.attributes import FAMILIES
 from prefgen.atelier.judge import load_judge
 from prefgen.atelier.models import (
+    PREDICTION,
     UNET_CONFIG,
     WEIGHTS,
     alphas_cumprod,
@@ -33,17 +34,9 @@ from ..common.files import save_weights
 from ..common.optim import Ema, cosine, parameter_groups
 from ..common.order import batch_indices
 from ..common.run import Run
-from ..common.sampling import decode, sample
+from ..common.sampling import NoiseSchedule, decode, sample
 from ..data.picture_pool import PicturePool, pool_latents
 from .captions import random_caption
-
-
-def noised(latents: torch.Tensor, alphas: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(noisy latents, v target) at the timesteps; both [B, channels, h, w]."""
-    noise = torch.randn_like(latents)
-    signal = alphas[timesteps].sqrt().float()[:, None, None, None]
-    spread = (1 - alphas[timesteps]).sqrt().float()[:, None, None, None]
-    return signal * latents + spread * noise, signal * noise - spread * latents
 
 
 def main() -> None:
@@ -54,7 +47,8 @@ def main() -> None:
         return
     pool = PicturePool(args.runs)
     latents = pool_latents(args.runs, pool)
-    clip, tokenizer, alphas = load_clip(), clip_tokenizer(), alphas_cumprod()
+    clip, tokenizer = load_clip(), clip_tokenizer()
+    schedule = NoiseSchedule(alphas_cumprod(), PREDICTION)
     unet = UNet2DConditionModel(**UNET_CONFIG)
     run.warm_start(unet, "unet")
     # The fused kernel's backward is slow on CPUs at these sizes; plain products are 1.7 times faster.
@@ -73,8 +67,9 @@ def main() -> None:
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
                 states = text_features(clip, tokenize(tokenizer, texts))[0].float()
             # A little more often the noisy half, where subject, palette and layout are decided.
-            timesteps = (len(alphas) * torch.rand(section.batch) ** 0.75).long()
-            noisy, target = noised(latents[chosen].float(), alphas, timesteps)
+            timesteps = (len(schedule) * torch.rand(section.batch) ** 0.75).long()
+            clean = latents[chosen].float()
+            noisy, target = schedule.add_noise(clean, timesteps, torch.randn_like(clean))
         with run.timer("forward"), torch.autocast("cpu", torch.bfloat16):
             prediction = unet(noisy, timesteps, states.clone()).sample.float()
         loss = F.mse_loss(prediction, target)

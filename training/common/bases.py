@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +19,12 @@ from prefgen.adapter import FAMILY_NAMES, FAMILY_OF_WIDTH
 from prefgen.errors import MendableError
 from prefgen.files import read_text
 from prefgen.pictures import shrunk
+from prefgen.precision import DTYPES
 
 from .atelier_clip import text_features, tokenize
 from .config.schema import Config
+from .sampling import NoiseSchedule, atelier_scheduler
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TEXTS_AT_ONCE = 256
 
 
@@ -45,22 +47,35 @@ class Base:
     """A frozen UNet with its VAE, text encoders and noise schedule.
 
     encoders: (tokenizer, CLIP text model) in the order in which the UNet reads them. scheduler: DDIM of the base's own
-    schedule; `prediction` ("epsilon", "v_prediction") comes from it, and so does `alphas` [timesteps], the cumulative
-    ones on the CPU, where none are given. Encoders and VAE compute in fp32 weights (SDXL's VAE overflows in half
-    precision), the UNet in `dtype`.
+    schedule; `schedule` has its prediction type, and its cumulative alphas [timesteps] where none are given. Encoders
+    and VAE compute in fp32 weights (SDXL's VAE overflows in half precision), the UNet in `dtype`. BaseError for a
+    prediction type that can't be trained with.
     """
 
-    def __init__(self, family, unet, vae, encoders, scheduler, pixels: int, dtype: torch.dtype, device, alphas=None):
-        self.family, self.pixels, self.dtype, self.device = family, pixels, dtype, torch.device(device)
-        self.unet, self.vae, self.encoders, self.scheduler = unet, vae, list(encoders), scheduler
-        self.alphas = (scheduler.alphas_cumprod if alphas is None else alphas).cpu()
-        # The tables are made in the schedule's own precision, which may be fp64; MPS takes fp32 alone.
-        self.signal_scale = self.alphas.sqrt().float().to(self.device)
-        self.noise_scale = (1 - self.alphas).sqrt().float().to(self.device)
-        self.alphas32 = self.alphas.float().to(self.device)
-        self.prediction = scheduler.config.prediction_type
-        if self.prediction not in ("epsilon", "v_prediction"):
-            raise BaseError(f"base.path: a scheduler of prediction_type {self.prediction} can't be trained with.")
+    def __init__(
+        self,
+        family: str,
+        unet,
+        vae,
+        encoders: Sequence[tuple[Any, Any]],
+        scheduler: DDIMScheduler,
+        pixels: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        alphas: torch.Tensor | None = None,
+    ):
+        prediction = scheduler.config.prediction_type
+        if prediction not in ("epsilon", "v_prediction"):
+            raise BaseError(f"base.path: a scheduler of prediction_type {prediction} can't be trained with.")
+        self.family = family
+        self.unet = unet
+        self.vae = vae
+        self.encoders = list(encoders)
+        self.scheduler = scheduler
+        self.pixels = pixels
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.schedule = NoiseSchedule(scheduler.alphas_cumprod if alphas is None else alphas, prediction, self.device)
         for part in (unet, vae, *(model for _, model in self.encoders)):
             if part is not None:
                 part.eval().requires_grad_(False).to(self.device)
@@ -72,7 +87,7 @@ class Base:
     def encode_text(self, prompts: list[str]) -> Text:
         """fp32 on the base's device; pooled is None where the UNet doesn't read it."""
         with self.autocast():
-            states, pooled = self._read(prompts)
+            states, pooled = self._encode(prompts)
         return Text(states.float(), pooled[-1].float() if self.family == "sdxl" else None)
 
     @torch.no_grad()
@@ -80,30 +95,9 @@ class Base:
         """Unit pooled embeddings [n, C] of the base's text encoders, side by side where it has two; fp32, CPU."""
         rows = []
         for start in range(0, len(texts), TEXTS_AT_ONCE):
-            _, pooled = self._read(texts[start : start + TEXTS_AT_ONCE])
+            _, pooled = self._encode(texts[start : start + TEXTS_AT_ONCE])
             rows.append(torch.cat([F.normalize(p.float(), dim=1) for p in pooled], 1).cpu())
         return F.normalize(torch.cat(rows), dim=1)
-
-    def _read(self, prompts: list[str]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """(states [B, T, X], pooled [B, P] of every encoder)."""
-        states, pooled = [], []
-        for tokenizer, model in self.encoders:
-            words = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
-            ids = tokenizer(prompts, **words, return_tensors="pt").input_ids.to(self.device)
-            output = model(input_ids=ids, output_hidden_states=self.family == "sdxl")
-            # SDXL reads the penultimate layer, before the final norm.
-            states.append(output.hidden_states[-2] if self.family == "sdxl" else output.last_hidden_state)
-            pooled.append(output.text_embeds if hasattr(output, "text_embeds") else output.pooler_output)
-        return torch.cat(states, -1), pooled
-
-    def added_conditions(self, text: Text, sizes: torch.Tensor | None) -> dict | None:
-        """What SDXL's UNet reads besides the states: the pooled embedding, and original size, crop and target size in
-        pixels, fp32. sizes: [B, 4], height and width of the original, top and left of the crop."""
-        if self.family != "sdxl":
-            return None
-        target = torch.full((len(sizes), 2), self.pixels)
-        ids = torch.cat([sizes.cpu().float(), target], 1).to(self.device)  # [B, 6]
-        return {"text_embeds": text.pooled.to(self.dtype), "time_ids": ids}  # in bf16 1,300 pixels are 1,296
 
     def predict(self, noisy, timesteps, text: Text, sizes: torch.Tensor | None = None) -> torch.Tensor:
         """The UNet's output [B, c, h, w], fp32, for noisy latents of that shape."""
@@ -113,23 +107,17 @@ class Base:
             output = self.unet(noisy.to(dtype), timesteps, text.states.to(dtype), added_cond_kwargs=added)
         return output.sample.float()
 
-    def noised(self, latents, timesteps, noise) -> tuple[torch.Tensor, torch.Tensor]:
-        """(noisy latents, what the UNet should predict), both [B, c, h, w]."""
-        signal = self.signal_scale[timesteps][:, None, None, None]
-        level = self.noise_scale[timesteps][:, None, None, None]
-        target = noise if self.prediction == "epsilon" else signal * noise - level * latents
-        return signal * latents + level * noise, target
-
-    def min_snr_weights(self, timesteps, gamma: float | None) -> torch.Tensor:
-        """Weight [B] of each sample's loss: min(SNR, gamma) in terms of x0 (Hang et al., arXiv 2303.09556), ones
-        without gamma."""
-        if gamma is None:
-            return torch.ones(len(timesteps), device=self.device)
-        alphas = self.alphas32[timesteps]
-        snr = alphas / (1 - alphas)
-        if self.prediction == "epsilon":
-            return (gamma / snr).clamp(max=1)
-        return snr.clamp(max=gamma) / (snr + 1)
+    def added_conditions(self, text: Text, sizes: torch.Tensor | None) -> dict | None:
+        """What SDXL's UNet reads besides the states (arXiv 2307.01952, section 2.2): the pooled embedding, and original
+        size, crop and target size in pixels, fp32. sizes: [B, 4], height and width of the original, top and left of
+        the crop."""
+        if self.family != "sdxl":
+            return None
+        assert sizes is not None and text.pooled is not None
+        target = torch.full((len(sizes), 2), self.pixels)
+        # Not in `dtype`: in bf16 1,300 pixels are 1,296.
+        time_ids = torch.cat([sizes.cpu().float(), target], 1).to(self.device)  # [B, 6]
+        return {"text_embeds": text.pooled.to(self.dtype), "time_ids": time_ids}
 
     @torch.no_grad()
     def latents(self, pictures: Sequence[np.ndarray]) -> tuple[torch.Tensor, np.ndarray]:
@@ -146,71 +134,112 @@ class Base:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def _encode(self, prompts: list[str]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """(states [B, T, X], pooled [B, P] of every encoder)."""
+        all_states = []
+        all_pooled = []
+        for tokenizer, model in self.encoders:
+            tokens = tokenizer(
+                prompts,
+                padding="max_length",
+                max_length=tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            )
+            output = model(input_ids=tokens.input_ids.to(self.device), output_hidden_states=self.family == "sdxl")
+            # SDXL reads the penultimate layer, before the final norm.
+            all_states.append(output.hidden_states[-2] if self.family == "sdxl" else output.last_hidden_state)
+            # CLIPTextModelWithProjection, SDXL's second encoder, has text_embeds; a plain CLIPTextModel has not.
+            all_pooled.append(output.text_embeds if hasattr(output, "text_embeds") else output.pooler_output)
+        return torch.cat(all_states, -1), all_pooled
+
 
 class AtelierBase(Base):
     """Its CLIP is one model, whose text side is read through its projection; the UNet stays fp32 under autocast."""
 
-    def _read(self, prompts: list[str]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _encode(self, prompts: list[str]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         ((tokenizer, clip),) = self.encoders
         states, pooled = text_features(clip, tokenize(tokenizer, prompts).to(self.device))
         return states, [pooled]
 
 
+def load_base(config: Config, device: torch.device | str = "cpu", text_only: bool = False) -> Base:
+    """The base of a configuration; text_only leaves out UNet and VAE. BaseError with one sentence for files that
+    aren't there, or not what base.family says."""
+    load = _atelier if config.base.family == "atelier" else _published
+    return load(config, device, text_only)
+
+
 def square(picture: np.ndarray, pixels: int) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-    """(uint8 [pixels, pixels, 3], (height, width, top, left)): the shorter side is resized to `pixels`, the middle is
-    kept; top and left are the crop's corner in the resized picture."""
+    """(uint8 [pixels, pixels, 3], (height, width, top, left)): the shorter side is resized to `pixels` and the middle
+    cut out; top and left are the crop's corner in the resized picture."""
     height, width = picture.shape[:2]
     scale = pixels / min(height, width)
-    size = max(pixels, round(height * scale)), max(pixels, round(width * scale))
-    if size != (height, width):
-        picture = np.asarray(shrunk(Image.fromarray(picture), *size[::-1]))
-    top, left = (size[0] - pixels) // 2, (size[1] - pixels) // 2
+    new_height = max(pixels, round(height * scale))
+    new_width = max(pixels, round(width * scale))
+    if (new_height, new_width) != (height, width):
+        picture = np.asarray(shrunk(Image.fromarray(picture), new_width, new_height))
+    top = (new_height - pixels) // 2
+    left = (new_width - pixels) // 2
     return picture[top : top + pixels, left : left + pixels], (height, width, top, left)
 
 
-def load_base(config: Config, device="cpu", text_only: bool = False) -> Base:
-    """The base of a configuration; text_only leaves out UNet and VAE. BaseError with one sentence for files that
-    aren't there, or not what base.family says."""
-    loaders: dict[str, Callable] = {"atelier": _atelier, "sd15": _published, "sdxl": _published}
-    return loaders[config.base.family](config, device, text_only)
-
-
-def _atelier(config: Config, device, text_only: bool) -> Base:
+def _atelier(config: Config, device: torch.device | str, text_only: bool) -> Base:
     from prefgen.atelier import models
 
-    from .sampling import atelier_scheduler
+    return AtelierBase(
+        "atelier",
+        None if text_only else models.load_unet_diffusers(),
+        None if text_only else models.load_vae_diffusers(),
+        [(models.clip_tokenizer(), models.load_clip())],
+        atelier_scheduler(),
+        models.IMAGE_SIZE,
+        DTYPES[config.base.precision],
+        device,
+        # Their last one is no exact zero, as the scheduler's is.
+        models.alphas_cumprod(),
+    )
 
-    unet, vae = (None, None) if text_only else (models.load_unet_diffusers(), models.load_vae_diffusers())
-    encoders = [(models.clip_tokenizer(), models.load_clip())]
-    pixels, dtype = models.IMAGE_SIZE, DTYPES[config.base.precision]
-    alphas = models.alphas_cumprod()  # its last one is no exact zero, as the scheduler's is
-    return AtelierBase("atelier", unet, vae, encoders, atelier_scheduler(), pixels, dtype, device, alphas)
 
-
-def _published(config: Config, device, text_only: bool) -> Base:
+def _published(config: Config, device: torch.device | str, text_only: bool) -> Base:
     import diffusers
 
-    family, path, dtype = config.base.family, config.base.path, DTYPES[config.base.precision]
-    kind = diffusers.StableDiffusionXLPipeline if family == "sdxl" else diffusers.StableDiffusionPipeline
+    family = config.base.family
+    path = config.base.path
+    assert path is not None, "the schema asks for it"
     _check_family(family, path)
-    absent = {"feature_extractor": None, "image_encoder": None}
-    absent |= {} if family == "sdxl" else {"safety_checker": None, "requires_safety_checker": False}
-    absent |= {"unet": None, "vae": None} if text_only else {}
+    absent: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
+    if family == "sdxl":
+        kind = diffusers.StableDiffusionXLPipeline
+    else:
+        kind = diffusers.StableDiffusionPipeline
+        absent |= {"safety_checker": None, "requires_safety_checker": False}
+    if text_only:
+        absent |= {"unet": None, "vae": None}
     diffusers.utils.logging.disable_progress_bar()
     try:
         pipeline = kind.from_pretrained(str(path), local_files_only=True, use_safetensors=True, **absent)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise BaseError(f"base.path {path} can't be loaded ({reason}): it needs whole safetensors files.") from error
-    encoders = [(pipeline.tokenizer, in_precision(pipeline.text_encoder))]
+    dtype = DTYPES[config.base.precision]
+    encoders = [(pipeline.tokenizer, _in_precision(pipeline.text_encoder))]
     if family == "sdxl":
-        encoders.append((pipeline.tokenizer_2, in_precision(pipeline.text_encoder_2)))
-    unet, vae = (None, None) if text_only else (in_precision(pipeline.unet, dtype), in_precision(pipeline.vae))
-    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
-    return Base(family, unet, vae, encoders, scheduler, config.base.pixels, dtype, device)
+        encoders.append((pipeline.tokenizer_2, _in_precision(pipeline.text_encoder_2)))
+    return Base(
+        family,
+        None if text_only else _in_precision(pipeline.unet, dtype),
+        None if text_only else _in_precision(pipeline.vae),
+        encoders,
+        # DDIM samples from the schedule that any pipeline names; SD1.5's and SDXL's latents aren't bound to -1..1.
+        DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False),
+        config.base.pixels,
+        dtype,
+        device,
+    )
 
 
-def in_precision(module, dtype: torch.dtype = torch.float32):
+def _in_precision(module, dtype: torch.dtype = torch.float32):
     return module if module.dtype == dtype else module.to(dtype)  # diffusers warns at every conversion
 
 
@@ -227,7 +256,7 @@ def _check_family(family: str, path: Path) -> None:
         unet = json.loads(read_text(path / "unet/config.json"))
     except (OSError, ValueError) as error:
         raise BaseError(f"base.path {path} has no UNet (unet/config.json): take SD1.5 or SDXL.") from error
-    found = FAMILY_OF_WIDTH.get(unet.get("cross_attention_dim"), "unknown")
-    if found != family:
-        name = FAMILY_NAMES.get(found, found)
+    actual = FAMILY_OF_WIDTH.get(unet.get("cross_attention_dim"), "unknown")
+    if actual != family:
+        name = FAMILY_NAMES.get(actual, actual)
         raise BaseError(f"base.path {path} holds an {name} model, base.family says {family}.")

@@ -18,8 +18,8 @@ from prefgen.compat import hidden_states_of
 from prefgen.mllm.files import MLLMError
 from prefgen.mllm.model import PreferenceMLLM
 from prefgen.mllm.prompt import CLOSING_QUESTION
+from prefgen.precision import DTYPES
 
-from ..common.bases import DTYPES
 from ..common.devices import default_device
 from ..common.precision import full_precision
 from .image_tokens import pool_image_tokens

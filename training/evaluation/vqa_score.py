@@ -27,8 +27,8 @@ from tqdm import tqdm
 from prefgen.errors import out_of_memory
 from prefgen.files import write_atomic
 from prefgen.mllm.model import PreferenceMLLM
+from prefgen.precision import DTYPES
 
-from ..common.bases import DTYPES
 from ..common.config.command import load
 from ..common.devices import default_device
 from ..common.errors import exit_with_message

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from prefgen.adapter_file import load_adapter
 from prefgen.files import write_atomic
+from prefgen.precision import DTYPES
 
-from ...common.bases import DTYPES
 from ...data.errors import DataError
 from ..rows import ROWS, Row
 from .people import HistoryReadings, Person

@@ -19,8 +19,8 @@ from prefgen.fusion import fuse_user_vector
 from prefgen.history import PreferenceHistory
 from prefgen.mllm.model import PreferenceMLLM
 from prefgen.mllm.traits import Traits
+from prefgen.precision import DTYPES
 
-from ...common.bases import DTYPES
 from ...common.clip_vision import ClipVision
 from ...data.errors import DataError
 from ...data.schema import TEST
