@@ -49,7 +49,7 @@ def is_hidden(path: Path) -> bool:
     """Whether a file or folder is hidden or the system's own, by its own name (not its parents') and, on Windows, by
     its attributes: `._photo.jpg`, `.ipynb_checkpoints`, `Thumbs.db`, `__MACOSX`."""
     path = Path(path)
-    if path.name.startswith(".") or path.name.lower() in SYSTEM_NAMES:
+    if is_hidden_name(path.name):
         return True
     if not hasattr(os.stat_result, "st_file_attributes"):
         return False
@@ -57,6 +57,11 @@ def is_hidden(path: Path) -> bool:
         return bool(path.stat().st_file_attributes & WINDOWS_ATTRIBUTES)  # type: ignore[attr-defined]
     except OSError:
         return False
+
+
+def is_hidden_name(name: str) -> bool:
+    """Whether a name says that a file is hidden or the system's own."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def visible_files(folder: Path, pattern: str) -> list[Path]:

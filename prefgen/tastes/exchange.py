@@ -1,0 +1,213 @@
+"""Tastes out of and into the store: zip files for friends and backups, and folders that other programs have sorted."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from ..files import is_hidden
+from ..history_folder import VERDICTS, picture_files, prompt_of
+from ..pictures import PictureError, picture_suffixes
+from .bare import bare
+from .names import TasteError, file_name, printable
+from .origin import Origin, stars_of, verdict_of_stars
+from .taste import MAX_BYTES, Taste
+
+MANIFEST = "taste.json"
+FORMAT = 1
+MAX_FILES = 20_000
+MAX_TOTAL = 8 << 30  # bytes, unpacked
+MAX_MANIFEST = 32 << 20
+
+
+@dataclass
+class Imported:
+    """What an import did. added, there: pictures that are new and that were there already; refused: (file, reason)."""
+
+    added: int = 0
+    there: int = 0
+    refused: list[tuple[str, str]] = field(default_factory=list)
+
+
+def export_zip(taste: Taste, target: BinaryIO, private: bool = False) -> list[tuple[str, str]]:
+    """Write a taste as a zip: NAME/liked/..., NAME/disliked/... and NAME/taste.json, which holds order and verdicts.
+
+    private: with EXIF, GPS and prompts; else pictures are written without them (their checksums, and with them the
+    revision, are then others). Returns (file, reason) of what couldn't be read and isn't in it.
+    """
+    left_out = []
+    rows = []
+    taken: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for picture in taste.pictures():
+            try:
+                data = picture.path.read_bytes()
+                suffix = picture.path.suffix
+                if not private:
+                    data, suffix = bare(data, picture.path.name)
+            except (OSError, PictureError) as error:
+                left_out.append((picture.path.name, getattr(error, "reason", "") or str(error)))
+                continue
+            name = file_name(picture.path.name, suffix, taken[picture.verdict])
+            taken[picture.verdict].append(name)
+            place = f"{picture.verdict}/{name}"
+            # A fixed date: the file's own would say when the picture was made.
+            archive.writestr(zipfile.ZipInfo(f"{taste.name}/{place}"), data)
+            row = {"file": place, "verdict": picture.verdict}
+            if private:
+                origin = {
+                    "prompt": taste.prompt_of(picture),
+                    "seed": picture.origin.seed,
+                    "model": picture.origin.model,
+                }
+                row |= {"time": picture.time} | {key: value for key, value in origin.items() if value not in ("", None)}
+            rows.append(row)
+        manifest = {"format": FORMAT, "name": taste.name, "pictures": rows}
+        archive.writestr(
+            zipfile.ZipInfo(f"{taste.name}/{MANIFEST}"), json.dumps(manifest, ensure_ascii=False, indent=1)
+        )
+    return left_out
+
+
+def import_zip(taste: Taste, source: BinaryIO, tick: Callable[[int, int], None] | None = None) -> Imported:
+    """Take the pictures of a zip into a taste: those in folders called liked and disliked, in the order of its
+    manifest. Nothing is unpacked by its own name, and everything is bounded before it is read."""
+    try:
+        archive = zipfile.ZipFile(source)
+        entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise TasteError("This isn't a zip file that can be read: export it again, or choose another.") from error
+    if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_TOTAL:
+        raise TasteError(f"The zip holds more than {MAX_FILES} files or {MAX_TOTAL >> 30} GB: import it in parts.")
+    rows = _manifest(archive, entries)
+    pictures = [entry for entry in entries if _verdict_of(entry.filename) and _is_picture(entry.filename)]
+    if not pictures:
+        raise TasteError("The zip has no pictures in folders called liked or disliked: sort them into these first.")
+    order = {place: number for number, place in enumerate(rows)}
+    pictures.sort(key=lambda entry: (order.get(_place_of(entry.filename), len(order)), entry.filename))
+    done = Imported()
+    group = uuid.uuid4().hex
+    for number, entry in enumerate(pictures):
+        name = PurePosixPath(entry.filename).name
+        row = rows.get(_place_of(entry.filename), {})
+        try:
+            data = _bounded(archive, entry)
+            _count(done, taste.rate(data, _verdict_of(entry.filename), name, "import", _origin(row), group).events)
+        except TasteError as error:
+            done.refused.append((printable(name), str(error)))
+        except (
+            zipfile.BadZipFile,
+            OSError,
+            RuntimeError,
+            NotImplementedError,
+            EOFError,
+            ValueError,
+            zlib.error,
+        ) as error:
+            done.refused.append((printable(name), f"damaged or locked in the zip ({type(error).__name__})"))
+        if tick:
+            tick(number + 1, len(pictures))
+    return done
+
+
+def import_folder(taste: Taste, folder: Path, verdict: str = "") -> Imported:
+    """Take the pictures of a folder into a taste.
+
+    verdict: of all of them. Without it: those of sub folders called liked and disliked by these, and the others by
+    their stars (xmp:Rating in the file or a sidecar): 4 and 5 liked, 1 and rejected disliked, the rest left out.
+    """
+    done = Imported()
+    group = uuid.uuid4().hex
+    for path, of_folder in _sorted_pictures(folder):
+        chosen = verdict or of_folder or verdict_of_stars(stars_of(path))
+        if not chosen:
+            continue
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                raise TasteError(f"more than {MAX_BYTES >> 20} MB")
+            prompt = prompt_of(path)
+            origin = Origin(prompt) if prompt else None
+            _count(done, taste.rate(path.read_bytes(), chosen, path.name, "import", origin, group).events)
+        except (TasteError, OSError) as error:
+            done.refused.append((printable(path.name), str(error)))
+    if not done.added and not done.there and not done.refused:
+        raise TasteError(
+            f"{printable(folder.name)} has no pictures with a verdict: put them into folders called liked and "
+            "disliked, or give them stars."
+        )
+    return done
+
+
+def _sorted_pictures(folder: Path) -> Iterator[tuple[Path, str]]:
+    """(picture, verdict of its folder or "") of a folder and all below it, oldest first in each."""
+    for root, folders, _ in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not is_hidden(Path(root, name)))
+        here = Path(root)
+        inside = [part.lower() for part in here.relative_to(folder).parts]
+        of_folder = next((part for part in reversed(inside) if part in VERDICTS), "")
+        for path in sorted(picture_files(here), key=lambda path: (path.stat().st_mtime, path.name)):
+            yield path, of_folder
+
+
+def _count(done: Imported, events: tuple) -> None:
+    done.added += bool(events)
+    done.there += not events
+
+
+def _verdict_of(filename: str) -> str:
+    """The verdict that an entry's folder says, "" for none."""
+    parts = [part.lower() for part in PurePosixPath(filename.replace("\\", "/")).parts[:-1]]
+    return next((part for part in reversed(parts) if part in VERDICTS), "")
+
+
+def _place_of(filename: str) -> str:
+    """verdict/file of an entry, as a manifest names it."""
+    path = PurePosixPath(filename.replace("\\", "/"))
+    return f"{_verdict_of(filename)}/{path.name}"
+
+
+def _is_picture(filename: str) -> bool:
+    path = PurePosixPath(filename.replace("\\", "/"))
+    hidden = any(is_hidden(Path(part)) for part in path.parts)
+    return path.suffix.lower() in picture_suffixes() and not hidden
+
+
+def _bounded(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """An entry's bytes. TasteError where it holds more than a picture may, whatever it says of itself."""
+    with archive.open(entry) as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise TasteError(f"it has more than {MAX_BYTES >> 20} MB: shrink it first")
+    return data
+
+
+def _manifest(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> dict[str, dict]:
+    """{verdict/file: its row} of a zip of ours; {} for any other."""
+    entry = next((each for each in entries if PurePosixPath(each.filename).name == MANIFEST), None)
+    if entry is None or entry.file_size > MAX_MANIFEST:
+        return {}
+    try:
+        with archive.open(entry) as file:
+            rows = json.loads(file.read(MAX_MANIFEST))["pictures"]
+        return {row["file"]: row for row in rows if isinstance(row["file"], str)}
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError, zipfile.BadZipFile, RecursionError):
+        return {}
+
+
+def _origin(row: dict) -> Origin | None:
+    """What a manifest says that a picture was made with; None where it says nothing."""
+    prompt, seed, model = row.get("prompt"), row.get("seed"), row.get("model")
+    if prompt is None and seed is None and model is None:
+        return None
+    return Origin(
+        prompt if isinstance(prompt, str) else "",
+        seed if isinstance(seed, int) else None,
+        model if isinstance(model, str) else "",
+    )

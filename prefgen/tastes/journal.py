@@ -1,0 +1,106 @@
+"""The journal of a taste: one JSON object a line, only ever appended to.
+
+A line is written whole, with its newline, and forced to the disk before anything builds on it. A writer that was killed
+may leave half a line: readers pass over it, and the next writer ends it before its own. So nothing that was written is
+ever lost, and half a line is never taken for an event.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+FILE = "taste.jsonl"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Event:
+    """A picture that changed its place. before, after: "liked", "disliked" or "" (in no folder of the taste).
+
+    sha256: of the picture's file; file: its name at that time; time: seconds since 1970; source: output, upload, drop
+    or import; prompt, seed, model: what it was made with, where it says so; group: the same for what one act did to
+    several pictures; undoes: group of the act that this one takes back or, where that was taken back, does again.
+    """
+
+    sha256: str
+    file: str
+    before: str
+    after: str
+    source: str = ""
+    prompt: str = ""
+    seed: int | None = None
+    model: str = ""
+    undoes: str = ""
+    time: float = field(default_factory=time.time)
+    group: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+def append(folder: Path, *events: Event) -> None:
+    """Write events behind what is there; on the disk when it returns. Call it under the taste's lock.
+
+    Raises OSError where there is no room; the journal then is as it was.
+    """
+    lines = [json.dumps({"version": VERSION} | asdict(event), ensure_ascii=False) for event in events]
+    data = "".join(f"{line}\n" for line in lines).encode()
+    with open(folder / FILE, "a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":  # a writer was killed within a line
+                data = b"\n" + data
+        try:
+            written = 0
+            while written < len(data):
+                written += file.write(data[written:])
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+def read(folder: Path) -> list[Event]:
+    """All events, oldest first. Lines that aren't ours (half ones, a newer version's) are passed over."""
+    try:
+        data = (folder / FILE).read_bytes()
+    except FileNotFoundError:
+        return []
+    return [event for event in map(parsed, data.split(b"\n")) if event is not None]
+
+
+def parsed(line: bytes) -> Event | None:
+    """The event of a line, None for anything else."""
+    try:
+        row = json.loads(line)
+        if row["version"] != VERSION:
+            return None
+        row = {name: value for name, value in row.items() if name in Event.__dataclass_fields__}
+        event = Event(**row)
+    except (ValueError, KeyError, TypeError):
+        return None
+    texts = (event.sha256, event.file, event.source, event.prompt, event.model, event.undoes, event.group)
+    well_formed = {type(text) for text in texts} == {str} and isinstance(event.time, (int, float))
+    return event if well_formed and {event.before, event.after} <= {"", "liked", "disliked"} else None
+
+
+def acts(events: list[Event]) -> tuple[list[list[Event]], list[list[Event]]]:
+    """(acts that count, acts that were undone), each the events of one group, the last one last."""
+    groups: dict[str, list[Event]] = {}
+    for event in events:
+        groups.setdefault(event.group, []).append(event)
+    done: list[list[Event]] = []
+    undone: list[list[Event]] = []
+    for act in groups.values():
+        target = act[0].undoes
+        if not target:
+            done.append(act)
+            undone.clear()
+        elif done and done[-1][0].group == target:
+            undone.append(done.pop())
+        elif undone and undone[-1][0].group == target:
+            done.append(undone.pop())
+    return done, undone

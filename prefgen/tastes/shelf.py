@@ -1,0 +1,93 @@
+"""All tastes below one folder. Names are looked up in what is there and never joined to a path."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from ..files import is_hidden
+from ..history_folder import entries_of
+from . import index
+from .names import TasteError, checked_name, folded, printable
+from .taste import LOCK, THUMBS, Taste
+
+
+class Shelf:
+    """The tastes in a folder, such as input/prefgen."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def names(self) -> list[str]:
+        """Names of all tastes, in alphabetical order whatever their case."""
+        if not self.folder.is_dir():
+            return []
+        names = [entry.name for entry in entries_of(self.folder) if entry.is_dir() and not is_hidden(entry)]
+        return sorted(names, key=lambda name: (folded(name), name))
+
+    def taste(self, name: str) -> Taste:
+        """A taste by its name. TasteError where there is none."""
+        if name not in self.names():
+            raise TasteError(f"There is no taste called {printable(name)}: choose another, or make it.")
+        return Taste(self.folder / name)
+
+    def new(self, name: str) -> Taste:
+        """An empty taste."""
+        name = checked_name(name, self.names())
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).mkdir()
+        except FileExistsError as error:
+            raise TasteError(f"There is a taste called {printable(name)} already: choose another name.") from error
+        except OSError as error:
+            raise self._refused(name, error) from error
+        return Taste(self.folder / name)
+
+    def copy(self, name: str, new_name: str) -> Taste:
+        """A copy with its journal, trash and revisions: both go on apart."""
+        source = self.taste(name)
+        new_name = checked_name(new_name, self.names())
+        # Under a hidden name until it is whole, so that nobody sees half a copy.
+        unfinished = self.folder / f".{uuid.uuid4().hex}"
+        try:
+            with source.changing():
+                shutil.copytree(source.folder, unfinished, ignore=shutil.ignore_patterns(LOCK, THUMBS, index.FILE))
+            os.rename(unfinished, self.folder / new_name)
+        except OSError as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise self._refused(new_name, error) from error
+        return Taste(self.folder / new_name)
+
+    def rename(self, name: str, new_name: str) -> Taste:
+        """Give a taste another name; one that differs in case alone is another name."""
+        source = self.taste(name)
+        others = [other for other in self.names() if other != name]
+        new_name = checked_name(new_name, others)
+        try:
+            if new_name != name:
+                os.rename(source.folder, self.folder / new_name)
+        except OSError as error:
+            raise self._refused(name, error) from error
+        return Taste(self.folder / new_name)
+
+    def forget(self, name: str) -> None:
+        """Delete a taste for good: pictures, journal, trash, revisions and thumbnails."""
+        taste = self.taste(name)
+        # Out of sight at once; what a kill leaves of it is taken away with the next taste that is forgotten.
+        hidden = self.folder / f".forgotten-{uuid.uuid4().hex}"
+        try:
+            with taste.changing():
+                pass
+            os.rename(taste.folder, hidden)
+            for rest in self.folder.glob(".forgotten-*"):
+                shutil.rmtree(rest)
+        except OSError as error:
+            raise self._refused(name, error) from error
+
+    def _refused(self, name: str, error: OSError) -> TasteError:
+        reason = (error.strerror or "damaged").lower()
+        return TasteError(
+            f"{printable(name)} can't be changed ({reason}): close what has its files open, and try again."
+        )

@@ -1,0 +1,434 @@
+"""One taste: its pictures and verdicts as they are, and every way of changing them.
+
+A change moves a file first and writes its event second. Killed in between, the picture counts all the same (a file
+without an event counts by its time of change), and doing the same again changes nothing more: pictures are known by the
+SHA-256 of their files. Every change is made under a lock that all processes of the machine share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from PIL import Image
+
+from ..files import disk_full, file_sha256, is_hidden, is_hidden_name, write_atomic
+from ..history_folder import VERDICTS, entries_of, picture_files, prompt_of
+from ..pictures import PictureError, open_picture, picture_suffixes, to_pixels
+from . import journal
+from .index import Index
+from .journal import Event
+from .names import TasteError, file_name, printable
+from .origin import Origin, origin_of
+
+TRASH = ".trash"
+REVISIONS = ".revisions"
+THUMBS = ".thumbs"
+LOCK = ".lock"
+LOCK_SECONDS = 30.0
+MAX_BYTES = 256 << 20  # of one picture's file
+THUMB_SIDE = 256
+REVISION_DIGITS = 8
+SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a taste. verdict: "liked" or "disliked"; time: of its verdict, seconds since 1970; sha256: of its
+    file, "" where the file hasn't been read yet."""
+
+    sha256: str
+    folder: str
+    name: str
+    verdict: str
+    time: float
+    origin: Origin = Origin()
+    source: str = ""
+
+    @property
+    def path(self) -> Path:
+        """The file. A path for each of 5,000 pictures would take longer than listing them."""
+        return Path(self.folder, self.name)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an act did: the events it wrote, and what it couldn't do with which file and why."""
+
+    events: tuple[Event, ...]
+    refused: tuple[tuple[str, str], ...] = ()
+
+
+class Taste:
+    """The taste that lies in a folder. Raises TasteError, one sentence, for whatever can't be done."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.name = self.folder.name
+        if not self.folder.is_dir():
+            raise TasteError(f"The taste {printable(self.name)} isn't there any more: choose another.")
+        self._lock = FileLock(self.folder / LOCK, timeout=LOCK_SECONDS)
+
+    # --- what is there ---
+
+    def pictures(self, read_new: bool = True) -> list[Picture]:
+        """All pictures, oldest verdict first; of files with the same content the one with the newest verdict.
+
+        read_new: whether files that nobody has looked at yet are read for their checksum. Without it, a folder of
+        thousands is listed at once; such files have sha256 "" and may be there twice.
+        """
+        index = Index(self.folder)
+        history = journal.read(self.folder)
+        # What was undone doesn't count: a picture that goes back to its place gets its old time back as well.
+        acts, _ = journal.acts(history)
+        events = {(event.sha256, event.after): event for act in acts for event in act}
+        origins = {event.sha256: event for event in history if event.source}
+        listed: list[Picture] = []
+        for verdict, entry in self._files():
+            try:
+                status = entry.stat()
+            except OSError:  # moved away meanwhile, or a link to nowhere
+                continue
+            sha256 = index.sha256(entry.path, status, read=read_new)
+            event = events.get((sha256, verdict))
+            made = origins.get(sha256)
+            listed.append(
+                Picture(
+                    sha256,
+                    os.path.dirname(entry.path),
+                    entry.name,
+                    verdict,
+                    event.time if event else status.st_mtime,
+                    Origin(made.prompt, made.seed, made.model) if made else Origin(),
+                    made.source if made else "",
+                )
+            )
+        index.save()
+        listed.sort(key=lambda picture: (picture.time, picture.name, picture.verdict))
+        newest = {picture.sha256: picture for picture in listed}
+        return [picture for picture in listed if not picture.sha256 or newest[picture.sha256] is picture]
+
+    def counts(self) -> dict[str, int]:
+        """{verdict: how many files}: by names alone."""
+        names = [verdict for verdict, _ in self._files()]
+        return {verdict: names.count(verdict) for verdict in VERDICTS}
+
+    def prompt_of(self, picture: Picture) -> str:
+        """A picture's prompt: of the text file beside it, else what its own metadata said when it was rated."""
+        return prompt_of(picture.path) or picture.origin.prompt
+
+    def revision(self, pictures: Iterable[Picture] | None = None) -> str:
+        """The first 8 hexadecimal digits of SHA-256 over the lines `sha256 verdict prompt`, oldest verdict first."""
+        pictures = self.pictures() if pictures is None else pictures
+        return _revision([(p.sha256, p.verdict, self.prompt_of(p)) for p in pictures])
+
+    def _files(self) -> Iterator[tuple[str, os.DirEntry]]:
+        """(verdict, entry) of every picture that counts: those of history_folder.HistoryFolder."""
+        inner = self._verdict_folders()
+        loose = not any(picture_entries(folder) for folder in inner["liked"])
+        for verdict, folders in inner.items():
+            for folder in folders + ([self.folder] if loose and verdict == "liked" else []):
+                for entry in picture_entries(folder):
+                    yield verdict, entry
+
+    def _verdict_folders(self) -> dict[str, list[Path]]:
+        folders: dict[str, list[Path]] = {verdict: [] for verdict in VERDICTS}
+        for entry in entries_of(self.folder):
+            if entry.name.lower() in folders and entry.is_dir():
+                folders[entry.name.lower()].append(entry)
+        return folders
+
+    # --- changes ---
+
+    def rate(
+        self,
+        data: bytes,
+        verdict: str,
+        name: str = "picture",
+        source: str = "upload",
+        origin: Origin | None = None,
+        group: str = "",
+        moment: float | None = None,
+    ) -> Change:
+        """Like or dislike a picture's file. One that is there already changes its verdict, if that is another.
+
+        name: what it is called where it comes from; origin: what it was made with (default: what it says itself).
+        moment: when it was rated, seconds since 1970 (default: now).
+        """
+        if verdict not in VERDICTS:
+            raise TasteError(f"A picture is liked or disliked, not {printable(verdict)}.")
+        suffix = checked_picture(data, name)
+        sha256 = hashlib.sha256(data).hexdigest()
+        with self.changing():
+            before, path = self._places().get(sha256, ("", None))
+            if before == verdict:
+                return Change(())
+            target = self._move(path, verdict) if path else self._add(data, verdict, name, suffix)
+            origin = origin or origin_of(target)
+            event = Event(
+                sha256,
+                target.name,
+                before,
+                verdict,
+                source,
+                origin.prompt,
+                origin.seed,
+                origin.model,
+                group=group or uuid.uuid4().hex,
+                time=time.time() if moment is None else moment,
+            )
+            return self._write([event], back=[(target, path)])
+
+    def place(self, sha256s: Iterable[str], verdict: str) -> Change:
+        """Give pictures of this taste another verdict, or ("") move them to the trash: one act, undone as one."""
+        if verdict not in (*VERDICTS, ""):
+            raise TasteError(f"A picture is liked or disliked, not {printable(verdict)}.")
+        with self.changing():
+            return self._place([(sha256, verdict) for sha256 in sha256s], uuid.uuid4().hex)
+
+    def undo(self) -> Change:
+        """Take the last act back; its pictures go where they were before."""
+        with self.changing():
+            done, _ = journal.acts(journal.read(self.folder))
+            if not done:
+                raise TasteError(f"There is nothing to undo in {printable(self.name)}.")
+            events = done[-1]
+            moves = [(event.sha256, event.before) for event in reversed(events)]
+            return self._place(moves, uuid.uuid4().hex, undoes=events[0].group)
+
+    def redo(self) -> Change:
+        """Do again what was undone last, as long as nothing else was done since."""
+        with self.changing():
+            _, undone = journal.acts(journal.read(self.folder))
+            if not undone:
+                raise TasteError(f"There is nothing to do again in {printable(self.name)}.")
+            events = undone[-1]
+            moves = [(event.sha256, event.after) for event in events]
+            return self._place(moves, uuid.uuid4().hex, undoes=events[0].group)
+
+    def _place(self, moves: list[tuple[str, str]], group: str, undoes: str = "") -> Change:
+        """Move pictures, known by their checksums, to a verdict's folder or the trash, and write it down."""
+        events: list[Event] = []
+        back: list[tuple[Path, Path | None]] = []
+        refused: list[tuple[str, str]] = []
+        places = self._places()
+        for sha256, verdict in moves:
+            there = places.get(sha256)
+            if there is None:
+                refused.append((sha256[:REVISION_DIGITS], "it is in no folder of the taste any more"))
+                continue
+            before, path = there
+            if before == verdict:
+                continue
+            try:
+                target = self._move(path, verdict)
+            except OSError as error:
+                refused.append((path.name, (error.strerror or "damaged").lower()))
+                continue
+            places[sha256] = (verdict, target)
+            back.append((target, path))
+            events.append(Event(sha256, target.name, before, verdict, group=group, undoes=undoes))
+        if not events and refused:
+            raise TasteError(f"The picture {printable(refused[0][0])} can't be moved: {refused[0][1]}.")
+        return replace(self._write(events, back), refused=tuple(refused))
+
+    def _places(self) -> dict[str, tuple[str, Path]]:
+        """{sha256: (verdict, file)} of every picture; verdict "" in the trash."""
+        index = Index(self.folder)
+        removed = picture_entries(self.folder / TRASH)
+        places = {index.sha256(entry.path, entry.stat()): ("", Path(entry.path)) for entry in removed}
+        index.save()
+        return places | {picture.sha256: (picture.verdict, picture.path) for picture in self.pictures()}
+
+    def _add(self, data: bytes, verdict: str, name: str, suffix: str) -> Path:
+        """Write a new picture under a free name: a reader sees the whole file or none."""
+        folder = self._folder_of(verdict)
+        path = folder / file_name(name, suffix, os.listdir(folder))
+        try:
+            write_atomic(path, data)
+        except OSError as error:
+            raise self._unwritten(error) from error
+        return path
+
+    def _move(self, path: Path, verdict: str) -> Path:
+        """Move a picture, with the text file beside it, to a verdict's folder or the trash."""
+        folder = self._folder_of(verdict)
+        target = folder / file_name(path.name, path.suffix, os.listdir(folder))
+        os.rename(path, target)
+        for suffix in (".txt", ".TXT"):
+            if path.with_suffix(suffix).is_file():
+                os.rename(path.with_suffix(suffix), target.with_suffix(suffix))
+                break
+        return target
+
+    def _folder_of(self, verdict: str) -> Path:
+        """The folder for pictures of a verdict, or the trash; made where it is missing.
+
+        Loose pictures count as liked only as long as nothing lies in `liked`: they move in before the first one does.
+        """
+        if not verdict:
+            folder = self.folder / TRASH
+        else:
+            folder = next(iter(self._verdict_folders()[verdict]), self.folder / verdict)
+        try:
+            folder.mkdir(exist_ok=True)
+            if verdict == "liked" and not picture_files(folder):
+                for loose in picture_files(self.folder):
+                    os.rename(loose, folder / file_name(loose.name, loose.suffix, os.listdir(folder)))
+        except OSError as error:
+            raise self._unwritten(error) from error
+        return folder
+
+    def _write(self, events: list[Event], back: list[tuple[Path, Path | None]]) -> Change:
+        """Append events; where that fails, put files back. back: (each file, where it was or None)."""
+        if not events:
+            return Change(())
+        try:
+            journal.append(self.folder, *events)
+        except OSError as error:
+            for target, origin in reversed(back):
+                if origin is None:
+                    target.unlink(missing_ok=True)
+                else:
+                    os.rename(target, origin)
+            raise self._unwritten(error) from error
+        return Change(tuple(events))
+
+    def _unwritten(self, error: OSError) -> TasteError:
+        reason = disk_full(error) or (error.strerror or "damaged").lower()
+        return TasteError(
+            f"Nothing was changed in {printable(self.name)}: {reason}. Make room there or let ComfyUI write."
+        )
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Alone among all processes of the machine."""
+        try:
+            with self._lock:
+                yield
+        except Timeout as error:
+            raise TasteError(f"Another program is changing {printable(self.name)}: try again in a moment.") from error
+        except OSError as error:
+            raise self._unwritten(error) from error
+
+    # --- revisions ---
+
+    def keep_revision(self, pictures: list[Picture] | None = None) -> str:
+        """Write down which pictures make up the taste as it is, so that name@revision finds them later. Returns it."""
+        pictures = self.pictures() if pictures is None else pictures
+        rows = [(picture.sha256, picture.verdict, self.prompt_of(picture)) for picture in pictures]
+        revision = _revision(rows)
+        path = self.folder / REVISIONS / f"{revision}.json"
+        if not path.exists():
+            try:
+                write_atomic(path, json.dumps(rows, ensure_ascii=False).encode())
+            except OSError as error:
+                logging.warning("PrefGen can't note the revision %s of %s: %s.", revision, self.name, error.strerror)
+        return revision
+
+    def frozen(self, revision: str) -> list[Picture]:
+        """The pictures of an earlier revision, from the folders and the trash, in its order. TasteError names what is
+        missing."""
+        rows = self._rows_of(revision)
+        places = {sha256: path for sha256, (_, path) in self._places().items()}
+        missing = [sha256 for sha256, _, _ in rows if sha256 not in places]
+        if missing:
+            names = {event.sha256: event.file for event in journal.read(self.folder)}
+            shown = ", ".join(printable(names.get(sha256, sha256[:REVISION_DIGITS])) for sha256 in missing[:5])
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise TasteError(
+                f"{printable(self.name)}@{revision} can't be read: {shown}{more} left the taste and its trash. Put the "
+                "files back, or choose the taste without its revision."
+            )
+        return [
+            Picture(sha256, str(places[sha256].parent), places[sha256].name, verdict, float(number), Origin(prompt))
+            for number, (sha256, verdict, prompt) in enumerate(rows)
+        ]
+
+    def _rows_of(self, revision: str) -> list[tuple[str, str, str]]:
+        """[(sha256, verdict, prompt)] of a revision: as it was written down, else as the journal says."""
+        path = self.folder / REVISIONS / f"{revision}.json"
+        if path.parent.is_dir() and path.name in os.listdir(path.parent):
+            rows = [tuple(row) for row in json.loads(path.read_bytes())]
+            if _revision(rows) == revision:
+                return rows
+        # The order of verdicts is the journal's own: an act that was undone moves its pictures back to their places, so
+        # revisions between an act and its undoing are found as well, later ones by their files alone.
+        placed: dict[str, tuple[str, str]] = {}
+        for event in journal.read(self.folder):
+            prompt = event.prompt or placed.get(event.sha256, ("", ""))[1]
+            placed.pop(event.sha256, None)
+            if event.after:
+                placed[event.sha256] = (event.after, prompt)
+            rows = [(sha256, *rest) for sha256, rest in placed.items()]
+            if _revision(rows) == revision:
+                return rows
+        raise TasteError(f"{printable(self.name)} has no revision {printable(revision)}: choose it without one.")
+
+    # --- what the browser shows ---
+
+    def thumbnail(self, picture: Picture) -> bytes:
+        """A WebP of at most THUMB_SIDE pixels a side, made once. Raises PictureError."""
+        path = self.folder / THUMBS / f"{picture.sha256 or file_sha256(picture.path)}.webp"
+        if path.is_file():
+            return path.read_bytes()
+        with open_picture(picture.path) as image:
+            pixels = to_pixels(image, THUMB_SIDE)
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, "WEBP", quality=82)
+        try:
+            write_atomic(path, out.getvalue())
+        except OSError as error:
+            logging.info("PrefGen keeps no thumbnail of %s: %s.", printable(picture.path.name), error.strerror)
+        return out.getvalue()
+
+    def empty_trash(self) -> int:
+        """Delete what was removed, for good; how many files. Old revisions may then miss pictures."""
+        trash = self.folder / TRASH
+        with self.changing():
+            paths = [path for path in entries_of(trash) if path.is_file()] if trash.is_dir() else []
+            for path in paths:
+                path.unlink(missing_ok=True)
+            return len(paths)
+
+
+def picture_entries(folder: Path) -> list[os.DirEntry]:
+    """Pictures directly in a folder, in no order; [] where there is no such folder. What counts is what
+    history_folder.picture_files counts, listed without a path for each."""
+    suffixes = picture_suffixes()
+    try:
+        with os.scandir(folder) as entries:
+            named = [entry for entry in entries if os.path.splitext(entry.name)[1].lower() in suffixes]
+    except FileNotFoundError:
+        return []
+    if os.name == "nt":
+        return [entry for entry in named if not is_hidden(Path(entry.path))]
+    return [entry for entry in named if not is_hidden_name(entry.name)]
+
+
+def checked_picture(data: bytes, name: str) -> str:
+    """The suffix of a picture's format. TasteError where the bytes are too many, or no picture that can be read."""
+    if len(data) > MAX_BYTES:
+        raise TasteError(f"The picture {printable(name)} has more than {MAX_BYTES >> 20} MB: shrink it first.")
+    try:
+        with open_picture(data, printable(name)) as image:
+            form = image.format or ""
+            to_pixels(image, THUMB_SIDE)
+    except PictureError as error:
+        raise TasteError(str(error)) from error
+    return SUFFIXES.get(form, f".{form.lower()}")
+
+
+def _revision(rows: Iterable[tuple[str, str, str]]) -> str:
+    lines = "".join(f"{sha256} {verdict} {prompt}\n" for sha256, verdict, prompt in rows)
+    return hashlib.sha256(lines.encode(errors="surrogatepass")).hexdigest()[:REVISION_DIGITS]

@@ -1,0 +1,189 @@
+"""Export and import: whole, in order, without anybody's secrets, and no zip can do harm."""
+
+import io
+import json
+import os
+import stat
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from prefgen.tastes import exchange
+from prefgen.tastes.exchange import export_zip, import_folder, import_zip
+from prefgen.tastes.names import TasteError
+from prefgen.tastes.origin import Origin
+from prefgen.tastes.taste import Taste
+from tests.prefgen.tastes.test_origin import XMP
+from tests.prefgen.tastes.test_taste import picture, sha256, state
+
+
+def empty(folder) -> Taste:
+    folder.mkdir()
+    return Taste(folder)
+
+
+@pytest.fixture
+def taste(tmp_path) -> Taste:
+    taste = empty(tmp_path / "sea")
+    for n in range(4):
+        info = PngInfo()
+        info.add_text("prompt", "SECRETGRAPH")
+        out = io.BytesIO()
+        Image.fromarray(np.full((8, 8, 3), 40 * n, np.uint8)).save(out, "PNG", pnginfo=info)
+        taste.rate(out.getvalue(), "disliked" if n % 2 else "liked", "same.png", origin=Origin(f"SECRETPROMPT {n}", n))
+    return taste
+
+
+def exported(taste: Taste, private: bool) -> bytes:
+    out = io.BytesIO()
+    assert export_zip(taste, out, private) == []
+    return out.getvalue()
+
+
+def zipped(files: dict[str, bytes], **kinds) -> io.BytesIO:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    out.seek(0)
+    return out
+
+
+def test_a_private_export_comes_back_as_the_same_revision(taste, tmp_path):
+    there = empty(tmp_path / "there")
+    done = import_zip(there, io.BytesIO(exported(taste, private=True)))
+    assert (done.added, done.there, done.refused) == (4, 0, [])
+    assert there.revision() == taste.revision() and state(there) == state(taste)
+    assert [p.origin.seed for p in there.pictures()] == [0, 1, 2, 3]
+    again = import_zip(there, io.BytesIO(exported(taste, private=True)))
+    assert (again.added, again.there) == (0, 4) and there.revision() == taste.revision()
+    there.undo()
+    assert not there.pictures(), "an import is one act"
+
+
+def test_an_export_holds_no_prompt_and_no_metadata_unless_asked(taste, tmp_path):
+    data = exported(taste, private=False)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        contents = b"".join(archive.read(name) for name in archive.namelist())
+        dates = {entry.date_time for entry in archive.infolist()}
+    assert b"SECRET" not in contents and b"SECRET" not in data and dates == {(1980, 1, 1, 0, 0, 0)}
+    there = empty(tmp_path / "there")
+    import_zip(there, io.BytesIO(data))
+    assert [verdict for _, verdict in state(there)] == [verdict for _, verdict in state(taste)]
+
+
+def test_a_picture_that_cannot_be_read_is_named_and_the_rest_is_exported(taste):
+    (taste.folder / "liked" / "broken.png").write_bytes(b"not a picture")
+    out = io.BytesIO()
+    left_out = export_zip(taste, out)
+    assert [name for name, _ in left_out] == ["broken.png"] and left_out[0][1]
+    with zipfile.ZipFile(out) as archive:
+        assert len(archive.namelist()) == 5
+
+
+def test_a_zip_of_somebody_elses_is_sorted_by_its_folders(tmp_path):
+    files = {
+        "Fotos/Liked/b.png": picture(1),
+        "Fotos\\disliked\\a.png": picture(2),
+        "__MACOSX/liked/._b.png": b"fork",
+        "liked/.hidden.png": picture(3),
+        "liked/notes.txt": b"notes",
+        "elsewhere/c.png": picture(4),
+    }
+    there = empty(tmp_path / "there")
+    done = import_zip(there, zipped(files))
+    assert done.added == 2 and not done.refused
+    assert dict(state(there)) == {sha256(picture(1)): "liked", sha256(picture(2)): "disliked"}
+
+
+@pytest.mark.parametrize(
+    "name", ["../../liked/out.png", "/liked/out.png", "C:\\liked\\out.png", "liked/../../../out.png"]
+)
+def test_nothing_is_written_outside_the_taste(tmp_path, name):
+    there = empty(tmp_path / "deep")
+    before = {path for path in tmp_path.rglob("*") if "deep" not in path.parts}
+    if ".." in name:
+        with pytest.raises(TasteError, match="no pictures in folders"):
+            import_zip(there, zipped({name: picture(1)}))
+        return
+    import_zip(there, zipped({name: picture(1)}))
+    assert {path for path in tmp_path.rglob("*") if "deep" not in path.parts} == before
+    assert [p.path.parent.name for p in there.pictures()] == ["liked"]
+
+
+def test_a_link_in_a_zip_is_no_picture(tmp_path):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        link = zipfile.ZipInfo("liked/link.png")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+        archive.writestr("liked/real.png", picture(1))
+    out.seek(0)
+    there = empty(tmp_path / "there")
+    done = import_zip(there, out)
+    assert done.added == 1 and [name for name, _ in done.refused] == ["link.png"]
+
+
+def test_a_bomb_is_refused_before_it_unfolds(tmp_path, monkeypatch, one_sentence):
+    monkeypatch.setattr(exchange, "MAX_BYTES", 10_000)
+    there = empty(tmp_path / "there")
+    done = import_zip(there, zipped({"liked/bomb.png": b"\0" * 5_000_000, "liked/real.png": picture(1)}))
+    assert done.added == 1 and "MB: shrink it first" in done.refused[0][1]
+    monkeypatch.setattr(exchange, "MAX_TOTAL", 1_000_000)
+    with pytest.raises(TasteError) as raised:
+        import_zip(there, zipped({"liked/bomb.png": b"\0" * 5_000_000}))
+    assert "import it in parts" in one_sentence(raised)
+    monkeypatch.setattr(exchange, "MAX_FILES", 2)
+    with pytest.raises(TasteError, match="more than 2 files"):
+        import_zip(there, zipped({f"liked/{n}.png": b"" for n in range(3)}))
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 nonsense", picture(1)])
+def test_what_is_no_zip_is_refused(tmp_path, data, one_sentence):
+    with pytest.raises(TasteError) as raised:
+        import_zip(empty(tmp_path / "there"), io.BytesIO(data))
+    assert "isn't a zip file" in one_sentence(raised)
+
+
+def test_a_zip_without_verdicts_is_refused(tmp_path):
+    with pytest.raises(TasteError, match="folders called liked or disliked"):
+        import_zip(empty(tmp_path / "there"), zipped({"a.png": picture(1)}))
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [b"", b"[]", b'{"pictures": 5}', b'{"pictures": [{"file": 5}]}', b"\xff", b"[" * 50_000,
+     json.dumps({"pictures": [{"file": "liked/a.png", "prompt": 5, "seed": "x", "model": []}]}).encode()],
+)  # fmt: skip
+def test_an_odd_manifest_stops_nothing(tmp_path, manifest):
+    there = empty(tmp_path / "there")
+    assert import_zip(there, zipped({"x/taste.json": manifest, "x/liked/a.png": picture(1)})).added == 1
+
+
+def test_a_locked_or_damaged_entry_is_named(tmp_path):
+    data = bytearray(zipped({"liked/a.png": picture(1), "liked/b.png": picture(2)}).getvalue())
+    place = data.find(b"liked/a.png") + len("liked/a.png") + 4
+    data[place] ^= 0xFF
+    done = import_zip(empty(tmp_path / "there"), io.BytesIO(bytes(data)))
+    assert done.added == 1 and [name for name, _ in done.refused] == ["a.png"]
+
+
+def test_a_folder_comes_in_by_its_sub_folders_its_stars_or_one_verdict(tmp_path):
+    source = tmp_path / "source"
+    (source / "deep" / "Disliked").mkdir(parents=True)
+    (source / "deep" / "Disliked" / "a.png").write_bytes(picture(1))
+    Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(source / "five.jpg", xmp=XMP % 5)
+    Image.fromarray(np.full((8, 8, 3), 99, np.uint8)).save(source / "three.jpg", xmp=XMP % 3)
+    (source / "five.txt").write_text("a prompt")
+    there = empty(tmp_path / "there")
+    assert import_folder(there, source).added == 2
+    shown = {p.path.name: (p.verdict, there.prompt_of(p)) for p in there.pictures()}
+    assert shown == {"a.png": ("disliked", ""), "five.jpg": ("liked", "a prompt")}
+    assert os.path.exists(source / "five.jpg"), "the folder stays as it is"
+    assert import_folder(empty(tmp_path / "all"), source, "liked").added == 3
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(TasteError, match="no pictures with a verdict"):
+        import_folder(there, tmp_path / "nothing")
