@@ -324,7 +324,7 @@ def with_duckdb(folder: Path, out: Path, limits: rules.Limits) -> None:
         rules.read(db, found, limits)
         rules.start(db)
         rules.decide(db, limits)
-        for query in ("FROM chosen ORDER BY user, item", "FROM held ORDER BY user, pair"):
+        for query in ("FROM chosen ORDER BY user, item", "FROM pairs ORDER BY user, pair"):
             db.sql(query).to_arrow_table()
     clock.write(out)
 

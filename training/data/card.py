@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import json
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,13 +17,17 @@ from PIL import Image, ImageDraw, ImageOps
 from prefgen.files import read_text
 from prefgen.pictures import PUBLISHED, PictureError, read_picture
 
-from . import duck
+from .duck import open_set, scalar
 from .schema import DISLIKED, LIKED
 from .store import Store, shards_of
 
-SHEET_USERS, SHEET_PICTURES, SHEET_SIDE = 8, 6, 112  # rows, pictures of each verdict, pixels
+SHEET_USERS = 8  # rows
+SHEET_PICTURES = 6  # of each verdict
+SHEET_SIDE = 112  # pixels
+SHEET_TEXT = 14  # pixels above each row
+SHEET_GAP = 12  # pixels between liked and disliked
 
-MADE = {
+ORIGIN = {
     "agents": "Each user has about 50 weighted opinions on attributes: strong ones (0.6 to 1), which pictures show or "
     "avoid, and mild ones, which only lean a picture; one in five users has two tastes. A liked picture follows one "
     "taste and shows no strong dislike; a disliked one shows at least two. Items 2n and 2n + 1 of a user are liked "
@@ -48,15 +51,9 @@ CITE = {
 }
 
 
-def versions() -> dict[str, str]:
-    """What the bytes of a set depend on besides its configuration."""
-    packages = {name: version(name) for name in ("duckdb", "matplotlib", "numpy", "pillow", "pyarrow")}
-    return packages | {"python": platform.python_version()}
-
-
 def write(store: Store) -> None:
     """Write card.md and its pictures, from the finished tables."""
-    with database(store.folder) as db:
+    with open_set(store.folder) as db:
         histograms = _histograms(db)
         sheet = contact_sheet(store.folder, db)
         text = _text(store, db, sheet is not None)
@@ -66,25 +63,16 @@ def write(store: Store) -> None:
     store.write_bytes("card.md", text.encode())
 
 
-@contextmanager
-def database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection with the set's tables as the views pictures (of the index), users and pairs.
-
-    DataError for what DuckDB can't read, then or inside.
-    """
-    options = {"memory_limit": "1GB", "temp_directory": str(folder / ".work" / "spill")}
-    with duck.explained(folder), duckdb.connect(config=options) as db:
-        for view, file in (("pictures", "index"), ("users", "users"), ("pairs", "pairs")):
-            db.execute(f"CREATE VIEW {view} AS SELECT * FROM {duck.parquet([folder / f'{file}.parquet'])}")
-        yield db
+def versions() -> dict[str, str]:
+    """What the bytes of a set depend on besides its configuration."""
+    packages = {name: version(name) for name in ("duckdb", "matplotlib", "numpy", "pillow", "pyarrow")}
+    return packages | {"python": platform.python_version()}
 
 
-def _text(store: Store, db, with_sheet: bool) -> str:
+def _text(store: Store, db: duckdb.DuckDBPyConnection, with_sheet: bool) -> str:
     kind = store.config["kind"]
-    users, pictures, pairs = (
-        db.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("users", "pictures", "pairs")
-    )
-    prompts = db.execute("SELECT count(DISTINCT prompt) FROM pictures").fetchone()[0]
+    users, pictures, pairs = (scalar(db, f"SELECT count(*) FROM {table}") for table in ("users", "pictures", "pairs"))
+    prompts = scalar(db, "SELECT count(DISTINCT prompt) FROM pictures")
     splits = db.execute(
         "SELECT split, count(DISTINCT user), count(DISTINCT prompt), count(*), count(*) FILTER (verdict = ?), "
         "count(*) FILTER (heldout) FROM pictures GROUP BY split ORDER BY split DESC",
@@ -98,7 +86,7 @@ def _text(store: Store, db, with_sheet: bool) -> str:
         "",
         "## How it was made",
         "",
-        MADE[kind],
+        ORIGIN[kind],
         "",
         "## Splits",
         "",
@@ -124,8 +112,8 @@ def _text(store: Store, db, with_sheet: bool) -> str:
     return "\n".join(lines)
 
 
-def _histograms(db) -> bytes:
-    """Six panels in one PNG; those about opinions and attributes say so when a set knows none."""
+def _histograms(db: duckdb.DuckDBPyConnection) -> bytes:
+    """Six panels in one PNG; those about opinions and attributes say so when a set has none."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 8), layout="constrained")
@@ -143,9 +131,9 @@ def _histograms(db) -> bytes:
     rows = db.execute("SELECT split, verdict, count(*) FROM pictures GROUP BY ALL ORDER BY ALL").fetchall()
     verdicts.bar([f"{split}\n{verdict}" for split, verdict, _ in rows], [n for *_, n in rows])
     verdicts.set_ylabel("pictures")
-    known = counted("SELECT len(flatten(tastes)) + len(dislikes) n FROM users")
-    if any(n for n, _ in known):
-        _weighted(opinions, known, "opinions a user", "users")
+    per_opinions = counted("SELECT len(flatten(tastes)) + len(dislikes) n FROM users")
+    if any(n for n, _ in per_opinions):
+        _weighted(opinions, per_opinions, "opinions a user", "users")
     else:
         _empty(opinions, "no opinions known")
     shown = db.execute(
@@ -158,11 +146,13 @@ def _histograms(db) -> bytes:
     else:
         _empty(attributes, "no attributes known")
     file = io.BytesIO()
+    # Without the entry that names matplotlib's version.
     figure.savefig(file, format="png", dpi=90, metadata={"Software": None})
     return file.getvalue()
 
 
 def _weighted(axis, rows: list[tuple[int, int]], x: str, y: str) -> None:
+    """A histogram of (value, how often), with logarithmic bins where values spread widely."""
     from matplotlib.ticker import MaxNLocator
 
     values, counts = zip(*rows, strict=True) if rows else ((0,), (0,))
@@ -182,38 +172,46 @@ def _empty(axis, text: str) -> None:
     axis.set_axis_off()
 
 
-def contact_sheet(folder: Path, db, seed: int = 0) -> bytes | None:
+def contact_sheet(folder: Path, db: duckdb.DuckDBPyConnection, seed: int = 0) -> bytes | None:
     """Random users' histories, one a row: liked left, disliked right. JPEG; None for a set without images."""
-    users = [
-        u
-        for (u,) in db.execute(
-            "SELECT user FROM users ORDER BY hash(user + ?), user LIMIT ?", [seed, SHEET_USERS]
-        ).fetchall()
-    ]
-    side, gap = SHEET_SIDE, 12
-    sheet = Image.new("RGB", (2 * SHEET_PICTURES * side + gap, max(1, len(users)) * (side + 14)), "white")
+    shuffled = "SELECT user FROM users ORDER BY hash(user + ?), user LIMIT ?"
+    users = [user for (user,) in db.execute(shuffled, [seed, SHEET_USERS]).fetchall()]
+    width = SHEET_PICTURES * SHEET_SIDE
+    height = SHEET_SIDE + SHEET_TEXT
+    sheet = Image.new("RGB", (2 * width + SHEET_GAP, max(1, len(users)) * height), "white")
     shards = shards_of(folder)
     any_picture = False
     for row, user in enumerate(users):
-        ImageDraw.Draw(sheet).text((2, row * (side + 14) + 1), f"user {user}", fill="black")
+        ImageDraw.Draw(sheet).text((2, row * height + 1), f"user {user}", fill="black")
         for column, verdict in enumerate((LIKED, DISLIKED)):
-            places = db.execute(
-                "SELECT shard, row FROM pictures WHERE user = ? AND verdict = ? AND NOT heldout ORDER BY item LIMIT ?",
-                [user, verdict, SHEET_PICTURES],
-            ).fetchall()
-            for i, (shard, place) in enumerate(places):
-                image = None
-                with suppress(PictureError, OSError):  # the check names it
-                    image = read_image(shards[shard], place)
+            for i, image in enumerate(_first_pictures(shards, db, user, verdict)):
                 if image is not None:
                     any_picture = True
-                    x = column * (SHEET_PICTURES * side + gap) + i * side
-                    sheet.paste(ImageOps.contain(image, (side - 2, side - 2)), (x, row * (side + 14) + 13))
+                    x = column * (width + SHEET_GAP) + i * SHEET_SIDE
+                    y = row * height + SHEET_TEXT - 1
+                    sheet.paste(ImageOps.contain(image, (SHEET_SIDE - 2, SHEET_SIDE - 2)), (x, y))
     if not any_picture:
         return None
     file = io.BytesIO()
     sheet.save(file, "JPEG", quality=88)
     return file.getvalue()
+
+
+def _first_pictures(
+    shards: list[Path], db: duckdb.DuckDBPyConnection, user: int, verdict: str
+) -> list[Image.Image | None]:
+    """The first of a user's history; None for one that is absent or can't be read, which the check names."""
+    places = db.execute(
+        "SELECT shard, row FROM pictures WHERE user = ? AND verdict = ? AND NOT heldout ORDER BY item LIMIT ?",
+        [user, verdict, SHEET_PICTURES],
+    ).fetchall()
+    images = []
+    for shard, row in places:
+        image = None
+        with suppress(PictureError, OSError):
+            image = read_image(shards[shard], row)
+        images.append(image)
+    return images
 
 
 def read_image(shard: Path, row: int) -> Image.Image | None:

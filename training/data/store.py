@@ -27,53 +27,44 @@ try:
 except ImportError:  # Windows: one process finishes a set, so don't end two parts at the same moment there
     fcntl = None
 
-ROW_GROUP = 256  # pictures; what a writer holds in memory
-MANIFEST, CONFIG, WORK = "manifest.json", "config.json", ".work"
+ROW_GROUP = 256  # pictures; what a writer has in memory
+MANIFEST = "manifest.json"
+CONFIG = "config.json"
+WORK = ".work"
 
 
 class Store:
-    """One set's folder. config: everything that the set's bytes depend on, as JSON values."""
+    """One set's folder.
+
+    config: everything that the set's bytes depend on, as JSON values. DataError where the folder has another one's set
+    or other files, or can't be written.
+    """
 
     def __init__(self, folder: Path, config: dict):
-        self.folder, self.config = Path(folder), json.loads(json.dumps(config))
+        self.folder = Path(folder)
+        self.config = json.loads(json.dumps(config))  # as it is read back
         self.work = self.folder / WORK
-        known = self.folder / MANIFEST if self.done else self.work / CONFIG
-        if known.exists():
-            self._refuse_another(json.loads(read_text(known)))
+        record = self.folder / MANIFEST if self.done else self.work / CONFIG
+        if record.exists():
+            self._refuse_another(json.loads(read_text(record)))
         elif self.folder.exists() and not all(map(is_hidden, self.folder.iterdir())):
             raise DataError(f"{self.folder} holds other files: name an empty or a new folder.")
         else:
-            with _explained(known):
-                write_atomic(known, _json(self.config))
+            with _explained(record):
+                write_atomic(record, _json(self.config))
         if self.done:
             shutil.rmtree(self.work, ignore_errors=True)  # the run that sealed the set may have been killed right then
             self._reopen_if_files_are_gone()
 
     @property
     def done(self) -> bool:
+        """Whether the set is finished."""
         return (self.folder / MANIFEST).exists()
 
-    def _refuse_another(self, known: dict) -> None:
-        known = known.get("config", known)
-        changed = [k for k in {**known, **self.config} if known.get(k) != self.config.get(k)]
-        if changed:
-            there = ", ".join(f"{k}={known.get(k)} instead of {self.config.get(k)}" for k in sorted(changed))
-            raise DataError(f"{self.folder} was made with another configuration ({there}): name another folder.")
-
-    def _reopen_if_files_are_gone(self) -> None:
-        """Damaged files that were deleted are made again: a set that lacks files is not finished."""
-        files = json.loads(read_text(self.folder / MANIFEST))["files"]
-        there = {name: entry for name, entry in files.items() if (self.folder / name).exists()}
-        if len(there) < len(files):
-            with _explained(self.work):
-                write_atomic(self.work / CONFIG, _json(self.config))
-                for name, entry in there.items():
-                    write_atomic(self._note(name), _json(entry | {"file": name}))
-                (self.folder / MANIFEST).unlink()
-
     def finished(self, name: str) -> bool:
-        """Whether a file is whole and noted. A file that was renamed, but not yet noted, is noted now."""
-        note, path = self._note(name), self.folder / name
+        """Whether a file is complete and noted. One that was renamed, but not yet noted, is noted now."""
+        note = self._note(name)
+        path = self.folder / name
         if note.exists():
             return path.exists() and path.stat().st_size == json.loads(read_text(note))["bytes"]
         if not path.exists():
@@ -87,8 +78,8 @@ class Store:
     def write(self, name: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
         """Stream tables to one Parquet file, a row group each. Returns its rows. Does nothing when it is finished."""
         if not self.finished(name):
-            for old in self.folder.glob(f"{name}.*.tmp"):
-                old.unlink(missing_ok=True)
+            for leftover in self.folder.glob(f"{name}.*.tmp"):
+                leftover.unlink(missing_ok=True)
             write_parquet(self.folder / name, schema, tables)
             self._write_note(name)
         return json.loads(read_text(self._note(name)))["rows"]
@@ -99,19 +90,15 @@ class Store:
             write_atomic(self.folder / name, data)
         self._write_note(name)
 
-    def shards(self) -> list[str]:
-        """Names of the picture shards in order."""
-        return [f"pictures/{path.name}" for path in shards_of(self.folder)]
-
     def write_index(self) -> None:
         """Everything but the images of all shards, with the shard and the row in it. One shard in memory at a time."""
+        columns = [name for name in PICTURES.names if name != "image"]
 
         def tables():
-            for number, shard in enumerate(self.shards()):
-                columns = [name for name in PICTURES.names if name != "image"]
-                table = pq.read_table(self.folder / shard, columns=columns, partitioning=None)
-                place = [pa.array([number] * len(table), pa.int32()), pa.array(range(len(table)), pa.int32())]
-                yield pa.table([*table.columns, *place], schema=INDEX)
+            for number, path in enumerate(shards_of(self.folder)):
+                shard = pq.read_table(path, columns=columns, partitioning=None)
+                place = [pa.array([number] * len(shard), pa.int32()), pa.array(range(len(shard)), pa.int32())]
+                yield pa.table([*shard.columns, *place], schema=INDEX)
 
         self.write("index.parquet", INDEX, tables())
 
@@ -141,15 +128,36 @@ class Store:
             write_atomic(self.folder / MANIFEST, _json(manifest))
         shutil.rmtree(self.work, ignore_errors=True)
 
+    def _refuse_another(self, record: dict) -> None:
+        config = record.get("config", record)
+        changed = [key for key in {**config, **self.config} if config.get(key) != self.config.get(key)]
+        if changed:
+            there = ", ".join(f"{key}={config.get(key)} instead of {self.config.get(key)}" for key in sorted(changed))
+            raise DataError(f"{self.folder} was made with another configuration ({there}): name another folder.")
+
+    def _reopen_if_files_are_gone(self) -> None:
+        """Damaged files that were deleted are made again: a set that lacks files is not finished."""
+        files = json.loads(read_text(self.folder / MANIFEST))["files"]
+        present = {name: entry for name, entry in files.items() if (self.folder / name).exists()}
+        if len(present) == len(files):
+            return
+        with _explained(self.work):
+            # The manifest goes last: killed before that, the next run reopens the set anew.
+            write_atomic(self.work / CONFIG, _json(self.config))
+            for name, entry in present.items():
+                write_atomic(self._note(name), _json(entry | {"file": name}))
+            (self.folder / MANIFEST).unlink()
+
     def _note(self, name: str) -> Path:
         return self.work / "finished" / f"{name.replace('/', '-')}.json"
 
     def _write_note(self, name: str) -> None:
         path = self.folder / name
-        rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
-        entry = {"file": name, "rows": rows, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        entry = {"file": name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        if path.suffix == ".parquet":
+            entry["rows"] = pq.read_metadata(path).num_rows
         with _explained(self._note(name)):
-            write_atomic(self._note(name), _json({k: v for k, v in entry.items() if v is not None}))
+            write_atomic(self._note(name), _json(entry))
 
 
 def shard_name(number: int) -> str:
@@ -166,17 +174,12 @@ def write_parquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> 
 
     DataError when the disk is full or not writable; no part of the file stays.
     """
-    plain = [name for name in schema.names if name != "image"]
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")
     try:
         with _explained(path), os.fdopen(handle, "wb") as file:
-            options = dict(compression="zstd", write_statistics=plain)
-            if "image" in schema.names:
-                options["compression"] = {"image": "none"} | {leaf: "zstd" for leaf in _leaves(schema)}
-                options["use_dictionary"] = _leaves(schema)
-            with pq.ParquetWriter(file, schema, **options) as writer:
+            with pq.ParquetWriter(file, schema, **_options(schema)) as writer:
                 for table in tables:
                     writer.write_table(table, row_group_size=max(1, len(table)))
             file.flush()
@@ -189,27 +192,28 @@ def write_parquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> 
         raise
 
 
-def _leaves(schema: pa.Schema) -> list[str]:
-    return [f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in schema if f.name != "image"]
+def _options(schema: pa.Schema) -> dict:
+    """Of the Parquet writer: images are compressed already, and neither statistics nor a dictionary of them help."""
+    others = [field for field in schema if field.name != "image"]
+    options = {"compression": "zstd", "write_statistics": [field.name for field in others]}
+    if len(others) < len(schema):
+        leaves = [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in others]
+        options["compression"] = {"image": "none"} | dict.fromkeys(leaves, "zstd")
+        options["use_dictionary"] = leaves
+    return options
 
 
 def _json(value: dict) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
-class _explained:
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
     """Turns the system's refusal to write `path` into a DataError."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, OSError):
-            what = disk_full(error) or error.strerror or str(error)
-            raise DataError(
-                f"Can't write {self.path}: {what}. Make room there and run the same command again; "
-                "finished files are kept."
-            ) from error
+    try:
+        yield
+    except OSError as error:
+        reason = disk_full(error) or error.strerror or str(error)
+        raise DataError(
+            f"Can't write {path}: {reason}. Make room there and run the same command again; finished files are kept."
+        ) from error

@@ -115,7 +115,7 @@ def test_banding_misses_no_pair_that_all_pairs_would_find(tmp_path):
         db.execute(f"CREATE TABLE dropped (rule VARCHAR, unit VARCHAR, {' BIGINT, '.join(columns[1][2:])} BIGINT)")
         db.execute("INSERT INTO choices SELECT range, 1, 0, 0, 2 * range, 2 * range + 1 FROM range(200)")
         rules.start(db)
-        rules.judge(db, [str(tmp_path / "looks.parquet")])
+        rules.judge_pictures(db, [str(tmp_path / "looks.parquet")])
         found = {p for (p,) in db.execute("SELECT picture FROM gone WHERE rule = ?", [rules.NEAR]).fetchall()}
     assert found == set(wanted) and 200 < len(found) < 300
 

@@ -8,7 +8,7 @@ not grow with the set.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -24,14 +24,16 @@ from tqdm import tqdm
 
 from .. import card, duck, engine
 from ..errors import DataError
-from ..schema import PAIRS, PICTURES, USERS
+from ..schema import DISLIKED, LIKED, PAIRS, PICTURES, USERS
 from ..store import ROW_GROUP, Store, shard_name, write_parquet
 from . import looks, rules
 from .source import Source, Unit
 
-SHARD_ROWS, GROUP_ROWS = 131_072, 16_384  # of a set without pictures
+SHARD_ROWS = 131_072  # of a set without pictures
+LOOKS_ROWS = 16_384  # in memory at once
 LOOKS = pa.schema([("id", pa.int64()), ("fault", pa.string()), ("hash", pa.int64()), ("digest", pa.binary())])
 IDS = pa.schema([("id", pa.int64())])
+CHOSEN = pa.schema([("id", pa.int64()), *(field for field in PICTURES if field.name != "image")])
 DROPPED = pa.schema(
     [
         ("rule", pa.string()),
@@ -42,16 +44,6 @@ DROPPED = pa.schema(
         ("user", pa.int64()),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Work:
-    """One unit's share, for a worker: which pictures, listed in a file, and where they go."""
-
-    source: Source
-    unit: Unit
-    listed: Path  # Parquet, sorted by id
-    target: str  # path of the looks, or name of the shard
 
 
 def make(
@@ -68,6 +60,7 @@ def make(
     run: an engine's, for the jobs that read pictures. Ray's tasks see the source and the folder under the same paths.
     """
     config = {"kind": "pickapic", "source_sha256": source.digest, "unit_mb": unit_mb} | limits.config()
+    run = partial(run, processes=processes)
     duck.check_place(folder)
     store = Store(folder, config)
     if store.done:
@@ -79,15 +72,15 @@ def make(
         with closing(_read(store, source, limits, memory, processes or engine.cores())) as db:
             rules.start(db)
             if source.images:
-                rules.judge(db, _look(store, source, db, partial(run, processes=processes)))
+                rules.judge_pictures(db, _look(store, source, db, run))
             rules.decide(db, limits)
-            if not db.execute("SELECT count(*) FROM chosen").fetchall()[0][0]:
+            if not duck.scalar(db, "SELECT count(*) FROM chosen"):
                 raise DataError(
                     f"No user of {source.url} has {limits.min_liked} liked and {limits.min_disliked} disliked "
                     f"pictures: lower --min-liked and --min-disliked or take more files, and delete {store.work}."
                 )
             if source.images:
-                _copy(store, source, db, partial(run, processes=processes))
+                _copy(store, source, db, run)
             else:
                 _write_shards(store, db)
             _write_tables(store, source, db, limits)
@@ -97,80 +90,91 @@ def make(
 
 
 def _read(store: Store, source: Source, limits: rules.Limits, memory: str, threads: int) -> duckdb.DuckDBPyConnection:
-    """The database of choices; made under another name first, so that one that is there is whole."""
-    whole, half = store.work / "choices.duckdb", store.work / "choices.half.duckdb"
-    if not whole.exists():
-        for old in store.work.glob("choices.half.*"):
-            if old.is_file():
-                old.unlink()
+    """The database of choices; made under another name first, so that one that is there is complete."""
+    complete = store.work / "choices.duckdb"
+    half = store.work / "choices.half.duckdb"
+    if not complete.exists():
+        for leftover in store.work.glob("choices.half.*"):
+            if leftover.is_file():
+                leftover.unlink()
         with closing(rules.connect(half, memory, threads)) as db:
             rules.read(db, source, limits)
             db.execute("CHECKPOINT")
-        half.rename(whole)
-    return rules.connect(whole, memory, threads)
+        half.rename(complete)
+    return rules.connect(complete, memory, threads)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One unit's pictures, for a worker."""
+
+    source: Source
+    unit: Unit
+    listed: Path  # Parquet, sorted by id: which pictures
+    target: str  # path of the looks, or name of the shard
 
 
 def _look(store: Store, source: Source, db: duckdb.DuckDBPyConnection, run: engine.Engine) -> list[str]:
     """Judge every picture that a choice names, at its first place. Returns the files of LOOKS."""
     jobs = []
     for number, unit in enumerate(source.units):
-        listed, target = (store.work / kind / f"{number:05d}.parquet" for kind in ("listed", "looks"))
-        jobs.append(Work(source, unit, listed, str(target)))
-        if not target.exists():
-            write_parquet(listed, IDS, _tables(db, f"SELECT id FROM pictures WHERE {_inside(unit)} ORDER BY id", IDS))
+        file = f"{number:05d}.parquet"
+        job = Job(source, unit, store.work / "listed" / file, str(store.work / "looks" / file))
+        jobs.append(job)
+        if not Path(job.target).exists():
+            query = f"SELECT id FROM pictures WHERE {_inside(unit)} ORDER BY id"
+            write_parquet(job.listed, IDS, duck.stream(db, query, IDS))
     todo = [job for job in jobs if not Path(job.target).exists()]
-    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="unit", desc="look", mininterval=1) as bar:
-        for _ in run(look_at_unit, todo):
-            bar.update()
+    _run_jobs(partial(run, look_at_unit), todo, len(jobs), "look")
     return [job.target for job in jobs]
 
 
-def look_at_unit(work: Work) -> None:
+def look_at_unit(job: Job) -> None:
     """Write LOOKS of one unit's listed pictures."""
-    ids = pq.read_table(work.listed, partitioning=None)["id"].to_numpy()
+    ids = pq.read_table(job.listed, partitioning=None)["id"].to_numpy()
 
     def tables() -> Iterator[pa.Table]:
-        pictures = zip(ids.tolist(), work.source.pictures(work.unit, ids), strict=True)
-        seen = ((place, *looks.look(data)) for place, data in pictures)
-        while some := list(islice(seen, GROUP_ROWS)):
-            columns = zip(zip(*some, strict=True), LOOKS.types, strict=True)
-            yield pa.table([pa.array(values, kind) for values, kind in columns], LOOKS)
+        images = zip(ids.tolist(), job.source.pictures(job.unit, ids), strict=True)
+        rows = ((place, *looks.look(data)) for place, data in images)
+        while group := list(islice(rows, LOOKS_ROWS)):
+            columns = zip(*group, strict=True)
+            arrays = [pa.array(values, field.type) for values, field in zip(columns, LOOKS, strict=True)]
+            yield pa.table(arrays, LOOKS)
 
-    write_parquet(Path(work.target), LOOKS, tables())
+    write_parquet(Path(job.target), LOOKS, tables())
 
 
 def _copy(store: Store, source: Source, db: duckdb.DuckDBPyConnection, run: engine.Engine) -> None:
     """A shard for every unit that has chosen pictures, in the order of the source."""
-    fields = pa.schema([("id", pa.int64()), *(field for field in PICTURES if field.name != "image")])
     jobs = []
-    for unit_number, unit in enumerate(source.units):
-        if db.execute(f"SELECT count(*) FROM chosen WHERE {_inside(unit)}").fetchall()[0][0]:
-            listed, name = store.work / "chosen" / f"{unit_number:05d}.parquet", shard_name(len(jobs))
-            jobs.append(Work(source, unit, listed, name))
-            if not store.finished(name):
-                write_parquet(
-                    listed, fields, _tables(db, f"FROM chosen WHERE {_inside(unit)} ORDER BY id, user", fields)
-                )
+    for number, unit in enumerate(source.units):
+        if not duck.scalar(db, f"SELECT count(*) FROM chosen WHERE {_inside(unit)}"):
+            continue
+        job = Job(source, unit, store.work / "chosen" / f"{number:05d}.parquet", shard_name(len(jobs)))
+        jobs.append(job)
+        if not store.finished(job.target):
+            query = f"FROM chosen WHERE {_inside(unit)} ORDER BY id, user"
+            write_parquet(job.listed, CHOSEN, duck.stream(db, query, CHOSEN))
     todo = [job for job in jobs if not store.finished(job.target)]
-    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="shard", desc="copy", mininterval=1) as bar:
-        for _ in run(partial(copy_unit, store), todo):
-            bar.update()
+    _run_jobs(partial(run, partial(copy_unit, store)), todo, len(jobs), "copy")
 
 
-def copy_unit(store: Store, work: Work) -> None:
+def copy_unit(store: Store, job: Job) -> None:
     """Write one shard: the chosen pictures of a unit, with their bytes as published."""
-    store.write(work.target, PICTURES, _with_images(work))
+    store.write(job.target, PICTURES, _with_images(job))
 
 
-def _with_images(work: Work) -> Iterator[pa.Table]:
-    chosen = pq.read_table(work.listed, partitioning=None)
+def _with_images(job: Job) -> Iterator[pa.Table]:
+    chosen = pq.read_table(job.listed, partitioning=None)
     places, repeats = np.unique(chosen["id"].to_numpy(), return_counts=True)  # one picture may be of several users
-    images, start = [], 0
-    for data, times in zip(work.source.pictures(work.unit, places), repeats.tolist(), strict=True):
+    images = []
+    start = 0
+    for data, times in zip(job.source.pictures(job.unit, places), repeats.tolist(), strict=True):
         images += [data] * times
         if len(images) >= ROW_GROUP:
             yield _pictures(chosen.slice(start, len(images)), images)
-            start, images = start + len(images), []
+            start += len(images)
+            images = []
     if images:
         yield _pictures(chosen.slice(start), images)
 
@@ -179,50 +183,47 @@ def _pictures(rows: pa.Table, images: list[bytes]) -> pa.Table:
     return pa.table([pa.array(images, pa.binary()), *(rows[name] for name in PICTURES.names[1:])], PICTURES)
 
 
+def _run_jobs(run: Callable[[list[Job]], Iterable], todo: list[Job], total: int, title: str) -> None:
+    """Run what is left to do of `total` jobs, under a progress bar."""
+    with tqdm(total=total, initial=total - len(todo), unit="unit", desc=title, mininterval=1) as bar:
+        for _ in run(todo):
+            bar.update()
+
+
 def _write_shards(store: Store, db: duckdb.DuckDBPyConnection) -> None:
     """The shards of a set without pictures, in the order of users and items."""
     db.execute("CREATE TEMP TABLE numbered AS SELECT *, row_number() OVER (ORDER BY user, item) - 1 AS n FROM chosen")
-    rows = db.execute("SELECT count(*) FROM numbered").fetchall()[0][0]
-    for number in range(-(-rows // SHARD_ROWS)):
-        start = number * SHARD_ROWS
+    rows = duck.scalar(db, "SELECT count(*) FROM numbered")
+    for number, start in enumerate(range(0, rows, SHARD_ROWS)):
         query = f"FROM numbered WHERE n BETWEEN {start} AND {start + SHARD_ROWS - 1} ORDER BY n"
-        store.write(shard_name(number), PICTURES, _tables(db, query, PICTURES))
+        store.write(shard_name(number), PICTURES, duck.stream(db, query, PICTURES))
 
 
 def _write_tables(store: Store, source: Source, db: duckdb.DuckDBPyConnection, limits: rules.Limits) -> None:
-    store.write(
-        "users.parquet",
-        USERS,
-        _tables(
-            db,
-            """SELECT user, any_value(users.split) AS split,
-            count(*) FILTER (verdict = 'liked' AND NOT heldout) AS liked,
-            count(*) FILTER (verdict = 'disliked' AND NOT heldout) AS disliked, count(*) FILTER (heldout) // 2 AS pairs
-            FROM chosen JOIN users USING (user) GROUP BY user ORDER BY user""",
-            USERS,
-        ),
-    )
-    store.write(
-        "pairs.parquet",
-        PAIRS,
-        _tables(
-            db,
-            """SELECT held.user, pair, l.prompt, l.picture AS liked, d.picture AS disliked, l.split FROM held
-            JOIN chosen l ON l.user = held.user AND l.id = liked JOIN chosen d ON d.user = held.user AND d.id = disliked
-            ORDER BY held.user, pair""",
-            PAIRS,
-        ),
-    )
+    """users.parquet, pairs.parquet, dropped.parquet and report.json."""
+    users = f"""SELECT user, any_value(users.split) AS split,
+        count(*) FILTER (verdict = '{LIKED}' AND NOT heldout) AS liked,
+        count(*) FILTER (verdict = '{DISLIKED}' AND NOT heldout) AS disliked, count(*) FILTER (heldout) // 2 AS pairs
+        FROM chosen JOIN users USING (user) GROUP BY user ORDER BY user"""
+    store.write("users.parquet", USERS, duck.stream(db, users, USERS))
+    pairs = """SELECT pairs.user, pair, l.prompt, l.picture AS liked, d.picture AS disliked, l.split FROM pairs
+        JOIN chosen l ON l.user = pairs.user AND l.id = liked JOIN chosen d ON d.user = pairs.user AND d.id = disliked
+        ORDER BY pairs.user, pair"""
+    store.write("pairs.parquet", PAIRS, duck.stream(db, pairs, PAIRS))
     store.write("dropped.parquet", DROPPED, _dropped(db, source))
+    store.write_bytes("report.json", (json.dumps(_report(db, source, limits), indent=1) + "\n").encode())
+
+
+def _report(db: duckdb.DuckDBPyConnection, source: Source, limits: rules.Limits) -> dict:
+    """How many rows came in, what came out, and what each rule dropped."""
     idle = set() if source.images else set(rules.IMAGE_RULES)
-    idle |= set() if limits.nsfw_words else {rules.NSFW}
-    totals = {"rows": sum(source.rows), "choices": db.execute("SELECT count(*) FROM live").fetchall()[0][0]}
-    totals["pictures"] = db.execute("SELECT count(*) FROM chosen").fetchall()[0][0]
-    for table in ("sides", "held"):
-        totals["users" if table == "sides" else "pairs"] = db.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]
-    applied = [name for name in rules.RULES if name not in idle]
-    report = totals | {"rules": rules.counts(db, applied), "not_applied": [n for n in rules.RULES if n in idle]}
-    store.write_bytes("report.json", (json.dumps(report, indent=1) + "\n").encode())
+    if not limits.nsfw_words:
+        idle.add(rules.NSFW)
+    tables = {"choices": "live", "pictures": "chosen", "users": "sides", "pairs": "pairs"}
+    totals = {name: duck.scalar(db, f"SELECT count(*) FROM {table}") for name, table in tables.items()}
+    applied = rules.counts(db, [name for name in rules.RULES if name not in idle])
+    not_applied = [name for name in rules.RULES if name in idle]
+    return {"rows": sum(source.rows)} | totals | {"rules": applied, "not_applied": not_applied}
 
 
 def _dropped(db: duckdb.DuckDBPyConnection, source: Source) -> Iterator[pa.Table]:
@@ -230,7 +231,7 @@ def _dropped(db: duckdb.DuckDBPyConnection, source: Source) -> Iterator[pa.Table
     order = " ".join(f"WHEN '{name}' THEN {i}" for i, name in enumerate(rules.RULES))
     starts = np.concatenate([[0], np.cumsum(source.rows)])
     db.register("starts", pa.table({"file": list(source.files), "start": starts[:-1], "stop": starts[1:]}))
-    yield from _tables(
+    yield from duck.stream(
         db,
         f"""SELECT rule, unit, file, number - start AS row, uid AS picture, user FROM gone
         LEFT JOIN pictures ON pictures.id = gone.picture
@@ -242,18 +243,5 @@ def _dropped(db: duckdb.DuckDBPyConnection, source: Source) -> Iterator[pa.Table
 
 
 def _inside(unit: Unit) -> str:
+    """SQL: whether a picture's id lies in a unit."""
     return f"id >= {2 * unit.start} AND id < {2 * (unit.start + unit.rows)}"
-
-
-def _tables(db: duckdb.DuckDBPyConnection, query: str, schema: pa.Schema) -> Iterator[pa.Table]:
-    """A query's rows as tables of a schema, streamed; columns that the query lacks are empty lists or null."""
-    for batch in db.sql(query).to_arrow_reader(GROUP_ROWS):
-        columns = []
-        for field in schema:
-            if field.name in batch.schema.names:
-                columns.append(batch.column(field.name).cast(field.type))
-            elif pa.types.is_list(field.type):
-                columns.append(pa.array([[]] * len(batch), field.type))
-            else:
-                columns.append(pa.nulls(len(batch), field.type))
-        yield pa.table(columns, schema)

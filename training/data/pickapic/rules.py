@@ -1,12 +1,15 @@
 """The rules, out of core in DuckDB: published rows in, histories and held-out pairs out.
 
-Tables, in the order in which they are made:
+RULES lists them in the order in which `read`, `judge_pictures` and `decide` apply them. The tables, in the order in which
+they are made:
 
     choices   (number, user, created, prompt, winner, loser)   rows that say something
     pictures  (id, uid, caption, prompt)                       id: 2 * row + side of the picture's first place
     captions  (number, text, prompt, nsfw), prompts (prompt, split), users (user, split)
-    dropped   (rule, unit, number, picture, user)              what a rule dropped; in `gone` what all did
-    held      (user, pair, liked, disliked)
+    dropped   (rule, unit, number, picture, user)              what `read` dropped; in `gone` what all rules did
+    live      as choices                                       the choices still standing
+    scores    (user, id, score, created, first, last)          wins less losses of a picture of a user
+    pairs     (user, pair, liked, disliked)                    held out
     chosen    (user, item, id, picture, verdict, prompt, split, heldout)
 
 Every query whose order reaches a file names that order, so the bytes don't depend on threads or on interruptions.
@@ -31,11 +34,28 @@ from .graphs import clusters, on_cycles
 from .source import BATCH, CHOICES, Source
 
 UNREADABLE = "unreadable"
-INCOMPLETE, UNLABELLED, TIED, SAME, UNCLEAR = "incomplete", "unlabelled", "tied", "the same picture", "unclear winner"
-NSFW, FAULTY, NEAR, NEAR_CHOICE = "word list", "choice with a faulty picture", "near-duplicate", "near-duplicate choice"
-REPEATED, OPPOSITE, CYCLE = "repeated", "A over B and B over A", "cycle"
-EVEN, FEW, SURPLUS = "even", "too few", "surplus"
-ROW, PICTURE, MERGED, USER = "row", "picture", "picture of a user", "user"
+INCOMPLETE = "incomplete"
+UNLABELLED = "unlabelled"
+TIED = "tied"
+SAME = "the same picture"
+UNCLEAR = "unclear winner"
+NSFW = "word list"
+FAULTY = "choice with a faulty picture"
+NEAR = "near-duplicate"
+NEAR_CHOICE = "near-duplicate choice"
+REPEATED = "repeated"
+OPPOSITE = "A over B and B over A"
+CYCLE = "cycle"
+EVEN = "even"
+FEW = "too few"
+SURPLUS = "surplus"
+
+# What a rule drops.
+ROW = "row"
+PICTURE = "picture"
+MERGED = "picture of a user"
+USER = "user"
+
 RULES = {  # in the order in which they are applied: (unit, what it drops)
     UNREADABLE: (ROW, "a prompt or a picture's name that isn't UTF-8 text"),
     INCOMPLETE: (ROW, "no user, prompt or picture named"),
@@ -58,8 +78,19 @@ RULES = {  # in the order in which they are applied: (unit, what it drops)
     FEW: (USER, "fewer than the minimum of liked or of disliked pictures"),
     SURPLUS: (MERGED, "the larger side of a history, past the allowed ratio to the smaller"),
 }
-AT_ONCE = 4  # batches that go to DuckDB together, so that several threads take them
-IMAGE_RULES = (*looks.FAULTS, FAULTY, NEAR, NEAR_CHOICE)
+IMAGE_RULES = (*looks.FAULTS, FAULTY, NEAR, NEAR_CHOICE)  # of a source with pictures alone
+
+# The rules that the row itself decides: the first condition that holds drops it. The word list comes after them.
+ROW_CONDITIONS = {
+    UNREADABLE: "unreadable",
+    INCOMPLETE: "user_id IS NULL OR coalesce(trim(caption), '') = '' OR coalesce(image_0_uid, '') = '' "
+    "OR coalesce(image_1_uid, '') = ''",
+    UNLABELLED: "has_label IS NOT TRUE OR label_0 IS NULL OR label_1 IS NULL OR isnan(label_0) OR isnan(label_1)",
+    TIED: "label_0 = label_1",
+    SAME: "image_0_uid = image_1_uid OR are_different IS FALSE",
+    UNCLEAR: "best_image_uid = if(label_0 > label_1, image_1_uid, image_0_uid)",
+}
+BATCHES = 4  # of the source that go to DuckDB together, so that several threads take them
 
 
 @dataclass(frozen=True)
@@ -85,27 +116,13 @@ def connect(file: Path, memory: str, threads: int) -> duckdb.DuckDBPyConnection:
     return duckdb.connect(str(file), config=options | {"preserve_insertion_order": False})
 
 
+# Rules about the row itself
+
+
 def read(db: duckdb.DuckDBPyConnection, source: Source, limits: Limits) -> None:
-    """Rules that need nothing but the row itself: fills choices, pictures, captions, prompts, users, dropped."""
-    judged = f"""SELECT number, user_id AS user, coalesce(created_at, 0) AS created, caption, image_0_uid, image_1_uid,
-        label_0 > label_1 AS first, CASE
-            WHEN unreadable THEN '{UNREADABLE}'
-            WHEN user_id IS NULL OR coalesce(trim(caption), '') = '' OR coalesce(image_0_uid, '') = ''
-                 OR coalesce(image_1_uid, '') = '' THEN '{INCOMPLETE}'
-            WHEN has_label IS NOT TRUE OR label_0 IS NULL OR label_1 IS NULL OR isnan(label_0) OR isnan(label_1)
-                 THEN '{UNLABELLED}'
-            WHEN label_0 = label_1 THEN '{TIED}'
-            WHEN image_0_uid = image_1_uid OR are_different IS FALSE THEN '{SAME}'
-            WHEN best_image_uid = if(label_0 > label_1, image_1_uid, image_0_uid) THEN '{UNCLEAR}'
-            END AS rule FROM batch_"""
-    db.register("batch_", CHOICES.empty_table())
-    db.execute(f"CREATE TEMP TABLE rows AS {judged}")
-    tables = source.choices()
-    while some := list(islice(tables, AT_ONCE)):
-        db.register("batch_", pa.concat_tables(some))
-        db.execute(f"INSERT INTO rows {judged}")
-    db.unregister("batch_")
-    _captions(db, limits.nsfw_words)
+    """Unreadable to word list: fills choices, pictures, captions, prompts, users, dropped."""
+    _read_rows(db, source)
+    _read_captions(db, limits.nsfw_words)
     db.execute(
         f"""CREATE OR REPLACE TABLE dropped AS
             SELECT rule, '{ROW}' AS unit, number, NULL::BIGINT AS picture, NULL::BIGINT AS user
@@ -129,40 +146,47 @@ def read(db: duckdb.DuckDBPyConnection, source: Source, limits: Limits) -> None:
     )
     users = [user for (user,) in db.execute("SELECT DISTINCT user FROM choices").fetchall()]
     splits = pa.table({"user": pa.array(users, pa.int64()), "split": pa.array(map(user_split, users), pa.string())})
-    db.register("splits", splits)
-    db.execute("CREATE OR REPLACE TABLE users AS SELECT * FROM splits")
-    db.unregister("splits")
+    _create(db, "OR REPLACE TABLE users", splits)
 
 
-def _captions(db: duckdb.DuckDBPyConnection, words: tuple[str, ...]) -> None:
-    """Normalised prompts, their split and the word list, once a distinct caption."""
+def _read_rows(db: duckdb.DuckDBPyConnection, source: Source) -> None:
+    """Fills rows with everything that is published, and the rule that drops it or null. Streamed."""
+    cases = " ".join(f"WHEN {condition} THEN '{rule}'" for rule, condition in ROW_CONDITIONS.items())
+    judged = f"""SELECT number, user_id AS user, coalesce(created_at, 0) AS created, caption, image_0_uid, image_1_uid,
+        label_0 > label_1 AS first, CASE {cases} END AS rule FROM batch_"""
+    db.register("batch_", CHOICES.empty_table())
+    db.execute(f"CREATE TEMP TABLE rows AS {judged}")
+    tables = source.choices()
+    while batches := list(islice(tables, BATCHES)):
+        db.register("batch_", pa.concat_tables(batches))
+        db.execute(f"INSERT INTO rows {judged}")
+    db.unregister("batch_")
+
+
+def _read_captions(db: duckdb.DuckDBPyConnection, words: tuple[str, ...]) -> None:
+    """Fills captions and prompts: normalised prompts, their split and the word list, once a distinct caption."""
     # Not \b, which finds no border beside a word's own sign, such as that of "c++".
     listed = "|".join(re.escape(normal_prompt(word)) for word in words)
     banned = re.compile(rf"(?<!\w)(?:{listed})(?!\w)") if words else None
-    numbers: dict[str, int] = {}
-    splits: list[str] = []
+    numbers: dict[str, int] = {}  # of each prompt
     db.execute("CREATE OR REPLACE TABLE captions (number BIGINT, text VARCHAR, prompt BIGINT, nsfw BOOLEAN)")
     db.execute("CREATE TEMP TABLE texts AS SELECT DISTINCT caption FROM rows WHERE rule IS NULL")
     total = 0
     while batch := db.execute("SELECT caption FROM texts ORDER BY caption LIMIT ? OFFSET ?", [BATCH, total]).fetchall():
         captions = [caption for (caption,) in batch]
         prompts = [normal_prompt(caption) for caption in captions]
-        for prompt in prompts:
-            if prompt not in numbers:
-                numbers[prompt] = len(numbers)
-                splits.append(prompt_split(prompt))
         columns = {
             "number": range(total, total + len(captions)),
             "text": captions,
-            "prompt": [numbers[prompt] for prompt in prompts],
+            "prompt": [numbers.setdefault(prompt, len(numbers)) for prompt in prompts],
             "nsfw": [bool(banned and banned.search(prompt)) for prompt in prompts],
         }
         db.register("batch_", pa.table({name: pa.array(values) for name, values in columns.items()}))
         db.execute("INSERT INTO captions FROM batch_")
         total += len(captions)
-    db.register("batch_", pa.table({"prompt": np.arange(len(splits)), "split": pa.array(splits, pa.string())}))
-    db.execute("CREATE OR REPLACE TABLE prompts AS SELECT * FROM batch_")
     db.unregister("batch_")
+    splits = pa.array(map(prompt_split, numbers), pa.string())
+    _create(db, "OR REPLACE TABLE prompts", pa.table({"prompt": np.arange(len(numbers)), "split": splits}))
 
 
 def start(db: duckdb.DuckDBPyConnection) -> None:
@@ -171,21 +195,23 @@ def start(db: duckdb.DuckDBPyConnection) -> None:
     db.execute("CREATE TEMP TABLE live AS FROM choices; CREATE TEMP TABLE gone AS FROM dropped")
 
 
-def _drop(db: duckdb.DuckDBPyConnection, rule: str, numbers: str) -> None:
-    """Move the choices whose numbers a query yields from live to gone."""
-    db.execute(
-        f"""INSERT INTO gone SELECT DISTINCT '{rule}', '{ROW}', number, NULL::BIGINT, NULL::BIGINT FROM ({numbers});
-        DELETE FROM live WHERE number IN (SELECT number FROM gone WHERE rule = '{rule}')"""
-    )
+# Rules about the pictures
 
 
-def judge(db: duckdb.DuckDBPyConnection, looked: list[str]) -> None:
-    """Rules about the pictures themselves. looked: Parquet files of (id, fault, hash, digest)."""
+def judge_pictures(db: duckdb.DuckDBPyConnection, looked: list[str]) -> None:
+    """Broken to near-duplicate choice, and the same bytes. looked: Parquet files of (id, fault, hash, digest)."""
     db.execute(f"CREATE TEMP TABLE looks AS SELECT * FROM {parquet(looked)}")
     db.execute(f"INSERT INTO gone SELECT fault, '{PICTURE}', NULL, id, NULL FROM looks WHERE fault IS NOT NULL")
     both = "SELECT number FROM live JOIN looks w ON w.id = winner JOIN looks l ON l.id = loser WHERE"
     _drop(db, FAULTY, f"{both} w.fault IS NOT NULL OR l.fault IS NOT NULL")
     _drop(db, SAME, f"{both} w.digest = l.digest")
+    _merge_near_duplicates(db)
+    _drop(db, NEAR_CHOICE, "SELECT number FROM live WHERE winner = loser")
+
+
+def _merge_near_duplicates(db: duckdb.DuckDBPyConnection) -> None:
+    """In live the earliest picture of a cluster stands for all of it."""
+    # Equal hashes first: after that each hash is compared once, however often it comes.
     db.execute(
         """CREATE TEMP TABLE standing AS
             SELECT id, hash FROM looks WHERE id IN (SELECT winner FROM live UNION ALL SELECT loser FROM live);
@@ -200,30 +226,34 @@ def judge(db: duckdb.DuckDBPyConnection, looked: list[str]) -> None:
             WHERE a.id < b.id AND bit_count(xor(a.hash, b.hash)) <= {looks.NEAR}"""
         )
     pairs = db.execute("SELECT a, b FROM near").fetchnumpy()
-    merged = clusters(np.stack([pairs["a"], pairs["b"]], axis=1))
-    ids, others = (pa.array(list(column), pa.int64()) for column in (merged, merged.values()))
-    db.register("merged", pa.table({"id": ids, "other": others}))
+    first_of = clusters(np.stack([pairs["a"], pairs["b"]], axis=1))
+    ids = pa.array(list(first_of), pa.int64())
+    firsts = pa.array(list(first_of.values()), pa.int64())
+    _create(db, "TEMP TABLE merged", pa.table({"id": ids, "first": firsts}))
     db.execute(
         f"""INSERT INTO gone SELECT '{NEAR}', '{PICTURE}', NULL, id, NULL FROM merged;
         CREATE OR REPLACE TEMP TABLE live AS
-            SELECT number, user, created, prompt, coalesce(w.other, winner) AS winner, coalesce(l.other, loser) AS loser
+            SELECT number, user, created, prompt, coalesce(w.first, winner) AS winner, coalesce(l.first, loser) AS loser
             FROM live LEFT JOIN merged w ON w.id = winner LEFT JOIN merged l ON l.id = loser"""
     )
-    db.unregister("merged")
-    _drop(db, NEAR_CHOICE, "SELECT number FROM live WHERE winner = loser")
+
+
+# Rules about a user's choices as a whole
 
 
 def decide(db: duckdb.DuckDBPyConnection, limits: Limits) -> None:
-    """Rules about a user's choices as a whole: fills chosen."""
+    """Repeated to surplus: fills pairs and chosen."""
     again = "row_number() OVER (PARTITION BY user, winner, loser ORDER BY number) > 1"
     _drop(db, REPEATED, f"SELECT number FROM live QUALIFY {again}")
     opposite = "b.user = a.user AND b.winner = a.loser AND b.loser = a.winner"
     _drop(db, OPPOSITE, f"SELECT a.number FROM live a JOIN live b ON {opposite}")
     _drop_cycles(db)
-    _merge(db, limits)
+    _score(db)
+    _drop_users(db, limits)
     _hold_out(db, limits)
-    _cut_surplus(db, limits.ratio)
-    _chosen(db)
+    if limits.ratio:
+        _cut_surplus(db, limits.ratio)
+    _choose(db)
 
 
 def _drop_cycles(db: duckdb.DuckDBPyConnection) -> None:
@@ -237,14 +267,13 @@ def _drop_cycles(db: duckdb.DuckDBPyConnection) -> None:
         JOIN nodes w ON w.user = live.user AND w.prompt = live.prompt AND w.id = winner
         JOIN nodes l ON l.user = live.user AND l.prompt = live.prompt AND l.id = loser"""
     ).fetchnumpy()
-    on_cycle = on_cycles(choices["winner"], choices["loser"])
-    db.register("on_cycle", pa.table({"number": choices["number"][on_cycle]}))
-    _drop(db, CYCLE, "SELECT number FROM on_cycle")
-    db.unregister("on_cycle")
+    numbers = choices["number"][on_cycles(choices["winner"], choices["loser"])]
+    _create(db, "TEMP TABLE cycles", pa.table({"number": numbers}))
+    _drop(db, CYCLE, "SELECT number FROM cycles")
 
 
-def _merge(db: duckdb.DuckDBPyConnection, limits: Limits) -> None:
-    """A user's choices into net scores of pictures: even ones go, then users with too few."""
+def _score(db: duckdb.DuckDBPyConnection) -> None:
+    """A user's choices into net scores of pictures; even ones go."""
     db.execute(
         f"""CREATE TEMP TABLE scores AS
             SELECT user, id, sum(point)::INTEGER AS score, min(created) AS created, min(number) AS first,
@@ -252,21 +281,28 @@ def _merge(db: duckdb.DuckDBPyConnection, limits: Limits) -> None:
             FROM (SELECT user, winner AS id, 1 AS point, created, number FROM live
                   UNION ALL SELECT user, loser, -1, created, number FROM live) GROUP BY user, id;
         INSERT INTO gone SELECT '{EVEN}', '{MERGED}', NULL, id, user FROM scores WHERE score = 0;
-        DELETE FROM scores WHERE score = 0;
-        CREATE TEMP TABLE sides AS
+        DELETE FROM scores WHERE score = 0"""
+    )
+
+
+def _drop_users(db: duckdb.DuckDBPyConnection, limits: Limits) -> None:
+    """Fills sides (user, liked, disliked) with the users who have enough of both."""
+    few = f"liked < {limits.min_liked} OR disliked < {limits.min_disliked}"
+    db.execute(
+        f"""CREATE TEMP TABLE sides AS
             SELECT user, coalesce(count(*) FILTER (score > 0), 0) AS liked, coalesce(count(*) FILTER (score < 0), 0)
                    AS disliked FROM users LEFT JOIN scores USING (user) GROUP BY user;
-        INSERT INTO gone SELECT '{FEW}', '{USER}', NULL, NULL, user FROM sides
-            WHERE liked < {limits.min_liked} OR disliked < {limits.min_disliked};
-        DELETE FROM sides WHERE liked < {limits.min_liked} OR disliked < {limits.min_disliked};
+        INSERT INTO gone SELECT '{FEW}', '{USER}', NULL, NULL, user FROM sides WHERE {few};
+        DELETE FROM sides WHERE {few};
         DELETE FROM scores WHERE user NOT IN (SELECT user FROM sides)"""
     )
 
 
 def _hold_out(db: duckdb.DuckDBPyConnection, limits: Limits) -> None:
-    """A user's last choices between a liked and a disliked picture of one prompt, no picture twice."""
+    """Fills pairs: a user's last choices between a liked and a disliked picture of one prompt, no picture twice."""
+    # room: how many pairs a user can spare above the minimum of both sides.
     db.execute(
-        f"""CREATE TEMP TABLE held (user BIGINT, pair INTEGER, liked BIGINT, disliked BIGINT);
+        f"""CREATE TEMP TABLE pairs (user BIGINT, pair INTEGER, liked BIGINT, disliked BIGINT);
         CREATE TEMP TABLE candidates AS
             SELECT live.user, live.number, live.created, winner, loser,
                    least(sides.liked - {limits.min_liked}, sides.disliked - {limits.min_disliked}) AS room
@@ -277,53 +313,70 @@ def _hold_out(db: duckdb.DuckDBPyConnection, limits: Limits) -> None:
     )
     for pair in range(limits.heldout):
         db.execute(
-            f"""INSERT INTO held SELECT user, {pair}, winner, loser FROM candidates c
-            WHERE room > {pair} AND NOT EXISTS (FROM held WHERE held.user = c.user AND liked = winner)
-                  AND NOT EXISTS (FROM held WHERE held.user = c.user AND disliked = loser)
+            f"""INSERT INTO pairs SELECT user, {pair}, winner, loser FROM candidates c
+            WHERE room > {pair} AND NOT EXISTS (FROM pairs WHERE pairs.user = c.user AND liked = winner)
+                  AND NOT EXISTS (FROM pairs WHERE pairs.user = c.user AND disliked = loser)
             QUALIFY row_number() OVER (PARTITION BY user ORDER BY created DESC, number DESC) = 1"""
         )
     db.execute(
-        """CREATE TEMP TABLE held_pictures AS
-        SELECT user, liked AS id FROM held UNION ALL SELECT user, disliked FROM held"""
+        """CREATE TEMP TABLE heldout_pictures AS
+        SELECT user, liked AS id FROM pairs UNION ALL SELECT user, disliked FROM pairs"""
     )
 
 
 def _cut_surplus(db: duckdb.DuckDBPyConnection, ratio: float) -> None:
     """Of a history's larger side the clearest stay (largest net score, then latest), up to ratio times the smaller."""
-    if ratio:
-        db.execute(
-            f"""CREATE TEMP TABLE kept AS
-                WITH history AS (FROM scores ANTI JOIN held_pictures USING (user, id)), smaller AS (
-                    SELECT user, floor({ratio}::DOUBLE * least(
-                           count(*) FILTER (score > 0), count(*) FILTER (score < 0))) AS most
-                    FROM history GROUP BY user), nth AS (
-                    SELECT user, id, row_number() OVER (PARTITION BY user, score > 0
-                           ORDER BY abs(score) DESC, last DESC, id) AS n FROM history)
-                SELECT user, id, n <= most AS stays FROM nth JOIN smaller USING (user);
-            INSERT INTO gone SELECT '{SURPLUS}', '{MERGED}', NULL, id, user FROM kept WHERE NOT stays;
-            CREATE OR REPLACE TEMP TABLE scores AS
-                FROM scores ANTI JOIN (FROM kept WHERE NOT stays) USING (user, id)"""
-        )
+    db.execute(
+        f"""CREATE TEMP TABLE surplus AS
+            WITH history AS (FROM scores ANTI JOIN heldout_pictures USING (user, id)), smaller AS (
+                SELECT user, floor({ratio}::DOUBLE * least(
+                       count(*) FILTER (score > 0), count(*) FILTER (score < 0))) AS most
+                FROM history GROUP BY user), ranked AS (
+                SELECT user, id, row_number() OVER (PARTITION BY user, score > 0
+                       ORDER BY abs(score) DESC, last DESC, id) AS rank FROM history)
+            SELECT user, id FROM ranked JOIN smaller USING (user) WHERE rank > most;
+        INSERT INTO gone SELECT '{SURPLUS}', '{MERGED}', NULL, id, user FROM surplus;
+        CREATE OR REPLACE TEMP TABLE scores AS FROM scores ANTI JOIN surplus USING (user, id)"""
+    )
 
 
-def _chosen(db: duckdb.DuckDBPyConnection) -> None:
+def _choose(db: duckdb.DuckDBPyConnection) -> None:
+    """Fills chosen from what is left; a user's items stand in the order in which they were first judged."""
     place = "row_number() OVER (PARTITION BY scores.user ORDER BY created, first, scores.id) - 1"
     db.execute(
         f"""CREATE TEMP TABLE chosen AS
         SELECT scores.user, ({place})::INTEGER AS item, scores.id, uid AS picture,
                if(score > 0, '{LIKED}', '{DISLIKED}') AS verdict, captions.text AS prompt,
-               if(users.split = prompts.split, users.split, '{MIXED}') AS split, held_pictures.id IS NOT NULL AS heldout
+               if(users.split = prompts.split, users.split, '{MIXED}') AS split,
+               heldout_pictures.id IS NOT NULL AS heldout
         FROM scores JOIN pictures ON pictures.id = scores.id JOIN prompts ON prompts.prompt = pictures.prompt
         JOIN users ON users.user = scores.user JOIN captions ON captions.number = pictures.caption
-        LEFT JOIN held_pictures ON held_pictures.user = scores.user AND held_pictures.id = scores.id"""
+        LEFT JOIN heldout_pictures ON heldout_pictures.user = scores.user AND heldout_pictures.id = scores.id"""
     )
 
 
+# What was dropped
+
+
 def counts(db: duckdb.DuckDBPyConnection, rules: list[str]) -> list[dict]:
-    """[{name, rule, unit, dropped}] in the order in which the rules were applied."""
-    found = dict(db.execute("SELECT rule, count(*) FROM gone GROUP BY rule").fetchall())
-    described = [(name, *RULES[name]) for name in rules]
+    """[{name, rule, unit, dropped}] of these rules, in their order."""
+    dropped = dict(db.execute("SELECT rule, count(*) FROM gone GROUP BY rule").fetchall())
     return [
-        {"name": name, "rule": f"{name}: {what}", "unit": unit, "dropped": found.get(name, 0)}
-        for name, unit, what in described
+        {"name": name, "rule": f"{name}: {RULES[name][1]}", "unit": RULES[name][0], "dropped": dropped.get(name, 0)}
+        for name in rules
     ]
+
+
+def _drop(db: duckdb.DuckDBPyConnection, rule: str, numbers: str) -> None:
+    """Move the choices whose numbers a query yields from live to gone."""
+    db.execute(
+        f"""INSERT INTO gone SELECT DISTINCT '{rule}', '{ROW}', number, NULL::BIGINT, NULL::BIGINT FROM ({numbers});
+        DELETE FROM live WHERE number IN (SELECT number FROM gone WHERE rule = '{rule}')"""
+    )
+
+
+def _create(db: duckdb.DuckDBPyConnection, table: str, content: pa.Table) -> None:
+    """CREATE `table` with these rows."""
+    db.register("content", content)
+    db.execute(f"CREATE {table} AS SELECT * FROM content")
+    db.unregister("content")

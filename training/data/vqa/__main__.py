@@ -22,8 +22,8 @@ from tqdm import tqdm
 from prefgen.files import file_sha256, read_text, write_atomic
 
 from ...common.errors import exit_with_message
-from .. import card
 from ..cli import natural, positive
+from ..duck import open_set
 from ..errors import DataError
 from ..schema import LIKED, TEST, TRAIN
 from ..store import MANIFEST, write_parquet
@@ -49,7 +49,7 @@ READ = 'SELECT "user", picture, verdict, prompt, attributes, heldout, shard, "ro
 
 def users(data: Path, split: str) -> Iterator[tuple[int, list[Picture]]]:
     """(user, pictures) of one split, in the order of users; one user in memory at a time."""
-    with card.database(data) as db:
+    with open_set(data) as db:
         reader = db.sql(f"{READ} WHERE split = '{split}' ORDER BY \"user\", item").to_arrow_reader(16_384)
         current, pictures = None, []
         for batch in reader:
