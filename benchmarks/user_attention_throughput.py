@@ -97,11 +97,11 @@ def write_base(folder: Path, width: float) -> None:
 def write_world(folder: Path, args) -> None:
     """Data, what the stages before leave, the configuration, and a trained alignment."""
     from tests.training.tiny_bases import write_upstream
-    from training.data.agents.make import World, make
+    from training.data.agents.make import Population, make
     from training.data.agents.renderers import Atelier
 
     write_base(folder, args.width)
-    make(World(20, 60, 3, 20, Atelier(max(256, args.pixels)), None), folder / "agents", processes=1)
+    make(Population(20, 60, 3, 20, Atelier(max(256, args.pixels)), None), folder / "agents", processes=1)
     write_upstream(folder / "runs", folder / "agents")
     stage = {"steps": STEPS, "batch": args.batch, "distil": 0.0, "lr": 1e-4, "users": 1}
     content = {

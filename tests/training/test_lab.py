@@ -27,7 +27,7 @@ from training.common.config.schema import TrainUserAttention
 from training.common.errors import exit_with_message
 from training.data import preference_questions
 from training.data.agents import __main__ as agents
-from training.data.agents.make import World, make
+from training.data.agents.make import Population, make
 from training.data.agents.renderers import Atelier
 from training.data.errors import DataError
 from training.data.store import Store
@@ -38,31 +38,31 @@ from training.evaluation.scores import Clip, ScoreError
 # Simulated users
 
 
-def world_of(monkeypatch, *words):
+def population_of(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["agents", "folder", *map(str, words)])
-    return agents.world_of(agents.arguments())
+    return agents.population_of(agents.arguments())
 
 
 def test_pictures_grow_with_the_users_unless_their_number_is_said(monkeypatch):
-    assert world_of(monkeypatch).pictures == 990_998 and world_of(monkeypatch).users == 50_153
-    assert world_of(monkeypatch, "--users", 300).pictures == 5928
-    assert world_of(monkeypatch, "--users", 1).pictures == 20
-    assert world_of(monkeypatch, "--users", 300, "--pictures", 601).pictures == 601
+    assert population_of(monkeypatch).pictures == 990_998 and population_of(monkeypatch).users == 50_153
+    assert population_of(monkeypatch, "--users", 300).pictures == 5928
+    assert population_of(monkeypatch, "--users", 1).pictures == 20
+    assert population_of(monkeypatch, "--users", 300, "--pictures", 601).pictures == 601
     with pytest.raises(DataError, match="--pictures must be at least twice --users"):
-        world_of(monkeypatch, "--users", 300, "--pictures", 599)
+        population_of(monkeypatch, "--users", 300, "--pictures", 599)
 
 
 def test_a_sets_size_is_that_of_the_configuration_which_trains_on_it(monkeypatch, tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     words = ("--renderer", "diffusers", "--pipeline", tmp_path)
     for name, pixels in (("sdxl_24gb", 1024), ("sd15_12gb", 512)):
-        assert world_of(monkeypatch, *words, "--config", name).renderer.size == pixels == load(name).base.pixels
+        assert population_of(monkeypatch, *words, "--config", name).renderer.size == pixels == load(name).base.pixels
     with pytest.raises(DataError, match="--size 512: sdxl_24gb trains on 1024 pixels"):
-        world_of(monkeypatch, *words, "--config", "sdxl_24gb", "--size", 512)
+        population_of(monkeypatch, *words, "--config", "sdxl_24gb", "--size", 512)
 
 
 def test_a_set_that_was_painted_smaller_than_the_base_trains_on_is_told_by_every_stage(tmp_path, capsys):
-    make(World(12, 60, 3, 12, Atelier(64), None), tmp_path / "set", processes=1)
+    make(Population(12, 60, 3, 12, Atelier(64), None), tmp_path / "set", processes=1)
     sentence = "was painted at 64 pixels, base.pixels is 512: paint it with --size 512, or set base.pixels=64."
     open_world(load("sd15_12gb", [f"data.path={tmp_path / 'set'}"]), tmp_path)
     assert sentence in capsys.readouterr().err
@@ -269,7 +269,7 @@ def test_nobody_is_asked_about_a_picture_with_the_answer_of_the_other_verdict(mi
 
 
 def test_a_set_in_which_everybody_dislikes_something_gives_the_same_samples_as_before(tmp_path):
-    make(World(40, 240, 3, 40, Atelier(64), None), tmp_path / "set", processes=1)
+    make(Population(40, 240, 3, 40, Atelier(64), None), tmp_path / "set", processes=1)
     world = DataSetWorld(tmp_path / "set")
     users = world.users("train")
     vqa.make(tmp_path / "set", tmp_path / "vqa", 10, seed=0)
@@ -480,9 +480,9 @@ def test_an_image_encoder_is_known_by_its_weights(tmp_path):
 
 
 def test_a_set_is_known_by_its_manifest(tmp_path):
-    make(World(12, 60, 3, 12, Atelier(32), None), tmp_path / "set", processes=1)
+    make(Population(12, 60, 3, 12, Atelier(32), None), tmp_path / "set", processes=1)
     assert DataSetWorld(tmp_path / "set").digest == file_sha256(tmp_path / "set/manifest.json")
-    assert Store(tmp_path / "set", World(12, 60, 3, 12, Atelier(32), None).config()).done
+    assert Store(tmp_path / "set", Population(12, 60, 3, 12, Atelier(32), None).config()).done
 
 
 def test_image_tokens_are_refused_with_other_eyes_or_another_pool_than_made_them(pool, tmp_path):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.closeness import assert_close
 from tests.prefgen import tiny_mllms
 from tests.training import tiny_bases, tiny_clip
-from training.data.agents.make import World, make
+from training.data.agents.make import Population, make
 from training.data.agents.renderers import Atelier
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def shared(tmp_path_factory):
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     folder = tmp_path_factory.mktemp("shared")
-    make(World(140, 3360, 3, 40, Atelier(64), None), folder / "agents", processes=1)
+    make(Population(140, 3360, 3, 40, Atelier(64), None), folder / "agents", processes=1)
     result = run("data.vqa", folder / "agents", folder / "vqa")
     assert result.returncode == 0, result.stderr[-2000:]
     for family in ("sd15", "sdxl"):

@@ -19,7 +19,7 @@ from tests.training.commands import FSDP, start
 from training import train_mllm
 from training.common.config.command import load
 from training.common.errors import exit_with_message
-from training.data.agents.make import World, make
+from training.data.agents.make import Population, make
 from training.data.agents.renderers import Atelier
 from training.data.errors import DataError
 from training.data.preference_questions import Questions
@@ -117,7 +117,7 @@ def test_every_loss_is_logged_and_the_folder_holds_only_the_lora(trained):
 
 def test_bad_input_is_one_sentence(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(train_mllm, "has_nf4", lambda: False)
-    make(World(20, 240, 3, 40, Atelier(48), None), tmp_path / "other", processes=1)
+    make(Population(20, 240, 3, 40, Atelier(48), None), tmp_path / "other", processes=1)
     vqa.make(tmp_path / "other", tmp_path / "questions", 5, seed=0)
     faults = {
         "made of another set": {"data": {"questions": str(tmp_path / "questions")}},

@@ -9,7 +9,7 @@ import yaml
 
 from prefgen.atelier.models import CLIP_TOKENIZER
 from tests.prefgen.tiny_unets import UNETS
-from training.data.agents.make import World, make
+from training.data.agents.make import Population, make
 from training.data.agents.renderers import Atelier
 from training.data.worlds import DataSetWorld
 
@@ -75,7 +75,7 @@ def write_base(folder, family: str):
 
 
 def write_data(folder):
-    make(World(40, 240, 3, 40, Atelier(80), None), folder, processes=1)
+    make(Population(40, 240, 3, 40, Atelier(80), None), folder, processes=1)
     return folder
 
 

@@ -20,14 +20,14 @@ from tests.training.commands import content, kill_a_ray_worker, start
 from training.data import engine, ray_engine
 from training.data.agents import __main__ as command
 from training.data.agents import people, renderers, vocabulary
-from training.data.agents.make import World, make, make_one, picture_rows
+from training.data.agents.make import Population, make, make_one, picture_rows
 from training.data.check import check
 from training.data.errors import DataError
 from training.data.schema import TEST, TRAIN, normal_prompt, prompt_split, user_split
 from training.data.store import shard_name
 
 ROOT = Path(__file__).parents[3]
-SMALL = World(users=7, pictures=96, seed=3, shard_users=2, renderer=renderers.Atelier(16), vocabulary_file=None)
+SMALL = Population(users=7, pictures=96, seed=3, shard_users=2, renderer=renderers.Atelier(16), vocabulary_file=None)
 OPTIONS = "--users 7 --pictures 96 --seed 3 --shard-users 2 --size 16".split()
 WORLDS = {"atelier": vocabulary.atelier(), "real": vocabulary.load()}
 
@@ -75,10 +75,10 @@ def test_one_user_made_alone_is_bit_identical(whole, tmp_path):
 
 
 def test_a_user_does_not_depend_on_how_many_others_there_are():
-    more = World(70, 960, 3, 64, SMALL.renderer, None)
+    more = Population(70, 960, 3, 64, SMALL.renderer, None)
     shared = min(SMALL.count(2), more.count(2)) // 2 * 2 - 2  # without the held-out pair, which is the last
     assert picture_rows(SMALL, 2)[:shared] == picture_rows(more, 2)[:shared]
-    other = World(7, 96, 4, 2, SMALL.renderer, None)
+    other = Population(7, 96, 4, 2, SMALL.renderer, None)
     assert picture_rows(SMALL, 2)[0]["image"] != picture_rows(other, 2)[0]["image"]
 
 
@@ -108,8 +108,8 @@ DYING = """
 import itertools, os, signal, sys
 from pathlib import Path
 import matplotlib.figure, matplotlib.backends.backend_agg
-from training.agents.make import World, make
-from training.agents.renderers import Atelier
+from training.data.agents.make import Population, make
+from training.data.agents.renderers import Atelier
 
 def attempt(moment):
     replace, steps = os.replace, itertools.count()
@@ -118,7 +118,7 @@ def attempt(moment):
         replace(*names)
         if next(steps) == moment: os.kill(os.getpid(), signal.SIGKILL)
     os.replace = dying
-    make(World(7, 96, 3, 2, Atelier(16), None), Path(sys.argv[1]), processes=1)
+    make(Population(7, 96, 3, 2, Atelier(16), None), Path(sys.argv[1]), processes=1)
 
 for moment in itertools.count():
     child = os.fork()
@@ -186,7 +186,7 @@ def test_a_finished_set_is_left_alone_and_another_configuration_refused(whole, t
     make(SMALL, whole, 1)
     assert "finished already" in capsys.readouterr().out
     with pytest.raises(DataError, match="seed=3 instead of 9"):
-        make(World(7, 96, 9, 2, SMALL.renderer, None), whole, 1)
+        make(Population(7, 96, 9, 2, SMALL.renderer, None), whole, 1)
     assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(DataError, match="holds other files"):
@@ -401,7 +401,7 @@ def test_a_pipeline_of_diffusers_paints_the_real_world(pipeline, tmp_path, monke
 def test_a_pipeline_reads_the_subject_and_every_attribute():
     words = WORLDS["real"]
     item = people.items(words, people.agent(words, 0, 1), 0, [0])[0]
-    prompt = renderers.written(words, item).split(", ")
+    prompt = renderers.enriched_prompt(words, item).split(", ")
     assert prompt[0] == item.prompt and prompt[1:] == [words.phrases[i] for i in item.attributes] and len(prompt) > 3
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from prefgen.files import file_sha256
 from training.data import card, store
-from training.data.agents.make import World, make
+from training.data.agents.make import Population, make
 from training.data.agents.renderers import Atelier
 from training.data.check import check
 from training.data.errors import DataError
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "sound"
-    make(World(24, 240, 1, 12, Atelier(16), None), folder, processes=1)
+    make(Population(24, 240, 1, 12, Atelier(16), None), folder, processes=1)
     return folder
 
 

@@ -18,7 +18,7 @@ from tests.training.commands import ROOT, content
 from training.common.config.command import ConfigError, load
 from training.data import duck
 from training.data.agents import vocabulary
-from training.data.agents.make import World
+from training.data.agents.make import Population
 from training.data.agents.make import make as make_agents
 from training.data.agents.renderers import Atelier
 from training.data.check import check
@@ -54,7 +54,7 @@ def plain(source, tmp_path_factory):
 @pytest.fixture(scope="module")
 def agents(tmp_path_factory):
     folder = tmp_path_factory.mktemp("agents") / "set"
-    make_agents(World(20, 120, 3, 10, Atelier(32), None), folder, processes=1)
+    make_agents(Population(20, 120, 3, 10, Atelier(32), None), folder, processes=1)
     return folder
 
 
@@ -107,7 +107,7 @@ def test_a_set_is_made_in_a_folder_that_finder_has_looked_into(agents, tmp_path)
     folder = tmp_path / "set"
     folder.mkdir()
     (folder / ".DS_Store").write_bytes(b"Bud1")
-    make_agents(World(20, 120, 3, 10, Atelier(32), None), folder, processes=1)
+    make_agents(Population(20, 120, 3, 10, Atelier(32), None), folder, processes=1)
     made = {name: digest for name, digest in content(folder).items() if name != ".DS_Store"}
     assert made == content(agents)
 

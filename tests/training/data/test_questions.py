@@ -12,7 +12,7 @@ from prefgen.atelier import captions
 from prefgen.atelier import users as people_of
 from prefgen.atelier.attributes import FAMILIES
 from prefgen.mllm.prompt import AVOID_QUESTION, CLOSING_QUESTION
-from training.data.agents.make import World, make
+from training.data.agents.make import Population, make
 from training.data.agents.renderers import Atelier
 from training.data.atelier_users import FAMILY_INDEX, NAME_INDEX
 from training.data.errors import DataError
@@ -137,7 +137,7 @@ def test_closed_questions_of_the_atelier_take_turns_and_come_again_the_same(worl
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vqa")
-    make(World(60, 1180, 3, 16, Atelier(16), None), folder / "agents", processes=1)
+    make(Population(60, 1180, 3, 16, Atelier(16), None), folder / "agents", processes=1)
     command.make(folder / "agents", folder / "questions", 10, seed=0)
     return folder
 

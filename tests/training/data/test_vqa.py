@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.training.commands import content
-from training.data.agents.make import World, make
+from training.data.agents.make import Population, make
 from training.data.agents.renderers import Atelier
 from training.data.card import read_image
 from training.data.errors import DataError
@@ -23,7 +23,7 @@ EACH = 10
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vqa") / "agents"
-    make(World(60, 1180, 3, 16, Atelier(16), None), folder, processes=1)
+    make(Population(60, 1180, 3, 16, Atelier(16), None), folder, processes=1)
     return folder
 
 

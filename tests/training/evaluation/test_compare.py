@@ -14,7 +14,7 @@ from tests.prefgen import tiny_mllms
 from tests.prefgen.adapters import random_adapter
 from tests.training import tiny_bases, tiny_clip
 from training.common.errors import exit_with_message
-from training.data.agents.make import World, make
+from training.data.agents.make import Population, make
 from training.data.agents.renderers import Atelier
 
 ROOT = Path(__file__).parents[3]
@@ -50,7 +50,7 @@ def studio(tmp_path_factory):
     from prefgen.mllm.model import PreferenceMLLM
 
     folder = tmp_path_factory.mktemp("compare")
-    make(World(40, 800, 3, 16, Atelier(32), None), folder / "set", processes=1)
+    make(Population(40, 800, 3, 16, Atelier(32), None), folder / "set", processes=1)
     tiny_bases.write_base(folder / "base", "sd15")
     unet = UNet2DConditionModel.from_pretrained(folder / "base", subfolder="unet")
     tiny_mllms.write_folder(folder / "mllm", "SmolVLM2")

@@ -14,55 +14,69 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ...common.errors import exit_with_message
+from ...common.one_sentence import one_sentence
 from ..cli import add_engine, engine_of, natural, positive
 from ..errors import DataError
 from . import renderers, vocabulary
-from .make import World, make, make_one
+from .make import Population, make, make_one
 
-USERS, PICTURES = 50_153, 990_998  # the paper's
+# The paper's (arXiv 2512.06020).
+USERS = 50_153
+PICTURES = 990_998
 
 
 def main() -> None:
     args = arguments()
-    with exit_with_message():
-        world = world_of(args)
+    with one_sentence():
+        population = population_of(args)
         if args.user is None:
-            make(world, args.folder, args.processes, args.part, engine_of(args))
+            make(population, args.folder, args.processes, args.part, engine_of(args))
         else:
-            make_one(world, args.folder, args.user)
+            make_one(population, args.folder, args.user)
 
 
-def world_of(args: argparse.Namespace) -> World:
-    """The world that a command line names. DataError when it names none."""
+def population_of(args: argparse.Namespace) -> Population:
+    """The population that a command line names. DataError when it names none."""
     pictures = args.pictures or round(args.users * PICTURES / USERS)
     if pictures < 2 * args.users:
         raise DataError("--pictures must be at least twice --users: everyone likes one and dislikes one.")
     if args.engine == "ray" and args.renderer == "diffusers":
         raise DataError("--engine ray draws the atelier. For a pipeline start one command a device, with --part.")
-    if args.renderer == "atelier":
-        renderer: renderers.Renderer = renderers.Atelier(size_of(args, 128))
-    elif args.pipeline:
-        from ...common.devices import checked_device  # torch, which the atelier's workers needn't wait for
+    if args.renderer == "diffusers":
+        renderer: renderers.Renderer = pipeline_of(args)
+        words = args.vocabulary or vocabulary.REAL_WORLD
+        shard_users = args.shard_users or 64
+        return Population(args.users, pictures, args.seed, shard_users, renderer, words)
+    renderer = renderers.Atelier(size_of(args, 128))
+    population = Population(args.users, pictures, args.seed, args.shard_users or 256, renderer, args.vocabulary)
+    renderers.check_atelier(population.vocabulary)
+    return population
 
-        checked_device(args.device)
-        options = {"steps": args.steps, "guidance": args.guidance, "batch": args.batch}
-        where = {"device": args.device, "dtype": args.dtype, "jpeg": args.jpeg, "download": args.allow_download}
-        renderer = renderers.Diffusers(args.pipeline, size_of(args, 512), **options, **where)
-    else:
+
+def pipeline_of(args: argparse.Namespace) -> renderers.Diffusers:
+    """The text-to-image pipeline that a command line names."""
+    if not args.pipeline:
         raise DataError("--renderer diffusers needs --pipeline: a folder that diffusers can load.")
-    file = args.vocabulary or (vocabulary.REAL_WORLD if args.renderer == "diffusers" else None)
-    shard_users = args.shard_users or (64 if args.renderer == "diffusers" else 256)
-    world = World(args.users, pictures, args.seed, shard_users, renderer, file)
-    if args.renderer == "atelier":
-        renderers.check_atelier(world.vocabulary)
-    return world
+    from ...common.devices import checked_device  # torch, which the atelier's workers needn't wait for
+
+    checked_device(args.device)
+    return renderers.Diffusers(
+        args.pipeline,
+        size_of(args, 512),
+        steps=args.steps,
+        guidance=args.guidance,
+        batch=args.batch,
+        device=args.device,
+        dtype=args.dtype,
+        jpeg=args.jpeg,
+        download=args.allow_download,
+    )
 
 
-def size_of(args: argparse.Namespace, otherwise: int) -> int:
+def size_of(args: argparse.Namespace, default: int) -> int:
     """Pixels a side: of --size, or of the configuration that will train on the set. DataError when they differ."""
     if args.config is None:
-        return args.size or otherwise
+        return args.size or default
     from ...common.config.command import load
 
     pixels = load(args.config).base.pixels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -26,7 +27,8 @@ class Renderer(Protocol):
     def versions(self) -> dict[str, str]:
         """Packages besides those of every set that the bytes depend on."""
 
-    def render(self, vocabulary: Vocabulary, items: list[Item]) -> list[bytes]: ...
+    def render(self, vocabulary: Vocabulary, items: list[Item]) -> list[bytes]:
+        """The encoded pictures in the order of the items."""
 
 
 class Atelier:
@@ -53,50 +55,47 @@ def scene(vocabulary: Vocabulary, item: Item) -> Scene:
     return Scene.of(subject, prop, dict(vocabulary.keys[i].split("/") for i in item.attributes), item.seed)
 
 
-def encode(picture: Image.Image, jpeg: int | None = None) -> bytes:
-    """JPEG of a quality (1..100); without one PNG, quickly: drawings shrink little more at higher levels."""
-    file = io.BytesIO()
-    if jpeg is None:
-        picture.save(file, "PNG", compress_level=1)
-    else:
-        picture.save(file, "JPEG", quality=jpeg)
-    return file.getvalue()
+def check_atelier(vocabulary: Vocabulary) -> None:
+    """DataError unless the atelier can draw the vocabulary."""
+    if {key.split("/")[0] for key in vocabulary.keys} != set(FAMILIES):
+        raise DataError(
+            "The atelier draws its own vocabulary only: leave --vocabulary out, or use --renderer diffusers."
+        )
 
 
+@dataclass
 class Diffusers:
     """A text-to-image pipeline. Loaded on first use, from safetensors only.
 
-    pipeline: a local folder, or with `download` the name of a model on the hub. Batches never mix users, so that one
-    user made again alone has the same batches and, on the same device and software, the same bytes.
+    pipeline: a local folder, or with `download` the name of a model on the hub. jpeg: a quality (1..100), None for PNG.
+    Batches never mix users, so that one user made again alone has the same batches and, on the same device and
+    software, the same bytes.
     """
 
-    def __init__(
-        self,
-        pipeline: str,
-        size: int = 512,
-        steps: int = 28,
-        guidance: float = 5.0,
-        batch: int = 8,
-        device: str = "cpu",
-        dtype: str = "float32",
-        jpeg: int | None = None,
-        download: bool = False,
-    ):
-        if not download and not (Path(pipeline) / "model_index.json").exists():
+    pipeline: str
+    size: int = 512
+    steps: int = 28
+    guidance: float = 5.0
+    batch: int = 8
+    device: str = "cpu"
+    dtype: str = "float32"
+    jpeg: int | None = None
+    download: bool = False
+
+    def __post_init__(self):
+        if not self.download and not (Path(self.pipeline) / "model_index.json").exists():
             raise DataError(
-                f"--pipeline {pipeline} is not a folder with a model_index.json. Name a local pipeline, "
+                f"--pipeline {self.pipeline} is not a folder with a model_index.json. Name a local pipeline, "
                 "or add --allow-download to fetch it from the hub."
             )
-        if size < 8 or size % 8 or not 1 <= (jpeg or 1) <= 100:
+        if self.size < 8 or self.size % 8 or not 1 <= (self.jpeg or 1) <= 100:
             raise DataError("--size must be a multiple of 8, --jpeg a quality from 1 to 100.")
-        self.name, self.size, self.steps, self.guidance = pipeline, size, steps, guidance
-        self.batch, self.device, self.dtype, self.jpeg, self.download = batch, device, dtype, jpeg, download
         self._pipeline = None
 
     def identity(self) -> dict:
-        made = {"size": self.size, "steps": self.steps, "guidance": self.guidance, "batch": self.batch}
-        kept = {"dtype": self.dtype, "jpeg": self.jpeg}
-        return {"renderer": "diffusers", "pipeline": Path(self.name).name} | made | kept
+        # Neither the device nor where the pipeline lies: another machine may go on with the set.
+        settings = {name: getattr(self, name) for name in ("size", "steps", "guidance", "batch", "dtype", "jpeg")}
+        return {"renderer": "diffusers", "pipeline": Path(self.pipeline).name} | settings
 
     def versions(self) -> dict[str, str]:
         return {name: version(name) for name in ("diffusers", "torch", "transformers")}
@@ -110,11 +109,11 @@ class Diffusers:
     def _paint(self, vocabulary: Vocabulary, items: list[Item]) -> list[Image.Image]:
         import torch
 
-        pipeline = self._loaded()
+        pipeline = self._load()
         # Noise comes from the CPU's generator: the same on every device.
         generators = [torch.Generator("cpu").manual_seed(item.seed) for item in items]
         output = pipeline(
-            [written(vocabulary, item) for item in items],
+            [enriched_prompt(vocabulary, item) for item in items],
             num_inference_steps=self.steps,
             guidance_scale=self.guidance,
             height=self.size,
@@ -123,20 +122,21 @@ class Diffusers:
         )
         return [picture.convert("RGB") for picture in output.images]
 
-    def _loaded(self):
+    def _load(self):
+        """The pipeline itself."""
         if self._pipeline is None:
             import torch
             from diffusers import DiffusionPipeline
 
             try:
                 self._pipeline = DiffusionPipeline.from_pretrained(
-                    self.name,
+                    self.pipeline,
                     torch_dtype=getattr(torch, self.dtype),
                     use_safetensors=True,
                     local_files_only=not self.download,
                 ).to(self.device)
             except (OSError, ValueError, KeyError, ImportError) as error:
-                raise DataError(f"Can't load the pipeline {self.name}: {error}") from error
+                raise DataError(f"Can't load the pipeline {self.pipeline}: {error}") from error
             self._pipeline.set_progress_bar_config(disable=True)
         return self._pipeline
 
@@ -144,14 +144,16 @@ class Diffusers:
         return self.__dict__ | {"_pipeline": None}  # each worker loads its own
 
 
-def written(vocabulary: Vocabulary, item: Item) -> str:
+def enriched_prompt(vocabulary: Vocabulary, item: Item) -> str:
     """The prompt with the picture's attributes written into it, as `captions.enriched` does."""
     return ", ".join([item.prompt, *(vocabulary.phrases[i] for i in item.attributes)])
 
 
-def check_atelier(vocabulary: Vocabulary) -> None:
-    """DataError unless the atelier can draw the vocabulary."""
-    if {key.split("/")[0] for key in vocabulary.keys} != set(FAMILIES):
-        raise DataError(
-            "The atelier draws its own vocabulary only: leave --vocabulary out, or use --renderer diffusers."
-        )
+def encode(picture: Image.Image, jpeg: int | None = None) -> bytes:
+    """JPEG of a quality (1..100); without one PNG, quickly: drawings shrink little more at higher levels."""
+    file = io.BytesIO()
+    if jpeg is None:
+        picture.save(file, "PNG", compress_level=1)
+    else:
+        picture.save(file, "JPEG", quality=jpeg)
+    return file.getvalue()

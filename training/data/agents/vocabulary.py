@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel, ValidationError, model_validator
 
 from prefgen.atelier import captions
 from prefgen.atelier.attributes import FAMILIES
@@ -40,6 +42,7 @@ class Vocabulary:
 
     @cached_property
     def index(self) -> dict[str, int]:
+        """{"family/name": index}."""
         return {key: i for i, key in enumerate(self.keys)}
 
     @cached_property
@@ -57,19 +60,19 @@ class Vocabulary:
 @lru_cache(maxsize=1)
 def atelier() -> Vocabulary:
     """The atelier's ten families; its held-out prompts are the test prompts."""
-    attributes = [a for family in FAMILIES.values() for a in family]
-    prompts = {
-        part: tuple((f"{subject}/{prop}", captions.neutral(subject, prop)) for subject, prop in pairs)
-        for part, pairs in ((TRAIN, captions.train_prompts()), (TEST, captions.heldout_prompts()))
-    }
+    attributes = [attribute for family in FAMILIES.values() for attribute in family]
+
+    def prompts(pairs) -> tuple[tuple[str, str], ...]:
+        return tuple((f"{subject}/{prop}", captions.neutral(subject, prop)) for subject, prop in pairs)
+
     return Vocabulary(
-        "atelier",
-        "1",
-        tuple(f"{a.family}/{a.name}" for a in attributes),
-        tuple(a.phrase for a in attributes),
-        _ranges([len(family) for family in FAMILIES.values()]),
-        (frozenset(),) * len(attributes),
-        prompts,
+        name="atelier",
+        version="1",
+        keys=tuple(f"{attribute.family}/{attribute.name}" for attribute in attributes),
+        phrases=tuple(attribute.phrase for attribute in attributes),
+        families=_ranges([len(family) for family in FAMILIES.values()]),
+        excludes=(frozenset(),) * len(attributes),
+        prompts={TRAIN: prompts(captions.train_prompts()), TEST: prompts(captions.heldout_prompts())},
         every_family=True,
     )
 
@@ -78,51 +81,78 @@ def atelier() -> Vocabulary:
 def load(path: Path = REAL_WORLD) -> Vocabulary:
     """Read a vocabulary file (docs/vocabulary.md describes it). DataError when it doesn't hold together."""
     try:
-        content = json.loads(read_text(path))
-        families, subjects = content["families"], content["subjects"]
-        keys = [f"{family}/{name}" for family, names in families.items() for name in names]
-        phrases = [name for names in families.values() for name in names]
-        pairs = [tuple(pair) for pair in content["excludes"]]
-        name, version = content["name"], content["version"]
+        file = VocabularyFile.model_validate_json(read_text(path))
     except OSError as error:
         raise DataError(f"Can't read the vocabulary {path}: {error.strerror}.") from error
     except TextError as error:
         raise DataError(str(error)) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path} is no vocabulary ({error}): it needs name, version, families, excludes, subjects."
-        ) from error
-    index = {key: i for i, key in enumerate(keys)}
-    double = sorted({key for key in keys if keys.count(key) > 1} | {p for p in phrases if phrases.count(p) > 1})
-    if double:
-        raise DataError(f"{path} names {double[0]!r} twice: an attribute belongs to one family, once.")
-    excludes = [set() for _ in keys]
-    for pair in pairs:
-        unknown = [key for key in pair if key not in index]
-        if unknown or len(pair) != 2:
-            raise DataError(f"{path} excludes {pair}: name two attributes of the families, as 'family/name'.")
-        one, two = (index[key] for key in pair)
-        excludes[one].add(two)
-        excludes[two].add(one)
-    prompts = {
-        part: tuple((subject, subject) for subject in subjects if prompt_split(subject) == part)
-        for part in (TRAIN, TEST)
-    }
-    if len(families) < 6 or not all(families.values()) or len(keys) < 50 or not all(prompts.values()):
-        needed = "at least 6 families (none empty), 50 attributes and about 30 subjects are needed"
-        raise DataError(f"{path} is too small: {needed}.")
+    except ValidationError as error:
+        raise DataError(f"{path} {_sentence(error)}.") from error
+    index = {key: i for i, key in enumerate(file.keys)}
+    excludes: list[set[int]] = [set() for _ in file.keys]
+    for one, other in file.excludes:
+        excludes[index[one]].add(index[other])
+        excludes[index[other]].add(index[one])
     return Vocabulary(
-        name,
-        version,
-        tuple(keys),
-        tuple(phrases),
-        _ranges([len(names) for names in families.values()]),
-        tuple(frozenset(e) for e in excludes),
-        prompts,
+        name=file.name,
+        version=file.version,
+        keys=tuple(file.keys),
+        phrases=tuple(phrase for names in file.families.values() for phrase in names),
+        families=_ranges([len(names) for names in file.families.values()]),
+        excludes=tuple(map(frozenset, excludes)),
+        prompts={split: tuple((subject, subject) for subject in file.prompts(split)) for split in (TRAIN, TEST)},
         every_family=False,
     )
 
 
+class VocabularyFile(BaseModel):
+    """A vocabulary file as docs/vocabulary.md describes it."""
+
+    name: str
+    version: str
+    families: dict[str, list[str]]
+    excludes: list[tuple[str, str]]
+    subjects: list[str]
+
+    @property
+    def keys(self) -> list[str]:
+        """ "family/name" of every attribute."""
+        return [f"{family}/{name}" for family, names in self.families.items() for name in names]
+
+    def prompts(self, split: str) -> list[str]:
+        """The subjects of TRAIN or TEST."""
+        return [subject for subject in self.subjects if prompt_split(subject) == split]
+
+    @model_validator(mode="after")
+    def holds_together(self) -> VocabularyFile:
+        phrases = [phrase for names in self.families.values() for phrase in names]
+        keys = set(self.keys)
+        counts = Counter([*self.keys, *phrases])
+        repeated = sorted(name for name, count in counts.items() if count > 1)
+        if repeated:
+            raise ValueError(f"names {repeated[0]!r} twice: an attribute belongs to one family, once")
+        for pair in self.excludes:
+            if not keys.issuperset(pair):
+                raise ValueError(f"excludes {pair}: name two attributes of the families, as 'family/name'")
+        needed = "at least 6 families (none empty), 50 attributes and about 30 subjects are needed"
+        enough_families = len(self.families) >= 6 and all(self.families.values())
+        if not enough_families or len(phrases) < 50 or not self.prompts(TRAIN) or not self.prompts(TEST):
+            raise ValueError(f"is too small: {needed}")
+        return self
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first fault in words, to follow the file's name."""
+    fault = error.errors()[0]
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return message
+    entry = ".".join(map(str, fault["loc"]))
+    reason = f"{entry}: {message}" if entry else message
+    return f"is no vocabulary ({reason}): it needs name, version, families, excludes, subjects"
+
+
 def _ranges(sizes: list[int]) -> tuple[tuple[int, int], ...]:
+    """(start, stop) of families of these sizes, one after the other."""
     stops = np.cumsum(sizes).tolist()
     return tuple(zip([0, *stops[:-1]], stops, strict=True))

@@ -1,7 +1,7 @@
 """The rules, out of core in DuckDB: published rows in, histories and held-out pairs out.
 
-RULES lists them in the order in which `read`, `judge_pictures` and `decide` apply them. The tables, in the order in which
-they are made:
+RULES lists them in the order in which `read`, `judge_pictures` and `decide` apply them. The tables, in the order in
+which they are made:
 
     choices   (number, user, created, prompt, winner, loser)   rows that say something
     pictures  (id, uid, caption, prompt)                       id: 2 * row + side of the picture's first place
