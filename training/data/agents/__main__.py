@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ...common.one_sentence import one_sentence
+from ...common.errors import exit_with_message
 from ..cli import add_engine, engine_of, natural, positive
 from ..errors import DataError
 from . import renderers, vocabulary
@@ -27,7 +27,7 @@ PICTURES = 990_998
 
 def main() -> None:
     args = arguments()
-    with one_sentence():
+    with exit_with_message():
         population = population_of(args)
         if args.user is None:
             make(population, args.folder, args.processes, args.part, engine_of(args))
