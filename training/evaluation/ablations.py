@@ -47,7 +47,8 @@ ABLATIONS = {
 
 def prepare(name: str, runs: Path, out: Path) -> Path:
     """The ablation's folder, with links to all that it shares with the shipped weights."""
-    ablation, folder = ABLATIONS[name], out / name
+    ablation = ABLATIONS[name]
+    folder = out / name
     for kind in ("runs", "weights"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     anew = {*ablation.stages, *(["probe_layers"] if ablation.layers else [])}

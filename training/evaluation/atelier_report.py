@@ -35,6 +35,29 @@ LABELS = {
 }
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.evaluation.atelier_report", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs/atelier"))
+    parser.add_argument("--demo", type=Path, default=Path("output/demo/report.json"))
+    parser.add_argument("--wide", type=Path, default=Path("output/wide/report.json"))
+    parser.add_argument("--out", type=Path, default=OUT, help="where atelier.md and atelier.json go")
+    args = parser.parse_args()
+    earlier = args.out / "atelier.json"
+    record = json.loads(read_text(earlier)) if earlier.exists() else {}
+    stages = {stage: of_stage(stage, args.runs, record) for stage in STAGES}
+    figures = {stage: figures for stage, (figures, _) in stages.items()}
+    figures["settings"] = {stage: settings for stage, (_, settings) in stages.items()}
+    demo = read(args.demo)
+    wide = read(args.wide)
+    write_atomic(args.out / "atelier.md", page(figures, demo, wide).encode())
+    record = figures | {"demo": demo, "wide": wide}
+    write_atomic(args.out / "atelier.json", json.dumps(record, indent=1).encode() + b"\n")
+    for what, measured, reached in bars(demo, wide, figures["atelier.judge"]["heldout_accuracy"]):
+        print(f"{'reached' if reached else 'MISSED ':<8} {what}: {measured}")
+
+
 def read(path: Path) -> dict:
     if not path.exists():
         raise SystemExit(f"{path} is missing: finish the pipeline and run both demos first.")
@@ -42,7 +65,7 @@ def read(path: Path) -> dict:
 
 
 def of_stage(stage: str, runs: Path, record: dict) -> tuple[dict, dict]:
-    """(figures, settings) of a stage: of its run, or of the record for a stage that was kept."""
+    """(figures, settings) of a stage: of its run, or of the record for a stage that stays as it was shipped."""
     folder = runs / stage
     if stage in record and not ((folder / "done").exists() and read(folder / "config.json").get("steps", 1)):
         return record[stage], record["settings"][stage]
@@ -60,10 +83,69 @@ def seconds(log: Path) -> float:
     return sum(gap for gap in gaps if gap < 10 * usual + 60)
 
 
+def page(figures: dict, demo: dict, wide: dict) -> str:
+    """atelier.md."""
+    judged = figures["atelier.judge"]["heldout_accuracy"]
+    unet = figures["atelier.unet"]
+    return f"""# What the shipped atelier weights can do
+
+All figures were measured on the shipped files. `python -m training.evaluation.atelier_report` puts this page together
+from the stages' and the demo's own records; [atelier.json](atelier.json) holds them all. How they came about and
+what they don't say stands in [notes.md](notes.md).
+
+## The bars
+
+{bar_table(demo, wide, judged)}
+
+## The main job
+
+`{demo["command"]}`: {demo["alignment"]["none"]["n"]} pictures a row,
+{demo["users"]} users of the test split, each with 8 liked and 8 disliked pictures,
+times {demo["prompts"]} prompts that no training stage saw, in {demo["seconds"]:.0f} s on two cores.
+Intervals: bootstrap over users. Alignment is the share of a user's liked families that the judge sees satisfied, less
+the share of disliked attributes that it sees.
+
+{demo_table(demo)}
+
+Share of the oracle's gain that the preference reaches: **{demo["gain_share"]:.2f}**.
+
+`{wide["command"]}`: {wide["users"]} users times all {wide["prompts"]} held-out prompts,
+{wide["alignment"]["none"]["n"]} pictures a row.
+
+{demo_table(wide)}
+
+## The judge on fresh renders
+
+`python -m training.atelier.judge`: 2,000 renders of held-out prompts with seeds outside the pool.
+
+{table(list(judged), [list(judged.values())])}
+
+## What the UNet draws when the prompt asks for it
+
+`python -m training.atelier.unet`: {unet["pictures"]} pictures of held-out prompts with five attributes each, and as
+many without any; the share in which the judge sees the attribute. The subject is named in
+{unet["enriched"]["subject"]:.3f} of the first and {unet["neutral"]["subject"]:.3f} of the second.
+
+{prompt_table(unet)}
+
+## The other stages
+
+{stage_table(figures)}
+
+### What each decoder layer knows (`python -m training.probe_layers`)
+
+{probe_page.page(figures["probe_layers"])}
+## Settings of the runs
+
+{settings_table(figures["settings"])}
+"""
+
+
 def demo_table(report: dict) -> str:
     rows = []
     for condition, label in LABELS.items():
-        entry, subject = report["alignment"][condition], report["subject_accuracy"][condition]
+        entry = report["alignment"][condition]
+        subject = report["subject_accuracy"][condition]
         low, high = entry["ci95"]
         rows.append([label, entry["mean"], f"{low:.3f} to {high:.3f}", f"{subject['mean']:.2f}"])
     return table(["picture", "alignment", "95 % interval", "subject named by the judge"], rows)
@@ -96,136 +178,62 @@ def bars(demo: dict, wide: dict, judged: dict) -> list[tuple[str, str, bool]]:
     return [*checks, ("judge: every head at least 0.95 on fresh renders of held-out prompts", words, not low)]
 
 
-def page(figures: dict, demo: dict, wide: dict) -> str:
-    judged = figures["atelier.judge"]["heldout_accuracy"]
-    unet, vae, clip = (figures[f"atelier.{name}"] for name in ("unet", "vae", "clip"))
-    mllm, eyes, probe = figures["train_mllm"], figures["atelier.mllm_vision"]["heads"], figures["probe_layers"]
-    alignment, branch = figures["train_alignment"], figures["train_user_attention"]
-    stages = [
-        ["VAE (8x, 8 channels)", f"mean absolute error {vae['l1']:.3f} on -1..1"],
-        [
-            "CLIP",
-            f"caption retrieval among 1,024 unseen renders: top-1 {clip['retrieval_top1']:.3f} with full captions; a "
-            f"linear head on the image embedding names the subject in {clip['image_heads']['subject']:.2f} of them",
-        ],
-        [
-            "MLLM, vision",
-            f"linear heads on the four image tokens of unseen renders: subject {eyes[0]:.3f}, prop {eyes[1]:.3f}, "
-            f"families {min(eyes[2:]):.3f} to {max(eyes[2:]):.3f}",
-        ],
-        [
-            f"MLLM, histories of 8 + 8, {mllm['users']} test users",
-            f"precision at k: liked {mllm['liked_precision']:.3f}, disliked {mllm['disliked_precision']:.3f}; the same "
-            f"user found again by another history among {mllm['users']}: {mllm['same_user_top1']:.3f}",
-        ],
-        ["layers", f"e_sem: {probe['sem_layers']}; e_core: {probe['core_layer']}"],
-        [
-            f"alignment, {alignment['candidates']} held-out users",
-            f"MMD {alignment['heldout_mmd']:.4f}; retrieval top-1 {alignment['retrieval_top1']:.3f}, "
-            f"top-5 {alignment['retrieval_top5']:.3f}; cosine {alignment['heldout_cosine']:.3f}",
-        ],
-        [
-            "user attention, 48 test users, one picture each",
-            ", ".join(f"{name} {branch[name]:.3f}" for name in LABELS),
-        ],
-    ]
-    shares = [(unet["enriched"].get(f, "-"), unet["neutral"].get(f, "-")) for f in FAMILIES]  # "-": nobody asked for it
-    obeyed = [[f, *share, 1 / len(FAMILIES[f])] for f, share in zip(FAMILIES, shares, strict=True)]
-    runs = [
-        [
-            name,
-            s.get("steps", ""),
-            s.get("batch", ""),
-            str(s.get("lr", "")),
-            f"{s['minutes']:.0f}" if "minutes" in s else "",
-        ]
-        for name, s in figures["settings"].items()
-    ]
-    return f"""# What the shipped atelier weights can do
-
-All figures were measured on the shipped files. `python -m training.evaluation.atelier_report` puts this page together
-from the stages' and the demo's own records; [atelier.json](atelier.json) holds them all. How they came about and
-what they don't say stands in [notes.md](notes.md).
-
-## The bars
-
-{
-        table(
-            ["what is asked", "measured", "reached"],
-            [[a, b, "yes" if ok else "**no**"] for a, b, ok in bars(demo, wide, judged)],
-        )
-    }
-
-## The main job
-
-`{demo["command"]}`: {demo["alignment"]["none"]["n"]} pictures a row, {
-        demo["users"]
-    } users of the test split, each with 8 liked and 8 disliked
-pictures, times {demo["prompts"]} prompts that no training stage saw, in {
-        demo["seconds"]:.0f} s on two cores. Intervals: bootstrap over users.
-Alignment is the share of a user's liked families that the judge sees satisfied, less the share of disliked attributes
-that it sees.
-
-{demo_table(demo)}
-
-Share of the oracle's gain that the preference reaches: **{demo["gain_share"]:.2f}**.
-
-`{wide["command"]}`: {wide["users"]} users times all {wide["prompts"]} held-out prompts, {
-        wide["alignment"]["none"]["n"]
-    } pictures a row.
-
-{demo_table(wide)}
-
-## The judge on fresh renders
-
-`python -m training.atelier.judge`: 2,000 renders of held-out prompts with seeds outside the pool.
-
-{table(list(judged), [list(judged.values())])}
-
-## What the UNet draws when the prompt asks for it
-
-`python -m training.atelier.unet`: {
-        unet["pictures"]
-    } pictures of held-out prompts with five attributes each, and as many without any; the
-share in which the judge sees the attribute. The subject is named in {
-        unet["enriched"]["subject"]:.3f} of the first and {unet["neutral"]["subject"]:.3f} of the second.
-
-{table(["family", "asked for", "not asked for", "chance"], obeyed)}
-
-## The other stages
-
-{table(["stage", "figure"], stages)}
-
-### What each decoder layer knows (`python -m training.probe_layers`)
-
-{probe_page.page(probe)}
-## Settings of the runs
-
-{table(["stage", "steps", "batch", "learning rate", "minutes"], runs)}
-"""
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.evaluation.atelier_report", description=__doc__.split("\n")[0]
+def bar_table(demo: dict, wide: dict, judged: dict) -> str:
+    return table(
+        ["what is asked", "measured", "reached"],
+        [[asked, measured, "yes" if reached else "**no**"] for asked, measured, reached in bars(demo, wide, judged)],
     )
-    parser.add_argument("--runs", type=Path, default=Path("runs/atelier"))
-    parser.add_argument("--demo", type=Path, default=Path("output/demo/report.json"))
-    parser.add_argument("--wide", type=Path, default=Path("output/wide/report.json"))
-    parser.add_argument("--out", type=Path, default=OUT, help="where atelier.md and atelier.json go")
-    args = parser.parse_args()
-    earlier = args.out / "atelier.json"
-    record = json.loads(read_text(earlier)) if earlier.exists() else {}
-    found = {stage: of_stage(stage, args.runs, record) for stage in STAGES}
-    figures = {stage: figures for stage, (figures, _) in found.items()}
-    figures["settings"] = {stage: settings for stage, (_, settings) in found.items()}
-    demo, wide = read(args.demo), read(args.wide)
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_atomic(args.out / "atelier.md", page(figures, demo, wide).encode())
-    record = figures | {"demo": demo, "wide": wide}
-    write_atomic(args.out / "atelier.json", json.dumps(record, indent=1).encode() + b"\n")
-    for what, measured, ok in bars(demo, wide, figures["atelier.judge"]["heldout_accuracy"]):
-        print(f"{'reached' if ok else 'MISSED ':<8} {what}: {measured}")
+
+
+def prompt_table(unet: dict) -> str:
+    """How often the UNet draws an attribute that the prompt asks for, and one that it doesn't."""
+    rows = []
+    for family, values in FAMILIES.items():
+        # "-": nobody asked for it
+        shares = [unet[prompts].get(family, "-") for prompts in ("enriched", "neutral")]
+        rows.append([family, *shares, 1 / len(values)])
+    return table(["family", "asked for", "not asked for", "chance"], rows)
+
+
+def stage_table(figures: dict) -> str:
+    """One line a stage."""
+    clip = figures["atelier.clip"]
+    eyes = figures["atelier.mllm_vision"]["heads"]
+    mllm = figures["train_mllm"]
+    probe = figures["probe_layers"]
+    alignment = figures["train_alignment"]
+    branch = figures["train_user_attention"]
+    lines = {
+        "VAE (8x, 8 channels)": f"mean absolute error {figures['atelier.vae']['l1']:.3f} on -1..1",
+        "CLIP": (
+            f"caption retrieval among 1,024 unseen renders: top-1 {clip['retrieval_top1']:.3f} with full captions; a "
+            f"linear head on the image embedding names the subject in {clip['image_heads']['subject']:.2f} of them"
+        ),
+        "MLLM, vision": (
+            f"linear heads on the four image tokens of unseen renders: subject {eyes[0]:.3f}, prop {eyes[1]:.3f}, "
+            f"families {min(eyes[2:]):.3f} to {max(eyes[2:]):.3f}"
+        ),
+        f"MLLM, histories of 8 + 8, {mllm['users']} test users": (
+            f"precision at k: liked {mllm['liked_precision']:.3f}, disliked {mllm['disliked_precision']:.3f}; the same "
+            f"user found again by another history among {mllm['users']}: {mllm['same_user_top1']:.3f}"
+        ),
+        "layers": f"e_sem: {probe['sem_layers']}; e_core: {probe['core_layer']}",
+        f"alignment, {alignment['candidates']} held-out users": (
+            f"MMD {alignment['heldout_mmd']:.4f}; retrieval top-1 {alignment['retrieval_top1']:.3f}, "
+            f"top-5 {alignment['retrieval_top5']:.3f}; cosine {alignment['heldout_cosine']:.3f}"
+        ),
+        "user attention, 48 test users, one picture each": ", ".join(f"{name} {branch[name]:.3f}" for name in LABELS),
+    }
+    return table(["stage", "figure"], lines.items())
+
+
+def settings_table(settings: dict) -> str:
+    rows = [
+        [name, s.get("steps", ""), s.get("batch", ""), str(s.get("lr", ""))]
+        + [f"{s['minutes']:.0f}" if "minutes" in s else ""]
+        for name, s in settings.items()
+    ]
+    return table(["stage", "steps", "batch", "learning rate", "minutes"], rows)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import shlex
 import sys
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,14 +42,60 @@ from ..data.schema import TEST, TRAIN
 from ..data.vqa.control import TextOnly
 from ..data.vqa.questions import ANSWERS, WOULD, Picture, Question
 from ..data.worlds import World, open_world
+from .tables import estimate, table
 
 RANKED = "ranked"
-TUNED, UNTUNED, BLIND, TEXT = "tuned", "untuned", "tuned, without pictures", "text alone"
+TUNED = "tuned"
+UNTUNED = "untuned"
+BLIND = "tuned, without pictures"
+TEXT = "text alone"
 TITLES = {
     WOULD: "would like this picture, yes or no",
     "which": "which of the two, first or second",
     RANKED: "liked above disliked",
 }
+
+
+def main() -> None:
+    args = arguments()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    runs = args.runs or Path("runs") / Path(args.config).stem
+    try:
+        figures = score(load(args.config, args.set), runs, args.users, args.each, args.batch)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise SystemExit(f"The GPU's memory is full: take less than --batch {args.batch}.") from error
+    out = args.out or runs / "vqa"
+    write_atomic(out / "vqa.json", (json.dumps(figures, indent=1) + "\n").encode())
+    write_atomic(out / "vqa.md", page(figures).encode())
+    print(page(figures))
+
+
+def score(config, runs: Path, users: int, each: int, batch: int) -> dict:
+    """All figures. users: of each split; each: questions a user. DataError or MLLMError with one sentence."""
+    started = time.monotonic()
+    world = open_world(config, runs)
+    train = closed_questions(world, config, users, each, TRAIN)
+    test = closed_questions(world, config, users, each, TEST)
+    tuned = load_reader(SimpleNamespace(config=config, runs=runs), world)
+    leaning = {TUNED: leanings(tuned, test, batch, TUNED)}
+    leaning[BLIND] = leanings(Blind(tuned.mllm, world, tuned.tokens), test, batch, BLIND)
+    fingerprint = tuned.fingerprint
+    del tuned  # two large MLLMs don't fit at once
+    leaning[UNTUNED] = leanings(untuned_of(config, runs, world), test, batch, UNTUNED)
+    leaning[TEXT] = text_control(train, test)
+    shares = {name: by_user(test, leaning[name]) for name in (TUNED, UNTUNED, BLIND, TEXT)}
+    return {
+        "command": f"python -m training.evaluation.vqa_score {shlex.join(sys.argv[1:])}".rstrip(),
+        "mllm": fingerprint,
+        "world": world.name,
+        "users": len({question.user for question in test}),
+        "questions": dict(sorted(Counter(question.kind for question in test).items())),
+        "readers": summary(shares),
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
 @dataclass(frozen=True)
@@ -58,12 +104,36 @@ class Closed:
 
     user: int
     kind: str
-    asked: Conversation
+    conversation: Conversation
 
     @property
     def first(self) -> bool:
         """Whether the first of the two answers is the right one."""
-        return self.asked.answer == ANSWERS[self.kind][0]
+        return self.conversation.answer == ANSWERS[self.kind][0]
+
+    @property
+    def unanswered(self) -> Conversation:
+        """The conversation as the MLLM is asked."""
+        return replace(self.conversation, answer="")
+
+    @property
+    def words(self) -> Question:
+        """The question as the control sees it."""
+        history = self.conversation.history
+        pictures = tuple(
+            Picture("", bool(liked), prompt, frozenset(), False, 0, 0)
+            for liked, prompt in zip(history.liked, history.prompts, strict=True)
+        )
+        return Question(self.kind, self.conversation.question, self.conversation.answer, pictures, ())
+
+
+def closed_questions(world: World, config, users: int, each: int, split: str) -> list[Closed]:
+    """A split's closed questions. DataError when there are none."""
+    questions = Questions(world, config.data.questions, split)
+    closed = [Closed(*question) for question in questions.closed(users, each, split)]
+    if not closed:
+        raise DataError(f"{config.data.questions} has no closed question about the {split} split: make a larger set.")
+    return closed
 
 
 class Blind(Reader):
@@ -73,57 +143,58 @@ class Blind(Reader):
         return torch.zeros_like(super().features(pictures))
 
 
+def untuned_of(config, runs: Path, world: World) -> Reader:
+    """The MLLM before `train_mllm`: without the LoRA; the atelier's with its trained eyes and new words."""
+    mllm = config.mllm
+    if mllm.path is not None:
+        return Reader(PreferenceMLLM.load(mllm.path, DTYPES[mllm.precision], default_device(), None, mllm.nf4), world)
+    from prefgen.atelier.models import mllm_tokenizer
+
+    # The eyes' tokens are cached, so that only the language model runs.
+    untuned = PreferenceMLLM(new_mllm().eval(), mllm_tokenizer(), "atelier untuned", "")
+    return Reader(untuned, world, pool_image_tokens(runs, world.pool))
+
+
 @torch.inference_mode()
 def leanings(reader: Reader, questions: list[Closed], batch: int, title: str) -> np.ndarray:
     """How much each question's first answer is likelier than the second, in logits [n]."""
-    found = np.empty(len(questions), np.float32)
-    # Conversations of a length together: less padding.
-    order = sorted(range(len(questions)), key=lambda i: (questions[i].kind, len(questions[i].asked.history.pictures)))
+    leaning = np.empty(len(questions), np.float32)
+    # Conversations of one length together: less padding.
+    order = sorted(
+        range(len(questions)), key=lambda i: (questions[i].kind, len(questions[i].conversation.history.pictures))
+    )
     for start in tqdm(range(0, len(order), batch), desc=title, mininterval=5):
         for kind in ANSWERS:
-            some = [i for i in order[start : start + batch] if questions[i].kind == kind]
-            if some:
-                read = reader.batch([prompt_only(questions[i].asked) for i in some])
-                states = reader.forward(read)[1]
-                ends = states[torch.arange(len(some), device=states.device), read.last]
-                found[some] = reader.leaning(ends, ANSWERS[kind]).cpu().numpy()
-    return found
-
-
-def prompt_only(asked: Conversation) -> Conversation:
-    return Conversation(asked.history, asked.question, "", asked.shown)
+            numbers = [i for i in order[start : start + batch] if questions[i].kind == kind]
+            if numbers:
+                inputs = reader.batch([questions[i].unanswered for i in numbers])
+                states = reader.forward(inputs)[1]
+                ends = states[torch.arange(len(numbers), device=states.device), inputs.last]
+                leaning[numbers] = reader.leaning(ends, ANSWERS[kind]).cpu().numpy()
+    return leaning
 
 
 def text_control(train: list[Closed], test: list[Closed]) -> np.ndarray:
     """+1 where the words alone point to the first answer, -1 to the second, [n]."""
     control = TextOnly()
-    for one in train:
-        control.learn(words_of(one))
-    return np.array([1.0 if control.answer(words_of(one)) == ANSWERS[one.kind][0] else -1.0 for one in test])
-
-
-def words_of(one: Closed) -> Question:
-    """The question as the control sees it."""
-    history = one.asked.history
-    pictures = tuple(
-        Picture("", bool(liked), prompt, frozenset(), False, 0, 0)
-        for liked, prompt in zip(history.liked, history.prompts, strict=True)
-    )
-    return Question(one.kind, one.asked.question, one.asked.answer, pictures, ())
+    for question in train:
+        control.learn(question.words)
+    return np.array([1.0 if control.answer(each.words) == ANSWERS[each.kind][0] else -1.0 for each in test])
 
 
 def by_user(questions: list[Closed], leaning: np.ndarray) -> dict[str, dict[int, float]]:
     """{kind: {user: share that is right}}, and for `ranked` the share of the user's pairs in the right order."""
-    right, sides = defaultdict(lambda: defaultdict(list)), defaultdict(lambda: ([], []))
-    for one, value in zip(questions, leaning.tolist(), strict=True):
-        right[one.kind][one.user].append((value > 0) == one.first)
-        if one.kind == WOULD:
-            sides[one.user][one.first].append(value)
+    right = defaultdict(lambda: defaultdict(list))
+    sides = defaultdict(lambda: ([], []))
+    for question, value in zip(questions, leaning.tolist(), strict=True):
+        right[question.kind][question.user].append((value > 0) == question.first)
+        if question.kind == WOULD:
+            sides[question.user][question.first].append(value)
     for user, (disliked, liked) in sides.items():
         if disliked and liked:
-            apart = np.subtract.outer(liked, disliked)
-            right[RANKED][user] = ((apart > 0) + 0.5 * (apart == 0)).ravel().tolist()
-    return {kind: {user: float(np.mean(found)) for user, found in users.items()} for kind, users in right.items()}
+            difference = np.subtract.outer(liked, disliked)
+            right[RANKED][user] = ((difference > 0) + 0.5 * (difference == 0)).ravel().tolist()
+    return {kind: {user: float(np.mean(each)) for user, each in users.items()} for kind, users in right.items()}
 
 
 def summary(shares: dict[str, dict[str, dict[int, float]]]) -> dict:
@@ -137,90 +208,33 @@ def summary(shares: dict[str, dict[str, dict[int, float]]]) -> dict:
             figures[name][kind] = {"mean": round(float(own.mean()), 4), "ci95": bootstrap(own), "users": len(own)}
             if name != TUNED:
                 margin = tuned - own
-                figures[name][kind]["tuned_more"] = {
-                    "mean": round(float(margin.mean()), 4),
-                    "ci95": bootstrap(margin),
-                }
+                figures[name][kind]["tuned_more"] = {"mean": round(float(margin.mean()), 4), "ci95": bootstrap(margin)}
     return figures
 
 
 def page(figures: dict) -> str:
     """The figures as Markdown."""
     kinds = list(figures["readers"][TUNED])
-    lines = [
-        "# Questions about users that training left out",
-        "",
-        f"`{figures['command']}`: {figures['users']} users of the test split, "
-        + ", ".join(f"{count} questions {TITLES[kind]!r}" for kind, count in figures["questions"].items())
-        + f", right answers in balance ({figures['seconds']:.0f} s).",
-        "Intervals: 95 %, bootstrap over users; chance is 0.5. In brackets: how much more the tuned one gets right,",
-        "paired.",
-        "",
-        "| reader | " + " | ".join(TITLES[kind] for kind in kinds) + " |",
-        "|---" * (len(kinds) + 1) + "|",
-    ]
-    for name, row in figures["readers"].items():
-        cells = [_said(row[kind]) + _margin(row[kind]) for kind in kinds]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    questions = ", ".join(f"{count} questions {TITLES[kind]!r}" for kind, count in figures["questions"].items())
+    rows = [[name, *(cell_of(row[kind]) for kind in kinds)] for name, row in figures["readers"].items()]
+    return f"""# Questions about users that training left out
+
+`{figures["command"]}`: {figures["users"]} users of the test split, {questions}, right answers in balance \
+({figures["seconds"]:.0f} s).
+Intervals: 95 %, bootstrap over users; chance is 0.5. In brackets: how much more the tuned one gets right,
+paired.
+
+{table(["reader", *(TITLES[kind] for kind in kinds)], rows)}
+"""
 
 
-def _said(entry: dict) -> str:
-    return f"{entry['mean']:.3f} ({entry['ci95'][0]:.3f} to {entry['ci95'][1]:.3f})"
+def cell_of(entry: dict) -> str:
+    """A share, and behind it what the tuned one has more."""
+    more = f" [{estimate(entry['tuned_more'], signed=True)}]" if "tuned_more" in entry else ""
+    return estimate(entry) + more
 
 
-def _margin(entry: dict) -> str:
-    return f" [+{_said(entry['tuned_more'])}]".replace("+-", "-") if "tuned_more" in entry else ""
-
-
-def untuned_of(args: SimpleNamespace, world: World) -> Reader:
-    """The MLLM before `train_mllm`: without the LoRA; the atelier's with its trained eyes and new words."""
-    mllm = args.config.mllm
-    if mllm.path is not None:
-        return Reader(PreferenceMLLM.load(mllm.path, DTYPES[mllm.precision], default_device(), None, mllm.nf4), world)
-    from prefgen.atelier.models import mllm_tokenizer
-
-    # The eyes' tokens are cached, so that only the language model runs.
-    untuned = PreferenceMLLM(new_mllm().eval(), mllm_tokenizer(), "atelier untuned", "")
-    return Reader(untuned, world, pool_image_tokens(args.runs, world.pool))
-
-
-def closed(world: World, args, split: str) -> list[Closed]:
-    """A split's closed questions. DataError when there are none."""
-    questions = Questions(world, args.config.data.questions, split)
-    found = [Closed(*one) for one in questions.closed(args.users, args.each, split)]
-    if not found:
-        raise DataError(
-            f"{args.config.data.questions} has no closed question about the {split} split: make a larger set."
-        )
-    return found
-
-
-def score(args: SimpleNamespace) -> dict:
-    """All figures. DataError or MLLMError with one sentence."""
-    started = time.monotonic()
-    world = open_world(args.config, args.runs)
-    train, test = closed(world, args, TRAIN), closed(world, args, TEST)
-    tuned = load_reader(args, world)
-    found = {TUNED: leanings(tuned, test, args.batch, TUNED)}
-    found[BLIND] = leanings(Blind(tuned.mllm, world, tuned.tokens), test, args.batch, BLIND)
-    fingerprint = tuned.fingerprint
-    del tuned  # two large MLLMs don't fit at once
-    found[UNTUNED] = leanings(untuned_of(args, world), test, args.batch, UNTUNED)
-    found[TEXT] = text_control(train, test)
-    shares = {name: by_user(test, found[name]) for name in (TUNED, UNTUNED, BLIND, TEXT)}
-    return {
-        "command": f"python -m training.evaluation.vqa_score {shlex.join(sys.argv[1:])}".rstrip(),
-        "mllm": fingerprint,
-        "world": world.name,
-        "users": len({one.user for one in test}),
-        "questions": dict(sorted(Counter(one.kind for one in test).items())),
-        "readers": summary(shares),
-        "seconds": round(time.monotonic() - started, 1),
-    }
-
-
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m training.evaluation.vqa_score",
         description=__doc__,
@@ -234,22 +248,7 @@ def main() -> None:
     parser.add_argument("--batch", type=positive, default=16, help="conversations at once: less on a small GPU")
     parser.add_argument("--threads", type=natural, default=0, help="CPU threads, 0 for all")
     parser.add_argument("--out", type=Path, help="where vqa.json and vqa.md go; RUNS/vqa by default")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    runs = args.runs or Path("runs") / Path(args.config).stem
-    try:
-        config = load(args.config, args.set)
-        figures = score(SimpleNamespace(config=config, runs=runs, users=args.users, each=args.each, batch=args.batch))
-    except Exception as error:
-        if not out_of_memory(error):
-            raise
-        raise SystemExit(f"The GPU's memory is full: take less than --batch {args.batch}.") from error
-    out = args.out or runs / "vqa"
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "vqa.json", (json.dumps(figures, indent=1) + "\n").encode())
-    write_atomic(out / "vqa.md", page(figures).encode())
-    print(page(figures))
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

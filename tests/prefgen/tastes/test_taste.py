@@ -148,7 +148,9 @@ def test_a_listing_opens_no_file_that_it_has_seen_before(taste, monkeypatch):
     taste.pictures()
     (taste.folder / "liked" / "by hand.png").write_bytes(picture(9))
     opened = []
-    monkeypatch.setattr("prefgen.tastes.index.file_sha256", lambda path: opened.append(os.path.basename(path)) or "0" * 64)
+    monkeypatch.setattr(
+        "prefgen.tastes.index.file_sha256", lambda path: opened.append(os.path.basename(path)) or "0" * 64
+    )
     unread = taste.pictures(read_new=False)
     assert not opened and [p.sha256 for p in unread].count("") == 1
     taste.pictures()

@@ -39,7 +39,7 @@ class Playing:
 
     def __init__(self, questions, lean):
         self.lean, self.sizes = lean, []
-        self.known = {id(one.asked.history): one for one in questions}
+        self.known = {id(one.conversation.history): one for one in questions}
 
     def batch(self, asked):
         assert all(one.answer == "" for one in asked), "the answer must not be read"
@@ -101,10 +101,10 @@ def test_shares_are_those_counted_by_hand_whatever_the_batch(questions, batch):
             right = []
             for one in (one for one in own if one.kind == kind):
                 said = ANSWERS[kind][0] if lean[id(one)] > 0 else ANSWERS[kind][1]
-                right.append(said == one.asked.answer)
+                right.append(said == one.conversation.answer)
             assert shares[kind][user] == pytest.approx(sum(right) / len(right))
-        yes = [lean[id(one)] for one in own if one.kind == "would" and one.asked.answer == "yes"]
-        no = [lean[id(one)] for one in own if one.kind == "would" and one.asked.answer == "no"]
+        yes = [lean[id(one)] for one in own if one.kind == "would" and one.conversation.answer == "yes"]
+        no = [lean[id(one)] for one in own if one.kind == "would" and one.conversation.answer == "no"]
         pairs = [1.0 if y > n else 0.5 if y == n else 0.0 for y in yes for n in no]
         assert shares["ranked"][user] == pytest.approx(sum(pairs) / len(pairs))
 
@@ -112,7 +112,7 @@ def test_shares_are_those_counted_by_hand_whatever_the_batch(questions, batch):
 def test_a_user_with_one_answer_alone_has_no_pairs():
     rng = np.random.default_rng(1)
     one_sided = [question(0, number, rng, "would") for number in (0, 1)]
-    assert {one.asked.answer for one in one_sided} == {"yes"}
+    assert {one.conversation.answer for one in one_sided} == {"yes"}
     assert set(shares_of(one_sided, lambda one: 1.0)) == {"would"}
 
 
@@ -151,7 +151,9 @@ def test_a_real_reader_leans_as_each_conversation_by_itself(mllm):
     expected = []
     with torch.inference_mode():
         for one in asked:
-            batch = reader.batch([Conversation(one.asked.history, one.asked.question, "", one.asked.shown)])
+            batch = reader.batch(
+                [Conversation(one.conversation.history, one.conversation.question, "", one.conversation.shown)]
+            )
             hidden = mllm.family.text(**batch.inputs).last_hidden_state[0, -1]
             logits = mllm.model.get_output_embeddings()(hidden)
             expected.append(float(logits[yes] - logits[no]))
@@ -163,7 +165,11 @@ def test_a_blind_reader_sees_the_same_in_every_picture(mllm):
     rng = np.random.default_rng(4)
     one = question(0, 0, rng, "would")
     other = Closed(
-        0, "would", Conversation(one.asked.history, one.asked.question, one.asked.answer, one.asked.shown + 1)
+        0,
+        "would",
+        Conversation(
+            one.conversation.history, one.conversation.question, one.conversation.answer, one.conversation.shown + 1
+        ),
     )
     blind, seeing = (kind(mllm, World()) for kind in (score.Blind, Reader))
     same = score.leanings(blind, [one, other], 2, "test")
@@ -178,9 +184,17 @@ def test_the_text_control_is_right_where_words_give_answers_away_and_at_chance_e
 
     def asked(user, number):
         one = question(user, number, rng, "would")
-        word = one.asked.answer if leak else "boat"
-        history = History(one.asked.history.pictures, one.asked.history.liked, [word] * len(one.asked.history.pictures))
-        return Closed(user, "would", Conversation(history, one.asked.question, one.asked.answer, one.asked.shown))
+        word = one.conversation.answer if leak else "boat"
+        history = History(
+            one.conversation.history.pictures,
+            one.conversation.history.liked,
+            [word] * len(one.conversation.history.pictures),
+        )
+        return Closed(
+            user,
+            "would",
+            Conversation(history, one.conversation.question, one.conversation.answer, one.conversation.shown),
+        )
 
     train, test = ([asked(u, n) for u in range(*ids) for n in range(8)] for ids in ((0, 30), (30, 60)))
     leaning = score.text_control(train, test)

@@ -56,20 +56,20 @@ def arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    made = commands.add_parser("make", help="write the page and its key")
-    made.add_argument("pictures", type=Path, help="a .jsonl or .parquet table, a folder with one, or output/demo")
-    made.add_argument("folder", type=Path, help="the study's folder, new or empty")
-    made.add_argument(
+    maker = commands.add_parser("make", help="write the page and its key")
+    maker.add_argument("pictures", type=Path, help="a .jsonl or .parquet table, a folder with one, or output/demo")
+    maker.add_argument("folder", type=Path, help="the study's folder, new or empty")
+    maker.add_argument(
         "--pairs", type=pair, nargs="+", default=[], metavar="A:B", help="methods to compare; all if none"
     )
-    made.add_argument("--trials", type=natural, default=60, help="comparisons at most, 0 for all (default: 60)")
-    made.add_argument("--repeats", type=natural, default=6, help="of them shown again, mirrored (default: 6)")
-    made.add_argument("--seed", type=natural, default=0, help="which comparisons are drawn")
-    made.add_argument("--question", help="what judges are asked")
-    read_back = commands.add_parser("analyse", help="win rates, agreement and checks")
-    read_back.add_argument("folder", type=Path, help="the study's folder, with key.json")
-    read_back.add_argument("answers", type=Path, nargs="+", help="the judges' CSV files")
-    read_back.add_argument(
+    maker.add_argument("--trials", type=natural, default=60, help="comparisons at most, 0 for all (default: 60)")
+    maker.add_argument("--repeats", type=natural, default=6, help="of them shown again, mirrored (default: 6)")
+    maker.add_argument("--seed", type=natural, default=0, help="which comparisons are drawn")
+    maker.add_argument("--question", help="what judges are asked")
+    analyser = commands.add_parser("analyse", help="win rates, agreement and checks")
+    analyser.add_argument("folder", type=Path, help="the study's folder, with key.json")
+    analyser.add_argument("answers", type=Path, nargs="+", help="the judges' CSV files")
+    analyser.add_argument(
         "--min-consistency", type=share, default=0.0, help="leave judges out who repeat less of their own answers"
     )
     return parser.parse_args()

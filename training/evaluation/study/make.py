@@ -51,16 +51,17 @@ def by_turns(lists: list[list]) -> list:
 
 def choose(pictures: Pictures, plan: Plan) -> tuple[list[Trial], int]:
     """(trials, how many were possible): pairs by turns, within a pair users by turns. DataError if there are none."""
-    known = pictures.methods
-    if len(known) < 2:
-        raise DataError(f"There is only the method {known[0]!r}: a comparison needs two.")
-    for method in {method for pair in plan.pairs for method in pair} - set(known):
-        raise DataError(f"There is no method {method!r}: the pictures are of {', '.join(known)}.")
-    rng, found = random.Random(plan.seed), []
-    for pair in plan.pairs or list(combinations(known, 2)):
+    methods = pictures.methods
+    if len(methods) < 2:
+        raise DataError(f"There is only the method {methods[0]!r}: a comparison needs two.")
+    for method in {method for pair in plan.pairs for method in pair} - set(methods):
+        raise DataError(f"There is no method {method!r}: the pictures are of {', '.join(methods)}.")
+    rng = random.Random(plan.seed)
+    by_pair = []
+    for pair in plan.pairs or list(combinations(methods, 2)):
         by_user: dict[str, list[Trial]] = {}
-        for (user, prompt), methods in pictures.painted.items():
-            if methods.keys() >= set(pair):
+        for (user, prompt), files in pictures.painted.items():
+            if files.keys() >= set(pair):
                 by_user.setdefault(user, []).append(Trial(user, prompt, pair))
         if not by_user and plan.pairs:
             raise DataError(f"No user and prompt has pictures of both {pair[0]!r} and {pair[1]!r}.")
@@ -68,8 +69,8 @@ def choose(pictures: Pictures, plan: Plan) -> tuple[list[Trial], int]:
         for trials in lists:
             rng.shuffle(trials)
         rng.shuffle(lists)
-        found.append(by_turns(lists))
-    trials = by_turns(found)
+        by_pair.append(by_turns(lists))
+    trials = by_turns(by_pair)
     if not trials:
         raise DataError("No user and prompt has pictures of two methods: there is nothing to compare.")
     return trials[: plan.trials or None], len(trials)
@@ -113,7 +114,8 @@ class Blind:
 
 
 def content(pictures: Pictures, trials: list[Trial], plan: Plan, blind: Blind) -> tuple[dict, dict]:
-    """(what the page knows, what the key knows)."""
+    """(what the page has, what the key has). Every number and name is random: a judge who reads the page's source
+    learns neither methods nor users."""
     study = secrets.token_hex(4)
     users: dict[str, str] = {}
     histories: dict[str, dict] = {}
@@ -123,24 +125,27 @@ def content(pictures: Pictures, trials: list[Trial], plan: Plan, blind: Blind) -
             verdict: [blind.name(path, HISTORY_SIZE) for path in pictures.histories[user][verdict]]
             for verdict in VERDICTS
         }
-    shown, key = [], {}
     sides = {trial: secrets.SystemRandom().sample(trial.methods, 2) for trial in trials}
     ids = {trial: secrets.token_hex(4) for trial in trials}
-    checked = random.Random(plan.seed + 1).sample(trials, min(plan.repeats, len(trials)))
-    asked = [(trial, ids[trial], None) for trial in trials]
-    asked += [(trial, secrets.token_hex(4), ids[trial]) for trial in checked]
-    for trial, number, mirrors in asked:
+    repeated = random.Random(plan.seed + 1).sample(trials, min(plan.repeats, len(trials)))
+    questions = [(trial, ids[trial], None) for trial in trials]
+    questions += [(trial, secrets.token_hex(4), ids[trial]) for trial in repeated]
+    page_trials = []
+    key = {}
+    for trial, number, mirrors in questions:
         files = pictures.painted[trial.user, trial.prompt]
         names = [blind.name(files[method]) for method in sides[trial]]
         entry = {"id": number, "user": users[trial.user], "prompt": trial.prompt, "pictures": names}
-        shown.append(entry | ({"mirrors": mirrors} if mirrors else {}))
+        page_trials.append(entry | ({"mirrors": mirrors} if mirrors else {}))
         key[number] = {
             "user": trial.user,
             "prompt": trial.prompt,
             "pictures": dict(zip(names, sides[trial], strict=True)),
             "mirrors": mirrors,
         }
-    page = {"study": study, "title": plan.title, "users": histories, "trials": sorted(shown, key=lambda t: t["id"])}
+    # By their random numbers, so that no order tells which trial is a repeat.
+    page_trials.sort(key=lambda entry: entry["id"])
+    page = {"study": study, "title": plan.title, "users": histories, "trials": page_trials}
     about = {"format": FORMAT, "study": study, "seed": plan.seed, "methods": pictures.methods, "trials": key}
     return page, about
 
@@ -151,9 +156,10 @@ def check_sizes(pictures: Pictures, trials: list[Trial]) -> None:
         files = [pictures.painted[trial.user, trial.prompt][method] for method in trial.methods]
         sizes = [opened(file).size for file in files]
         if sizes[0] != sizes[1]:
-            (a, b), ((w, h), (x, y)) = files, sizes
+            (width, height), (other_width, other_height) = sizes
             raise DataError(
-                f"{a} is {w} x {h} and {b} {x} x {y}: their size would tell judges the method; bring them to one size."
+                f"{files[0]} is {width} x {height} and {files[1]} {other_width} x {other_height}: their size would "
+                "tell judges the method; bring them to one size."
             )
 
 
@@ -180,8 +186,8 @@ def make(pictures: Pictures, folder: Path, plan: Plan) -> str:
     finally:
         if partial:
             shutil.rmtree(partial, ignore_errors=True)
-    repeats, histories = len(page["trials"]) - len(trials), page["users"]
+    repeats = len(page["trials"]) - len(trials)
     return (
-        f"{len(trials)} of {possible} possible comparisons, {repeats} mirrored repeats, {len(histories)} users.\n"
+        f"{len(trials)} of {possible} possible comparisons, {repeats} mirrored repeats, {len(page['users'])} users.\n"
         f"Give judges the folder {folder / 'page'} (they open index.html); keep {folder / 'key.json'} to yourself."
     )

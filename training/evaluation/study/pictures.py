@@ -26,7 +26,7 @@ class Pictures:
 
     @property
     def methods(self) -> list[str]:
-        return list(dict.fromkeys(method for found in self.painted.values() for method in found))
+        return list(dict.fromkeys(method for files in self.painted.values() for method in files))
 
 
 def read(source: Path, scratch: Path) -> Pictures:
