@@ -1,9 +1,13 @@
-"""The preference history: pictures with verdicts, cleaned of everything that graphs and folders may hold."""
+"""The preference history: pictures with verdicts, cleaned of everything that graphs and folders may hold.
+
+A user is known to PrefGen by nothing else than these few liked and disliked pictures (arXiv 2512.06020).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,10 +17,15 @@ from pathlib import Path
 import torch
 
 from .history_folder import VERDICTS, HistoryFolder, left_out
-from .pictures import LONG_SIDE, as_tensor, clean_picture, resize
+from .pictures import as_tensor, clean_picture, resize
 
 MAX_ITEMS = 64
-LIKED_BORDER, DISLIKED_BORDER = (0.25, 0.72, 0.35), (0.86, 0.27, 0.27)
+# Of the montage: RGB in 0..1, and pixels.
+LIKED_BORDER = (0.25, 0.72, 0.35)
+DISLIKED_BORDER = (0.86, 0.27, 0.27)
+GROUND = 0.13
+GAP = 2
+BORDER = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,24 +81,17 @@ class PreferenceHistory:
         Pictures: tensors [H, W, C] or batches [B, H, W, C], C of 1 to 4, values 0..1, any size. Raises ValueError with
         one sentence for no liked picture, or for values that are not numbers.
         """
-        sides = []
-        for images, prompts, verdict in ((liked, liked_prompts, True), (disliked, disliked_prompts, False)):
-            pictures = [p for image in images for p in (image if image.ndim == 4 else image[None])]
-            texts = list(prompts) + [""] * (len(pictures) - len(prompts))
-            word = "liked" if verdict else "disliked"
-            sides.append(
-                [
-                    HistoryItem(clean_picture(p, f"{word} picture {i + 1}"), verdict, t)
-                    for i, (p, t) in enumerate(zip(pictures, texts, strict=False))
-                ]
-            )
-        if not sides[0]:
+        liked_items = _items(liked, liked_prompts, True)
+        disliked_items = _items(disliked, disliked_prompts, False)
+        if not liked_items:
             raise ValueError("The history has no liked pictures: connect at least one picture to `liked`.")
-        if sum(map(len, sides)) > MAX_ITEMS:
-            logging.warning("PrefGen reads the newest %d pictures of a history of %d.", MAX_ITEMS, sum(map(len, sides)))
-            keep = shares(*map(len, sides))
-            sides = [items[len(items) - count :] for items, count in zip(sides, keep, strict=True)]
-        turns = (item for pair in zip_longest(*sides) for item in pair if item is not None)
+        total = len(liked_items) + len(disliked_items)
+        if total > MAX_ITEMS:
+            logging.warning("PrefGen reads the newest %d pictures of a history of %d.", MAX_ITEMS, total)
+            liked_count, disliked_count = shares(len(liked_items), len(disliked_items))
+            liked_items = liked_items[len(liked_items) - liked_count :]
+            disliked_items = disliked_items[len(disliked_items) - disliked_count :]
+        turns = (item for pair in zip_longest(liked_items, disliked_items) for item in pair if item is not None)
         return cls(tuple(turns))
 
     @classmethod
@@ -108,14 +110,29 @@ class PreferenceHistory:
         FileNotFoundError with one sentence.
         """
         folder = HistoryFolder(path)
-        counts = shares(*(min(limit, len(folder.files[verdict])) for verdict in VERDICTS))
-        pictures, broken = folder.read(dict(zip(VERDICTS, counts, strict=True)), progress, interrupt)
+        liked_count, disliked_count = shares(*(min(limit, len(folder.files[verdict])) for verdict in VERDICTS))
+        counts = {"liked": liked_count, "disliked": disliked_count}
+        pictures, broken = folder.read(counts, progress, interrupt)
         message = left_out(broken, folder.name)
         if message:
             logging.warning("PrefGen: %s", message)
-        tensors = ([as_tensor(picture.pixels) for picture in pictures[verdict]] for verdict in VERDICTS)
-        prompts = ([picture.prompt for picture in pictures[verdict]] for verdict in VERDICTS)
-        return replace(cls.from_images(*tensors, *prompts), left_out=message)
+        history = cls.from_images(
+            [as_tensor(picture.pixels) for picture in pictures["liked"]],
+            [as_tensor(picture.pixels) for picture in pictures["disliked"]],
+            [picture.prompt for picture in pictures["liked"]],
+            [picture.prompt for picture in pictures["disliked"]],
+        )
+        return replace(history, left_out=message)
+
+
+def _items(images: Sequence[torch.Tensor], prompts: Sequence[str], liked: bool) -> list[HistoryItem]:
+    """The items of one verdict. Prompts may be fewer than pictures; those beyond the pictures are left out."""
+    pictures = [picture for image in images for picture in (image if image.ndim == 4 else image[None])]
+    verdict = "liked" if liked else "disliked"
+    return [
+        HistoryItem(clean_picture(picture, f"{verdict} picture {i + 1}"), liked, prompts[i] if i < len(prompts) else "")
+        for i, picture in enumerate(pictures)
+    ]
 
 
 def shares(liked: int, disliked: int) -> tuple[int, int]:
@@ -127,22 +144,21 @@ def shares(liked: int, disliked: int) -> tuple[int, int]:
 
 def montage(history: PreferenceHistory, columns: int = 8, cell: int = 96) -> torch.Tensor:
     """What was read, as one picture [1, H, W, 3]: liked pictures framed green, then disliked ones framed red."""
-    shown = (*history.liked, *history.disliked)
-    columns = min(columns, len(shown))
-    rows = -(-len(shown) // columns)
-    sheet = torch.full((rows * cell, columns * cell, 3), 0.13)
-    border, inner = 4, cell - 12
-    for i, item in enumerate(shown):
+    items = (*history.liked, *history.disliked)
+    columns = min(columns, len(items))
+    rows = math.ceil(len(items) / columns)
+    sheet = torch.full((rows * cell, columns * cell, 3), GROUND)
+    margin = GAP + BORDER
+    for i, item in enumerate(items):
+        row, column = divmod(i, columns)
+        square = sheet[row * cell : (row + 1) * cell, column * cell : (column + 1) * cell]
+        square[GAP:-GAP, GAP:-GAP] = torch.tensor(LIKED_BORDER if item.liked else DISLIKED_BORDER)
+        square[margin:-margin, margin:-margin] = GROUND
         height, width = item.image.shape[:2]
-        scale = inner / max(height, width)
+        scale = (cell - 2 * margin) / max(height, width)
         picture = resize(item.image, max(1, round(height * scale)), max(1, round(width * scale)))
-        y, x = i // columns * cell + 2, i % columns * cell + 2
-        sheet[y : y + cell - 4, x : x + cell - 4] = torch.tensor(LIKED_BORDER if item.liked else DISLIKED_BORDER)
-        sheet[y + border : y + cell - 4 - border, x + border : x + cell - 4 - border] = 0.13
-        top = y + border + (inner - picture.shape[0]) // 2
-        left = x + border + (inner - picture.shape[1]) // 2
-        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+        height, width = picture.shape[:2]
+        top = (cell - height) // 2
+        left = (cell - width) // 2
+        square[top : top + height, left : left + width] = picture
     return sheet[None]
-
-
-__all__ = ["LONG_SIDE", "MAX_ITEMS", "HistoryItem", "PreferenceHistory", "clean_picture", "montage", "resize", "shares"]

@@ -85,14 +85,7 @@ class HistoryFolder:
         PictureError or ValueError with one sentence where no liked picture is left.
         """
         self.check()
-        for unread in self._passed_over():
-            if count := len(picture_files(unread)):
-                logging.warning(
-                    "PrefGen passes over %d pictures in %s: they lie in neither liked nor disliked of %s themselves.",
-                    count,
-                    printable(unread.name),
-                    self.name,
-                )
+        self._warn_of_pictures_elsewhere()
         total = sum(min(limits[verdict], len(files)) for verdict, files in self.files.items())
         done = 0
         broken: list[PictureError] = []
@@ -102,10 +95,11 @@ class HistoryFolder:
             while waiting and len(pictures[verdict]) < limits[verdict]:
                 if interrupt:
                     interrupt()
-                file = waiting.pop()  # the newest
+                newest = waiting.pop()
                 try:
-                    pictures[verdict].append(FolderPicture(read_picture(file), prompt_of(file)))
+                    pictures[verdict].append(FolderPicture(read_picture(newest), prompt_of(newest)))
                 except PictureError as error:
+                    # An older picture takes its place.
                     broken.append(error)
                     continue
                 done += 1
@@ -120,14 +114,24 @@ class HistoryFolder:
                     self.name,
                     len(waiting),
                 )
+            # Before the disliked ones are read: without a liked picture nothing can be done with them.
             if verdict == "liked" and not pictures[verdict]:
                 raise _nothing_left(self.name, broken)
         return pictures, broken
 
-    def _passed_over(self) -> list[Path]:
-        """Folders whose pictures are of no verdict: this one, where it isn't the liked one, and those further in."""
-        inner = [e for folder in self._folders for e in entries_of(folder) if e.is_dir() and not is_hidden(e)]
-        return inner if self._loose else [self.path, *inner]
+    def _warn_of_pictures_elsewhere(self) -> None:
+        """Warn of pictures that have no verdict: in this folder, where it isn't the liked one, and those further in."""
+        folders = [e for folder in self._folders for e in entries_of(folder) if e.is_dir() and not is_hidden(e)]
+        if not self._loose:
+            folders.insert(0, self.path)
+        for folder in folders:
+            if count := len(picture_files(folder)):
+                logging.warning(
+                    "PrefGen passes over %d pictures in %s: they lie directly in neither liked nor disliked of %s.",
+                    count,
+                    printable(folder.name),
+                    self.name,
+                )
 
 
 def picture_files(folder: Path) -> list[Path]:

@@ -4,7 +4,8 @@ A file or its bytes become uint8 [H, W, 3] as a viewer shows them: the first fra
 on white, 16 bits brought to 8. One resampler shrinks whatever is larger than a history keeps: Pillow's bicubic with
 antialiasing on 8-bit values, for files and for tensors alike, so that a PNG that is read here and one that comes
 through ComfyUI's Load Image become the same picture. A JPEG is decoded at a half, a quarter or an eighth of its size
-first (Pillow's `draft`), at twice the kept size at least: tests/prefgen/test_pictures.py states how little that moves.
+first (Pillow's `draft`), at twice the size that is asked for at least: tests/prefgen/test_pictures.py states how little
+that moves.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,11 +26,12 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .errors import MendableError
+from .picture_modes import as_seen, stored_depth
 
 LONG_SIDE = 1024  # pixels; what a history keeps of a picture
-DRAFT = 2  # a JPEG is decoded at this many times the kept size or more
+DRAFT = 2  # a JPEG is decoded at this many times that size or more
 MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit, which other packs switch off for the whole process
-# Of a stranger's bytes (published data sets) no other decoder is tried.
+# Decoders for bytes of strangers (published data sets), where no other one is tried.
 PUBLISHED = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 
 # Pillow names these formats but hands them to another program (EPS to Ghostscript) or to nobody.
@@ -51,7 +53,8 @@ TURNS = {  # EXIF 2.3, tag 274: how the stored picture is to be turned
     8: Image.Transpose.ROTATE_90,
 }
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_TURNING = (b"XML:com.adobe.xmp", b"Raw profile type exif")  # texts that may hold the orientation
+PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+PNG_ORIENTATION = (b"XML:com.adobe.xmp", b"Raw profile type exif")  # keywords of texts that may hold it
 MAX_PNG_TEXT = 1 << 19  # bytes, unpacked; Pillow refuses a picture for a text or profile of more than 1 MiB
 
 
@@ -60,7 +63,8 @@ class PictureError(MendableError, ValueError):
 
     def __init__(self, name: str, reason: str, remedy: str = "replace or remove it"):
         super().__init__(f"The picture {name} can't be read ({reason}): {remedy}.")
-        self.name, self.reason = name, reason
+        self.name = name
+        self.reason = reason
 
 
 def picture_formats() -> list[str]:
@@ -126,25 +130,27 @@ def open_picture(
 def to_pixels(image: Image.Image, long_side: int | None = LONG_SIDE, draft: int = DRAFT) -> np.ndarray:
     """uint8 [H, W, 3] of a picture from `open_picture`, shrunk while it is decoded where its format can: to `draft`
     times what is asked for at least."""
-    stored = image.size
+    size = image.size
     drafted = None
     if long_side:
-        width, height = kept_size(image.width, image.height, long_side)
+        width, height = size_within(*size, long_side)
         drafted = image.draft(None, (draft * width, draft * height))
-    depth = _depth(image)
-    image.load()  # which turns a TIFF, though not every Pillow then says so
+    depth = stored_depth(image)
+    image.load()
+    if not drafted:
+        size = image.size
+    # Pillow has turned a TIFF when it loaded it, though not every version then says so.
     turn = None if image.format == "TIFF" else TURNS.get(orientation_of(image))
-    width, height = stored if drafted else image.size
     flat = as_seen(image, depth)
     if long_side:
         # A draft's last row and column may be the remains of a cell: what the picture covers is the box.
-        flat = shrunk(flat, *kept_size(width, height, long_side), drafted[1] if drafted else None)
+        flat = shrunk(flat, *size_within(*size, long_side), drafted[1] if drafted else None)
     if turn is not None:
         flat = flat.transpose(turn)
     return np.array(flat.convert("RGB"))
 
 
-def kept_size(width: int, height: int, long_side: int = LONG_SIDE) -> tuple[int, int]:
+def size_within(width: int, height: int, long_side: int = LONG_SIDE) -> tuple[int, int]:
     """(width, height) with the longer side brought down to `long_side`; no side below 1."""
     scale = min(1.0, long_side / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
@@ -166,31 +172,6 @@ def orientation_of(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def as_seen(image: Image.Image, depth: int | None = None) -> Image.Image:
-    """A loaded picture as L or RGB of 8 bits: transparency on white, deep grey brought to 8 bits.
-
-    depth: bits of a PNG's or TIFF's grey or colour values as stored, where Pillow's mode doesn't tell. Raises
-    ValueError for values whose white nobody knows.
-    """
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _grey(image, depth)
-    if image.mode == "LAB":
-        return _from_lab(image)
-    clear = image.info.get("transparency")
-    if image.mode in ("1", "L", "RGB"):
-        flat = image if image.mode == "RGB" else image.convert("L")
-        return flat if clear is None else _keyed(flat, clear, depth)
-    palette = image.palette.mode if image.mode == "P" and image.palette else ""
-    if clear is not None or palette.endswith("A") or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-        if rgba.getchannel("A").getextrema() == (255, 255):
-            return rgba.convert("RGB")
-        sheet = Image.new("RGB", rgba.size, "white")
-        sheet.paste(rgba, mask=rgba)
-        return sheet
-    return image.convert("RGB")
-
-
 def clean_picture(image: torch.Tensor, name: str = "picture") -> torch.Tensor:
     """Any picture [H, W, C] -> float32 [H, W, 3] in 0..1 on the CPU, the input's own memory where nothing changes.
 
@@ -202,22 +183,23 @@ def clean_picture(image: torch.Tensor, name: str = "picture") -> torch.Tensor:
         image = image[..., None]
     if image.ndim != 3 or 0 in image.shape or image.shape[-1] > 4:
         raise ValueError(f"The {name} has the shape {[*image.shape]}, which is no picture [height, width, 1 to 4].")
-    low, high = (float(value) for value in image.aminmax())  # NaN anywhere makes both NaN
+    # NaN anywhere makes both NaN, and no comparison with NaN holds.
+    low, high = (float(value) for value in image.aminmax())
     if not (-float("inf") < low and high < float("inf")):
         raise ValueError(
             f"The {name} holds values that are not numbers (NaN or infinity): check the node that makes it."
         )
     if low < 0 or high > 1:
         image = image.clamp(0, 1)
-    channels = image.shape[-1]
-    if channels in (2, 4):
-        image = image[..., :-1] * image[..., -1:] + (1 - image[..., -1:])
+    if image.shape[-1] in (2, 4):
+        alpha = image[..., -1:]
+        image = image[..., :-1] * alpha + (1 - alpha)
     if image.shape[-1] == 1:
         image = image.expand(-1, -1, 3)
     height, width = image.shape[:2]
     if max(height, width) > LONG_SIDE:
         pixels = Image.fromarray((image * 255).round_().to(torch.uint8).numpy())
-        image = as_tensor(np.array(shrunk(pixels, *kept_size(width, height))))
+        image = as_tensor(np.array(shrunk(pixels, *size_within(width, height))))
     return image.contiguous()
 
 
@@ -267,31 +249,33 @@ def _without_texts(stream: BinaryIO) -> BinaryIO:
     Pillow unpacks them all and refuses the picture for a long or damaged one; its limits are the whole process's.
     """
     start = stream.tell()
-    dropped = False
-    place = start + 8
-    pieces = [(start, place)]
-    if stream.read(8) == PNG_SIGNATURE:
-        while len(header := stream.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", header)
-            end = place + 12 + length
-            if kind == b"iCCP" or (kind in (b"tEXt", b"zTXt", b"iTXt") and not _turning(kind, stream.read(length))):
-                dropped = True
-            else:
-                pieces.append((place, end))
-            place = end
-            stream.seek(place)
-    if dropped:
+    if stream.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
         stream.seek(start)
-        data = memoryview(stream.read())
-        return io.BytesIO(b"".join(data[a - start : b - start] for a, b in pieces))
+        return stream
+    dropped = False
+    place = start + len(PNG_SIGNATURE)
+    spans = [(start, place)]
+    # A chunk is its data's length (4 bytes), its kind (4), the data and a checksum (4).
+    while len(header := stream.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", header)
+        end = place + 12 + length
+        if kind == b"iCCP" or (kind in PNG_TEXTS and not _has_orientation(kind, stream.read(length))):
+            dropped = True
+        else:
+            spans.append((place, end))
+        place = end
+        stream.seek(place)
     stream.seek(start)
-    return stream
+    if not dropped:
+        return stream
+    data = memoryview(stream.read())
+    return io.BytesIO(b"".join(data[begin - start : end - start] for begin, end in spans))
 
 
-def _turning(kind: bytes, text: bytes) -> bool:
+def _has_orientation(kind: bytes, text: bytes) -> bool:
     """Whether a text chunk of a PNG may hold an orientation, and unpacks to a bounded size."""
     keyword, _, rest = text.partition(b"\0")
-    if keyword not in PNG_TURNING:
+    if keyword not in PNG_ORIENTATION:
         return False
     if kind == b"tEXt" or (kind == b"iTXt" and rest[:1] == b"\0"):
         return len(rest) < MAX_PNG_TEXT
@@ -300,79 +284,6 @@ def _turning(kind: bytes, text: bytes) -> bool:
         return len(zlib.decompressobj().decompress(packed, MAX_PNG_TEXT)) < MAX_PNG_TEXT
     except zlib.error:
         return False
-
-
-def _depth(image: Image.Image) -> int | None:
-    """Bits of a grey or colour value as the file holds it, where that differs from what Pillow's mode says."""
-    if image.format == "PNG":
-        raw = image.tile[0][3] if image.tile else None
-        bits = {"1": 1, "L;2": 2, "L;4": 4, "I;16B": 16, "RGB;16B": 16, "LA;16B": 16, "RGBA;16B": 16}
-        return bits.get(raw if isinstance(raw, str) else (raw or [None])[0], 8)
-    if image.format == "TIFF":
-        bits = image.tag_v2.get(258, 1)
-        return bits[0] if isinstance(bits, tuple) else bits
-    return None
-
-
-def _keyed(image: Image.Image, clear, depth: int | None) -> Image.Image:
-    """L or RGB with one colour that stands for nothing (PNG's tRNS), which becomes white."""
-    key = np.atleast_1d(np.array([*clear] if isinstance(clear, (bytes, tuple, list)) else clear, np.int64))
-    if depth in (2, 4):
-        key = key * (255 // (2**depth - 1))  # Pillow spreads the pixels over 0..255 but not this
-    elif depth == 16:
-        key = key >> 8  # Pillow keeps the upper 8 bits of 16-bit colours
-    pixels = np.array(image)
-    hit = pixels == key[0] if pixels.ndim == 2 else (pixels == key).all(-1)
-    pixels[hit] = 255
-    return Image.fromarray(pixels)
-
-
-def _grey(image: Image.Image, depth: int | None) -> Image.Image:
-    """Modes I, I;16 and F as L. Raises ValueError where a picture's white can't be known."""
-    values = np.array(image)
-    clear = image.info.get("transparency")
-    hit = values == clear if isinstance(clear, int) else None
-    white: float
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        white = 4095 if depth == 12 else 65535
-    elif image.mode == "I":
-        white, values = _white_of_integers(image, values)
-    else:
-        white = _white_of_floats(values)
-    grey = np.empty(values.shape, np.uint8)
-    for top in range(0, len(values), 64):  # bands, so that the wide intermediate stays small
-        band = values[top : top + 64].astype(np.float64) * (255 / white)
-        grey[top : top + 64] = np.rint(band.clip(0, 255))
-    if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # white is zero; Pillow turns 8 bits alone
-        grey = 255 - grey
-    if hit is not None:
-        grey[hit] = 255
-    return Image.fromarray(grey)
-
-
-def _white_of_integers(image: Image.Image, values: np.ndarray) -> tuple[int, np.ndarray]:
-    """(white, values) of 32-bit grey: the narrowest of 8, 16 and all bits that holds the values, since 32-bit files are
-    mostly narrower values that were never converted."""
-    if image.format == "TIFF" and image.tag_v2.get(339, (1,))[0] == 1:
-        values = values.view(np.uint32)
-    high = int(values.max())
-    return next((white for white in (255, 65535) if high <= white), np.iinfo(values.dtype).max), values
-
-
-def _white_of_floats(values: np.ndarray) -> float:
-    """1, 255 or 65535, as far as the values tell: beyond 1 they may be light above white (HDR) or the dark end of 0 to
-    255, and then nobody knows."""
-    high = float(values.max())
-    if not np.isfinite(values).all() or 1 < high < 16 or high > 65536:
-        raise ValueError(f"its values reach {high:.3g}, so nobody knows what is white; save it with 8 or 16 bits")
-    return 1.0 if high <= 1 else 255.0 if high < 512 else 65535.0
-
-
-def _from_lab(image: Image.Image) -> Image.Image:
-    from PIL import ImageCms  # not in every build of Pillow
-
-    profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    return ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
 
 
 def _reason(error: Exception) -> str:
@@ -388,11 +299,11 @@ def _reason(error: Exception) -> str:
 
 def _unknown(stream: BinaryIO | None, source) -> tuple[str, str]:
     """(reason, remedy) for bytes that Pillow doesn't know: what they are instead, if their beginning tells."""
-    head = b""
-    if stream is not None:
-        with suppress(OSError, ValueError, AttributeError):
-            stream.seek(0)
-            head = stream.read(512)
+    try:
+        stream.seek(0)
+        head = stream.read(512)
+    except (OSError, ValueError, AttributeError):
+        head = b""
     suffix = Path(source).suffix.lower() if isinstance(source, (str, Path)) else ""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:

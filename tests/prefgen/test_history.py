@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from prefgen.history import LONG_SIDE, MAX_ITEMS, PreferenceHistory, clean_picture, montage
+from prefgen.history import MAX_ITEMS, PreferenceHistory, montage
+from prefgen.pictures import LONG_SIDE, clean_picture
 from tests.closeness import assert_close
 
 
