@@ -16,19 +16,19 @@ import sys
 from pathlib import Path
 
 if __package__:
-    from .fetch import DownloadError, FileSet, fetch, known_sets
+    from .fetch import DownloadError, FileSet, fetch, load_sets
 else:  # run by this folder's path: an embedded Python looks for no module in the current folder
-    from fetch import DownloadError, FileSet, fetch, known_sets  # type: ignore[import-not-found, no-redef]
+    from fetch import DownloadError, FileSet, fetch, load_sets
 
 PACK = Path(__file__).resolve().parents[2]
 
 
-def models_folder(given: Path | None) -> Path:
+def models_folder(models: Path | None) -> Path:
     """--models, or the folder of the ComfyUI that the pack lies in. DownloadError when there is none."""
-    if given is not None:
-        if not given.is_dir():
-            raise DownloadError(f"--models {given} is no folder.")
-        return given
+    if models is not None:
+        if not models.is_dir():
+            raise DownloadError(f"--models {models} isn't a folder.")
+        return models
     for pack in (Path.cwd(), PACK):
         folder = pack.parent.parent / "models"
         if pack.parent.name == "custom_nodes" and folder.is_dir():
@@ -42,6 +42,7 @@ def size(count: int) -> str:
 
 
 def listed(sets: dict[str, FileSet]) -> str:
+    """One line a set: its name, size, licence and what it is."""
     width = max(map(len, sets), default=0)
     return "\n".join(f"{name:<{width}} {size(s.bytes):>8}  {s.licence:<11} {s.what}" for name, s in sets.items())
 
@@ -56,16 +57,17 @@ def main() -> None:
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
     try:
-        sets = known_sets(args.sets)
+        sets = load_sets(args.sets)
         if args.name is None:
             print(listed(sets))
             return
         if args.name not in sets:
             raise DownloadError(f"There is no set {args.name!r}: choose {', '.join(sets)}.")
         folder = models_folder(args.models)
-        wanted, free = sets[args.name], size(shutil.disk_usage(folder).free)
-        print(f"{args.name}: {size(wanted.bytes)}, {wanted.licence}, into {folder} ({free} free)", flush=True)
-        for path in fetch(wanted, folder):
+        chosen = sets[args.name]
+        free = size(shutil.disk_usage(folder).free)
+        print(f"{args.name}: {size(chosen.bytes)}, {chosen.licence}, into {folder} ({free} free)", flush=True)
+        for path in fetch(chosen, folder):
             print(path, flush=True)
     except DownloadError as error:
         raise SystemExit(str(error)) from error

@@ -21,7 +21,8 @@ from tqdm import tqdm
 SETS = Path(__file__).with_name("sets.json")
 STAGING = ".prefgen-download"  # in the models folder; gone when nothing is half there
 SPARE = 256 << 20  # bytes that a disk keeps free
-PIECE, TIMEOUT = 1 << 20, 30  # bytes, seconds
+CHUNK = 1 << 20  # bytes
+TIMEOUT = 30  # seconds
 
 
 class DownloadError(Exception):
@@ -40,6 +41,8 @@ class PinnedFile:
 
 @dataclass(frozen=True)
 class FileSet:
+    """Files of one revision of a repository. what: which models, for people."""
+
     what: str
     licence: str
     repository: str
@@ -51,20 +54,20 @@ class FileSet:
         return sum(file.bytes for file in self.files)
 
 
-def known_sets(path: Path | None = None) -> dict[str, FileSet]:
+def load_sets(path: Path | None = None) -> dict[str, FileSet]:
     """The sets of a list, ours by default. DownloadError for a list that can't be read or leaves the models folder."""
     path = path or SETS
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {name: _file_set(**entry) for name, entry in content.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DownloadError(f"{path} is no list of sets ({error}).") from error
+        raise DownloadError(f"{path} isn't a list of sets ({error}).") from error
 
 
 def _file_set(files: list[dict], revision: str, **entry: str) -> FileSet:
     pinned = tuple(PinnedFile(**file) for file in files)
     if not re.fullmatch("[0-9a-f]{40}", revision):
-        raise ValueError(f"revision {revision!r} is no commit")
+        raise ValueError(f"revision {revision!r} isn't a commit")
     for file in pinned:
         inside = [PurePosixPath(name) for name in (file.path, file.to)]
         if any(p.is_absolute() or ".." in p.parts or "\\" in str(p) or ":" in str(p) for p in inside):
@@ -76,40 +79,53 @@ def _file_set(files: list[dict], revision: str, **entry: str) -> FileSet:
     return FileSet(files=pinned, revision=revision, **entry)
 
 
-def fetch(wanted: FileSet, models: Path) -> Iterator[Path]:
+def fetch(file_set: FileSet, models: Path) -> Iterator[Path]:
     """Yield each file's path as soon as it is there and right. DownloadError names what is wrong and what to do.
 
     OSError with its file's name where a folder or file can't be used.
     """
     missing = []
-    for file in wanted.files:
+    for file in file_set.files:
         target = models / file.to
         if not target.exists():
             missing.append(file)
-        elif target.stat().st_size == file.bytes and sha256(target) == file.sha256:
+        elif _is_pinned(target, file):
             yield target
         else:
             raise DownloadError(f"{target} is another file than the pinned one: move it away, then run this again.")
     staging = models / STAGING
-    parts = [staging / _part(file) for file in missing]
-    have = sum(part.stat().st_size for part in parts if part.exists())
-    free, needed = shutil.disk_usage(models).free, sum(file.bytes for file in missing) - have + SPARE
-    if missing and free < needed:
-        raise DownloadError(f"{models} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed: make room.")
+    if missing:
+        _check_space(models, missing)
     for file in missing:
-        there = _downloaded(wanted, file, staging)
-        if there.stat().st_size != file.bytes or sha256(there) != file.sha256:
-            there.unlink()
+        downloaded = _download(file_set, file, staging)
+        if not _is_pinned(downloaded, file):
+            downloaded.unlink()
             raise DownloadError(
                 f"What came for {file.path} is not the pinned file: it was thrown away. Run this again, and tell us if "
                 "it happens twice."
             )
         target = models / file.to
         target.parent.mkdir(parents=True, exist_ok=True)
-        _move(there, target)
+        _move(downloaded, target)
         yield target
-    with suppress(OSError):  # it stays while it holds what another set has begun
+    # Not empty while it holds what another set has begun: then it stays.
+    with suppress(OSError):
         staging.rmdir()
+
+
+def _is_pinned(path: Path, file: PinnedFile) -> bool:
+    """Whether a file has the size and the SHA-256 that are pinned."""
+    return path.stat().st_size == file.bytes and sha256(path) == file.sha256
+
+
+def _check_space(models: Path, missing: list[PinnedFile]) -> None:
+    """DownloadError if the disk has no room for what is missing and hasn't come yet."""
+    parts = [models / STAGING / _part(file) for file in missing]
+    present = sum(part.stat().st_size for part in parts if part.exists())
+    needed = sum(file.bytes for file in missing) - present + SPARE
+    free = shutil.disk_usage(models).free
+    if free < needed:
+        raise DownloadError(f"{models} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed: make room.")
 
 
 def _move(file: Path, target: Path) -> None:
@@ -132,22 +148,22 @@ def _part(file: PinnedFile) -> str:
     return f"{file.sha256}.part"
 
 
-def _downloaded(wanted: FileSet, file: PinnedFile, staging: Path) -> Path:
+def _download(file_set: FileSet, file: PinnedFile, staging: Path) -> Path:
     """The file in the staging folder, from where an earlier run broke off: the hub's own client begins anew."""
     from huggingface_hub import constants, hf_hub_url  # ComfyUI brings it; HF_ENDPOINT names another hub
 
-    name = f"{file.path} of {wanted.repository}"
+    name = f"{file.path} of {file_set.repository}"
     if constants.HF_HUB_OFFLINE:
         raise DownloadError("HF_HUB_OFFLINE is set: unset it to download.")
     staging.mkdir(exist_ok=True)
     part = staging / _part(file)
-    have = part.stat().st_size if part.exists() else 0
+    present = part.stat().st_size if part.exists() else 0
     try:
-        if have < file.bytes:
-            url = hf_hub_url(wanted.repository, file.path, revision=wanted.revision)
-            request = Request(url, headers={"Range": f"bytes={have}-", "User-Agent": "prefgen"})
+        if present < file.bytes:
+            url = hf_hub_url(file_set.repository, file.path, revision=file_set.revision)
+            request = Request(url, headers={"Range": f"bytes={present}-", "User-Agent": "prefgen"})
             with urlopen(request, timeout=TIMEOUT) as answer:
-                _write(answer, part, have if answer.status == 206 else 0, file)
+                _write(answer, part, present if answer.status == 206 else 0, file)
     except HTTPError as error:
         if error.code in (401, 403):
             raise DownloadError(f"{name} asks for an agreement: accept it in a browser, fetch it by hand.") from error
@@ -159,9 +175,9 @@ def _downloaded(wanted: FileSet, file: PinnedFile, staging: Path) -> Path:
             raise
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason = f"{staging} is full: make room and" if full else f"the connection broke off ({error}):"
-        raise DownloadError(f"{name} did not come whole, {reason} run the same command again.") from error
+        raise DownloadError(f"{name} is incomplete, {reason} run the same command again.") from error
     if part.stat().st_size < file.bytes:
-        raise DownloadError(f"{name} did not come whole, the connection broke off: run the same command again.")
+        raise DownloadError(f"{name} is incomplete, the connection broke off: run the same command again.")
     return part
 
 
@@ -171,15 +187,15 @@ def _write(answer, part: Path, start: int, file: PinnedFile) -> None:
         target.seek(start)
         title = PurePosixPath(file.to).name
         with tqdm(total=file.bytes, initial=start, desc=title, unit="B", unit_scale=True, mininterval=0.5) as bar:
-            while target.tell() <= file.bytes and (piece := answer.read(PIECE)):
-                target.write(piece)
-                bar.update(len(piece))
+            while target.tell() <= file.bytes and (chunk := answer.read(CHUNK)):
+                target.write(chunk)
+                bar.update(len(chunk))
 
 
 def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal, read in pieces."""
+    """Of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
     return digest.hexdigest()

@@ -194,7 +194,7 @@ def test_what_another_set_has_begun_neither_counts_nor_is_thrown_away(hub, sets,
     usage = fetch.shutil.disk_usage(models)
     monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(fetch.DownloadError, match="make room"):
-        list(fetch.fetch(fetch.known_sets()["sd15"], models))
+        list(fetch.fetch(fetch.load_sets()["sd15"], models))
 
 
 def test_a_connection_that_breaks_off_is_a_sentence_and_the_next_run_goes_on(hub, sets, tmp_path):
@@ -231,7 +231,7 @@ def test_a_full_disk_is_told_before_anything_is_fetched(tmp_path, monkeypatch):
     usage = fetch.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(fetch.DownloadError, match="0.0 GB free and .* GB are needed: make room"):
-        list(fetch.fetch(next(iter(fetch.known_sets().values())), tmp_path))
+        list(fetch.fetch(next(iter(fetch.load_sets().values())), tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -249,16 +249,16 @@ def test_a_list_that_leaves_the_folder_or_lacks_a_pin_is_refused(tmp_path, chang
     path, made = tmp_path / "sets.json", entry()
     made["files"][0] |= change
     path.write_text(json.dumps({"ours": made}))
-    with pytest.raises(fetch.DownloadError, match="is no list of sets") as raised:
-        fetch.known_sets(path)
+    with pytest.raises(fetch.DownloadError, match="isn't a list of sets") as raised:
+        fetch.load_sets(path)
     assert "\n" not in str(raised.value)
     path.write_text(json.dumps({"ours": entry(revision="main")}))
-    with pytest.raises(fetch.DownloadError, match="revision 'main' is no commit"):
-        fetch.known_sets(path)
+    with pytest.raises(fetch.DownloadError, match="revision 'main' isn't a commit"):
+        fetch.load_sets(path)
 
 
 def test_our_list_holds_together_and_is_shown():
-    sets = fetch.known_sets()
+    sets = fetch.load_sets()
     assert {"sd15", "sdxl", "smolvlm-256m", "qwen3-vl-2b"} <= set(sets)
     pins = {}
     for one in sets.values():

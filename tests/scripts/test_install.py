@@ -74,7 +74,7 @@ from training.common.config.command import FOLDER
 print(json.dumps({
     "elsewhere": [name for name in ("prefgen", "training") if not sys.modules[name].__file__.startswith(sys.argv[1])],
     "nodes": [name for name in ("nodes", "scripts", "tests") if importlib.util.find_spec(name)],
-    "sets": sorted(prefgen.download.fetch.known_sets()),
+    "sets": sorted(prefgen.download.fetch.load_sets()),
     "missing": [str(path) for path in (prefgen.atelier.models.WEIGHTS / "unet.safetensors", FOLDER / "sdxl_24gb.yaml",
         training.data.agents.vocabulary.REAL_WORLD, training.evaluation.study.make.PAGE / "study.js")
         if not path.is_file()],
