@@ -24,7 +24,9 @@ MAX_TOKENS = 48
 # Noise schedule of the UNet: SD1.5's betas with zero terminal SNR, because a palette fills the whole picture and a
 # schedule that never reaches pure noise cannot move the mean colour (Lin et al., arXiv 2305.08891).
 PREDICTION = "v_prediction"
-BETA_START, BETA_END, TRAIN_TIMESTEPS = 0.00085, 0.012, 1000
+BETA_START = 0.00085
+BETA_END = 0.012
+TRAIN_TIMESTEPS = 1000
 ZERO_TERMINAL_SNR = True
 
 CLIP_TEXT_CONFIG = {
@@ -70,7 +72,7 @@ UNET_CONFIG = {
     "norm_num_groups": 16,
     "attention_head_dim": 4,  # diffusers' historical name for the number of heads
 }
-# CLIP's tower once more: the MLLM's eyes start from its weights.
+# CLIP's tower once more: the MLLM's vision tower starts from its weights.
 MLLM_VISION_CONFIG = {key: value for key, value in CLIP_VISION_CONFIG.items() if key != "projection_dim"}
 MLLM_TEXT_CONFIG = {
     "model_type": "llama",
@@ -108,6 +110,7 @@ def clip_config():
 
 
 def mllm_tokenizer():
+    """transformers tokenizer of the preference MLLM."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast.from_pretrained(str(MLLM_FOLDER))

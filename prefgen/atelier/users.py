@@ -12,6 +12,8 @@ from . import captions
 from .attributes import FAMILIES
 from .renderer import Scene, random_scene
 
+# Probabilities: that a liked picture shows a liked attribute, a disliked one a disliked attribute, and that a user has
+# two tastes.
 LIKED_PRESENT = 0.9
 DISLIKED_PRESENT = 0.8
 TWO_TASTES = 0.2
@@ -92,9 +94,9 @@ def history(person: User, n_liked: int, n_disliked: int, seed: int, prompts=None
 
 def _liked_scene(person: User, rng, subject: str, prop: str) -> Scene:
     taste = person.tastes[rng.integers(len(person.tastes))]
-    wanted = {family: name for family, name in taste.liked if rng.random() < LIKED_PRESENT}
+    shown = {family: name for family, name in taste.liked if rng.random() < LIKED_PRESENT}
     while True:
-        scene = random_scene(rng, subject, prop, wanted)
+        scene = random_scene(rng, subject, prop, shown)
         if not set(person.disliked) & set(scene.attributes):
             return scene
 
@@ -120,17 +122,15 @@ def alignment(attributes: Mapping[str, str], person: User) -> float:
 
 def _examples() -> dict[str, int]:
     """Three test users whose first tastes name three different palettes, in order of id."""
-    chosen: list[int] = []
-    palettes: set[str] = set()
+    by_palette: dict[str, int] = {}
     number = 0
-    while len(chosen) < 3:
+    while len(by_palette) < 3:
         person = user(number)
         palette = dict(person.tastes[0].liked).get("palette")
-        if split(number) == "test" and len(person.tastes) == 1 and palette and palette not in palettes:
-            chosen.append(number)
-            palettes.add(palette)
+        if split(number) == "test" and len(person.tastes) == 1 and palette:
+            by_palette.setdefault(palette, number)
         number += 1
-    return dict(zip(("ada", "bruno", "chiyo"), chosen, strict=True))
+    return dict(zip(("ada", "bruno", "chiyo"), by_palette.values(), strict=True))
 
 
 EXAMPLE_USERS: dict[str, int] = _examples()
