@@ -1,4 +1,8 @@
-"""The semantic aligner: from the MLLM's top layers to CLIP's text space."""
+"""The semantic aligner: from the MLLM's top layers to CLIP's text space.
+
+PrefGen trains a small MLP with MMD against CLIP text embeddings of the user's attributes (arXiv 2512.06020): a loss on
+distributions keeps the diversity that a point-wise one can collapse. The loss is in training/train_alignment.py.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ class LayerStandardiser(nn.Module):
 
     def __init__(self, layers: int, width: int):
         super().__init__()
+        # Buffers, so that they travel in the adapter file.
         self.register_buffer("mean", torch.zeros(layers, width))
         self.register_buffer("std", torch.ones(layers, width))
 
@@ -32,7 +37,6 @@ class SemanticAligner(nn.Module):
 
     def __init__(self, layers: int = 4, width: int = 192, out: int = 128, hidden: int = 512):
         super().__init__()
-        self.layers, self.width, self.out = layers, width, out
         self.mlp = nn.Sequential(nn.Linear(layers * width, hidden), nn.GELU(), nn.Linear(hidden, out))
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:

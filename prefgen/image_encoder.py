@@ -1,4 +1,4 @@
-"""What an image encoder is, told from its weights: its architecture and its widths, and which weights they are.
+"""What an image encoder is, by its weights: its architecture, its widths, and which training of it.
 
 ComfyUI calls every image encoder CLIP_VISION. Adapters read CLIP (arXiv 2103.00020) alone, and a vector of equal width
 from another encoder is noise to them.
@@ -11,14 +11,19 @@ from collections.abc import Mapping
 
 import torch
 
-CLIP, SIGLIP, LLAVA, DINO = "CLIP", "SigLIP", "LLaVA's CLIP", "DINO"
-PREFIX, PROJECTION = "vision_model.", "visual_projection."  # as transformers and ComfyUI name a CLIP's image side
+CLIP = "CLIP"
+SIGLIP = "SigLIP"
+LLAVA = "LLaVA's CLIP"
+DINO = "DINO"
+# How transformers and ComfyUI name a CLIP's image side.
+PREFIX = "vision_model."
+PROJECTION = "visual_projection."
 SAMPLED = 4096  # values of each tensor
 
 
 def described(state: Mapping[str, torch.Tensor]) -> dict:
-    """{"architecture", "hidden_size", "digest"} of an encoder's weights by ComfyUI's or transformers' names; what can't
-    be told is left out, so an encoder of another kind is {}."""
+    """{"architecture", "hidden_size", "digest"} of an encoder's weights by ComfyUI's or transformers' names; what they
+    don't say is left out, so an encoder of another kind is {}."""
     about: dict = {}
     architecture = architecture_of(state)
     if architecture:
@@ -40,7 +45,8 @@ def architecture_of(state: Mapping[str, torch.Tensor]) -> str | None:
     if not any(name.startswith(PREFIX) for name in names):
         return None
     if any(name.startswith("multi_modal_projector.") for name in names):
-        return LLAVA  # its files hold no visual_projection, so ComfyUI's embedding of one is what the memory held
+        # Its files have no visual_projection, so the embedding that ComfyUI makes of one is whatever was in memory.
+        return LLAVA
     return CLIP if PREFIX + "embeddings.class_embedding" in names else SIGLIP
 
 

@@ -1,4 +1,4 @@
-"""Public IP-Adapter files as image-only adapters, known by their keys and shapes and never by their names.
+"""Public IP-Adapter files as image-only adapters, recognised by their keys and shapes and never by their names.
 
 Layouts (arXiv 2308.06721; files of h94/IP-Adapter): `image_proj.*` turns what CLIP vision says of a picture into
 tokens; `ip_adapter.{1,3,5...}.to_k_ip.weight` / `to_v_ip.weight` are the branch, blocks in the order down, up, mid.
@@ -12,6 +12,7 @@ No picture is a zero embedding for base, and the states of an all-zero input for
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -23,15 +24,20 @@ from .adapter import FAMILY_OF_WIDTH, FORMAT_VERSION, AdapterFile, AdapterHeader
 from .adapter_weights import OTHER_PREFIX, assign, check_shapes, weight_of
 from .errors import AdapterError
 
-EMBEDDING, STATES = "image_embeds", "penultimate_hidden_states"
+# What a projection reads of CLIP vision.
+EMBEDDING = "image_embeds"
+STATES = "penultimate_hidden_states"
 # CLIP vision models by the width of what they give.
 ENCODERS = {
     EMBEDDING: {768: "CLIP ViT-L", 1024: "CLIP ViT-H", 1280: "CLIP ViT-bigG"},
     STATES: {1024: "CLIP ViT-L", 1280: "CLIP ViT-H", 1664: "CLIP ViT-bigG"},
 }
 HEAD_WIDTH = 64  # of every published resampler
-PROJECTION = "image_proj."
 FACE_WIDTH = 512  # InsightFace's embedding; no CLIP vision model has this width
+PROJECTION = "image_proj."
+BRANCH = "ip_adapter."
+# One weight of each layout's projection that the others don't have: base, plus, full face.
+LAYOUT_KEYS = {"proj.weight", "latents", "proj.3.weight"}
 
 
 class EmbeddingProjection(nn.Module):
@@ -65,17 +71,22 @@ class PerceiverAttention(nn.Module):
 
     def __init__(self, width: int, inner: int):
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
         self.to_q = nn.Linear(width, inner, bias=False)
         self.to_kv = nn.Linear(width, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, width, bias=False)
 
     def forward(self, states: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         latents = self.norm2(latents)
-        seen = torch.cat([self.norm1(states), latents], dim=1)
-        qkv = (self.to_q(latents), *self.to_kv(seen).chunk(2, dim=-1))
-        q, k, v = (x.unflatten(-1, (-1, HEAD_WIDTH)).transpose(1, 2) for x in qkv)
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        k, v = self.to_kv(torch.cat([self.norm1(states), latents], dim=1)).chunk(2, dim=-1)
+        attended = F.scaled_dot_product_attention(heads(self.to_q(latents)), heads(k), heads(v))
+        return self.to_out(attended.transpose(1, 2).flatten(2))
+
+
+def heads(x: torch.Tensor) -> torch.Tensor:
+    """[B, N, heads * 64] -> [B, heads, N, 64]."""
+    return x.unflatten(-1, (-1, HEAD_WIDTH)).transpose(1, 2)
 
 
 class Resampler(nn.Module):
@@ -104,7 +115,8 @@ class Resampler(nn.Module):
         self.norm_out = nn.LayerNorm(cross_attention_dim)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        states, latents = self.proj_in(states), self.latents.expand(len(states), -1, -1)
+        states = self.proj_in(states)
+        latents = self.latents.expand(len(states), -1, -1)
         for attention, feed_forward in self.layers:
             latents = latents + attention(states, latents)
             latents = latents + feed_forward(latents)
@@ -146,17 +158,17 @@ class ImageAdapter:
 
 def is_ip_adapter(keys) -> bool:
     """Whether a file's keys speak of an IP-Adapter of any kind, supported or not."""
-    return any(key.startswith(("ip_adapter.", "image_proj.", OTHER_PREFIX, "ip_adapter_proj_model.")) for key in keys)
+    return any(key.startswith((BRANCH, PROJECTION, OTHER_PREFIX, "ip_adapter_proj_model.")) for key in keys)
 
 
 def build_image_adapter(name: str, tensors: dict[str, torch.Tensor], file: AdapterFile | None = None) -> ImageAdapter:
     """The adapter of a file's weights. Raises AdapterError with one sentence for a kind that isn't supported and for a
     weight that is missing or doesn't fit; ValueError for weights that don't fit together."""
-    tensors = {re.sub(f"^{re.escape(OTHER_PREFIX)}", "ip_adapter.", key): value for key, value in tensors.items()}
-    other = _unsupported(tensors)
-    if other:
+    tensors = {re.sub(f"^{re.escape(OTHER_PREFIX)}", BRANCH, key): value for key, value in tensors.items()}
+    kind = _unsupported_kind(tensors)
+    if kind:
         raise AdapterError(
-            f"{name} is {other}, which PrefGen doesn't load: choose a base, plus or full-face IP-Adapter for SD1.5 or "
+            f"{name} is {kind}, which PrefGen doesn't load: choose a base, plus or full-face IP-Adapter for SD1.5 or "
             "SDXL."
         )
     with torch.device("meta"):
@@ -186,30 +198,41 @@ def encoder_name(reads: str, width: int) -> str:
 
 
 def other_width_of(reads: str, width: int) -> int | None:
-    """Of the CLIP vision model whose `reads` are so wide: how wide the other thing is that it gives, None for a model
-    that isn't a known one. A ViT-g has the embedding's width of a ViT-H, and other states."""
+    """How wide the states of a CLIP vision model are whose embedding is so wide, or the other way round; None for a
+    model that isn't in ENCODERS."""
+    name = ENCODERS[reads].get(width)
     other = ENCODERS[STATES if reads == EMBEDDING else EMBEDDING]
-    return next((wide for wide, name in other.items() if name == ENCODERS[reads].get(width)), None)
+    return next((other_width for other_width, other_name in other.items() if other_name == name), None)
 
 
-def _unsupported(tensors: dict[str, torch.Tensor]) -> str:
+def _unsupported_kind(tensors: dict[str, torch.Tensor]) -> str:
     """What a file is, if it is something else than the three layouts; else nothing."""
-    image_proj = {key.removeprefix(PROJECTION) for key in tensors if key.startswith(PROJECTION)}
-    if any("lora" in key for key in tensors) or any("perceiver_resampler" in key for key in image_proj):
+    projection = {key.removeprefix(PROJECTION) for key in tensors if key.startswith(PROJECTION)}
+    branch = [key for key in tensors if key.startswith(BRANCH)]
+    if _is_face_id(tensors, projection):
         return "an IP-Adapter FaceID file"
-    if {"proj.0.weight", "norm.weight"} <= image_proj:
-        return "an IP-Adapter FaceID file"
-    reads = tensors[PROJECTION + "proj_in.weight"].shape[-1:] if "proj_in.weight" in image_proj else ()
-    if "latents" in image_proj and reads == (FACE_WIDTH,):
+    if "latents" in projection and _input_width(tensors) == FACE_WIDTH:
         return "an InstantID file"
-    layouts = {"proj.weight", "latents", "proj.3.weight"} & image_proj
-    branch = [key for key in tensors if key.startswith("ip_adapter.")]
+    has_layout = bool(LAYOUT_KEYS & projection)
     numbers = [int(n) for n in re.findall(r"^ip_adapter\.(\d+)\.", "\n".join(branch), re.MULTILINE)]
     # A UNet's self-attentions take the even numbers, so a branch that has them is for something else.
-    if any(n % 2 == 0 for n in numbers) or not (layouts or numbers):
+    if any(n % 2 == 0 for n in numbers) or not (has_layout or numbers):
         return "an IP-Adapter for another kind of model"
     plain = all(re.fullmatch(r"ip_adapter\.\d+\.to_[kv]_ip\.weight", key) for key in branch)
-    return "" if plain and (layouts or not image_proj) else "an IP-Adapter of an unknown kind"
+    return "" if plain and (has_layout or not projection) else "an IP-Adapter of an unknown kind"
+
+
+def _is_face_id(tensors: dict[str, torch.Tensor], projection: set[str]) -> bool:
+    """Whether a file reads a face recogniser's embedding. projection: its projection's keys without their prefix."""
+    if {"proj.0.weight", "norm.weight"} <= projection or any("lora" in key for key in tensors):
+        return True
+    return any("perceiver_resampler" in key for key in projection)
+
+
+def _input_width(tensors: dict[str, torch.Tensor]) -> int | None:
+    """What a resampler reads is so wide; None without one."""
+    weight = tensors.get(PROJECTION + "proj_in.weight")
+    return weight.shape[-1] if weight is not None and weight.ndim else None
 
 
 def _projection(name: str, weights: dict[str, torch.Tensor]) -> tuple[nn.Module, str, int]:
@@ -222,7 +245,8 @@ def _projection(name: str, weights: dict[str, torch.Tensor]) -> tuple[nn.Module,
     if PROJECTION + "latents" in weights:
         _, tokens, hidden = size("latents", 3)
         depth = len({key.split(".")[2] for key in weights if key.startswith(PROJECTION + "layers.")})
-        inner, ff = size("layers.0.0.to_q.weight")[0], size("layers.0.1.1.weight")[0]
+        inner = size("layers.0.0.to_q.weight")[0]
+        ff = size("layers.0.1.1.weight")[0]
         if inner % HEAD_WIDTH:
             raise ValueError(f"an attention {inner} wide")
         width = size("proj_in.weight")[1]
@@ -247,10 +271,12 @@ def _branch(
     name: str, tensors: dict[str, torch.Tensor], text_width: int
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
     """to_k_ip and to_v_ip of blocks 1, 3, 5 ... without a gap."""
-    branch = {key: value for key, value in tensors.items() if key.startswith("ip_adapter.")}
-    blocks = range(1, 2 * max(1, -(-len(branch) // 2)), 2)
-    keys, values = ([f"ip_adapter.{i}.to_{side}_ip.weight" for i in blocks] for side in "kv")
-    widths = [weight_of(name, branch, key, 2).shape[0] for key in keys for _ in "kv"]
-    in_order = [key for pair in zip(keys, values, strict=True) for key in pair]
-    check_shapes(name, {key: (width, text_width) for key, width in zip(in_order, widths, strict=True)}, branch)
+    branch = {key: value for key, value in tensors.items() if key.startswith(BRANCH)}
+    blocks = max(1, math.ceil(len(branch) / 2))
+    keys = [f"{BRANCH}{2 * i + 1}.to_k_ip.weight" for i in range(blocks)]
+    values = [f"{BRANCH}{2 * i + 1}.to_v_ip.weight" for i in range(blocks)]
+    shapes = {}
+    for key, value in zip(keys, values, strict=True):
+        shapes[key] = shapes[value] = (weight_of(name, branch, key, 2).shape[0], text_width)
+    check_shapes(name, shapes, branch)
     return tuple(branch[key] for key in keys), tuple(branch[key] for key in values)

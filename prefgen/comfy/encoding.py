@@ -41,7 +41,7 @@ def encode_history(
     interrupt()
     hidden = None
     if managed is not None:
-        if managed.mllm.knows(history):
+        if managed.mllm.has_encoded(history):
             hidden = managed.mllm.encode(history)
         else:
             with managed.on_device() as mllm:

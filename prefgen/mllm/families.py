@@ -1,7 +1,15 @@
-"""What differs between MLLM families: where the parts are, how a picture is cut, and how it stands in the text.
+"""What differs between MLLM families: where the parts are, how pictures become tokens, and how they stand in the text.
 
 One small class a family; everything else in the package is the same for all. Every picture becomes a square of one
-fixed size, so its image tokens depend on nothing but itself and can be kept.
+fixed size, so its image tokens depend on nothing but itself and can be cached.
+
+A new family is a subclass of `Family` in FAMILIES, and its name in SUPPORTED. model.py, prompt.py and reading.py ask
+the family and its folder's tokenizer, and stay as they are. What else there is to look at:
+- ../compat.py: VISION_PARTS, where its vision parts have other names, and what transformers calls otherwise by version;
+- training/data/readers.py: how its chat template ends an answer; training/common/config/shapes.py: its sizes, for
+  `--plan`; training/configs/mllm/: a configuration, whose `lora.targets` name linear layers of its decoder;
+- tests/prefgen/tiny_mllms.py: a tiny random model of it, which every test of families and of training's reader uses;
+- ../download/sets.json: a set to fetch; nodes/mllm.py with its page in web/docs: what artists are told.
 """
 
 from __future__ import annotations
@@ -12,26 +20,30 @@ import torch
 
 from ..compat import decoder_of, image_token_of, merged_tokens, module_of
 
+# How pictures in 0..1 are normalised: as SigLIP's towers take them, and as OpenAI's CLIP does (arXiv 2103.00020).
 HALF = (0.5, 0.5, 0.5)
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SIDE = 448  # pixels, for families that read pictures of any size
 
 
 class Family:
-    """What every family has. preprocessor: how the folder's image processor is set, empty if it has none.
+    """What every family has, and what a new one must fill in: `model_types`, `image_size` (pixels of the square's
+    side), `tokens_per_image` and `features`.
 
-    mean, std: of folders without one. silent_mean, silent_std: what transformers takes where the folder's says nothing.
+    preprocessor: how the folder's image processor is set, empty if it has none. mean, std: of folders without one.
+    silent_mean, silent_std: what transformers takes where the folder's says nothing.
     """
 
-    # Of every family, set by its __init__: the side of a picture and of a patch in pixels, and the tower that sees.
+    model_types: tuple[str, ...]
     image_size: int
-    patch_size: int
     tokens_per_image: int
-    vision: torch.nn.Module
-
-    mean, std = HALF, HALF
-    silent_mean, silent_std = HALF, HALF
-    inline = False  # whether the chat template would tear pictures and verdicts apart, so that both go in as text
+    mean = HALF
+    std = HALF
+    silent_mean = HALF
+    silent_std = HALF
+    # Whether the chat template would tear pictures and verdicts apart, so that both go in as text.
+    inline = False
 
     def __init__(self, model, preprocessor: dict | None = None):
         preprocessor = preprocessor or {}
@@ -64,13 +76,14 @@ class Idefics3Family(Family):
 
     def __init__(self, model, preprocessor: dict | None = None):
         super().__init__(model, preprocessor)
-        self.vision, self.connector = module_of(model, "vision_model"), module_of(model, "connector")
-        vision = model.config.vision_config
-        self.image_size, self.patch_size = vision.image_size, vision.patch_size
+        self.vision = module_of(model, "vision_model")
+        self.connector = module_of(model, "connector")
+        self.image_size = model.config.vision_config.image_size
+        self.patch_size = model.config.vision_config.patch_size
         self.tokens_per_image = (self.image_size // self.patch_size // model.config.scale_factor) ** 2
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.connector(self.vision(**whole(pixels, self.patch_size)).last_hidden_state)
+        return self.connector(self.vision(**unpadded(pixels, self.patch_size)).last_hidden_state)
 
     def image_text(self, image_token: str) -> str:
         return f"<fake_token_around_image><global-img>{image_token * self.tokens_per_image}<fake_token_around_image>"
@@ -84,15 +97,17 @@ class Idefics2Family(Family):
 
     def __init__(self, model, preprocessor: dict | None = None):
         super().__init__(model, preprocessor)
-        self.vision, self.connector = module_of(model, "vision_model"), module_of(model, "connector")
-        vision, size = model.config.vision_config, sizes_of(preprocessor or {})
-        self.patch_size = vision.patch_size
-        longest = min(size.get("longest_edge", vision.image_size), vision.image_size)
+        self.vision = module_of(model, "vision_model")
+        self.connector = module_of(model, "connector")
+        self.patch_size = model.config.vision_config.patch_size
+        largest = model.config.vision_config.image_size
+        size = sizes_of(preprocessor or {})
+        longest = min(size.get("longest_edge", largest), largest)
         self.image_size = fitting_side(self.patch_size, size.get("shortest_edge", 1), longest)
         self.tokens_per_image = model.config.perceiver_config.resampler_n_latents
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        inputs = whole(pixels, self.patch_size)
+        inputs = unpadded(pixels, self.patch_size)
         states = self.vision(**inputs).last_hidden_state
         return self.connector(states, attention_mask=inputs["patch_attention_mask"].flatten(1))
 
@@ -105,23 +120,26 @@ class LlavaOnevisionFamily(Family):
     itself reads several pictures; anyres tiles are left out, so every picture has the same number of tokens."""
 
     model_types = ("llava_onevision",)
-    silent_mean, silent_std = CLIP_MEAN, CLIP_STD
+    silent_mean = CLIP_MEAN
+    silent_std = CLIP_STD
     inline = True
 
     def __init__(self, model, preprocessor: dict | None = None):
         super().__init__(model, preprocessor)
-        self.vision, self.projector = module_of(model, "vision_tower"), module_of(model, "multi_modal_projector")
+        self.vision = module_of(model, "vision_tower")
+        self.projector = module_of(model, "multi_modal_projector")
         self.newline = module_of(model, "image_newline")
         config = model.config
-        self.layers, self.drop_class = config.vision_feature_layer, config.vision_feature_select_strategy == "default"
+        layers = config.vision_feature_layer
+        self.layers = [layers] if isinstance(layers, int) else layers
+        self.drop_class = config.vision_feature_select_strategy == "default"
         self.image_size = config.vision_config.image_size
         self.tokens_per_image = (self.image_size // config.vision_config.patch_size) ** 2 + 1
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         states = self.vision(pixel_values=pixels, output_hidden_states=True).hidden_states
-        layers = [self.layers] if isinstance(self.layers, int) else self.layers
-        chosen = torch.cat([states[layer] for layer in layers], -1)[:, 1 if self.drop_class else 0 :]
-        tokens = self.projector(chosen)
+        chosen = torch.cat([states[layer] for layer in self.layers], -1)
+        tokens = self.projector(chosen[:, 1:] if self.drop_class else chosen)
         return torch.cat([tokens, self.newline.to(tokens).expand(len(tokens), 1, -1)], 1)
 
 
@@ -129,17 +147,18 @@ class Qwen25VLFamily(Family):
     """Qwen2.5-VL: native-resolution vision tower with a patch merger, decoder with positions in three dimensions."""
 
     model_types = ("qwen2_5_vl",)
-    mean, std = CLIP_MEAN, CLIP_STD
-    silent_mean, silent_std = CLIP_MEAN, CLIP_STD
+    mean = CLIP_MEAN
+    std = CLIP_STD
+    silent_mean = CLIP_MEAN
+    silent_std = CLIP_STD
 
     def __init__(self, model, preprocessor: dict | None = None):
         super().__init__(model, preprocessor)
-        self.vision, config = module_of(model, "visual"), model.config.vision_config
-        self.patch_size, self.merge, self.frames = (
-            config.patch_size,
-            config.spatial_merge_size,
-            config.temporal_patch_size,
-        )
+        self.vision = module_of(model, "visual")
+        config = model.config.vision_config
+        self.patch_size = config.patch_size
+        self.merge = config.spatial_merge_size
+        self.frames = config.temporal_patch_size
         self.image_size = fitting_side(self.patch_size * self.merge, *pixel_limits(preprocessor or {}))
         self.side = self.image_size // self.patch_size // self.merge  # of a picture, in tokens
         self.tokens_per_image = self.side**2
@@ -156,11 +175,12 @@ class Qwen25VLFamily(Family):
     def patches(self, pixels: torch.Tensor) -> torch.Tensor:
         """[B, 3, S, S] -> [B * patches, 3 * frames * patch²], the patches that are merged into a token side by side.
         A still picture fills all frames."""
-        cut = pixels.reshape(
-            len(pixels), 3, self.side, self.merge, self.patch_size, self.side, self.merge, self.patch_size
-        )
-        cut = cut.permute(0, 2, 5, 3, 6, 1, 4, 7)[..., None, :, :].expand(*[-1] * 6, self.frames, -1, -1)
-        return cut.flatten(5).flatten(0, 4)
+        along_a_side = (self.side, self.merge, self.patch_size)
+        tiles = pixels.reshape(len(pixels), 3, *along_a_side, *along_a_side)
+        # [B, token row, token column, patch row, patch column, channel, y, x]
+        tiles = tiles.permute(0, 2, 5, 3, 6, 1, 4, 7)
+        tiles = tiles[..., None, :, :].expand(*[-1] * 6, self.frames, -1, -1)
+        return tiles.flatten(5).flatten(0, 4)
 
     def text_inputs(self, embeds: torch.Tensor, places: torch.Tensor, pictures: torch.Tensor) -> dict:
         return super().text_inputs(embeds, places, pictures) | {"position_ids": self.positions(places)}
@@ -173,16 +193,21 @@ class Qwen25VLFamily(Family):
         """[3, 1, T] (time, height, width): text counts on in all three; a picture stands still in time, spreads over
         rows and columns and takes as many steps as it has rows."""
         token = torch.arange(self.tokens_per_image)
-        spread = torch.stack([torch.zeros_like(token), token // self.side, token % self.side])
-        flags, found, start, at = places[0].tolist(), [], 0, 0
-        while at < len(flags):
-            if flags[at]:
-                found.append(spread + start)
-                at, start = at + self.tokens_per_image, start + self.side
+        picture = torch.stack([torch.zeros_like(token), token // self.side, token % self.side])
+        is_picture = places[0].tolist()
+        spans = []
+        position = 0
+        at = 0
+        while at < len(is_picture):
+            if is_picture[at]:
+                spans.append(picture + position)
+                position += self.side
+                at += self.tokens_per_image
             else:
-                found.append(torch.full((3, 1), start))
-                at, start = at + 1, start + 1
-        return torch.cat(found, 1)[:, None].to(places.device)
+                spans.append(torch.full((3, 1), position))
+                position += 1
+                at += 1
+        return torch.cat(spans, 1)[:, None].to(places.device)
 
 
 class Qwen3VLFamily(Qwen25VLFamily):
@@ -190,7 +215,8 @@ class Qwen3VLFamily(Qwen25VLFamily):
     picture's tokens carry them behind their own channels, [n, (1 + deeper layers) * D]."""
 
     model_types = ("qwen3_vl",)
-    mean, std = HALF, HALF
+    mean = HALF
+    std = HALF
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         tokens, deeper = self.merged(pixels)
@@ -203,7 +229,7 @@ class Qwen3VLFamily(Qwen25VLFamily):
 
 
 FAMILIES = (Idefics3Family, Idefics2Family, Qwen25VLFamily, Qwen3VLFamily, LlavaOnevisionFamily)
-FAMILY_NAMES = "SmolVLM2, Idefics2, Idefics3, Qwen2.5-VL, Qwen3-VL or LLaVA-OneVision"
+SUPPORTED = "SmolVLM2, Idefics2, Idefics3, Qwen2.5-VL, Qwen3-VL or LLaVA-OneVision"
 
 
 def family_of(model_type: str) -> type[Family] | None:
@@ -211,7 +237,7 @@ def family_of(model_type: str) -> type[Family] | None:
     return next((family for family in FAMILIES if model_type in family.model_types), None)
 
 
-def whole(pixels: torch.Tensor, patch_size: int) -> dict:
+def unpadded(pixels: torch.Tensor, patch_size: int) -> dict:
     """Arguments of the Idefics vision towers for pictures without padding."""
     side = pixels.shape[-1] // patch_size
     mask = torch.ones(len(pixels), side, side, dtype=torch.bool, device=pixels.device)
@@ -227,7 +253,8 @@ def normalisation(preprocessor: dict, mean: tuple, std: tuple) -> tuple[tuple, t
         mean = _three(preprocessor.get("image_mean"), mean)
         std = _three(preprocessor.get("image_std"), std)
     else:
-        mean, std = (0.0,) * 3, (1.0,) * 3
+        mean = (0.0,) * 3
+        std = (1.0,) * 3
     if math.isclose(scale, 1, rel_tol=1e-6):
         return mean, std
     return tuple(m / scale for m in mean), tuple(s / scale for s in std)

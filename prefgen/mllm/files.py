@@ -1,4 +1,4 @@
-"""The folder of an MLLM: what is refused before anything of it is loaded, and what can be told from its headers."""
+"""The folder of an MLLM: what is refused before anything of it is loaded, and what its headers say of its weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..compat import VISION_PARTS, transformers_knows, transformers_version
 from ..errors import MendableError
 from ..files import visible_files
 from . import foreign
-from .families import FAMILY_NAMES, family_of
+from .families import SUPPORTED, family_of
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -61,7 +61,7 @@ def _check_family(folder: Path, config: dict) -> None:
     if family_of(model_type) is None:
         raise MLLMError(
             f"The MLLM folder {folder.name} holds a {model_type[:40] or 'model'}, which PrefGen can't read histories "
-            f"with: choose a {FAMILY_NAMES} model."
+            f"with: choose a {SUPPORTED} model."
         )
     if not transformers_knows(model_type):
         raise MLLMError(
@@ -118,19 +118,20 @@ def missing_shards(folder: Path) -> list[str]:
     """Weight files that the index or the other shards' own names speak of and that aren't there."""
     present = {file.name for file in visible_files(folder, "*.safetensors")}
     index = folder / INDEX
-    wanted = set()
+    listed = set()
     if index.is_file():
         content = read_json(index, _of(folder))
         try:
-            wanted = {str(name) for name in content["weight_map"].values()}
+            listed = {str(name) for name in content["weight_map"].values()}
         except (KeyError, AttributeError) as error:
             raise MLLMError(f"{index.name} of the MLLM folder {folder.name} is damaged: download it again.") from error
     for name in present:
         shard = SHARD.search(name)
         if shard:
-            start, count = name[: shard.start()], int(shard.group(2))
-            wanted |= {f"{start}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)}
-    return sorted(wanted - present)
+            start = name[: shard.start()]
+            count = int(shard.group(2))
+            listed |= {f"{start}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)}
+    return sorted(listed - present)
 
 
 def header_of(file: Path) -> dict[str, dict]:
@@ -171,18 +172,18 @@ def weight_bytes(folder: Path, itemsize: int, nf4: bool = False) -> int:
     return int(total)
 
 
-def weights_digest(folder: Path, pieces: int = 64, size: int = 1 << 16) -> str:
-    """sha256 over names, sizes and evenly spaced pieces of the weight files (small files whole): tells revisions apart
-    without reading gigabytes."""
+def weights_digest(folder: Path, samples: int = 64, size: int = 1 << 16) -> str:
+    """sha256 over names, sizes and evenly spaced samples of the weight files (all of small files): tells revisions
+    apart without reading gigabytes. size: bytes of a sample."""
     digest = hashlib.sha256()
     for file in visible_files(folder, "*.safetensors"):
         length = file.stat().st_size
         digest.update(f"{file.name} {length}".encode())
         with file.open("rb") as stream:
-            if length <= pieces * size * 4:
+            if length <= samples * size * 4:
                 digest.update(stream.read())
                 continue
-            for i in range(pieces):
-                stream.seek(i * (length - size) // (pieces - 1))
+            for i in range(samples):
+                stream.seek(i * (length - size) // (samples - 1))
                 digest.update(stream.read(size))
     return digest.hexdigest()

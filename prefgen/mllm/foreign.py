@@ -22,6 +22,11 @@ PACKED = re.compile(
 )
 PACKED_DTYPES = re.compile(r"F8_.*|F6_.*|F4(_.*)?|[IU](8|16|32)")
 LORA_PLACE = "models/prefgen/mllm_lora"
+# Files that are opened, so that a link to nowhere among them matters.
+READ = (".json", ".safetensors", ".jinja", ".model", ".txt")
+# Where an inner folder may be the model's own; the latter two are Hugging Face's cache.
+INNER = ("*", "snapshots/*", "*/snapshots/*")
+PLAIN = "the folder of the unquantised transformers model (config.json and .safetensors)"
 
 
 def damage(file: Path, where: str) -> str | None:
@@ -50,9 +55,6 @@ def broken_link(folder: Path, where: str) -> str | None:
                 "or put its target back."
             )
     return None
-
-
-READ = (".json", ".safetensors", ".jinja", ".model", ".txt")
 
 
 def unreadable(error: OSError, file: Path, where: str) -> str:
@@ -101,10 +103,6 @@ def without_config(folder: Path) -> str:
     return f"The MLLM folder {folder.name} has no config.json: choose a folder of a transformers model."
 
 
-INNER = ("*", "snapshots/*", "*/snapshots/*")  # the latter two: Hugging Face's cache
-PLAIN = "the folder of the unquantised transformers model (config.json and .safetensors)"
-
-
 def _other_weights(folder: Path) -> str | None:
     """Weights of other programs in a folder without safetensors."""
     if list(folder.glob("*.gguf")):
@@ -146,26 +144,26 @@ def quantised(folder: Path, config: dict) -> str | None:
     parts = (config, *(part for part in config.values() if isinstance(part, dict)))
     for part in parts:
         for key in ("quantization_config", "compression_config", "quantization"):
-            told = part.get(key)
-            if told:
-                return quantised_sentence(folder, _method(told, key))
+            settings = part.get(key)
+            if settings:
+                return quantised_sentence(folder, _method(settings, key))
     return None
 
 
-def _method(told: object, key: str) -> str:
+def _method(settings: object, key: str) -> str:
     """The field's name for what a quantization_config asks for."""
-    if not isinstance(told, dict):
-        return str(told)[:20]
-    method = str(told.get("quant_method") or told.get("quant_algo") or "")
-    if method == "bitsandbytes" or "load_in_4bit" in told or "load_in_8bit" in told:
-        return "bitsandbytes, " + ("4 bits" if told.get("load_in_4bit") else "8 bits")
+    if not isinstance(settings, dict):
+        return str(settings)[:20]
+    method = str(settings.get("quant_method") or settings.get("quant_algo") or "")
+    if method == "bitsandbytes" or "load_in_4bit" in settings or "load_in_8bit" in settings:
+        return "bitsandbytes, " + ("4 bits" if settings.get("load_in_4bit") else "8 bits")
     return method or ("MLX" if key == "quantization" else "an unnamed method")
 
 
 def quantised_sentence(folder: Path, method: str) -> str:
     return (
-        f"The MLLM folder {folder.name} is quantised ({method}), and adapters are for the states of whole weights: "
-        "choose the unquantised one of the same model."
+        f"The MLLM folder {folder.name} is quantised ({method}), and adapters need the states of its full-precision "
+        "weights: choose the unquantised one of the same model."
     )
 
 

@@ -1,11 +1,13 @@
-"""A LoRA as peft writes it, merged into an MLLM when it is loaded: W += scale * B A. Needs no peft."""
+"""A LoRA (arXiv 2106.09685) as peft writes it, merged into an MLLM when it is loaded: W += scale * B A. Needs no
+peft."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +18,8 @@ from torch import nn
 from . import foreign
 from .files import MLLMError, read_json, refuse
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 # What a config of a plain W += scale * B A may hold: peft's own keys from 0.3 to 0.21, and those that ms-swift adds.
 # A key that stands in neither list may be new and change the layer, so it must be empty.
@@ -62,7 +65,8 @@ def merge_lora(model: nn.Module, folder: Path) -> str:
         refuse(foreign.damage(path, f"the LoRA {folder.name}"))
         raise MLLMError(f"{WEIGHTS} of the LoRA {folder.name} is damaged: download or export it again.") from error
     with torch.no_grad():
-        for weight, delta in [*deltas(model, tensors, config, folder.name)]:
+        # All of them first: a pair that doesn't fit must leave the others unmerged.
+        for weight, delta in list(deltas(model, tensors, config, folder.name)):
             weight.copy_(weight.float() + delta.to(weight.device))
     return lora_digest(folder)
 
@@ -114,10 +118,59 @@ def _scales(config: dict) -> bool:
     return all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
 
 
-def deltas(model: nn.Module, tensors: dict[str, torch.Tensor], config: dict, name: str):
+def deltas(
+    model: nn.Module, tensors: dict[str, torch.Tensor], config: dict, name: str
+) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
     """(weight, what is added to it in fp32) of every layer that the LoRA changes; nothing is changed yet."""
     linears = {canonical(path): module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
-    layers: dict[str, dict[str, torch.Tensor]] = {}
+    shared = model.get_input_embeddings().weight
+    for place, pair in _pairs(tensors, name).items():
+        linear = linears.get(place)
+        if not pair.is_complete():
+            raise MLLMError(f"The LoRA {name} is damaged at {pair.path}: download or export it again.")
+        if linear is None or not pair.fits(linear):
+            base = config.get("base_model_name_or_path")
+            base_name = f" ({Path(base).name})" if base else ""
+            raise MLLMError(
+                f"The LoRA {name} was made for another MLLM{base_name}: its layer {pair.path} doesn't fit this one, so "
+                "choose that MLLM, or no LoRA."
+            )
+        if linear.weight is shared:
+            raise MLLMError(
+                f"The LoRA {name} changes a language head that this MLLM shares with its words: merge it into its MLLM "
+                "with peft and load the result, or choose none."
+            )
+        rank = len(pair.a)
+        if config.get("r") is not None and rank != number_for(pair.path, config, "rank_pattern", "r", 8):
+            raise MLLMError(
+                f"The LoRA {name} is damaged: {pair.path} has rank {rank}, which isn't what {CONFIG} says, so download "
+                "or export it again."
+            )
+        yield linear.weight, scale_of(pair.path, rank, config) * (pair.b @ pair.a)
+
+
+@dataclass
+class Pair:
+    """A [rank, in] and B [out, rank] of one layer, fp32. path: the layer's, as the file has it."""
+
+    path: str
+    a: torch.Tensor | None = None
+    b: torch.Tensor | None = None
+
+    def is_complete(self) -> bool:
+        """Whether both are there and finite."""
+        return all(side is not None and torch.isfinite(side).all() for side in (self.a, self.b))
+
+    def fits(self, linear: nn.Linear) -> bool:
+        """Whether B A has the shape of the layer's weight."""
+        if self.a.ndim != 2 or self.b.ndim != 2 or len(self.a) != self.b.shape[1]:
+            return False
+        return linear.weight.shape == (self.b.shape[0], self.a.shape[1])
+
+
+def _pairs(tensors: dict[str, torch.Tensor], name: str) -> dict[str, Pair]:
+    """The pairs of a LoRA by their layers' canonical paths. Raises MLLMError for other tensors, or none."""
+    pairs: dict[str, Pair] = {}
     for key, tensor in tensors.items():
         match = KEY.fullmatch(key)
         if match is None:
@@ -125,40 +178,18 @@ def deltas(model: nn.Module, tensors: dict[str, torch.Tensor], config: dict, nam
                 f"The LoRA {name} holds {key}, which is no LoRA of a linear layer: merge it into its MLLM with peft "
                 "and load the result, or choose none."
             )
-        pair = layers.setdefault(canonical(match["module"]), {"path": match["module"]})
-        if match["side"] in pair:
+        pair = pairs.setdefault(canonical(match["module"]), Pair(match["module"]))
+        side = match["side"].lower()
+        if getattr(pair, side) is not None:
             raise MLLMError(f"The LoRA {name} is damaged, it holds {key[:60]} twice: download or export it again.")
-        pair[match["side"]] = tensor.float()
-    if not layers:
+        setattr(pair, side, tensor.float())
+    if not pairs:
         raise MLLMError(f"The LoRA {name} is empty: download or export it again.")
-    for place, pair in layers.items():
-        linear, path = linears.get(place), pair.pop("path")
-        if set(pair) != {"A", "B"} or not all(torch.isfinite(side).all() for side in pair.values()):
-            raise MLLMError(f"The LoRA {name} is damaged at {path}: download or export it again.")
-        a, b = pair["A"], pair["B"]
-        fits = a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1]
-        if linear is None or not fits or linear.weight.shape != (b.shape[0], a.shape[1]):
-            made_for = config.get("base_model_name_or_path")
-            named = f" ({Path(made_for).name})" if made_for else ""
-            raise MLLMError(
-                f"The LoRA {name} was made for another MLLM{named}: its layer {path} doesn't fit this one, so choose "
-                "that MLLM, or no LoRA."
-            )
-        if linear.weight is model.get_input_embeddings().weight:
-            raise MLLMError(
-                f"The LoRA {name} changes a language head that this MLLM shares with its words: merge it into its MLLM "
-                "with peft and load the result, or choose none."
-            )
-        if config.get("r") is not None and len(a) != number_for(path, config, "rank_pattern", "r", 8):
-            raise MLLMError(
-                f"The LoRA {name} is damaged: {path} has rank {len(a)}, which isn't what {CONFIG} says, so download or "
-                "export it again."
-            )
-        yield linear.weight, scale_of(path, len(a), config) * (b @ a)
+    return pairs
 
 
 def scale_of(path: str, rank: int, config: dict) -> float:
-    """alpha / rank, or alpha / sqrt(rank) for rsLoRA; single layers may have an alpha of their own."""
+    """alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv 2312.03732); layers may have an alpha of their own."""
     alpha = number_for(path, config, "alpha_pattern", "lora_alpha", 8)
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 

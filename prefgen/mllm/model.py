@@ -1,28 +1,31 @@
-"""The preference MLLM: reads a whole history and one closing question, gives the last token's state of every layer."""
+"""The preference MLLM: reads a whole history and one closing question, gives the last token's state of every layer.
+
+PrefGen takes its user representation from such hidden states, pooled at the last token (arXiv 2512.06020): all pictures
+and verdicts stand before that token, so its states are about the history as a whole.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from ..compat import hidden_states_of, load_image_text_to_text, lost_its_head, transformers_version
-from ..errors import out_of_memory
+from ..compat import hidden_states_of, lost_its_head
 from ..history import HistoryItem, PreferenceHistory
 from ..lru import LeastRecentlyUsed
 from ..pictures import resize
-from . import foreign
 from .families import family_of
-from .files import MLLMError, check_folder, refuse, weights_digest
+from .files import MLLMError, check_folder, weights_digest
+from .loading import load_model, load_tokenizer
 from .lora import check_lora, merge_lora
 from .prompt import CLOSING_QUESTION, PROMPT_VERSION, build_messages, render_prompt
 from .reading import chat_template_of, check_conversation, preprocessor_of, reading_digest
 
-BATCH = 8
-CACHED_PICTURES, CACHED_HISTORIES = 512, 256
+BATCH = 8  # pictures that go through the vision tower together
+CACHED_PICTURES = 512
 CACHED_BYTES = 2**30  # of image tokens; large models give several MB a picture
+CACHED_HISTORIES = 256
 ANSWER_TOKENS = 128
 
 
@@ -35,7 +38,9 @@ class PreferenceMLLM:
     """
 
     def __init__(self, model, tokenizer, name: str, revision: str, preprocessor: dict | None = None):
-        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
         self.family = family_of(model.config.model_type)(model, preprocessor)
         self.dtype = model.dtype
         text = model.config.get_text_config()
@@ -49,7 +54,7 @@ class PreferenceMLLM:
             "hidden_size": text.hidden_size,
         }
         self.stats = {"vision_runs": 0, "prefill_runs": 0, "history_hits": 0, "feature_hits": 0}
-        self._features: LeastRecentlyUsed = LeastRecentlyUsed(CACHED_PICTURES)
+        self._features = LeastRecentlyUsed(CACHED_PICTURES)
         self._histories = LeastRecentlyUsed(CACHED_HISTORIES)
 
     @classmethod
@@ -72,28 +77,25 @@ class PreferenceMLLM:
             check_lora(Path(lora))
             if nf4:
                 raise MLLMError(f"The LoRA {Path(lora).name} can't be merged into nf4: choose bf16, fp16 or fp32.")
-        # The tokenizer first: it is small, and what is wrong with it is known before gigabytes are read.
-        tokenizer = _load_tokenizer(folder)
+        # The tokenizer first: it is small, so what is wrong with it is said before gigabytes are read.
+        tokenizer = load_tokenizer(folder)
         tokenizer.chat_template = chat_template_of(folder, tokenizer)
-        model = _load_model(folder, dtype, device if nf4 else None)
+        model = load_model(folder, dtype, device if nf4 else None)
         merged = None if lora is None else merge_lora(model, Path(lora))
         # 4-bit weights are packed where they are to be used.
         model = model if nf4 else model.to(device)
         mllm = cls(model, tokenizer, folder.name, weights_digest(folder), preprocessor)
         check_conversation(mllm)
         mllm.fingerprint |= {"lora": merged, "reading": reading_digest(mllm)}
-        mllm.fingerprint |= {"precision": "nf4"} if nf4 else {}
+        if nf4:
+            mllm.fingerprint["precision"] = "nf4"
         return mllm
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    @property
-    def memory_bytes(self) -> int:
-        return sum(p.numel() * p.element_size() for p in self.model.parameters())
-
-    def knows(self, history: PreferenceHistory) -> bool:
+    def has_encoded(self, history: PreferenceHistory) -> bool:
         """Whether the history was encoded before, so that encoding it runs no model."""
         return history.digest in self._histories
 
@@ -144,30 +146,30 @@ class PreferenceMLLM:
             )
         total = len(history) + 1
         features = self.image_features(history.items, lambda n: progress and progress(n, total), interrupt)
-        words: list[int] = []
-        ends = self._ends
-        inputs, past = self._inputs(history, features, question), None
-        while len(words) < limit:
+        tokens: list[int] = []
+        end_tokens = self._end_tokens()
+        inputs = self._inputs(history, features, question)
+        past = None
+        while len(tokens) < limit:
             if interrupt:
                 interrupt()
             output = self.family.text(**inputs, past_key_values=past, use_cache=True)
             logits = self.model.get_output_embeddings()(output.last_hidden_state[:, -1])
-            word = logits.argmax(-1)
-            # The word and whether it means anything come to the host together.
-            token = int(torch.where(logits.isfinite().all(), word, -1))
+            likeliest = logits.argmax(-1)
+            # The token and whether it means anything come to the host together: one wait, not two.
+            token = int(torch.where(logits.isfinite().all(), likeliest, -1))
             if token < 0:
                 raise self._not_numbers()
-            if token in ends:
+            if token in end_tokens:
                 break
-            words.append(token)
-            inputs = self.family.next_inputs(inputs, self.model.get_input_embeddings()(word)[None])
+            tokens.append(token)
+            inputs = self.family.next_inputs(inputs, self.model.get_input_embeddings()(likeliest)[None])
             past = output.past_key_values
         if progress:
             progress(total, total)
-        return self.tokenizer.decode(words, skip_special_tokens=True).strip()
+        return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
-    @property
-    def _ends(self) -> set[int]:
+    def _end_tokens(self) -> set[int]:
         """The tokens that end an answer."""
         generation = getattr(self.model, "generation_config", None)
         ends = getattr(generation, "eos_token_id", None)
@@ -187,24 +189,24 @@ class PreferenceMLLM:
         interrupt: Callable[[], None] | None = None,
     ) -> list[torch.Tensor]:
         """Image tokens [n, D] of every picture; only pictures that were never read go through the vision tower."""
-        found = {item.digest: self._features[item.digest] for item in items if item.digest in self._features}
-        self.stats["feature_hits"] += sum(item.digest in found for item in items)
-        new = {item.digest: item for item in items if item.digest not in found}
-        waiting = list(new.values())
-        for start in range(0, len(waiting), BATCH):
+        # A dictionary of their own: a history may have more pictures than the cache has room for.
+        features = {item.digest: self._features[item.digest] for item in items if item.digest in self._features}
+        self.stats["feature_hits"] += sum(item.digest in features for item in items)
+        unread = list({item.digest: item for item in items if item.digest not in features}.values())
+        for start in range(0, len(unread), BATCH):
             if interrupt:
                 interrupt()
-            batch = waiting[start : start + BATCH]
+            batch = unread[start : start + BATCH]
             pixels = torch.stack([self.preprocess(item.image) for item in batch])
             for item, tokens in zip(batch, self.family.features(pixels), strict=True):
-                found[item.digest] = self._keep(item.digest, tokens.cpu())
+                features[item.digest] = self._cached(item.digest, tokens.cpu())
             self.stats["vision_runs"] += len(batch)
             if progress:
-                progress(len(items) - len(waiting) + start + len(batch))
-        return [found[item.digest] for item in items]
+                progress(len(items) - len(unread) + start + len(batch))
+        return [features[item.digest] for item in items]
 
-    def _keep(self, digest: str, tokens: torch.Tensor) -> torch.Tensor:
-        """Cache a picture's tokens, within the bounds of count and of memory."""
+    def _cached(self, digest: str, tokens: torch.Tensor) -> torch.Tensor:
+        """A picture's tokens, cached within the bounds of count and of memory."""
         tokens = tokens.contiguous().clone()
         self._features.size = min(CACHED_PICTURES, max(1, CACHED_BYTES // tokens.nbytes))
         self._features[digest] = tokens
@@ -212,8 +214,11 @@ class PreferenceMLLM:
 
     def preprocess(self, image: torch.Tensor) -> torch.Tensor:
         """[H, W, 3] in 0..1 -> [3, S, S] as the vision tower wants it, on the model's device."""
-        size, mean, std = self.family.image_size, torch.tensor(self.family.mean), torch.tensor(self.family.std)
+        size = self.family.image_size
+        # In 8 bits, as image processors hand a resized picture on.
         pixels = (resize(image, size, size) * 255).round() / 255
+        mean = torch.tensor(self.family.mean)
+        std = torch.tensor(self.family.std)
         return ((pixels - mean) / std).movedim(-1, 0).to(self.device, self.dtype)
 
     def _inputs(self, history: PreferenceHistory, features: list[torch.Tensor], question: str) -> dict:
@@ -233,28 +238,30 @@ class PreferenceMLLM:
     def _read(
         self, history: PreferenceHistory, features: list[torch.Tensor], interrupt: Callable[[], None] | None
     ) -> torch.Tensor:
-        """One prefill with hooks on every decoder layer that keep the last token only, and that may interrupt."""
+        """H of a history: one prefill with hooks on every decoder layer, which take the last token only, so that the
+        states of all others are let go, and may interrupt."""
         inputs = self._inputs(history, features, CLOSING_QUESTION)
-        layers, norm = self.family.text.layers, self.family.text.norm
-        kept: list[torch.Tensor | None] = [None] * len(layers)
+        decoder = self.family.text
+        last_token: dict[int, torch.Tensor] = {}
 
-        def keep(index: int):
+        def take_last_token(index: int):
             def hook(_module, _inputs, output):
                 if interrupt:
                     interrupt()
-                kept[index] = hidden_states_of(output)[0, -1].float().cpu()
+                last_token[index] = hidden_states_of(output)[0, -1].float().cpu()
 
             return hook
 
-        taps = [*layers[:-1], norm]
-        hooks = [module.register_forward_hook(keep(i)) for i, module in enumerate(taps)]
+        # The last layer is taken after the final norm, as transformers' own hidden_states have it.
+        taps = [*decoder.layers[:-1], decoder.norm]
+        hooks = [module.register_forward_hook(take_last_token(i)) for i, module in enumerate(taps)]
         try:
-            self.family.text(**inputs, use_cache=False)
+            decoder(**inputs, use_cache=False)
         finally:
             for hook in hooks:
                 hook.remove()
         self.stats["prefill_runs"] += 1
-        states = torch.stack(kept)
+        states = torch.stack([last_token[i] for i in range(len(taps))])
         if not torch.isfinite(states).all():
             raise self._not_numbers()
         return states
@@ -262,14 +269,15 @@ class PreferenceMLLM:
     def token_ids(self, items: Sequence[tuple[bool, str]], question: str, shown: int = 0) -> list[int]:
         """The conversation about a history of (liked, prompt), up to where the assistant answers. shown: how many more
         pictures the question asks about."""
-        text = self.written(items, question, shown)
+        text = self.conversation(items, question, shown)
         if getattr(self.tokenizer, "chat_template", None):
             text = text.replace(self.image_token, self.family.image_text(self.image_token))
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
-    def written(self, items: Sequence[tuple[bool, str]], question: str, shown: int = 0) -> str:
+    def conversation(self, items: Sequence[tuple[bool, str]], question: str, shown: int = 0) -> str:
         """The same as text; by a chat template every picture is one image token, without one all that it takes."""
-        verdicts, prompts = [liked for liked, _ in items], [self._plain(prompt) for _, prompt in items]
+        verdicts = [liked for liked, _ in items]
+        prompts = [self._plain(prompt) for _, prompt in items]
         if not getattr(self.tokenizer, "chat_template", None):
             per_picture = self.family.tokens_per_image
             return render_prompt(verdicts, prompts, question, self.image_token, per_picture, shown)
@@ -293,64 +301,3 @@ class PreferenceMLLM:
         for sign in self.tokenizer.get_added_vocab():
             prompt = prompt.replace(sign, " ")
         return " ".join(prompt.split())
-
-
-def _load_tokenizer(folder: Path):
-    """The folder's tokenizer. Raises MLLMError with one sentence that names what is missing or too old."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # a missing file is an OSError, a ValueError or a KeyError, by version
-        refuse(_tokenizer_files(folder))
-        reason = _first_line(error)
-        for package in ("sentencepiece", "tiktoken", "protobuf"):
-            if package in str(error).lower() and not (folder / "tokenizer.json").is_file():
-                raise MLLMError(
-                    f"The tokenizer files of the MLLM folder {folder.name} lack tokenizer.json: put it there from "
-                    f"where the model comes from, or pip install {package}."
-                ) from error
-        if "untagged enum" in str(error) or "unknown variant" in str(error):
-            raise MLLMError(
-                f"The tokenizer files of the MLLM folder {folder.name} are newer than the installed tokenizers can "
-                f"read: update transformers ({transformers_version()} is installed) and tokenizers."
-            ) from error
-        raise MLLMError(
-            f"The tokenizer files of the MLLM folder {folder.name} are missing or damaged ({reason}): download them "
-            "again."
-        ) from error
-
-
-def _tokenizer_files(folder: Path) -> str | None:
-    """What stands in a tokenizer file in place of it, in one sentence."""
-    where = f"the MLLM folder {folder.name}"
-    for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt"):
-        file = folder / name
-        try:
-            if file.is_file() and (sentence := foreign.damage(file, where)):
-                return sentence
-        except OSError as error:
-            return foreign.unreadable(error, file, where)
-    return None
-
-
-def _load_model(folder: Path, dtype: torch.dtype, nf4_device: str | None):
-    """The folder's model. Raises MLLMError with one sentence."""
-    try:
-        return load_image_text_to_text(folder, dtype, nf4_device)
-    except Exception as error:  # transformers and safetensors raise many kinds for a broken folder
-        if out_of_memory(error):
-            raise MLLMError(
-                f"Memory ran out while {folder.name} was loaded: close other programs, choose precision bf16, or a "
-                "smaller MLLM."
-            ) from error
-        raise MLLMError(
-            f"The MLLM folder {folder.name} can't be loaded by transformers {transformers_version()} "
-            f"({_first_line(error)}): take config.json and all weights from one release of the model."
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    """What an error says, short and plain enough to stand in a sentence."""
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>|\b\w*(?:Error|Exception)\b:?", r"\1", str(error)).strip()
-    return text.splitlines()[0][:80].rstrip(" .:") if text else "no reason given"

@@ -17,12 +17,11 @@ from pathlib import Path
 from .files import MLLMError, read_json
 from .prompt import CLOSING_QUESTION
 
-PROCESSOR, PREPROCESSOR = "processor_config.json", "preprocessor_config.json"
-WRAPPED_TEMPLATE, PLAIN_TEMPLATE, MORE_TEMPLATES = (
-    "chat_template.json",
-    "chat_template.jinja",
-    "additional_chat_templates",
-)
+PROCESSOR = "processor_config.json"
+PREPROCESSOR = "preprocessor_config.json"
+WRAPPED_TEMPLATE = "chat_template.json"
+PLAIN_TEMPLATE = "chat_template.jinja"
+MORE_TEMPLATES = "additional_chat_templates"
 DEFAULT = "default"
 
 
@@ -69,9 +68,9 @@ def chat_template_of(folder: Path, tokenizer) -> str | None:
     Of several by name it is the one named "default". Raises MLLMError with one sentence if there is none of that name
     or the files contradict each other.
     """
-    own = (_file(folder, PROCESSOR) or {}).get("chat_template")
-    if own is not None:
-        return _default(own, PROCESSOR, folder)
+    processors = (_file(folder, PROCESSOR) or {}).get("chat_template")
+    if processors is not None:
+        return _default(processors, PROCESSOR, folder)
     more = folder / MORE_TEMPLATES
     others = sorted(more.glob("*.jinja")) if more.is_dir() else []
     wrapped = _file(folder, WRAPPED_TEMPLATE)
@@ -89,8 +88,8 @@ def chat_template_of(folder: Path, tokenizer) -> str | None:
         if DEFAULT not in named:
             raise MLLMError(_nameless(MORE_TEMPLATES, folder))
         return _text(named[DEFAULT], folder)
-    told = getattr(tokenizer, "chat_template", None)
-    return None if not told else _default(told, "tokenizer_config.json", folder)
+    own = getattr(tokenizer, "chat_template", None)
+    return _default(own, "tokenizer_config.json", folder) if own else None
 
 
 def _text(file: Path, folder: Path) -> str:
@@ -100,17 +99,17 @@ def _text(file: Path, folder: Path) -> str:
         raise MLLMError(f"{file.name} of the MLLM folder {folder.name} is damaged: download it again.") from error
 
 
-def _default(told, name: str, folder: Path) -> str:
+def _default(template, name: str, folder: Path) -> str:
     """The template to use of what a file says: one text, or several by name, in either of transformers' ways."""
-    if isinstance(told, list) and all(isinstance(entry, Mapping) for entry in told):
-        told = {entry.get("name"): entry.get("template") for entry in told}
-    if isinstance(told, Mapping):
-        if DEFAULT not in told:
+    if isinstance(template, list) and all(isinstance(entry, Mapping) for entry in template):
+        template = {entry.get("name"): entry.get("template") for entry in template}
+    if isinstance(template, Mapping):
+        if DEFAULT not in template:
             raise MLLMError(_nameless(name, folder))
-        told = told[DEFAULT]
-    if not isinstance(told, str):
+        template = template[DEFAULT]
+    if not isinstance(template, str):
         raise MLLMError(f"The chat template in {name} of the MLLM folder {folder.name} is damaged: download it again.")
-    return told
+    return template
 
 
 def _nameless(name: str, folder: Path) -> str:
@@ -127,7 +126,7 @@ def check_conversation(mllm) -> None:
         return
     image_token = mllm.image_token
     try:
-        text = mllm.written([(True, "a boat"), (False, "")], CLOSING_QUESTION)
+        text = mllm.conversation([(True, "a boat"), (False, "")], CLOSING_QUESTION)
     except ImportError as error:
         raise MLLMError(f"The chat template of {mllm.name} needs jinja2: pip install jinja2.") from error
     except Exception as error:  # a template is a program, and raises what it likes
@@ -150,9 +149,9 @@ def reading_digest(mllm) -> str:
     pictures and how they are normalised. The same settings in other files give the same digest."""
     items = [(True, "a boat at sunset, 35mm"), (False, ""), (True, "Ein Café, 夜")]
     family = mllm.family
-    told = {
-        "text": mllm.written(items, CLOSING_QUESTION, 1),
+    reading = {
+        "text": mllm.conversation(items, CLOSING_QUESTION, 1),
         "ids": mllm.token_ids(items, CLOSING_QUESTION, 1),
         "image": [family.image_size, family.tokens_per_image, *family.mean, *family.std],
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(reading, sort_keys=True).encode()).hexdigest()

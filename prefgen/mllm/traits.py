@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .prompt import AVOID_QUESTION, CLOSING_QUESTION
 
-LIKES, AVOIDS = r"\blikes?\b", r"\b(?:avoids?|dislikes?)\b"
+LIKES = r"\blikes?\b"
+AVOIDS = r"\b(?:avoids?|dislikes?)\b"
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ class Traits:
         A preference MLLM answers the first with "likes a, b or c ; avoids d, e", where "or" parts several tastes; any
         other MLLM with words of its own, which are taken as they are. What is liked is never named as disliked too.
         """
-        said, _, avoided = _partition(like, AVOIDS)
-        liked = split(_sentence(_partition(said, LIKES)[2] or said))
-        disliked = split(_sentence(_partition(avoid, AVOIDS)[2] or avoid if avoid else avoided))
+        before, after = _split_at(like, AVOIDS)
+        liked = split(_sentence(_split_at(before, LIKES)[1] or before))
+        avoided = (_split_at(avoid, AVOIDS)[1] or avoid) if avoid else after
+        disliked = split(_sentence(avoided))
         return cls(liked, tuple(trait for trait in disliked if trait not in liked))
 
     @classmethod
@@ -52,10 +54,10 @@ class Traits:
         A trained preference MLLM says both in one answer; another one is asked again. Without disliked pictures nothing
         is said of them: it would be a guess.
         """
-        said = answer(CLOSING_QUESTION)
-        traits = cls.of_answers(said)
+        like = answer(CLOSING_QUESTION)
+        traits = cls.of_answers(like)
         if disliked and not traits.disliked:
-            traits = cls.of_answers(said, answer(AVOID_QUESTION))
+            traits = cls.of_answers(like, answer(AVOID_QUESTION))
         return traits if disliked else cls(traits.liked, ())
 
     def lacks(self, disliked: bool) -> bool:
@@ -87,7 +89,7 @@ def _sentence(text: str) -> str:
     return re.split(r"\.\s", text, maxsplit=1)[0]
 
 
-def _partition(text: str, word: str) -> Sequence[str]:
-    """str.partition at the first match of a pattern, in any case."""
-    found = re.search(word, text, re.IGNORECASE)
-    return (text[: found.start()], found.group(), text[found.end() :]) if found else (text, "", "")
+def _split_at(text: str, word: str) -> tuple[str, str]:
+    """(what stands before the first match of a pattern, in any case; what stands behind it); (text, "") without one."""
+    match = re.search(word, text, re.IGNORECASE)
+    return (text[: match.start()], text[match.end() :]) if match else (text, "")

@@ -180,7 +180,7 @@ def test_an_answer_is_the_one_without_a_cache(mllm):
         while len(words) < 6:
             last = family.text(**inputs, use_cache=False).last_hidden_state[:, -1]
             word = mllm.model.get_output_embeddings()(last).argmax(-1)
-            if int(word) in mllm._ends:
+            if int(word) in mllm._end_tokens():
                 break
             words.append(int(word))
             more = family.next_inputs(inputs, embed(word)[None])

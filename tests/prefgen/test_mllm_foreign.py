@@ -274,10 +274,10 @@ class TestConfigsAndWeightsThatDoNotBelongTogether:
 
 
 def test_memory_that_runs_out_while_loading_is_not_called_damage(folder, refused_mllm, monkeypatch):
-    from prefgen.mllm import model
+    from prefgen.mllm import loading
 
     def load(*_):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: 1 TB")
 
-    monkeypatch.setattr(model, "load_image_text_to_text", load)
+    monkeypatch.setattr(loading, "load_image_text_to_text", load)
     assert "download" not in refused_mllm(folder, "Memory ran out")

@@ -259,7 +259,7 @@ class TestTheChatTemplate:
 
     def test_a_family_whose_template_tears_pictures_and_words_apart_is_read_in_order(self, folder):
         mllm = PreferenceMLLM.load(folder)
-        text = mllm.written([(True, "a boat"), (False, "")], "avoid ?")
+        text = mllm.conversation([(True, "a boat"), (False, "")], "avoid ?")
         parts = [text.index(part) for part in (mllm.image_token, "liked (a boat)", "disliked", "avoid ?")]
         assert parts == sorted(parts) and text.count(mllm.image_token) == 2
 

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from prefgen import compat
-from prefgen.mllm import model as model_module
+from prefgen.mllm import loading
 from prefgen.mllm.files import weight_bytes
 from prefgen.mllm.model import PreferenceMLLM
 from tests.prefgen.tiny_mllms import write_folder
@@ -50,13 +50,13 @@ def folder(tmp_path_factory):
 def test_an_nf4_model_is_packed_on_its_device_and_another_is_moved_there(folder, monkeypatch):
     """transformers packs the weights where the loader is told; moving them afterwards would need the memory twice."""
     places = []
-    load = model_module.load_image_text_to_text
+    load = loading.load_image_text_to_text
 
     def recorded(path, dtype, nf4_device=None):
         places.append(nf4_device)
         return load(path, dtype)
 
-    monkeypatch.setattr(model_module, "load_image_text_to_text", recorded)
+    monkeypatch.setattr(loading, "load_image_text_to_text", recorded)
     packed = PreferenceMLLM.load(folder, torch.bfloat16, "cuda:0", nf4=True)
     assert places == ["cuda:0"]
     assert packed.device == torch.device("cpu"), "it stays where the loader has put it"

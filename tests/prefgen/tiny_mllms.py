@@ -155,6 +155,11 @@ def write_tokenizer(folder, chat_template=None):
     ).save_pretrained(folder)
 
 
+def memory_bytes(mllm) -> int:
+    """Bytes that a loaded MLLM's weights take."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in mllm.model.parameters())
+
+
 def write_folder(folder, family, **options):
     """A whole folder of a family; options: those of write_model."""
     model_type, _, template, preprocessor, _ = FAMILIES[family]
