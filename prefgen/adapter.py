@@ -6,7 +6,6 @@ user tokens and then the keys and values of the user branch. How it lies in a fi
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +17,7 @@ from torch import nn
 
 from .aligner import LayerStandardiser, SemanticAligner
 from .errors import AdapterError
-from .files import file_state
+from .files import file_sha256, file_state
 
 FORMAT_VERSION = 1
 FAMILY_NAMES = {"atelier": "the atelier", "sd15": "SD1.5", "sd2": "SD2", "sdxl": "SDXL", "sdxl_refiner": "SDXL refiner"}
@@ -70,17 +69,14 @@ class AdapterFile:
     @cached_property
     def digest(self) -> str:
         """sha256 of its bytes, read when asked for. Raises AdapterError if the file isn't the one that was read."""
-        digest = hashlib.sha256()
         try:
-            with self.path.open("rb") as stream:
-                while chunk := stream.read(1 << 24):
-                    digest.update(chunk)
+            digest = file_sha256(self.path)
             unchanged = file_state(self.path) == self.state
         except OSError:
             unchanged = False
         if not unchanged:
             raise AdapterError(f"{self.path.name} has changed since it was read: queue again.")
-        return digest.hexdigest()
+        return digest
 
 
 class UserProjection(nn.Module):

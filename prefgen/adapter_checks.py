@@ -76,7 +76,7 @@ def _check_encoder(header: AdapterHeader, connected: Mapping) -> None:
     if connected.get("architecture", CLIP) != CLIP:
         raise AdapterError(
             f"This adapter needs CLIP vision embeddings of width {header.image_width} ({name}); the connected model is "
-            f"{encoder_in_words(connected)}, which sees pictures in other terms. Connect the right one, or none."
+            f"{encoder_in_words(connected)}, which encodes pictures differently. Connect the right one, or none."
         )
     if width is not None and width != header.image_width:
         raise AdapterError(
@@ -99,7 +99,7 @@ def _check_pictures(header: AdapterHeader, encoded: EncodedPreference) -> None:
     if connected.get("architecture", CLIP) != CLIP:
         raise AdapterError(
             f"This IP-Adapter reads {name} (width {header.image_width}); the connected model is "
-            f"{encoder_in_words(connected)}, which sees pictures in other terms: connect {name} in Encode Preference "
+            f"{encoder_in_words(connected)}, which encodes pictures differently: connect {name} in Encode Preference "
             "History."
         )
     if encoded.image_embed_liked is None:

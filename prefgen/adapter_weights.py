@@ -99,7 +99,7 @@ def _damaged(path: Path) -> AdapterError:
             f"{path.name} is a pickle under a .safetensors name, which PrefGen never opens: get a real "
             "safetensors file."
         )
-    return AdapterError(f"{path.name} is damaged or not a whole safetensors file. {AGAIN}")
+    return AdapterError(f"{path.name} is damaged, or an incomplete safetensors file. {AGAIN}")
 
 
 def fault_of(weight: torch.Tensor) -> str:

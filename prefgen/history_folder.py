@@ -30,8 +30,8 @@ class FolderPicture:
 class HistoryFolder:
     """The pictures of a history folder, oldest first.
 
-    `liked` and `disliked` are sub folders in any case and may be links. Pictures directly in the folder count as liked
-    where no sub folder `liked` holds any. A file's time is that of its last change; files of one time go by name, with
+    `liked` and `disliked` are subfolders in any case and may be links. Pictures directly in the folder count as liked
+    where no subfolder `liked` holds any. A file's time is that of its last change; files of one time go by name, with
     numbers in it as numbers. Raises FileNotFoundError for a folder that isn't there.
     """
 
@@ -41,7 +41,7 @@ class HistoryFolder:
         if not self.path.is_dir():
             raise FileNotFoundError(
                 f"The history folder {self.name} is not there: choose another, or create it with a "
-                "`liked` sub folder of pictures."
+                "`liked` subfolder of pictures."
             )
         self._files: dict[str, list[Path]] = {verdict: [] for verdict in VERDICTS}
         self._folders = [e for e in entries_of(self.path) if e.name.lower() in VERDICTS and e.is_dir()]
@@ -60,7 +60,7 @@ class HistoryFolder:
         """Raises ValueError with one sentence where there is no liked picture; looks at names alone."""
         if not self._files["liked"]:
             raise ValueError(
-                f"The history folder {self.name} has no pictures in its `liked` sub folder: put at least one "
+                f"The history folder {self.name} has no pictures in its `liked` subfolder: put at least one "
                 "there, as PNG, JPEG, WebP or whatever else Pillow opens."
             )
 

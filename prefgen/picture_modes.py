@@ -112,7 +112,7 @@ def _white_of_floats(values: np.ndarray) -> float:
     high = float(values.max())
     # A little beyond 1 they may be light above white (HDR), or the dark end of 0 to 255.
     if not np.isfinite(values).all() or 1 < high < 16 or high > 65536:
-        raise ValueError(f"its values reach {high:.3g}, so nobody knows what is white; save it with 8 or 16 bits")
+        raise ValueError(f"its values reach {high:.3g}, so what is white can't be known; save it with 8 or 16 bits")
     if high <= 1:
         return 1.0
     return 255.0 if high < 512 else 65535.0

@@ -182,7 +182,9 @@ def clean_picture(image: torch.Tensor, name: str = "picture") -> torch.Tensor:
     if image.ndim == 2:
         image = image[..., None]
     if image.ndim != 3 or 0 in image.shape or image.shape[-1] > 4:
-        raise ValueError(f"The {name} has the shape {[*image.shape]}, which is no picture [height, width, 1 to 4].")
+        raise ValueError(
+            f"The {name} has the shape {[*image.shape]}, which isn't that of a picture: [height, width, 1 to 4]."
+        )
     # NaN anywhere makes both NaN, and no comparison with NaN holds.
     low, high = (float(value) for value in image.aminmax())
     if not (-float("inf") < low and high < float("inf")):
@@ -237,7 +239,7 @@ def _stream(source) -> BinaryIO:
     suffix = Path(source).suffix.lower()
     mode = Path(source).stat().st_mode
     if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
-        raise PictureError(name_of(source), "it is a folder" if stat.S_ISDIR(mode) else "it is no file")
+        raise PictureError(name_of(source), "it is a folder" if stat.S_ISDIR(mode) else "it isn't a file")
     if suffix in RAW and suffix not in Image.registered_extensions():  # of a pack that reads them
         raise PictureError(name_of(source), "it is a camera's raw file", CONVERT)
     return open(source, "rb")
@@ -318,4 +320,4 @@ def _unknown(stream: BinaryIO | None, source) -> tuple[str, str]:
         return "it is a drawing (SVG)", CONVERT
     if suffix in FOREIGN and suffix not in (".webp", ".tif", ".tiff", ".avif", ".jp2"):
         return f"{suffix[1:].upper()} isn't read here", CONVERT
-    return "it is no picture", "replace or remove it"
+    return "it isn't a picture", "replace or remove it"

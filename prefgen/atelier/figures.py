@@ -228,7 +228,8 @@ def shaped(name: str, shape: str, wobble: int, half: float) -> list[Outline]:
     for role, kind, numbers in {**DRAWINGS, **PROP_DRAWINGS}[name]:
         width = 0.0
         if kind == "oval":
-            points = oval_points(*numbers, angular=shape == "angular")
+            cx, cy, rx, ry = numbers
+            points = oval_points(cx, cy, rx, ry, shape == "angular")
         elif kind == "stroke":
             points = np.array(numbers[0], float)
             width = numbers[1]

@@ -33,7 +33,7 @@ def models_folder(models: Path | None) -> Path:
         folder = pack.parent.parent / "models"
         if pack.parent.name == "custom_nodes" and folder.is_dir():
             return folder
-    raise DownloadError("PrefGen doesn't lie in a ComfyUI here: name its models folder with --models.")
+    raise DownloadError("PrefGen isn't inside a ComfyUI here: name the models folder with --models.")
 
 
 def size(count: int) -> str:

@@ -56,7 +56,7 @@ def _of(folder: Path) -> str:
 def _check_family(folder: Path, config: dict) -> None:
     """The kind of model, by its config."""
     if "_diffusers_version" in config and "model_type" not in config:
-        raise MLLMError(f"The folder {folder.name} holds a part of a diffusers model: choose one of an MLLM.")
+        raise MLLMError(f"The folder {folder.name} is part of a diffusers model: choose the folder of an MLLM.")
     model_type = str(config.get("model_type") or "")
     if family_of(model_type) is None:
         raise MLLMError(

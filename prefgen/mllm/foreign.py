@@ -90,12 +90,14 @@ def without_config(folder: Path) -> str:
         there = "is a file, not a folder" if folder.exists() else "isn't there"
         return f"The MLLM folder {folder.name} {there}: choose a folder of a transformers model, with its config.json."
     if (folder / "model_index.json").is_file():
-        return f"The folder {folder.name} holds a diffusers pipeline, which paints: choose one of an MLLM."
+        return (
+            f"The folder {folder.name} is a diffusers pipeline, which generates pictures: choose the folder of an MLLM."
+        )
     inner = sorted({file.parent.relative_to(folder) for place in INNER for file in folder.glob(f"{place}/config.json")})
     if inner:
         return (
-            f"The MLLM folder {folder.name} has no config.json, its subfolder {inner[-1].as_posix()} has: choose that "
-            "one, or move what is in it one level up."
+            f"The MLLM folder {folder.name} has no config.json, but its subfolder {inner[-1].as_posix()} does: choose "
+            "that one, or move its contents one level up."
         )
     other = _other_weights(folder)
     if other:
@@ -118,7 +120,10 @@ def without_weights(folder: Path) -> str:
     """Of a folder that has no safetensors file."""
     waiting = unfinished(folder)
     if waiting:
-        return f"The MLLM folder {folder.name} isn't downloaded yet, {waiting} is left: let the download end first."
+        return (
+            f"The MLLM folder {folder.name} isn't downloaded yet, {waiting} is still there: let the download finish "
+            "first."
+        )
     pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
     other = _other_weights(folder)
     if other and not pickles:
@@ -200,8 +205,8 @@ def lora_in_place(folder: Path, adapter: str, weights: str) -> str:
     inner = sorted(file.parent.relative_to(folder) for file in folder.glob(f"*/{adapter}"))
     if inner:
         return (
-            f"The LoRA folder {folder.name} has no {adapter}, its subfolder {inner[-1].as_posix()} has: move what is "
-            "in it one level up."
+            f"The LoRA folder {folder.name} has no {adapter}, but its subfolder {inner[-1].as_posix()} does: move its "
+            "contents one level up."
         )
     if [file for file in visible_files(folder, "*.safetensors") if file.name != weights]:
         return (

@@ -49,8 +49,8 @@ DOES = {
     "layer_replication": "repeats layers",
     "fan_in_fan_out": "is for transposed layers",
     "init_lora_weights": "started from changed base weights",
-    "alora_invocation_tokens": "acts behind certain words alone (aLoRA)",
-    "trainable_token_indices": "changes single words",
+    "alora_invocation_tokens": "acts after certain words only (aLoRA)",
+    "trainable_token_indices": "changes individual words",
 }
 
 
@@ -175,7 +175,7 @@ def _pairs(tensors: dict[str, torch.Tensor], name: str) -> dict[str, Pair]:
         match = KEY.fullmatch(key)
         if match is None:
             raise MLLMError(
-                f"The LoRA {name} holds {key}, which is no LoRA of a linear layer: merge it into its MLLM with peft "
+                f"The LoRA {name} holds {key}, which isn't a LoRA of a linear layer: merge it into its MLLM with peft "
                 "and load the result, or choose none."
             )
         pair = pairs.setdefault(canonical(match["module"]), Pair(match["module"]))

@@ -141,8 +141,8 @@ class PreferenceMLLM:
         """
         if lost_its_head(self.model):
             raise MLLMError(
-                f"The MLLM folder {self.name} has no language head, so it reads histories and can't answer: choose one "
-                "that is saved with lm_head."
+                f"The MLLM folder {self.name} has no language head, so it can read histories but not answer: choose "
+                "one that is saved with lm_head."
             )
         total = len(history) + 1
         features = self.image_features(history.items, lambda n: progress and progress(n, total), interrupt)
@@ -291,7 +291,7 @@ class PreferenceMLLM:
         token = self.tokenizer.convert_ids_to_tokens(self.family.image_token_id)
         if token is None:
             raise MLLMError(
-                f"The tokenizer of {self.name} has no token {self.family.image_token_id}, which its config.json takes "
+                f"The tokenizer of {self.name} has no token {self.family.image_token_id}, which its config.json uses "
                 "for pictures: take all files from one release of the model."
             )
         return token

@@ -25,12 +25,6 @@ MORE_TEMPLATES = "additional_chat_templates"
 DEFAULT = "default"
 
 
-def _file(folder: Path, name: str) -> dict | None:
-    """A JSON file of the folder, or None if it has none."""
-    path = folder / name
-    return read_json(path, f"the MLLM folder {folder.name}") if path.is_file() else None
-
-
 def preprocessor_of(folder: Path) -> dict:
     """How the folder's image processor is set: `image_processor` in processor_config.json, where transformers 5 saves
     it, else preprocessor_config.json; empty if it has neither."""
@@ -42,24 +36,6 @@ def preprocessor_of(folder: Path) -> dict:
     if not isinstance(settings, dict) or not _plausible(settings):
         raise MLLMError(f"{name} of the MLLM folder {folder.name} is damaged: download it again.")
     return settings
-
-
-def _plausible(settings: dict) -> bool:
-    """Whether what is read of an image processor's settings has the types that transformers writes."""
-    sizes = settings.get("size") or {}
-    numbers = [settings.get(key) for key in ("min_pixels", "max_pixels", "rescale_factor")]
-    numbers += [*sizes.values()] if isinstance(sizes, dict) else [sizes]
-    numbers = [number for number in numbers if number is not None]
-    for key in ("image_mean", "image_std"):
-        values = settings.get(key)
-        if values is not None and not isinstance(values, (int, float)):
-            if not isinstance(values, list) or len(values) != 3:
-                return False
-            numbers += values
-    spread = settings.get("image_std")
-    if spread is not None and 0 in (spread if isinstance(spread, list) else [spread]):
-        return False
-    return all(isinstance(number, (int, float)) and math.isfinite(number) and number >= 0 for number in numbers)
 
 
 def chat_template_of(folder: Path, tokenizer) -> str | None:
@@ -92,11 +68,53 @@ def chat_template_of(folder: Path, tokenizer) -> str | None:
     return _default(own, "tokenizer_config.json", folder) if own else None
 
 
-def _text(file: Path, folder: Path) -> str:
+def check_conversation(mllm) -> None:
+    """Write a small conversation by the chat template and see that it is all there, in order: every picture as one
+    image token, every verdict, the question. Raises MLLMError with one sentence for a template that writes another."""
+    if not getattr(mllm.tokenizer, "chat_template", None):
+        return
+    image_token = mllm.image_token
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise MLLMError(f"{file.name} of the MLLM folder {folder.name} is damaged: download it again.") from error
+        text = mllm.conversation([(True, "a boat"), (False, "")], CLOSING_QUESTION)
+    except ImportError as error:
+        raise MLLMError(f"The chat template of {mllm.name} needs jinja2: pip install jinja2.") from error
+    except Exception as error:  # a template is a program, and raises what it likes
+        raise MLLMError(_for_text_alone(mllm.name)) from error
+    expected = [image_token, "liked (a boat)", image_token, "disliked", CLOSING_QUESTION]
+    in_order = re.search(".*?".join(map(re.escape, expected)), text, re.DOTALL)
+    if "{'type'" in text or text.count(image_token) != 2 or not in_order:
+        raise MLLMError(_for_text_alone(mllm.name))
+
+
+def reading_digest(mllm) -> str:
+    """sha256 of how histories reach this MLLM beside its weights: a conversation as text and as token ids, the size of
+    pictures and how they are normalised. The same settings in other files give the same digest."""
+    items = [(True, "a boat at sunset, 35mm"), (False, ""), (True, "Ein Café, 夜")]
+    family = mllm.family
+    reading = {
+        "text": mllm.conversation(items, CLOSING_QUESTION, 1),
+        "ids": mllm.token_ids(items, CLOSING_QUESTION, 1),
+        "image": [family.image_size, family.tokens_per_image, *family.mean, *family.std],
+    }
+    return hashlib.sha256(json.dumps(reading, sort_keys=True).encode()).hexdigest()
+
+
+def _plausible(settings: dict) -> bool:
+    """Whether what is read of an image processor's settings has the types that transformers writes."""
+    sizes = settings.get("size") or {}
+    numbers = [settings.get(key) for key in ("min_pixels", "max_pixels", "rescale_factor")]
+    numbers += [*sizes.values()] if isinstance(sizes, dict) else [sizes]
+    numbers = [number for number in numbers if number is not None]
+    for key in ("image_mean", "image_std"):
+        values = settings.get(key)
+        if values is not None and not isinstance(values, (int, float)):
+            if not isinstance(values, list) or len(values) != 3:
+                return False
+            numbers += values
+    spread = settings.get("image_std")
+    if spread is not None and 0 in (spread if isinstance(spread, list) else [spread]):
+        return False
+    return all(isinstance(number, (int, float)) and math.isfinite(number) and number >= 0 for number in numbers)
 
 
 def _default(template, name: str, folder: Path) -> str:
@@ -119,24 +137,6 @@ def _nameless(name: str, folder: Path) -> str:
     )
 
 
-def check_conversation(mllm) -> None:
-    """Write a small conversation by the chat template and see that it is all there, in order: every picture as one
-    image token, every verdict, the question. Raises MLLMError with one sentence for a template that writes another."""
-    if not getattr(mllm.tokenizer, "chat_template", None):
-        return
-    image_token = mllm.image_token
-    try:
-        text = mllm.conversation([(True, "a boat"), (False, "")], CLOSING_QUESTION)
-    except ImportError as error:
-        raise MLLMError(f"The chat template of {mllm.name} needs jinja2: pip install jinja2.") from error
-    except Exception as error:  # a template is a program, and raises what it likes
-        raise MLLMError(_for_text_alone(mllm.name)) from error
-    expected = [image_token, "liked (a boat)", image_token, "disliked", CLOSING_QUESTION]
-    in_order = re.search(".*?".join(map(re.escape, expected)), text, re.DOTALL)
-    if "{'type'" in text or text.count(image_token) != 2 or not in_order:
-        raise MLLMError(_for_text_alone(mllm.name))
-
-
 def _for_text_alone(name: str) -> str:
     return (
         f"The chat template of the MLLM folder {name} can't write a conversation with pictures: put the "
@@ -144,14 +144,14 @@ def _for_text_alone(name: str) -> str:
     )
 
 
-def reading_digest(mllm) -> str:
-    """sha256 of how histories reach this MLLM beside its weights: a conversation as text and as token ids, the size of
-    pictures and how they are normalised. The same settings in other files give the same digest."""
-    items = [(True, "a boat at sunset, 35mm"), (False, ""), (True, "Ein Café, 夜")]
-    family = mllm.family
-    reading = {
-        "text": mllm.conversation(items, CLOSING_QUESTION, 1),
-        "ids": mllm.token_ids(items, CLOSING_QUESTION, 1),
-        "image": [family.image_size, family.tokens_per_image, *family.mean, *family.std],
-    }
-    return hashlib.sha256(json.dumps(reading, sort_keys=True).encode()).hexdigest()
+def _text(file: Path, folder: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise MLLMError(f"{file.name} of the MLLM folder {folder.name} is damaged: download it again.") from error
+
+
+def _file(folder: Path, name: str) -> dict | None:
+    """A JSON file of the folder, or None if it has none."""
+    path = folder / name
+    return read_json(path, f"the MLLM folder {folder.name}") if path.is_file() else None

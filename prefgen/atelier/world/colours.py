@@ -60,4 +60,5 @@ def palette(name: str, hue: float, saturation: float) -> dict[str, tuple[int, in
 
 def mixed(one: tuple[int, int, int], two: tuple[int, int, int], share: float) -> tuple[int, int, int]:
     """`share` of the way from one colour to the other."""
-    return tuple(round(a + (b - a) * share) for a, b in zip(one, two, strict=True))
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(one, two, strict=True))
+    return red, green, blue

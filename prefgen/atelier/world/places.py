@@ -29,7 +29,7 @@ def front(role: str, left: float, width: float, top: float, pointed: bool) -> li
     roof = [poly("second", (left - 0.02, top), (left + width / 2, top - 0.1), (right + 0.02, top))] if pointed else []
     windows = [
         box("glow", left + width * column - 0.02, row, left + width * column + 0.02, row + 0.05, detail=True)
-        for row in np.arange(top + 0.05, 0.72, 0.1)
+        for row in np.arange(top + 0.05, 0.72, 0.1).tolist()
         for column in (0.3, 0.7)
     ]
     return [box(role, left, top, right, 0.86), *roof, *windows]
@@ -38,7 +38,7 @@ def front(role: str, left: float, width: float, top: float, pointed: bool) -> li
 SETTING_DRAWINGS: dict[str, list[Part]] = {
     "none": [],
     "garden": [
-        *[box("light", x, 0.55, x + 0.045, 0.78) for x in np.arange(0.01, 1.0, 0.105)],
+        *[box("light", x, 0.55, x + 0.045, 0.78) for x in np.arange(0.01, 1.0, 0.105).tolist()],
         box("light", -0.02, 0.6, 1.02, 0.635),
         oval("leaf", 0.05, 0.7, 0.16, 0.1),
         oval("leaf", 0.95, 0.71, 0.17, 0.11),

@@ -237,11 +237,7 @@ def draw_subject(layer: Layer, scene: Scene, copy: Copy, colours: dict[str, Colo
     line = Stroke(line.kind, max(width, 1.0) if line.kind != "none" else 0.0)
     shapes = list(placed(layer, scene, copy, pixel))
     if line.kind == "sticker":
-        for part, points, width in shapes:
-            if not part.detail:
-                border = width + 2 * line.width + 6 * pixel
-                trace(layer.pen, points, (255, 255, 255), border, part.closed)
-                trace(layer.stencil, points, 255, border, part.closed)
+        draw_sticker(layer, shapes, line.width, pixel)
     for part, points, width in shapes:
         body = part.closed and not part.detail
         paper = kinds["shape"] == "cutout" and body
@@ -257,6 +253,15 @@ def draw_subject(layer: Layer, scene: Scene, copy: Copy, colours: dict[str, Colo
             trace(layer.stencil, points, 255, edge, part.closed)
         if kinds["fill"] == "gradient" and body:
             fade(layer, points, colours)
+
+
+def draw_sticker(layer: Layer, shapes: list[tuple[Part, np.ndarray, float]], line_width: float, pixel: float) -> None:
+    """White around the whole silhouette. pixel: one of a 256 px picture, on this layer."""
+    for part, points, width in shapes:
+        if not part.detail:
+            border = width + 2 * line_width + 6 * pixel
+            trace(layer.pen, points, (255, 255, 255), border, part.closed)
+            trace(layer.stencil, points, 255, border, part.closed)
 
 
 def placed(layer: Layer, scene: Scene, copy: Copy, pixel: float) -> Iterator[tuple[Part, np.ndarray, float]]:

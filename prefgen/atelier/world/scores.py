@@ -85,14 +85,12 @@ def alignment(scene: Scene, person: User, prompt: Prompt, errors: Mapping[str, f
     if not visible(trait, kinds, scene.numbers):
         banned = [0.0]
     semantic = of_open_slots(scene, person, prompt)
-    best: Alignment | None = None
+    by_taste = []
     for taste in person.tastes:
         named, values = of_taste(scene, taste, errors)
-        every = [*named, *avoided, *values, *banned, *semantic]
-        score = Alignment(_mean([*named, *avoided]), _mean([*values, *banned]), _mean(semantic), float(np.mean(every)))
-        if best is None or score.all > best.all:
-            best = score
-    return best
+        every = float(np.mean([*named, *avoided, *values, *banned, *semantic]))
+        by_taste.append(Alignment(_mean([*named, *avoided]), _mean([*values, *banned]), _mean(semantic), every))
+    return max(by_taste, key=lambda score: score.all)
 
 
 def _mean(scores: Sequence[float]) -> float | None:

@@ -75,7 +75,7 @@ def spline(points: np.ndarray, closed: bool) -> np.ndarray:
         before, start, end, after = (np.roll(points, shift, 0) for shift in (1, 0, -1, -2))
     else:
         padded = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
-        before, start, end, after = padded[:-3], padded[1:-2], padded[2:-1], padded[3:]
+        before, start, end, after = (padded[shift : len(points) - 1 + shift] for shift in range(4))
     t = (np.arange(CURVE_STEPS) / CURVE_STEPS)[None, :, None]
     before, start, end, after = (each[:, None] for each in (before, start, end, after))
     cubic = 3 * start - before - 3 * end + after
@@ -89,13 +89,14 @@ def rounded(points: np.ndarray, share: float = 0.42) -> np.ndarray:
 
     Row i * CURVE_STEPS + CURVE_STEPS / 2 lies at corner i.
     """
-    before, after = np.roll(points, 1, 0) - points, np.roll(points, -1, 0) - points
+    before = np.roll(points, 1, 0) - points
+    after = np.roll(points, -1, 0) - points
     reach = share * np.minimum(np.linalg.norm(before, axis=1), np.linalg.norm(after, axis=1))[:, None]
     start = points + before / np.linalg.norm(before, axis=1, keepdims=True) * reach
     end = points + after / np.linalg.norm(after, axis=1, keepdims=True) * reach
     t = (np.arange(CURVE_STEPS) / (CURVE_STEPS - 1))[None, :, None]
-    start, corner, end = start[:, None], points[:, None], end[:, None]
-    return ((1 - t) ** 2 * start + 2 * t * (1 - t) * corner + t**2 * end).reshape(-1, 2)
+    curve = (1 - t) ** 2 * start[:, None] + 2 * t * (1 - t) * points[:, None] + t**2 * end[:, None]
+    return curve.reshape(-1, 2)
 
 
 def outline(part: Part, roundness: float) -> np.ndarray:

@@ -9,7 +9,7 @@ from a taste. Everything is a pure function of the user's number.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,8 +147,7 @@ def _taste(rng: np.random.Generator) -> Taste:
             continue
         if len(kinds) == 1 or trait == "light_angle":
             named[needed] = _any(rng, kinds)
-        low, high = CONTINUOUS[trait].low, CONTINUOUS[trait].high
-        values[trait] = float(rng.uniform(low, high))
+        values[trait] = float(rng.uniform(CONTINUOUS[trait].low, CONTINUOUS[trait].high))
     for trait in rng.permutation(list(NAMED)).tolist():
         if len(named) >= 2 + rng.integers(2):
             break
@@ -225,16 +224,21 @@ def asked_scene(person: User | None, prompt: Prompt, rng: np.random.Generator, l
     subject = prompt.subject
     if not subject:
         chosen = {} if person is None else person.favourites if liked else person.aversions
-        subject = chosen.get(prompt.kind) if rng.random() < FOLLOWED else None
-        subject = subject or _any(rng, CLASSES[prompt.kind])
-    fields = {"subject": subject, "number": prompt.number}
-    for field, names in (("setting", SETTINGS), ("companion", COMPANIONS)):
-        asked = getattr(prompt, field)
-        if asked == OPEN:
-            own = person is not None and liked and person.company[0] == field and rng.random() < FOLLOWED
-            asked = person.company[1] if own else _any(rng, [name for name in names if name != "none"])
-        fields[field] = asked
-    return scene.with_traits(**fields)
+        own = chosen.get(prompt.kind) if rng.random() < FOLLOWED else None
+        subject = own or _any(rng, CLASSES[prompt.kind])
+    setting = _asked(prompt, "setting", SETTINGS, person if liked else None, rng)
+    companion = _asked(prompt, "companion", COMPANIONS, person if liked else None, rng)
+    return scene.with_traits(subject=subject, number=prompt.number, setting=setting, companion=companion)
+
+
+def _asked(prompt: Prompt, field: str, names: Iterable[str], person: User | None, rng: np.random.Generator) -> str:
+    """The prompt's setting or companion; where it is open, the user's own company or any."""
+    asked = getattr(prompt, field)
+    if asked != OPEN:
+        return asked
+    if person is not None and person.company[0] == field and rng.random() < FOLLOWED:
+        return person.company[1]
+    return _any(rng, [name for name in names if name != "none"])
 
 
 def dislikes_in(scene: Scene, person: User) -> bool:
