@@ -16,7 +16,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -130,21 +130,21 @@ def open_picture(
 def to_pixels(image: Image.Image, long_side: int | None = LONG_SIDE, draft: int = DRAFT) -> np.ndarray:
     """uint8 [H, W, 3] of a picture from `open_picture`, shrunk while it is decoded where its format can: to `draft`
     times what is asked for at least."""
-    size = image.size
+    width, height = image.size
     drafted = None
     if long_side:
-        width, height = size_within(*size, long_side)
-        drafted = image.draft(None, (draft * width, draft * height))
+        least_width, least_height = size_within(width, height, long_side)
+        drafted = image.draft(None, (draft * least_width, draft * least_height))
     depth = stored_depth(image)
     image.load()
     if not drafted:
-        size = image.size
+        width, height = image.size
     # Pillow has turned a TIFF when it loaded it, though not every version then says so.
     turn = None if image.format == "TIFF" else TURNS.get(orientation_of(image))
     flat = as_seen(image, depth)
     if long_side:
         # A draft's last row and column may be the remains of a cell: what the picture covers is the box.
-        flat = shrunk(flat, *size_within(*size, long_side), drafted[1] if drafted else None)
+        flat = shrunk(flat, *size_within(width, height, long_side), drafted[1] if drafted else None)
     if turn is not None:
         flat = flat.transpose(turn)
     return np.array(flat.convert("RGB"))
@@ -301,11 +301,11 @@ def _reason(error: Exception) -> str:
 
 def _unknown(stream: BinaryIO | None, source) -> tuple[str, str]:
     """(reason, remedy) for bytes that Pillow doesn't know: what they are instead, if their beginning tells."""
-    try:
-        stream.seek(0)
-        head = stream.read(512)
-    except (OSError, ValueError, AttributeError):
-        head = b""
+    head = b""
+    if stream is not None:
+        with suppress(OSError, ValueError, AttributeError):
+            stream.seek(0)
+            head = stream.read(512)
     suffix = Path(source).suffix.lower() if isinstance(source, (str, Path)) else ""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:

@@ -18,7 +18,7 @@ from pathlib import Path
 if __package__:
     from .fetch import DownloadError, FileSet, fetch, load_sets
 else:  # run by this folder's path: an embedded Python looks for no module in the current folder
-    from fetch import DownloadError, FileSet, fetch, load_sets
+    from fetch import DownloadError, FileSet, fetch, load_sets  # type: ignore[import-not-found, no-redef]
 
 PACK = Path(__file__).resolve().parents[2]
 

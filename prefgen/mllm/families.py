@@ -28,16 +28,20 @@ SIDE = 448  # pixels, for families that read pictures of any size
 
 
 class Family:
-    """What every family has, and what a new one must fill in: `model_types`, `image_size` (pixels of the square's
-    side), `tokens_per_image` and `features`.
+    """What every family has, and what a new one must fill in: `model_types`, `features`, and in its `__init__` what is
+    declared below.
 
     preprocessor: how the folder's image processor is set, empty if it has none. mean, std: of folders without one.
     silent_mean, silent_std: what transformers takes where the folder's says nothing.
     """
 
     model_types: tuple[str, ...]
+    # Sides of a picture and of a patch in pixels, and the tower that sees.
     image_size: int
+    patch_size: int
     tokens_per_image: int
+    vision: torch.nn.Module
+
     mean = HALF
     std = HALF
     silent_mean = HALF
@@ -134,7 +138,8 @@ class LlavaOnevisionFamily(Family):
         self.layers = [layers] if isinstance(layers, int) else layers
         self.drop_class = config.vision_feature_select_strategy == "default"
         self.image_size = config.vision_config.image_size
-        self.tokens_per_image = (self.image_size // config.vision_config.patch_size) ** 2 + 1
+        self.patch_size = config.vision_config.patch_size
+        self.tokens_per_image = (self.image_size // self.patch_size) ** 2 + 1
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         states = self.vision(pixel_values=pixels, output_hidden_states=True).hidden_states

@@ -126,8 +126,6 @@ def deltas(
     shared = model.get_input_embeddings().weight
     for place, pair in _pairs(tensors, name).items():
         linear = linears.get(place)
-        if not pair.is_complete():
-            raise MLLMError(f"The LoRA {name} is damaged at {pair.path}: download or export it again.")
         if linear is None or not pair.fits(linear):
             base = config.get("base_model_name_or_path")
             base_name = f" ({Path(base).name})" if base else ""
@@ -149,17 +147,13 @@ def deltas(
         yield linear.weight, scale_of(pair.path, rank, config) * (pair.b @ pair.a)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Pair:
     """A [rank, in] and B [out, rank] of one layer, fp32. path: the layer's, as the file has it."""
 
     path: str
-    a: torch.Tensor | None = None
-    b: torch.Tensor | None = None
-
-    def is_complete(self) -> bool:
-        """Whether both are there and finite."""
-        return all(side is not None and torch.isfinite(side).all() for side in (self.a, self.b))
+    a: torch.Tensor
+    b: torch.Tensor
 
     def fits(self, linear: nn.Linear) -> bool:
         """Whether B A has the shape of the layer's weight."""
@@ -169,8 +163,9 @@ class Pair:
 
 
 def _pairs(tensors: dict[str, torch.Tensor], name: str) -> dict[str, Pair]:
-    """The pairs of a LoRA by their layers' canonical paths. Raises MLLMError for other tensors, or none."""
-    pairs: dict[str, Pair] = {}
+    """The pairs of a LoRA by their layers' canonical paths. Raises MLLMError for other tensors, half a pair or none."""
+    paths: dict[str, str] = {}
+    sides: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         match = KEY.fullmatch(key)
         if match is None:
@@ -178,14 +173,17 @@ def _pairs(tensors: dict[str, torch.Tensor], name: str) -> dict[str, Pair]:
                 f"The LoRA {name} holds {key}, which isn't a LoRA of a linear layer: merge it into its MLLM with peft "
                 "and load the result, or choose none."
             )
-        pair = pairs.setdefault(canonical(match["module"]), Pair(match["module"]))
-        side = match["side"].lower()
-        if getattr(pair, side) is not None:
+        place = canonical(match["module"])
+        paths.setdefault(place, match["module"])
+        if match["side"] in sides.setdefault(place, {}):
             raise MLLMError(f"The LoRA {name} is damaged, it holds {key[:60]} twice: download or export it again.")
-        setattr(pair, side, tensor.float())
-    if not pairs:
+        sides[place][match["side"]] = tensor.float()
+    if not sides:
         raise MLLMError(f"The LoRA {name} is empty: download or export it again.")
-    return pairs
+    for place, pair in sides.items():
+        if len(pair) < 2 or not all(torch.isfinite(side).all() for side in pair.values()):
+            raise MLLMError(f"The LoRA {name} is damaged at {paths[place]}: download or export it again.")
+    return {place: Pair(paths[place], pair["A"], pair["B"]) for place, pair in sides.items()}
 
 
 def scale_of(path: str, rank: int, config: dict) -> float:

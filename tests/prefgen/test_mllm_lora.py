@@ -236,7 +236,7 @@ DAMAGE = {
     ),
     "nothing": ({}, lambda t: {}, "empty"),
     "dora": ({"use_dora": True}, None, "DoRA"),
-    "dora keys": ({}, lambda t: t | {"base_model.model.x.lora_magnitude_vector": torch.ones(3)}, "no LoRA"),
+    "dora keys": ({}, lambda t: t | {"base_model.model.x.lora_magnitude_vector": torch.ones(3)}, "isn't a LoRA"),
     "biases": ({"bias": "all"}, None, "biases"),
     "whole layers": ({"modules_to_save": ["lm_head"]}, None, "whole layers"),
     "pissa": ({"init_lora_weights": "pissa_niter_4"}, None, "base weights"),
