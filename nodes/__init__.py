@@ -10,6 +10,14 @@ from .user import ApplyUserCrossAttention, FuseUserVector
 
 
 class PrefGenExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        from server import PromptServer
+
+        from ..prefgen.comfy import routes
+
+        if getattr(PromptServer, "instance", None) is not None:
+            routes.register(PromptServer.instance)
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             LoadPreferenceMLLM,

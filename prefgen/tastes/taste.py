@@ -123,6 +123,10 @@ class Taste:
         names = [verdict for verdict, _ in self._files()]
         return {verdict: names.count(verdict) for verdict in VERDICTS}
 
+    def acts(self) -> tuple[list[list[Event]], list[list[Event]]]:
+        """(acts that count, acts that were undone), the last one last: what undo and redo would turn to."""
+        return journal.acts(journal.read(self.folder))
+
     def prompt_of(self, picture: Picture) -> str:
         """A picture's prompt: of the text file beside it, else what its own metadata said when it was rated."""
         return prompt_of(picture.path) or picture.origin.prompt
@@ -199,7 +203,7 @@ class Taste:
     def undo(self) -> Change:
         """Take the last act back; its pictures go where they were before."""
         with self.changing():
-            done, _ = journal.acts(journal.read(self.folder))
+            done, _ = self.acts()
             if not done:
                 raise TasteError(f"There is nothing to undo in {printable(self.name)}.")
             events = done[-1]
@@ -209,7 +213,7 @@ class Taste:
     def redo(self) -> Change:
         """Do again what was undone last, as long as nothing else was done since."""
         with self.changing():
-            _, undone = journal.acts(journal.read(self.folder))
+            _, undone = self.acts()
             if not undone:
                 raise TasteError(f"There is nothing to do again in {printable(self.name)}.")
             events = undone[-1]

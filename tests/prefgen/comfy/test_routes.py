@@ -1,0 +1,271 @@
+"""The routes behind the browser: what they do, and what they refuse, one sentence each."""
+
+import asyncio
+import io
+import json
+import os
+import zipfile
+
+import pytest
+from aiohttp import FormData, web
+from aiohttp.test_utils import TestClient, TestServer
+
+from tests.prefgen.tastes.test_taste import picture, sha256
+
+
+class Server:
+    """As much of ComfyUI's PromptServer as the routes touch."""
+
+    def __init__(self):
+        self.routes = web.RouteTableDef()
+        self.events = []
+
+    def send_sync(self, event, data, sid=None):
+        self.events.append((event, data))
+
+
+class Browser:
+    """A client of the routes: every call is one request, answered as (status, JSON or bytes)."""
+
+    def __init__(self, server: Server):
+        self.server = server
+
+    def __call__(self, method, path, json=None, form=None, raw=None, **headers):
+        async def ask():
+            app = web.Application(client_max_size=100 << 20)
+            app.add_routes(self.server.routes)
+            async with TestClient(TestServer(app)) as client:
+                body = {"json": json} if json is not None else {"data": form if form is not None else raw}
+                headers_ = {key.replace("_", "-"): value for key, value in headers.items()}
+                async with client.request(method, path, headers=headers_, **body) as response:
+                    content = await response.read()
+                    self.headers = response.headers
+                    return response.status, content
+
+        status, content = asyncio.run(ask())
+        is_json = self.headers.get("Content-Type", "").startswith("application/json")
+        return status, (__import__("json").loads(content) if is_json else content)
+
+    def sentence(self, *request, status=400, **options) -> str:
+        """The sentence of a request that is refused."""
+        got, answer = self(*request, **options)
+        assert got == status, answer
+        text = answer["error"]
+        assert "\n" not in text and text.endswith(".") and "Error" not in text and "/tmp" not in text, text
+        return text
+
+
+@pytest.fixture
+def folders_of_comfy(tmp_path, monkeypatch):
+    import folder_paths
+
+    for name in ("input", "output", "temp"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
+    return tmp_path
+
+
+@pytest.fixture
+def browser(pack, folders_of_comfy):
+    server = Server()
+    pack("prefgen.comfy.routes").register(server)
+    browser = Browser(server)
+    assert browser("POST", "/prefgen/tastes", json={"name": "sea"}) == (200, {"name": "sea"})
+    server.events.clear()
+    return browser
+
+
+def pictures_of(browser, name="sea") -> list[dict]:
+    return browser("GET", f"/prefgen/tastes/{name}")[1]["pictures"]
+
+
+def form_of(verdict: str, files: dict[str, bytes]) -> FormData:
+    form = FormData()
+    form.add_field("verdict", verdict)
+    for name, data in files.items():
+        form.add_field("file", data, filename=name, content_type="application/octet-stream")
+    return form
+
+
+def test_a_like_on_an_output_is_one_request_and_tells_every_page(browser, folders_of_comfy):
+    (folders_of_comfy / "output" / "day").mkdir()
+    (folders_of_comfy / "output" / "day" / "boat.png").write_bytes(picture(1))
+    liked = {"filename": "boat.png", "subfolder": "day", "type": "output", "verdict": "liked"}
+    status, answer = browser("POST", "/prefgen/tastes/sea/rate", json=liked)
+    assert status == 200 and answer["moved"] == [{"sha256": sha256(picture(1)), "before": "", "after": "liked"}]
+    assert browser.server.events == [("prefgen.taste", {"name": "sea"})]
+    [shown] = pictures_of(browser)
+    assert (shown["file"], shown["verdict"], shown["source"]) == ("boat.png", "liked", "output")
+    assert (folders_of_comfy / "input" / "prefgen" / "sea" / "liked" / "boat.png").exists()
+    assert browser("GET", "/prefgen/tastes")[1]["tastes"] == [{"name": "sea", "liked": 1, "disliked": 0}]
+
+
+def test_twelve_dropped_files_come_in_at_once_and_what_is_no_picture_is_listed(browser):
+    files = {f"{n}.png": picture(n) for n in range(12)} | {"notes.txt": b"notes"}
+    status, answer = browser("POST", "/prefgen/tastes/sea/upload", form=form_of("liked", files))
+    assert status == 200 and (answer["added"], answer["there"]) == (12, 0)
+    assert [name for name, _ in answer["refused"]] == ["notes.txt"]
+    again = browser("POST", "/prefgen/tastes/sea/upload", form=form_of("liked", files))[1]
+    assert (again["added"], again["there"]) == (0, 12) and len(pictures_of(browser)) == 12
+
+
+def test_flip_undo_and_redo(browser):
+    browser("POST", "/prefgen/tastes/sea/upload", form=form_of("liked", {"1.png": picture(1), "2.png": picture(2)}))
+    chosen = [shown["sha256"] for shown in pictures_of(browser)]
+    browser("POST", "/prefgen/tastes/sea/place", json={"pictures": chosen, "verdict": "disliked"})
+    assert {shown["verdict"] for shown in pictures_of(browser)} == {"disliked"}
+    assert browser("POST", "/prefgen/tastes/sea/undo", json={})[0] == 200
+    before = browser("GET", "/prefgen/tastes/sea")[1]
+    assert before["can_undo"] and before["can_redo"] and {p["verdict"] for p in before["pictures"]} == {"liked"}
+    browser("POST", "/prefgen/tastes/sea/redo", json={})
+    browser("POST", "/prefgen/tastes/sea/place", json={"pictures": chosen[:1], "verdict": ""})
+    assert len(pictures_of(browser)) == 1
+    assert browser("POST", "/prefgen/tastes/sea/empty_trash", json={})[1] == {"deleted": 1}
+
+
+def test_thumbnails_and_pictures_are_shown_as_pictures_and_nothing_else(browser, folders_of_comfy):
+    browser("POST", "/prefgen/tastes/sea/upload", form=form_of("liked", {"1.png": picture(1)}))
+    name = sha256(picture(1))
+    status, data = browser("GET", f"/prefgen/tastes/sea/thumbnail/{name}")
+    assert status == 200 and data[:4] == b"RIFF" and "immutable" in browser.headers["Cache-Control"]
+    status, data = browser("GET", f"/prefgen/tastes/sea/picture/{name}")
+    assert data == picture(1) and browser.headers["Content-Type"] == "image/png"
+    assert (
+        browser.headers["X-Content-Type-Options"] == "nosniff"
+        and "sandbox" in browser.headers["Content-Security-Policy"]
+    )
+    assert "isn't in sea any more" in browser.sentence("GET", "/prefgen/tastes/sea/thumbnail/" + "0" * 64)
+    assert "isn't in sea" in browser.sentence("GET", "/prefgen/tastes/sea/picture/..%2F..%2Fsecret")
+
+
+def test_rename_copy_export_import_and_forget(browser, folders_of_comfy):
+    browser("POST", "/prefgen/tastes/sea/upload", form=form_of("liked", {"1.png": picture(1)}))
+    assert browser("POST", "/prefgen/tastes/sea/rename", json={"name": "Sea"})[1] == {"name": "Sea"}
+    assert browser("POST", "/prefgen/tastes/Sea/copy", json={"name": "two"})[1] == {"name": "two"}
+    status, data = browser("GET", "/prefgen/tastes/two/export?private=1")
+    assert status == 200 and browser.headers["Content-Type"] == "application/zip"
+    assert "two/liked/1.png" in zipfile.ZipFile(io.BytesIO(data)).namelist()
+    browser("POST", "/prefgen/tastes", json={"name": "three"})
+    done = browser("POST", "/prefgen/tastes/three/import", form=form_of("", {"two.zip": data}))[1]
+    assert done == {"added": 1, "there": 0, "refused": []}
+    revisions = {browser("GET", f"/prefgen/tastes/{name}")[1]["revision"] for name in ("Sea", "two", "three")}
+    assert len(revisions) == 1
+    for name in ("Sea", "two", "three"):
+        assert browser("DELETE", f"/prefgen/tastes/{name}")[0] == 200
+    assert os.listdir(folders_of_comfy / "input" / "prefgen") == []
+
+
+HOSTILE = [
+    "../secret.png",
+    "..",
+    "/etc/passwd",
+    "C:\\secret.png",
+    "a\0.png",
+    "boat.png:stream",
+    "con.png",
+    "sub/../../x",
+    "",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("field", ["filename", "subfolder"])
+def test_no_name_leads_out_of_comfyuis_folders(browser, folders_of_comfy, name, field):
+    (folders_of_comfy / "secret.png").write_bytes(picture(1))
+    (folders_of_comfy / "x").write_bytes(picture(1))
+    asked = {"filename": "boat.png", "subfolder": "", "type": "output", "verdict": "liked"} | {field: name}
+    browser.sentence("POST", "/prefgen/tastes/sea/rate", json=asked)
+    assert not pictures_of(browser)
+
+
+def test_a_link_that_leads_out_is_refused(browser, folders_of_comfy):
+    (folders_of_comfy / "secret.png").write_bytes(picture(1))
+    (folders_of_comfy / "output" / "link.png").symlink_to(folders_of_comfy / "secret.png")
+    (folders_of_comfy / "output" / "door").symlink_to(folders_of_comfy)
+    for asked in ({"filename": "link.png"}, {"filename": "secret.png", "subfolder": "door"}):
+        asked |= {"type": "output", "verdict": "liked"}
+        assert "isn't there any more" in browser.sentence("POST", "/prefgen/tastes/sea/rate", json=asked)
+    for place in ("models", "user", "../output", ""):
+        asked = {"filename": "boat.png", "type": place, "verdict": "liked"}
+        assert "none of ComfyUI's folders" in browser.sentence("POST", "/prefgen/tastes/sea/rate", json=asked)
+
+
+@pytest.mark.parametrize("name", ["..", "%2e%2e", "..%2f..%2foutput", ".trash", "SEA", "sea%00", "nobody"])
+def test_a_taste_that_is_not_there_is_named_whatever_the_path_says(browser, name):
+    for method, route in (("GET", ""), ("POST", "/undo"), ("DELETE", ""), ("GET", "/export")):
+        body = {"json": {}} if method == "POST" else {}
+        status, _ = browser(method, f"/prefgen/tastes/{name}{route}", **body)
+        assert status in (400, 404, 405)
+    assert browser("GET", "/prefgen/tastes")[1]["tastes"][0]["name"] == "sea"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"},
+        {"Origin": "null"},
+    ],
+)
+def test_another_sites_page_changes_nothing(browser, headers):
+    for method, path, body in (
+        ("POST", "/prefgen/tastes", {"json": {"name": "two"}}),
+        ("DELETE", "/prefgen/tastes/sea", {}),
+        ("POST", "/prefgen/tastes/sea/upload", {"form": form_of("liked", {"1.png": picture(1)})}),
+    ):
+        assert "Another site" in browser.sentence(method, path, status=403, **body, **headers)
+    assert browser("GET", "/prefgen/tastes")[1]["tastes"] == [{"name": "sea", "liked": 0, "disliked": 0}]
+
+
+def test_a_simple_form_of_another_site_is_no_json(browser):
+    text = json.dumps({"name": "two"})
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+        assert "isn't JSON" in browser.sentence("POST", "/prefgen/tastes", raw=text, Content_Type=kind)
+
+
+@pytest.mark.parametrize("raw", ["", "[]", "null", "{", '{"name": 5}', '{"name": null}', "[" * 100_000, "\xff"])
+def test_odd_json_is_refused(browser, raw):
+    browser.sentence("POST", "/prefgen/tastes", raw=raw.encode("latin-1"), Content_Type="application/json")
+
+
+ODD_ACTS = [
+    {},
+    {"pictures": "all", "verdict": "liked"},
+    {"pictures": [1], "verdict": "liked"},
+    {"pictures": ["a" * 64], "verdict": "adored"},
+    {"pictures": ["ab"], "verdict": "liked"},
+]
+
+
+@pytest.mark.parametrize("content", ODD_ACTS)
+def test_odd_acts_are_refused(browser, content):
+    browser.sentence("POST", "/prefgen/tastes/sea/place", json=content)
+
+
+def test_uploads_are_bounded_and_decoded(browser, pack, monkeypatch):
+    monkeypatch.setattr(pack("prefgen.comfy.routes"), "MAX_BYTES", 5000)
+    big = {
+        "big.png": b"\x89PNG" + b"\0" * 10_000,
+        "small.png": picture(1),
+        "page.png": b"<html><script>alert(1)</script>",
+    }
+    answer = browser("POST", "/prefgen/tastes/sea/upload", form=form_of("liked", big))[1]
+    assert answer["added"] == 1 and [name for name, _ in answer["refused"]] == ["big.png", "page.png"]
+    polyglot = picture(2) + b"<script>alert(1)</script>"
+    browser("POST", "/prefgen/tastes/sea/upload", form=form_of("liked", {"both.html": polyglot}))
+    assert sorted(shown["file"] for shown in pictures_of(browser)) == ["both.png", "small.png"]
+    monkeypatch.setattr(pack("prefgen.comfy.routes"), "MAX_UPLOAD", 100)
+    assert "import it in parts" in browser.sentence(
+        "POST", "/prefgen/tastes/sea/import", form=form_of("", {"a.zip": b"0" * 300})
+    )
+    empty = b"--x\r\nContent-Disposition: form-data; name=verdict\r\n\r\nliked\r\n--x--\r\n"
+    kind = "multipart/form-data; boundary=x"
+    assert "holds no file" in browser.sentence("POST", "/prefgen/tastes/sea/import", raw=empty, Content_Type=kind)
+    assert "isn't a zip" in browser.sentence("POST", "/prefgen/tastes/sea/import", form=form_of("", {"a.zip": b"PK"}))
+
+
+def test_a_fault_of_our_own_is_a_sentence_and_in_the_log(browser, pack, monkeypatch, caplog):
+    monkeypatch.setattr(pack("prefgen.comfy.routes"), "summaries", lambda: 1 / 0)
+    assert "the log of ComfyUI says where" in browser.sentence("GET", "/prefgen/tastes", status=500)
+    assert "ZeroDivisionError" in caplog.text
