@@ -2,6 +2,8 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..prefgen.comfy import routes
+from ..prefgen.comfy.running import prompt_server
 from .atelier import LoadAtelier
 from .describe import DescribePreference
 from .history import EncodePreferenceHistory, LoadPreferenceHistory
@@ -10,15 +12,11 @@ from .user import ApplyUserCrossAttention, FuseUserVector
 
 
 class PrefGenExtension(ComfyExtension):
-    async def on_load(self) -> None:
-        from server import PromptServer
-
-        from ..prefgen.comfy import routes
-
-        if getattr(PromptServer, "instance", None) is not None:
-            routes.register(PromptServer.instance)
-
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        # ComfyUI 0.3.75 asks a pack for its nodes and for nothing else: routes are added here, once.
+        server = prompt_server()
+        if server is not None:
+            routes.register(server)
         return [
             LoadPreferenceMLLM,
             LoadPreferenceHistory,

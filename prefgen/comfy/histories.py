@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import comfy.model_management
@@ -11,6 +10,7 @@ import torch
 from comfy_execution.utils import get_executing_context
 
 from ..history import PreferenceHistory
+from .running import prompt_server
 
 EXAMPLE_PICTURES, EXAMPLE_SEED = 8, 1
 
@@ -36,8 +36,7 @@ def load(history: Path | int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 def _tell(message: str) -> None:
     """Show a message on the node that is being executed, as ComfyUI's own API nodes do; "" shows nothing."""
     context = get_executing_context()
-    # ComfyUI's own module, which runs before any pack is loaded.
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server = prompt_server()
     if message and context is not None and server is not None:
         server.send_progress_text(message, context.node_id)
 

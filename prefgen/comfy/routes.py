@@ -42,8 +42,10 @@ def shelf() -> Shelf:
 
 
 def register(server) -> None:
-    """Add the routes to ComfyUI's PromptServer."""
+    """Add the routes to ComfyUI's PromptServer, unless they are there."""
     routes = server.routes
+    if any(getattr(route, "path", "") == "/prefgen/tastes" for route in routes):
+        return
 
     def tell(name: str) -> None:
         server.send_sync(EVENT, {"name": name})

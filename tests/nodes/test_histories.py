@@ -75,7 +75,7 @@ def test_the_node_reads_what_it_can_and_tells_the_artist_the_rest(root, pack, mo
         liked, disliked = pack("nodes.history").LoadPreferenceHistory.execute("ada").args
     assert [image.shape for image in liked] == [(1, 4, 8, 3), (1, 4, 7, 3), (1, 4, 6, 3)] and disliked == []
     ((sentence, node),) = told
-    assert node == "17" and "broken.png" in sentence and "no picture" in sentence
+    assert node == "17" and "broken.png" in sentence and "isn't a picture" in sentence
 
 
 def test_reading_moves_comfyuis_progress_bar_and_stops_at_its_interrupt(root, pack):
