@@ -24,7 +24,9 @@ from performance_page import write_section
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "docs/performance-data.json"
-USERS, PICTURES = 50_153, 990_998
+# The paper's agent data (arXiv 2512.06020, project page).
+USERS = 50_153
+PICTURES = 990_998
 SAMPLE = 0.25  # seconds between two looks at the memory
 
 
@@ -49,10 +51,11 @@ def measure(share: float, processes: int, folder: Path) -> dict:
     """Make one set from nothing, then check it."""
     if folder.exists():
         raise SystemExit(f"{folder} exists: a run that goes on would be measured too short.")
-    users, pictures = round(USERS * share), round(PICTURES * share)
+    users = round(USERS * share)
+    pictures = round(PICTURES * share)
     options = ["--users", str(users), "--pictures", str(pictures), "--processes", str(processes)]
     load = os.getloadavg()[0]
-    made = watched([sys.executable, "-m", "training.data.agents", str(folder), *options])
+    drawing = watched([sys.executable, "-m", "training.data.agents", str(folder), *options])
     checked = watched([sys.executable, "-m", "training.data", "check", str(folder)])
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     return {
@@ -61,11 +64,11 @@ def measure(share: float, processes: int, folder: Path) -> dict:
         "pictures": pictures,
         "processes": processes,
         "command": " ".join(["python -m training.data.agents DIR", *options]),
-        "seconds": round(made["seconds"], 1),
-        "cpu_seconds": round(made["cpu_seconds"], 1),
-        "pictures_per_second": round(pictures / made["seconds"], 1),
-        "pictures_per_cpu_second": round(pictures / made["cpu_seconds"], 1),
-        "peak_memory_mb": round(made["peak"] / 2**20),
+        "seconds": round(drawing["seconds"], 1),
+        "cpu_seconds": round(drawing["cpu_seconds"], 1),
+        "pictures_per_second": round(pictures / drawing["seconds"], 1),
+        "pictures_per_cpu_second": round(pictures / drawing["cpu_seconds"], 1),
+        "peak_memory_mb": round(drawing["peak"] / 2**20),
         "output_mb": round(size / 2**20, 1),
         "check_seconds": round(checked["seconds"], 1),
         "check_cpu_seconds": round(checked["cpu_seconds"], 1),
@@ -79,7 +82,8 @@ def measure(share: float, processes: int, folder: Path) -> dict:
 
 def watched(line: list[str]) -> dict:
     """Run a command to its end: seconds, CPU seconds (with its workers) and peak memory of all its processes, bytes."""
-    start, peak = time.monotonic(), 0
+    start = time.monotonic()
+    peak = 0
     process = subprocess.Popen(line, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
     while True:
         ended, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -94,13 +98,13 @@ def watched(line: list[str]) -> dict:
 
 def descendants(pid: int) -> list[int]:
     """A process and all that it started."""
-    found = [pid]
-    for parent in found:
+    processes = [pid]
+    for parent in processes:
         try:
-            found += map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
+            processes += map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
         except OSError:
             pass  # it has just ended
-    return found
+    return processes
 
 
 def memory(pid: int) -> int:
@@ -120,10 +124,13 @@ def profile(users: int = 15) -> dict[str, float]:
     from prefgen.atelier.renderer import render
     from training.data.agents import people, renderers, vocabulary
 
-    words, spent, pictures = vocabulary.atelier(), {"decide": 0.0, "draw": 0.0, "encode": 0.0}, 0
+    words = vocabulary.atelier()
+    spent = {"decide": 0.0, "draw": 0.0, "encode": 0.0}
+    pictures = 0
     for user in range(-1, users):  # the first round only fills caches
         if user == 0:
-            spent, pictures = dict.fromkeys(spent, 0.0), 0
+            spent = dict.fromkeys(spent, 0.0)
+            pictures = 0
         clock = [time.process_time()]
         items = people.items(words, people.agent(words, 0, max(user, 0)), 0, range(20))
         clock.append(time.process_time())

@@ -34,7 +34,8 @@ LAYOUTS = {
     "sd15": {4: "ip-adapter_sd15", 16: "ip-adapter-plus_sd15"},
     "sdxl": {4: "ip-adapter_sdxl_vit-h", 16: "ip-adapter-plus_sdxl_vit-h"},
 }
-TEXT_TOKENS, ROUNDS = 77, 12
+TEXT_TOKENS = 77
+ROUNDS = 12
 
 
 def main() -> None:
@@ -116,7 +117,8 @@ def steps(patcher, family: str, rounds: int = 2) -> list[float]:
 
     side = PIXELS[family] // 8
     width = {"sd15": 768, "sdxl": 2048}[family]
-    x, states = torch.randn(2, 4, side, side), torch.randn(2, TEXT_TOKENS, width)
+    x = torch.randn(2, 4, side, side)
+    states = torch.randn(2, TEXT_TOKENS, width)
     extra = {"y": torch.randn(2, 2816)} if family == "sdxl" else {}
     sigma = patcher.model.model_sampling.sigmas[500].repeat(2)
     spent = []
@@ -141,17 +143,19 @@ def compare(patcher, family: str, layout: str, vision, folder: Path, pack, their
     with torch.no_grad():
         read = pack("prefgen.comfy.encoding").encode_history(history, None, vision)
         user = pack("prefgen.fusion").fuse_user(pack("prefgen.adapter_file").load_adapter(path), read)
-        node, given = theirs[0].IPAdapterAdvanced().apply_ipadapter, {"image": pictures[0], "clip_vision": vision}
+        node = theirs[0].IPAdapterAdvanced().apply_ipadapter
+        reference = {"image": pictures[0], "clip_vision": vision}
         weights = theirs[1].ipadapter_model_loader(str(path))
-        other = node(patcher, weights, weight=0.8, weight_type="linear", **given)[0]
+        other = node(patcher, weights, weight=0.8, weight_type="linear", **reference)[0]
     register = other.model_options["transformer_options"]["patches_replace"]["attn2"]
     runs = {}
     for side in ("positive", "both"):
         branch = patch.apply_user(patcher, user, 0.8, apply_to=side).get_wrappers("apply_model", patch.KEY)[0]
         runs[side] = pack("prefgen.comfy.run").Run(branch.applications, branch.blocks, patcher.model.model_sampling, {})
-    sigma, blocks = patcher.model.model_sampling.sigmas[500].repeat(2), []
+    sigma = patcher.model.model_sampling.sigmas[500].repeat(2)
     options = {"cond_or_uncond": [0, 1], "sigmas": sigma}
     calls = {side: run.call(sigma, options, 2) for side, run in runs.items()}
+    blocks = []
     latent = PIXELS[family] // 8
     for (kind, number, index), attention in patch.cross_attention_blocks(patcher):
         at = (kind, number, index)
@@ -165,31 +169,11 @@ def compare(patcher, family: str, layout: str, vision, folder: Path, pack, their
         width = attention.heads * attention.dim_head
         blocks.append((at, width, queries, extra, register.get(at, register.get(at[:2]))))
     both = [b for b in blocks if b[4] is not None]
-    spent = {name: [] for name in ("ours", "ours_both", "theirs", "plain")}
     with torch.inference_mode():
-        for turn in range(ROUNDS + 1):  # the first warms up
-            sums = dict.fromkeys(spent, 0.0)
-            for at, width, queries, extra, prior in both:
-                q, k, v = (torch.randn(2, n, width) for n in (queries, TEXT_TOKENS, TEXT_TOKENS))
-                with_call = {side: extra | {"prefgen_call": call} for side, call in calls.items()}
-                attentions = {
-                    "ours": (runs["positive"].patch(at, None), with_call["positive"]),
-                    "ours_both": (runs["both"].patch(at, None), with_call["both"]),
-                    "theirs": (prior, extra),
-                    "plain": (plain, extra),
-                }
-                names = list(attentions)
-                for name in names[turn % len(names) :] + names[: turn % len(names)]:  # the first finds cold caches
-                    attention, options_here = attentions[name]
-                    start = time.perf_counter()
-                    attention(q, k, v, options_here)
-                    sums[name] += 1000 * (time.perf_counter() - start)
-            if turn:
-                for name, total in sums.items():
-                    spent[name].append(total)
+        spent = interleaved(both, runs, calls)
         memory_mb = {side: memory_of(pack("prefgen.comfy.run"), run, calls[side], blocks) for side, run in runs.items()}
-    plain_ms = np.array(spent.pop("plain"))
-    own = {name: np.array(total) - plain_ms for name, total in spent.items()}
+    plain_ms = spent.pop("plain")
+    own = {name: total - plain_ms for name, total in spent.items()}
     return {
         "layout": layout,
         "blocks": {"ours": len(blocks), "both": len(both)},
@@ -199,6 +183,35 @@ def compare(patcher, family: str, layout: str, vision, folder: Path, pack, their
         "ours_both_to_theirs": spread(own["ours_both"] / own["theirs"], 3),
         "memory_mb": memory_mb,
     }
+
+
+def interleaved(blocks: list, runs: dict, calls: dict) -> dict[str, np.ndarray]:
+    """Milliseconds of every round in all blocks, with our branch on one half and on both, with theirs, with none."""
+    import torch
+
+    spent = {name: [] for name in ("ours", "ours_both", "theirs", "plain")}
+    for turn in range(ROUNDS + 1):  # the first warms up
+        sums = dict.fromkeys(spent, 0.0)
+        for at, width, queries, extra, prior in blocks:
+            q, k, v = (torch.randn(2, n, width) for n in (queries, TEXT_TOKENS, TEXT_TOKENS))
+            with_call = {side: extra | {"prefgen_call": call} for side, call in calls.items()}
+            attentions = {
+                "ours": (runs["positive"].patch(at, None), with_call["positive"]),
+                "ours_both": (runs["both"].patch(at, None), with_call["both"]),
+                "theirs": (prior, extra),
+                "plain": (plain, extra),
+            }
+            # In turn, since the first of a round meets cold caches.
+            names = list(attentions)
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                attention, options = attentions[name]
+                start = time.perf_counter()
+                attention(q, k, v, options)
+                sums[name] += 1000 * (time.perf_counter() - start)
+        if turn:
+            for name, total in sums.items():
+                spent[name].append(total)
+    return {name: np.array(total) for name, total in spent.items()}
 
 
 def halvings(family: str, kind: str, number: int) -> int:
@@ -230,12 +243,14 @@ def memory_of(module, run, call, blocks: list) -> dict[str, float]:
     def plain_attention(q, k, v, extra):
         return attention_pytorch(q, k, v, extra["n_heads"])
 
-    chosen, module.optimized_attention = module.optimized_attention, attention_pytorch
+    chosen = module.optimized_attention
+    module.optimized_attention = attention_pytorch
     try:
         surplus = 0
         for at, width, queries, extra, _ in blocks:
             q, k, v = (torch.randn(2, n, width) for n in (queries, TEXT_TOKENS, TEXT_TOKENS))
-            ours, peaks = run.patch(at, None), []
+            ours = run.patch(at, None)
+            peaks = []
             ours(q, k, v, extra | {"prefgen_call": call})  # K and V come to the device
             for attention in (ours, plain_attention):
                 with live_memory() as alive:
@@ -245,8 +260,8 @@ def memory_of(module, run, call, blocks: list) -> dict[str, float]:
             surplus = max(surplus, peaks[0] - peaks[1])
     finally:
         module.optimized_attention = chosen
-    held = sum(x.numel() * x.element_size() for pair in run._keys_values.values() for x in pair)
-    megabytes = {"held": held / 2**21, "moment": surplus / 2**21, "all": (held + surplus) / 2**21}  # fp32 to fp16
+    stored = sum(x.numel() * x.element_size() for pair in run._keys_values.values() for x in pair)
+    megabytes = {"held": stored / 2**21, "moment": surplus / 2**21, "all": (stored + surplus) / 2**21}  # fp32 to fp16
     return {name: round(size, 2) for name, size in megabytes.items()}
 
 
@@ -260,23 +275,23 @@ def live_memory():
         def __init__(self):
             super().__init__()
             self.now = self.peak = 0
-            self.known: set[int] = set()
+            self.alive: set[int] = set()
 
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+            inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
             result = function(*args, **(kwargs or {}))
             for tensor in tree_leaves(result):
                 if isinstance(tensor, torch.Tensor):
                     storage = tensor.untyped_storage()
-                    if storage._cdata not in given and storage._cdata not in self.known:
-                        self.known.add(storage._cdata)
+                    if storage._cdata not in inputs and storage._cdata not in self.alive:
+                        self.alive.add(storage._cdata)
                         self.now += storage.nbytes()
                         weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
             self.peak = max(self.peak, self.now)
             return result
 
         def free(self, key: int, size: int) -> None:
-            self.known.discard(key)
+            self.alive.discard(key)
             self.now -= size
 
     return Live()

@@ -28,7 +28,8 @@ FAMILIES = {
     "sd15": {"pixels": 512, "adapter": "ip-adapter_sd15"},
     "sdxl": {"pixels": 1024, "adapter": "ip-adapter_sdxl_vit-h"},
 }
-STEPS, WEIGHT = 2, 0.8
+STEPS = 2
+WEIGHT = 0.8
 
 
 def main() -> None:
@@ -168,16 +169,21 @@ def run(family: str, folder: Path, pixels: int) -> dict:
     from scripts.comfy_server import ComfyServer
     from scripts.setup_env import find_comfyui
 
-    load, times, peaks, latents = os.getloadavg()[0], {}, {}, {}
+    load = os.getloadavg()[0]
+    times = {}
+    peaks = {}
+    latents = {}
     with ComfyServer(find_comfyui(), folder) as server, server.client() as client:
         for name, weight in (("plain", None), ("weight 0", 0.0), ("user", WEIGHT)):
             watch = Watch(server.process.pid)
             start = time.monotonic()
             client.run(graph_of(family, pixels, weight), seconds=3000)
-            times[name], peaks[name] = round(time.monotonic() - start, 1), watch.stop()
+            times[name] = round(time.monotonic() - start, 1)
+            peaks[name] = watch.stop()
             path = max((folder / "output" / family).glob(f"{weight}_*.latent"), key=lambda p: p.stat().st_mtime)
             latents[name] = load_file(str(path))["latent_tensor"].float()
-    plain, user = latents["plain"], latents["user"]
+    plain = latents["plain"]
+    user = latents["user"]
     return {
         "family": family,
         "pixels": pixels,
@@ -197,7 +203,9 @@ class Watch:
     """The most memory that a process and its children hold, looked at four times a second."""
 
     def __init__(self, pid: int):
-        self.pid, self.peak, self._done = pid, 0, threading.Event()
+        self.pid = pid
+        self.peak = 0
+        self._done = threading.Event()
         self._thread = threading.Thread(target=self._look)
         self._thread.start()
 

@@ -23,7 +23,8 @@ from performance_page import write_section
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 RECORD = ROOT / "docs/performance-mllm.json"
-PICTURES, REPEATS = 21, 2
+PICTURES = 21
+REPEATS = 2
 # A vision tower that does nearly all the work, 256 patches a picture, below a small decoder.
 TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 8, "head_dim": 8}
 VISION = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 8}

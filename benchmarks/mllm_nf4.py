@@ -40,12 +40,12 @@ def drift(folder: Path) -> list[float]:
     from prefgen.mllm.model import PreferenceMLLM
 
     histories = example_histories()
-    whole = [PreferenceMLLM.load(folder).encode(history) for history in histories]
+    full = [PreferenceMLLM.load(folder).encode(history) for history in histories]
     least = []
     for dtype, nf4 in ((torch.bfloat16, False), (torch.float32, True), (torch.bfloat16, True)):
         mllm = PreferenceMLLM.load(folder, dtype, nf4=nf4)
-        pairs = zip(whole, map(mllm.encode, histories), strict=True)
-        least.append(min(float(cosine_similarity(found, expected, dim=-1).min()) for expected, found in pairs))
+        pairs = zip(full, map(mllm.encode, histories), strict=True)
+        least.append(min(float(cosine_similarity(read, expected, dim=-1).min()) for expected, read in pairs))
     return least
 
 

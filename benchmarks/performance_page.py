@@ -13,7 +13,10 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "performance.md"
 NAMES = {"sd15": "SD1.5, 512 px", "sdxl": "SDXL, 1024 px"}
 PACKS = ("ours", "ours_both", "theirs")
-THIRD, SHARE, MEGABYTES = 1 / 3, 0.03, 20
+# The bars: of the other pack's time, of a step, of memory.
+THIRD = 1 / 3
+SHARE = 0.03
+MEGABYTES = 20
 
 
 def write_section(title: str, lines: list[str]) -> None:
@@ -85,7 +88,9 @@ def branch_part(rows: list[dict]) -> list[str]:
     for row in rows:
         step = " and ".join(str(s) for s in row.get("step_seconds", [])) or "not measured"
         for tokens, t in row["tokens"].items():
-            share, default, both = t.get("share_of_step"), t["memory_mb"]["positive"], t["memory_mb"]["both"]
+            share = t.get("share_of_step")
+            default = t["memory_mb"]["positive"]
+            both = t["memory_mb"]["both"]
             shares = ["-", "-"] if share is None else [f"{100 * share:.1f} %", met(share, SHARE)]
             cells = [NAMES[row["family"]], tokens, step, *shares, default["held"], default["all"]]
             lines.append(line([*cells, met(default["all"], MEGABYTES), both["all"]]))
@@ -127,7 +132,8 @@ def whole_part(rows: list[dict]) -> list[str]:
         "|---" * 10 + "|",
     ]
     for row in rows:
-        seconds, peak = row["seconds"], row["peak_memory_gb"]
+        seconds = row["seconds"]
+        peak = row["peak_memory_gb"]
         cells = [row["family"], f"{row['pixels']} px", row["steps"], *seconds.values(), peak["plain"], peak["user"]]
         cells += ["yes" if row["weight_0_is_plain"] else "**no**", f"{row['change']} of the latent's deviation"]
         lines.append(line(cells))

@@ -63,9 +63,9 @@ def main() -> None:
     finally:
         shutil.rmtree(base, ignore_errors=True)
     print(json.dumps(new, indent=1))
-    known = (json.loads(RECORD.read_text()) if RECORD.exists() else {}) | new
-    RECORD.write_text(json.dumps(known, indent=1) + "\n")
-    write_section("Cleaning Pick-a-Pic", page(known))
+    record = (json.loads(RECORD.read_text()) if RECORD.exists() else {}) | new
+    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    write_section("Cleaning Pick-a-Pic", page(record))
 
 
 def measure(rows: int, base: Path) -> dict:
@@ -74,11 +74,11 @@ def measure(rows: int, base: Path) -> dict:
     ours = watched([sys.executable, "-m", "training.data.pickapic", str(base / "source"), str(base / "set")])
     rounds = {"pandas": [], "duckdb": []}
     for _ in range(ROUNDS):
-        for side, found in rounds.items():
+        for side, runs in rounds.items():
             out = base / side
             shutil.rmtree(out, ignore_errors=True)
             run = watched([sys.executable, __file__, f"--{side}", str(base / "source"), str(out)])
-            found.append(json.loads((out / "seconds.json").read_text()) | {"peak": run["peak"]})
+            runs.append(json.loads((out / "seconds.json").read_text()) | {"peak": run["peak"]})
     alone, theirs = (min(rounds[side], key=lambda run: run["seconds"]) for side in ("duckdb", "pandas"))
     checked = watched([sys.executable, "-m", "training.data", "check", str(base / "set")])
     compare(base / "set", base / "pandas")
@@ -98,7 +98,7 @@ def measure(rows: int, base: Path) -> dict:
         "pandas_cpu_seconds": round(theirs["cpu_seconds"], 1),
         "pandas_peak_memory_mb": round(theirs["peak"] / 2**20),
         "times_faster": round(theirs["seconds"] / alone["seconds"], 1),
-        "rounds_seconds": {side: [round(run["seconds"], 1) for run in found] for side, found in rounds.items()},
+        "rounds_seconds": {side: [round(run["seconds"], 1) for run in runs] for side, runs in rounds.items()},
         "check_seconds": round(checked["seconds"], 1),
         "source_mb": round(sum(p.stat().st_size for p in (base / "source").rglob("*.parquet")) / 2**20, 1),
         "output_mb": round(sum(p.stat().st_size for p in (base / "set").rglob("*") if p.is_file()) / 2**20, 1),
@@ -114,16 +114,18 @@ def with_pictures(rows: int, base: Path) -> dict:
     folder = planted.write(planted.generate(rows, images=True), base / f"source-{rows}", True, 4, 64, side=512)
     load = os.getloadavg()[0]
     options = ["--unit-mb", "64"]
-    made = watched([sys.executable, "-m", "training.data.pickapic", str(folder), str(base / f"set-{rows}"), *options])
+    cleaning = watched(
+        [sys.executable, "-m", "training.data.pickapic", str(folder), str(base / f"set-{rows}"), *options]
+    )
     looked = len({uid for file in folder.rglob("*.parquet") for side in (0, 1)
                   for uid in pq.read_table(file, columns=[f"image_{side}_uid"]).column(0).to_pylist()})  # fmt: skip
     return {
         "rows": rows,
         "looked_at": looked,
-        "seconds": round(made["seconds"], 1),
-        "cpu_seconds": round(made["cpu_seconds"], 1),
-        "pictures_per_second": round(looked / made["seconds"], 1),
-        "peak_memory_mb": round(made["peak"] / 2**20),
+        "seconds": round(cleaning["seconds"], 1),
+        "cpu_seconds": round(cleaning["cpu_seconds"], 1),
+        "pictures_per_second": round(looked / cleaning["seconds"], 1),
+        "peak_memory_mb": round(cleaning["peak"] / 2**20),
         "source_mb": round(sum(p.stat().st_size for p in folder.rglob("*.parquet")) / 2**20, 1),
         "load_before": round(load, 2),
         "nice": os.nice(0),
@@ -131,11 +133,11 @@ def with_pictures(rows: int, base: Path) -> dict:
     }
 
 
-def page(known: dict) -> list[str]:
+def page(record: dict) -> list[str]:
     """The record in words."""
     lines = ["`python benchmarks/pickapic_scale.py`, record: `performance-pickapic.json`."]
-    lines += _rows(known["rows"]) if "rows" in known else []
-    lines += _pictures(known["pictures"]) if "pictures" in known else []
+    lines += _rows(record["rows"]) if "rows" in record else []
+    lines += _pictures(record["pictures"]) if "pictures" in record else []
     return lines
 
 
@@ -223,8 +225,8 @@ def compare(ours: Path, theirs: Path) -> None:
         tables = [pq.read_table(folder / name, columns=columns) for folder in (ours, theirs)]
         tables = [t.cast(tables[0].schema).sort_by([(key, "ascending") for key in keys]) for t in tables]
         assert tables[0].equals(tables[1]), f"{name} differs"
-    found = {r["name"]: r["dropped"] for r in json.loads((ours / "report.json").read_text())["rules"]}
-    assert found == json.loads((theirs / "counts.json").read_text())
+    counts = {r["name"]: r["dropped"] for r in json.loads((ours / "report.json").read_text())["rules"]}
+    assert counts == json.loads((theirs / "counts.json").read_text())
 
 
 def with_pandas(folder: Path, out: Path, limits: rules.Limits) -> None:
@@ -236,11 +238,37 @@ def with_pandas(folder: Path, out: Path, limits: rules.Limits) -> None:
     frame = pd.concat([pd.read_parquet(f, columns=list(source.COLUMNS)) for f in files], ignore_index=True)
     frame["number"] = np.arange(len(frame))
     counts: dict[str, int] = {}
+    frame, pictures, everyone = decided(pd, frame, counts)
+    scores, heldout = scored(pd, frame, pictures, everyone, limits, counts)
 
-    def drop(rule, mask, table=None):
-        table = frame if table is None else table
+    chosen = scores.merge(pictures, on="id").sort_values(["user", "created", "first", "id"])
+    of_user = chosen.user.map(user_split)
+    of_prompt = chosen.prompt.map(prompt_split)
+    chosen = chosen.assign(
+        item=chosen.groupby("user").cumcount().astype("int32"),
+        verdict=np.where(chosen.score > 0, "liked", "disliked"),
+        split=np.where(of_user == of_prompt, of_user, MIXED),
+        prompt=chosen.caption,
+    )
+    names = chosen.set_index(["user", "id"])[["picture", "prompt", "split"]]
+    liked = names.loc[list(zip(heldout.user, heldout.liked, strict=True))].reset_index(drop=True)
+    disliked = names.loc[list(zip(heldout.user, heldout.disliked, strict=True))].reset_index(drop=True)
+    pairs = heldout[["user", "pair"]].assign(
+        prompt=liked.prompt, liked=liked.picture, disliked=disliked.picture, split=liked.split
+    )
+    out.mkdir(parents=True)
+    clock.write(out)
+    chosen[COMPARED].to_parquet(out / "pictures", index=False)
+    pairs.to_parquet(out / "pairs.parquet", index=False)
+    (out / "counts.json").write_text(json.dumps(counts))
+
+
+def decided(pd, frame, counts: dict[str, int]) -> tuple:
+    """(choices that stand, pictures, how many users there were); what each rule drops goes to `counts`."""
+
+    def drop(rule, mask):
         counts[rule] = int(mask.sum())
-        return table[~mask]
+        return frame[~mask]
 
     uids = ["image_0_uid", "image_1_uid"]
     blank = (frame[["caption", *uids]].fillna("").apply(lambda column: column.str.strip()) == "").any(axis=1)
@@ -270,19 +298,23 @@ def with_pandas(folder: Path, out: Path, limits: rules.Limits) -> None:
     frame = drop(rules.OPPOSITE, keys.merge(swapped, how="left").opposite.notna().set_axis(frame.index))
     sides = [frame[["user", "prompt", side]].set_axis(["user", "prompt", "id"], axis=1) for side in ("winner", "loser")]
     nodes = pd.concat(sides).groupby(["user", "prompt", "id"]).ngroup().to_numpy().reshape(2, -1)
-    frame = drop(rules.CYCLE, pd.Series(on_cycles(*nodes), index=frame.index))
+    return drop(rules.CYCLE, pd.Series(on_cycles(*nodes), index=frame.index)), pictures, everyone
 
+
+def scored(pd, frame, pictures, everyone: int, limits: rules.Limits, counts: dict[str, int]) -> tuple:
+    """(every picture that stays in a history or is held out, the held-out pairs)."""
     wins = frame[["user", "winner", "created", "number"]].rename(columns={"winner": "id"}).assign(point=1)
     losses = frame[["user", "loser", "created", "number"]].rename(columns={"loser": "id"}).assign(point=-1)
     scores = pd.concat([wins, losses]).groupby(["user", "id"]).agg(
         score=("point", "sum"), created=("created", "min"), first=("number", "min"), last=("number", "max")
     )  # fmt: skip
-    scores = drop(rules.EVEN, scores.score == 0, scores).reset_index()
+    counts[rules.EVEN] = int((scores.score == 0).sum())
+    scores = scores[scores.score != 0].reset_index()
     sides = scores.assign(liked=scores.score > 0).groupby(["user", "liked"]).id.count().unstack(fill_value=0)
     enough = sides[(sides[True] >= limits.min_liked) & (sides[False] >= limits.min_disliked)]
     counts[rules.FEW] = everyone - len(enough)
     scores = scores[scores.user.isin(enough.index)]
-    scores, held = hold_out(pd, frame, scores, pictures, enough, limits)
+    scores, heldout = hold_out(pd, frame, scores, pictures, enough, limits)
 
     history = scores[~scores.heldout].assign(liked=lambda t: t.score > 0, size=lambda t: t.score.abs())
     smaller = history.groupby(["user", "liked"]).id.count().groupby(level=0).min()
@@ -290,27 +322,7 @@ def with_pandas(folder: Path, out: Path, limits: rules.Limits) -> None:
     nth = history.groupby(["user", "liked"]).cumcount() + 1
     surplus = history[nth > np.floor(history.user.map(smaller) * limits.ratio)]
     counts[rules.SURPLUS] = len(surplus)
-    scores = scores.drop(index=surplus.index)
-
-    chosen = scores.merge(pictures, on="id").sort_values(["user", "created", "first", "id"])
-    of_user, of_prompt = chosen.user.map(user_split), chosen.prompt.map(prompt_split)
-    chosen = chosen.assign(
-        item=chosen.groupby("user").cumcount().astype("int32"),
-        verdict=np.where(chosen.score > 0, "liked", "disliked"),
-        split=np.where(of_user == of_prompt, of_user, MIXED),
-        prompt=chosen.caption,
-    )
-    names = chosen.set_index(["user", "id"])[["picture", "prompt", "split"]]
-    liked = names.loc[list(zip(held.user, held.liked, strict=True))].reset_index(drop=True)
-    disliked = names.loc[list(zip(held.user, held.disliked, strict=True))].reset_index(drop=True)
-    pairs = held[["user", "pair"]].assign(
-        prompt=liked.prompt, liked=liked.picture, disliked=disliked.picture, split=liked.split
-    )
-    out.mkdir(parents=True)
-    clock.write(out)
-    chosen[COMPARED].to_parquet(out / "pictures", index=False)
-    pairs.to_parquet(out / "pairs.parquet", index=False)
-    (out / "counts.json").write_text(json.dumps(counts))
+    return scores.drop(index=surplus.index), heldout
 
 
 def with_duckdb(folder: Path, out: Path, limits: rules.Limits) -> None:
@@ -319,9 +331,9 @@ def with_duckdb(folder: Path, out: Path, limits: rules.Limits) -> None:
 
     out.mkdir(parents=True)
     clock = Clock()
-    found = source.find(str(folder), "**/*.parquet", 512 << 20)
+    files = source.find(str(folder), "**/*.parquet", 512 << 20)
     with rules.connect(out / "choices.duckdb", "700MB", len(os.sched_getaffinity(0))) as db:
-        rules.read(db, found, limits)
+        rules.read(db, files, limits)
         rules.start(db)
         rules.decide(db, limits)
         for query in ("FROM chosen ORDER BY user, item", "FROM pairs ORDER BY user, pair"):
@@ -333,11 +345,13 @@ class Clock:
     """Seconds and CPU seconds since it was made, without the imports."""
 
     def __init__(self):
-        self.start = time.perf_counter(), time.process_time()
+        self.start = time.perf_counter()
+        self.cpu_start = time.process_time()
 
     def write(self, out: Path) -> None:
-        now = time.perf_counter() - self.start[0], time.process_time() - self.start[1]
-        (out / "seconds.json").write_text(json.dumps(dict(zip(("seconds", "cpu_seconds"), now, strict=True))))
+        seconds = time.perf_counter() - self.start
+        cpu_seconds = time.process_time() - self.cpu_start
+        (out / "seconds.json").write_text(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds}))
 
 
 def hold_out(pd, frame, scores, pictures, enough, limits):
@@ -349,7 +363,8 @@ def hold_out(pd, frame, scores, pictures, enough, limits):
     prompts = pictures.set_index("id").prompt
     clear = clear[clear.winner.map(prompts) == clear.loser.map(prompts)]
     room = np.minimum(enough[True] - limits.min_liked, enough[False] - limits.min_disliked).clip(upper=limits.heldout)
-    pairs, taken = [], set()
+    pairs = []
+    taken = set()
     for user, group in clear.sort_values(["created", "number"], ascending=False).groupby("user", sort=True):
         pair = 0
         for winner, loser in zip(group.winner, group.loser, strict=True):
@@ -360,8 +375,8 @@ def hold_out(pd, frame, scores, pictures, enough, limits):
                 pairs.append((user, pair, winner, loser))
                 pair += 1
     keys = pd.MultiIndex.from_frame(scores[["user", "id"]])
-    held = pd.DataFrame(pairs, columns=["user", "pair", "liked", "disliked"])
-    return scores.assign(heldout=keys.isin(taken)), held
+    pairs = pd.DataFrame(pairs, columns=["user", "pair", "liked", "disliked"])
+    return scores.assign(heldout=keys.isin(taken)), pairs
 
 
 if __name__ == "__main__":
