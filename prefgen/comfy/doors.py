@@ -106,8 +106,8 @@ def file_of(content: dict) -> Path:
     place = text_of(content, "type", "output")
     directory = folder_paths.get_directory_by_type(place) if place in PLACES else None
     parts = [part for part in Path(subfolder.replace("\\", "/")).parts] + [name]
-    harmless = directory and name and not any(_reaches_out(part) for part in parts)
-    if not harmless or Path(subfolder).is_absolute():
+    harmless = name and not any(_reaches_out(part) for part in parts)
+    if not directory or not harmless or Path(subfolder).is_absolute():
         raise TasteError(f"{printable(name)} lies in none of ComfyUI's folders input, output and temp.")
     root = os.path.realpath(directory)
     path = os.path.realpath(os.path.join(root, *parts))

@@ -206,7 +206,7 @@ def located(rows: Sequence[Row], x: torch.Tensor, batch: Batch) -> list[Row]:
             finds.append(place_of(tile, batch.x[number_of[row.item]].to(x.device)))
     height, width = x.shape[-2:]
     return [
-        replace(row, place=Place(top, left, height, width, batch.canvas) if matches == 1 else None)
+        replace(row, place=Place(top, left, height, width, batch.canvas) if matches == 1 and batch.canvas else None)
         for row, (matches, top, left) in zip(rows, torch.stack(finds).tolist(), strict=True)
     ]
 

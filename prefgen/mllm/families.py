@@ -242,6 +242,17 @@ def family_of(model_type: str) -> type[Family] | None:
     return next((family for family in FAMILIES if model_type in family.model_types), None)
 
 
+def family_parts(model, preprocessor: dict | None = None) -> Family:
+    """The parts of a loaded model. `preprocessor`: how its folder's image processor is set.
+
+    ValueError for a model of no family of ours, which a folder's check (files.py) has refused before.
+    """
+    family = family_of(model.config.model_type)
+    if family is None:
+        raise ValueError(f"{model.config.model_type} is none of {SUPPORTED}.")
+    return family(model, preprocessor)
+
+
 def unpadded(pixels: torch.Tensor, patch_size: int) -> dict:
     """Arguments of the Idefics vision towers for pictures without padding."""
     side = pixels.shape[-1] // patch_size

@@ -15,7 +15,7 @@ from ..compat import hidden_states_of, lost_its_head
 from ..history import HistoryItem, PreferenceHistory
 from ..lru import LeastRecentlyUsed
 from ..pictures import resize
-from .families import family_of
+from .families import family_parts
 from .files import MLLMError, check_folder, weights_digest
 from .loading import load_model, load_tokenizer
 from .lora import check_lora, merge_lora
@@ -41,7 +41,7 @@ class PreferenceMLLM:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
-        self.family = family_of(model.config.model_type)(model, preprocessor)
+        self.family = family_parts(model, preprocessor)
         self.dtype = model.dtype
         text = model.config.get_text_config()
         self.fingerprint = {

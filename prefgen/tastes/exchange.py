@@ -60,7 +60,7 @@ def export_zip(taste: Taste, target: BinaryIO, private: bool = False) -> list[tu
             place = f"{picture.verdict}/{name}"
             # A fixed date: the file's own would say when the picture was made.
             archive.writestr(zipfile.ZipInfo(f"{taste.name}/{place}"), data)
-            row = {"file": place, "verdict": picture.verdict}
+            row: dict[str, object] = {"file": place, "verdict": picture.verdict}
             if private:
                 origin = {
                     "prompt": taste.prompt_of(picture),

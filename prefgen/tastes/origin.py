@@ -70,10 +70,11 @@ def of_graph(text: str) -> Origin:
         model = model or named
     prompt = ""
     for node in _upstream(nodes, _inputs(sampler).get("positive")):
-        text = _inputs(node).get("text")
-        if isinstance(text, list):
-            text = next((v for up in _upstream(nodes, text) for v in _inputs(up).values() if isinstance(v, str)), "")
-        prompt = prompt or (text if isinstance(text, str) else "")
+        written = _inputs(node).get("text")
+        if isinstance(written, list):
+            values = (value for up in _upstream(nodes, written) for value in _inputs(up).values())
+            written = next((value for value in values if isinstance(value, str)), "")
+        prompt = prompt or (written if isinstance(written, str) else "")
     return Origin(one_line(prompt), _seed(sampler), one_line(model)[:200])
 
 

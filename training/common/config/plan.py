@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prefgen.adapter import UserProjection
 from prefgen.aligner import SemanticAligner
 from prefgen.compat import decoder_of
-from prefgen.mllm.families import family_of
+from prefgen.mllm.families import family_parts
 
 from . import shapes
 from .schema import Config
@@ -223,7 +223,7 @@ def _reader(config: Config) -> Reader | None:
     model = shapes.mllm(config)
     if model is None:
         return None
-    family = family_of(model.config.model_type)(model)
+    family = family_parts(model)
     decoder = decoder_of(model)
     targets = config.mllm.lora.targets if config.mllm.lora else ()
     linear = {name: m for name, m in decoder.layers.named_modules() if isinstance(m, nn.Linear)}
