@@ -448,25 +448,25 @@ def test_another_pool_has_another_digest(pool, tmp_path, monkeypatch):
 
 def test_latents_of_a_data_set_that_was_made_anew_at_its_path_are_refused(trained, tmp_path):
     from training.common.bases import load_base
-    from training.train_user_attention import CachedTexts, Latents
+    from training.data.branch_caches import LatentCache, TextCache
 
     config = load(trained.config)
     base = load_base(config)
     world = DataSetWorld(trained.data)
-    wanted = world.all_targets(world.users("train")[:4])
+    targets = world.all_targets(world.users("train")[:4])
     run, args = SimpleNamespace(rank=0, world_size=1), stage_args(TrainUserAttention, config, tmp_path)
-    Latents(args, base, world, wanted, run)
-    CachedTexts(args, base, world, wanted, run)
+    LatentCache.of_targets(args, base, world, targets, run)
+    TextCache(args, base, world, targets, run)
     anew = DataSetWorld(trained.data)
     anew.digest = "another"
     with pytest.raises(SystemExit, match="latents.json was made for another data"):
-        Latents(args, base, anew, wanted, run)
+        LatentCache.of_targets(args, base, anew, targets, run)
     base.vae.encoder.conv_in.weight.data += 1
     with pytest.raises(SystemExit, match="latents.json was made for another vae"):
-        Latents(args, base, world, wanted, run)
+        LatentCache.of_targets(args, base, world, targets, run)
     base.encoders[0][1].get_input_embeddings().weight.data += 1
     with pytest.raises(SystemExit, match="texts.json was made for another encoders"):
-        CachedTexts(args, base, world, wanted, run)
+        TextCache(args, base, world, targets, run)
 
 
 def test_an_image_encoder_is_known_by_its_weights(tmp_path):

@@ -80,7 +80,7 @@ LOSSES = {
     "identity": (lambda a, b: train_mllm.identity_loss(a, b), halves()),
     "answer": (lambda a: train_mllm.answer_loss(a, torch.arange(6)), [30 * halves()[0]]),
     "contrast": (lambda a: train_mllm.contrast_loss(a), [8 * halves()[0].flatten()]),
-    "denoising": (lambda a, b: train_user_attention.squared(a, b).sum(), halves()),
+    "denoising": (lambda a, b: train_user_attention.squared_error(a, b).sum(), halves()),
 }
 
 
