@@ -2,13 +2,20 @@
 
     python -m training.train_alignment --runs runs/atelier
 
-Target bank: the base's own CLIP text embeddings of the training users' liked attributes. Loss: unbiased multi-bandwidth
-MMD between a large batch of aligned users and the bank, plus a weak paired cosine term (marginal MMD alone is content
-with any permutation of users). Reports retrieval on held-out users beside the MMD, since neither says enough alone.
+In: H of the extracted histories at the layers of e_sem [n, 4, D], and the liked attributes of their users in words.
+Out: the aligner (a small MLP, [4, D] -> [C]) and its standardiser, in the last checkpoint.
+
+The paper (arXiv 2512.06020) aligns e_sem with the CLIP text embeddings of the user's attributes by a maximum mean
+discrepancy, since a loss on distributions keeps the diversity that point-wise losses can collapse. Here the MMD is
+marginal: between a large batch of aligned users and a bank of training users' texts, which is content with any
+permutation of users. A weak paired cosine term says which text is whose (docs/departures.md). The target is likes only.
+Reports retrieval on held-out users beside the MMD, since neither says enough alone.
 `--set train_alignment.mmd=0 --set train_alignment.paired=1` leaves the point-wise term alone: the ablation.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,7 +24,7 @@ import torch.nn.functional as F
 from prefgen.aligner import LayerStandardiser, SemanticAligner
 
 from .common.bases import Base, load_base
-from .common.config.command import arguments
+from .common.config.command import StageArgs, arguments
 from .common.config.schema import TrainAlignment
 from .common.errors import exit_with_message
 from .common.mmd import median_bandwidths, mmd2
@@ -27,18 +34,7 @@ from .common.run import Run
 from .common.stage_outputs import ExtractedUsers, chosen_layers, first_heldout
 from .data.worlds import World, open_world
 
-
-def user_bank(base: Base, histories: World, users: list[int]) -> torch.Tensor:
-    """Unit text embeddings [users, C] of each user's tastes: the mean of two for a user with two, zeros for a user
-    whose taste nobody knows in words."""
-    texts = [[text for text in histories.texts(user) if text] for user in users]
-    rows = iter(base.text_bank(flat)) if (flat := [text for mine in texts for text in mine]) else iter(())
-    bank = []
-    for mine in texts:
-        embeddings = [next(rows) for _ in mine]
-        bank.append(F.normalize(torch.stack(embeddings).mean(0), dim=0) if mine else None)
-    width = next((len(row) for row in bank if row is not None), 1)
-    return torch.stack([torch.zeros(width) if row is None else row for row in bank])
+KERNEL_TEXTS = 1024  # on either side, for the median distance that the kernel's bandwidths are octaves of
 
 
 def main() -> None:
@@ -47,68 +43,122 @@ def main() -> None:
     run = Run(args)
     if run.finished:
         return
-    histories, extracted = open_world(args.config, args.runs), ExtractedUsers(args.runs)
-    extracted.check_world(histories.name)
-    layers = chosen_layers(args.runs, extracted.hidden.shape[1])["sem_layers"]
     device = run.accelerator.device
-    users, owners = np.unique(extracted.owners, return_inverse=True)  # owners [n]: rows of users
-    bank = user_bank(load_base(args.config, device, text_only=True), histories, users.tolist()).to(device)
-    known = bank.abs().sum(1).cpu() > 0  # [users]
-    border = first_heldout(len(users))
-    if known[:border].sum() < 2 or known[border:].sum() < 2:
-        raise SystemExit(
-            f"train_alignment: of {len(users)} users of {histories.name} only {int(known.sum())} have a taste in "
-            "words, which e_sem is aligned with: take a data set with attributes, or more users."
-        )
-    owners = torch.from_numpy(owners)
-    train = torch.nonzero((owners < border) & known[owners])[:, 0]
-    heldout = torch.nonzero((owners >= border) & known[owners])[:, 0]
-    texts = torch.nonzero(known[:border])[:, 0].to(device)
-    states = torch.as_tensor(np.asarray(extracted.hidden[:, layers]))  # [n, sem layers, D]
-    norm = LayerStandardiser(*states.shape[1:])
-    norm.fit(states[train])
+    data = alignment_data(args, device)
+    norm = LayerStandardiser(*data.states.shape[1:])
+    norm.fit(data.states[data.train])
     norm.to(device)
-    aligner = SemanticAligner(states.shape[1], states.shape[2], bank.shape[1], section.hidden)
-    bandwidths = median_bandwidths(bank[texts[:1024]], bank[texts[1024:2048]])
+    aligner = SemanticAligner(*data.states.shape[1:], data.bank.shape[1], section.hidden)
+    texts = data.train_texts
+    bandwidths = median_bandwidths(texts[:KERNEL_TEXTS], texts[KERNEL_TEXTS : 2 * KERNEL_TEXTS])
     optimiser = torch.optim.AdamW(parameter_groups(aligner, 0.01))
     aligner, optimiser = run.prepare(aligner, optimiser)
     run.resume(model=aligner, norm=norm, optimiser=optimiser)
+
     for step in run.steps(section.steps):
         with run.timer("data"):
-            chosen = train[batch_indices(section.seed, step, section.batch, len(train), run.rank, run.world_size)]
-            standard, target = norm(states[chosen].to(device)), bank[owners[chosen].to(device)]
+            rows = batch_indices(section.seed, step, section.batch, len(data.train), run.rank, run.world_size)
+            chosen = data.train[rows]
+            standard = norm(data.states[chosen].to(device))
+            target = data.text_of(chosen)
             # Every process compares with the same texts.
             shared = torch.Generator().manual_seed(step_seed(section.seed, step))
-            reference = bank[texts[torch.randint(0, len(texts), (section.bank,), generator=shared)]]
+            reference = texts[torch.randint(0, len(texts), (section.bank,), generator=shared)]
         with run.timer("forward"):
             aligned = F.normalize(aligner(standard), dim=1)  # [B, C]
             distance = mmd2(run.gather_rows(aligned), reference, bandwidths)
             paired = 1 - (aligned * target).sum(1).mean()
             loss = section.mmd * distance + section.paired * paired
-        norm_of_gradient = run.optimise(loss, optimiser, cosine(step, section.steps, section.lr, section.warmup))
-        run.log(loss=run.loss, mmd=distance, paired=paired, grad_norm=norm_of_gradient)
+        grad_norm = run.optimise(loss, optimiser, cosine(step, section.steps, section.lr, section.warmup))
+        run.log(loss=run.loss, mmd=distance, paired=paired, grad_norm=grad_norm)
 
-    aligner.eval()
+    run.finish(**evaluate(data, norm, aligner.eval(), bandwidths))
 
-    def read(rows: torch.Tensor) -> torch.Tensor:
-        return F.normalize(aligner(norm(states[rows].to(device))), dim=1)
 
-    with torch.inference_mode():
-        seen = train[:: max(1, len(train) // len(heldout))]
-        aligned = read(heldout)
-        mine = owners[heldout].to(device)
-        candidates = torch.unique(mine)
-        ranks = (aligned @ bank[candidates].T).argsort(1, descending=True)
-        found = candidates[ranks] == mine[:, None]
-        figures = {
-            "heldout_mmd": mmd2(aligned, bank[candidates], bandwidths).item(),
-            "heldout_cosine": (aligned * bank[mine]).sum(1).mean().item(),
-            "seen_cosine": (read(seen) * bank[owners[seen].to(device)]).sum(1).mean().item(),
-            "retrieval_top1": found[:, :1].any(1).float().mean().item(),
-            "retrieval_top5": found[:, :5].any(1).float().mean().item(),
-            "candidates": len(candidates),
-        }
-    run.finish(**figures)
+@dataclass
+class AlignmentData:
+    """The histories of users whose taste is known in words.
+
+    states [n, layers, D]: e_sem of every extracted history; owners [n]: its user's row of the bank. bank [users, C]:
+    unit text embeddings on the device, train_texts those that the training histories' users have. train, heldout:
+    histories to learn from and to measure on, of different users.
+    """
+
+    states: torch.Tensor
+    owners: torch.Tensor
+    bank: torch.Tensor
+    train_texts: torch.Tensor
+    train: torch.Tensor
+    heldout: torch.Tensor
+
+    def text_of(self, histories: torch.Tensor) -> torch.Tensor:
+        """What each history's user likes, [B, C]."""
+        return self.bank[self.owners[histories].to(self.bank.device)]
+
+
+def alignment_data(args: StageArgs[TrainAlignment], device: torch.device) -> AlignmentData:
+    """Histories and texts of the extracted users. SystemExit where too few users have a taste in words."""
+    world = open_world(args.config, args.runs)
+    extracted = ExtractedUsers(args.runs)
+    extracted.check_world(world.name)
+    layers = chosen_layers(args.runs, extracted.hidden.shape[1])["sem_layers"]
+    users, user_rows = np.unique(extracted.owners, return_inverse=True)
+    bank = user_bank(load_base(args.config, device, text_only=True), world, users.tolist()).to(device)
+    has_words = bank.abs().sum(1).cpu() > 0  # [users]
+    border = first_heldout(len(users))
+    if has_words[:border].sum() < 2 or has_words[border:].sum() < 2:
+        raise SystemExit(
+            f"train_alignment: of {len(users)} users of {world.name} only {int(has_words.sum())} have a taste in "
+            "words, which e_sem is aligned with: take a data set with attributes, or more users."
+        )
+    owners = torch.from_numpy(user_rows)
+    return AlignmentData(
+        states=torch.as_tensor(np.asarray(extracted.hidden[:, layers])),
+        owners=owners,
+        bank=bank,
+        train_texts=bank[:border][has_words[:border].to(device)],
+        train=torch.nonzero((owners < border) & has_words[owners])[:, 0],
+        heldout=torch.nonzero((owners >= border) & has_words[owners])[:, 0],
+    )
+
+
+def user_bank(base: Base, world: World, users: list[int]) -> torch.Tensor:
+    """Unit text embeddings [users, C] of each user's tastes: the mean of two for a user with two, zeros for a user
+    whose taste nobody knows in words."""
+    texts = [[text for text in world.texts(user) if text] for user in users]
+    flat = [text for own in texts for text in own]
+    if not flat:
+        return torch.zeros(len(users), 1)
+    embeddings = base.text_bank(flat)  # [texts, C]
+    bank = torch.zeros(len(users), embeddings.shape[1])
+    for row, own in zip(bank, embeddings.split([len(own) for own in texts]), strict=True):
+        if len(own):
+            row.copy_(F.normalize(own.mean(0), dim=0))
+    return bank
+
+
+@torch.inference_mode()
+def evaluate(data: AlignmentData, norm: LayerStandardiser, aligner, bandwidths: torch.Tensor) -> dict[str, float]:
+    """Of histories of held-out users: is the own text the nearest of all held-out users', and how far are both sets
+    apart. As many histories of seen users beside them, evenly drawn, show what is only remembered."""
+
+    def aligned(histories: torch.Tensor) -> torch.Tensor:
+        return F.normalize(aligner(norm(data.states[histories].to(data.bank.device))), dim=1)
+
+    seen = data.train[:: max(1, len(data.train) // len(data.heldout))]
+    heldout = aligned(data.heldout)
+    owners = data.owners[data.heldout].to(data.bank.device)
+    candidates = torch.unique(owners)
+    ranks = (heldout @ data.bank[candidates].T).argsort(1, descending=True)
+    hits = candidates[ranks] == owners[:, None]
+    return {
+        "heldout_mmd": mmd2(heldout, data.bank[candidates], bandwidths).item(),
+        "heldout_cosine": (heldout * data.text_of(data.heldout)).sum(1).mean().item(),
+        "seen_cosine": (aligned(seen) * data.text_of(seen)).sum(1).mean().item(),
+        "retrieval_top1": hits[:, :1].any(1).float().mean().item(),
+        "retrieval_top5": hits[:, :5].any(1).float().mean().item(),
+        "candidates": len(candidates),
+    }
 
 
 if __name__ == "__main__":

@@ -2,17 +2,21 @@
 
     python -m training.train_mllm --config sdxl_24gb
 
-Every sample is a history of a training user (pictures with verdicts) and a question. Losses:
-- the answer: cross entropy on its tokens only. Most samples ask the closing question (answer: the whole taste in
-  words), the others one of `preference_questions.Questions`;
-- reading: linear heads (thrown away) on the top layers' last token name what the user likes and dislikes, where the
-  data knows attributes;
+In: histories of training users (pictures with verdicts, prompts where the data has them), each with a question. Out:
+the MLLM whose H [layers, D] the next stage extracts. The atelier's small language model is trained whole and written as
+a folder; a real one gets a LoRA on its decoder, written to `lora/` in the run's folder. Vision tower and connector are
+frozen; FSDP shards the decoder over the processes.
+
+The paper (arXiv 2512.06020) fine-tunes an MLLM on preference questions over several pictures, and tells layers by two
+tasks: which user a history belongs to, and whether the user likes a picture. Losses:
+- answer: cross entropy on the answer's tokens alone. Most conversations end on the closing question (answer: the whole
+  taste in words), the others on one of `preference_questions.Questions`;
+- contrast: asked whether the user would like one more picture, a liked one pulls more towards "yes" than a disliked
+  one. The intra-user task as a training signal;
 - identity: two different histories of one user are closer than histories of different users, by InfoNCE on the last
-  token of a middle-to-upper layer (the paper's inter-user discrimination as a training signal);
-- contrast: asked whether the user would like one more picture, a liked one pulls more towards "yes" than a
-  disliked one.
-Vision tower and connector are frozen. The atelier's small language model is trained whole and written as a folder; a
-real one gets a LoRA on its decoder, written to `lora/` in the run's folder; FSDP cuts that decoder over the processes.
+  token of a middle-to-upper layer. The inter-user task as a training signal, and ours;
+- reading: linear heads (thrown away) on the top layers' last token name what the user likes and dislikes, where the
+  data knows attributes. Ours, with the largest weight of all: see docs/departures.md.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
 from prefgen.atelier.models import MLLM_FOLDER, mllm_tokenizer
@@ -42,75 +47,84 @@ from .common.precision import full_precision
 from .common.run import Run
 from .common.sharded import gather
 from .data.errors import DataError
-from .data.image_tokens import new_mllm, pool_image_tokens
+from .data.image_tokens import new_mllm, pool_image_tokens, vision_parts
 from .data.preference_questions import NO, YES, Questions, closing, would
 from .data.readers import Conversation, Reader
 from .data.schema import TEST, TRAIN
 from .data.worlds import World, open_world
 
-
-def core_layer(layers: int) -> int:
-    """The middle-to-upper layer that identity is trained on: two thirds up."""
-    return layers * 2 // 3
+# The paper takes e_sem from the last token of the top four layers, so the heads read those.
+TOP_LAYERS = 4
 
 
-class TasteHeads(nn.Module):
-    """Linear readers of the top four layers: liked and disliked attributes. Used in training only."""
+def main() -> None:
+    args = arguments(TrainMllm, __doc__)
+    section = args.section
+    run = Run(args)
+    if run.finished:
+        return
+    if args.config.mllm.path is not None and args.config.mllm.lora is None:
+        print(f"mllm.lora is none: {args.config.mllm.path} is taken as it is.")
+        return run.finish(trained=False)
+    world = open_world(args.config, args.runs)
+    users = world.users(TRAIN, section.users)
+    questions = Questions(world, args.config.data.questions) if section.others else None
+    without_dislikes = count_without_dislikes(world, users, section, quiet=run.rank > 0)
+    reader, text, peft_model = open_mllm(args, world, run)
+    model = reader.mllm.model.train(peft_model is not None)  # LoRA's dropout; the atelier's model has none
+    device = reader.mllm.device
+    heads = new_heads(reader, world, section)
+    trained = nn.ModuleDict({"text": text})
+    if heads is not None:
+        trained["heads"] = heads
+    optimiser = torch.optim.AdamW(parameter_groups(trained.to(device), section.weight_decay), betas=(0.9, 0.98))
+    trained, optimiser = run.prepare(trained, optimiser)
+    run.resume(model=trained, optimiser=optimiser)
+    dtype = torch.bfloat16 if args.config.mllm.path is None else DTYPES[args.config.mllm.precision]
+    weights = {"answer": 1.0, "reading": section.reading, "identity": section.identity, "contrast": section.contrast}
 
-    def __init__(self, width: int, attributes: int):
-        super().__init__()
-        self.read = nn.Linear(4 * width, 2 * attributes)
+    for step in run.steps(section.steps):
+        with run.timer("data"):
+            rng = np.random.default_rng([section.seed, step])
+            samples = samples_of(world, questions, users, section, run.world_size * section.accumulate, rng)
+            answer_tokens = sum(len(reader.answer_ids(sample.answer)) for sample in samples.all)
+        means = dict.fromkeys(weights, 0.0)
+        for (number,) in run.micro_batches(range(section.accumulate)):
+            with run.timer("forward"), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                losses = losses_of(reader, heads, samples, answer_tokens, number, run, section)
+            for name, loss in losses.items():
+                means[name] += loss.detach() / section.accumulate
+            run.backward(sum(weights[name] * loss for name, loss in losses.items()))
+        norm = run.update(optimiser, cosine(step, section.steps, section.lr, section.warmup))
+        figures = {name: mean for name, mean in means.items() if weights[name]}
+        if without_dislikes:
+            figures["pairs_skipped"] = samples.skipped
+        run.log(loss=run.loss, **figures, grad_norm=norm)
 
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """[B, layers, D] -> [B, 2 * attributes]."""
-        top = F.layer_norm(states[:, -4:], states.shape[-1:])
-        return self.read(top.flatten(1))
-
-
-def taste_targets(world: World, users: list[int]) -> torch.Tensor:
-    """[B, 2 * attributes]: liked by any taste, then disliked."""
-    count = len(world.attributes)
-    truth = torch.zeros(len(users), 2 * count)
-    for row, user in zip(truth, users, strict=True):
-        row[[a for taste in world.tastes(user) for a in taste]] = 1
-        row[[count + a for a in world.dislikes(user)]] = 1
-    return truth
-
-
-@full_precision
-def identity_loss(once: torch.Tensor, again: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
-    """Symmetric InfoNCE between two histories [users, D] each: row i of both is one user."""
-    a, b = (F.normalize(F.layer_norm(half, half.shape[-1:]), dim=1) for half in (once, again))
-    logits = a @ b.T / temperature
-    target = torch.arange(len(a), device=a.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    model.eval()
+    figures = evaluate(world, reader, heads, section)
+    if without_dislikes:
+        figures["users_without_dislikes"] = without_dislikes
+    export(run, model, peft_model)
+    run.finish(**figures)
 
 
-@full_precision
-def answer_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Sum of the cross entropy over the answers' tokens. logits [tokens, vocabulary], truth [tokens]."""
-    return F.cross_entropy(logits, truth, reduction="sum")
-
-
-@full_precision
-def reading_loss(read: TasteHeads, states: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Mean binary cross entropy of the heads. states [B, layers, D], truth [B, 2 * attributes]."""
-    # The positives are rare (about 10 of 98): weigh them up, or the heads first learn to say nothing.
-    weight = torch.tensor(4.0, device=truth.device)
-    return F.binary_cross_entropy_with_logits(read(states), truth, pos_weight=weight)
-
-
-@full_precision
-def contrast_loss(leaning: torch.Tensor) -> torch.Tensor:
-    """Sum of -log sigmoid(liked - disliked). leaning [2 * pairs]: towards "yes", of the liked picture and of the
-    disliked one by turns."""
-    liked, disliked = leaning.unflatten(0, (-1, 2)).unbind(1)
-    return F.softplus(disliked - liked).sum()
+def count_without_dislikes(world: World, users: list[int], section: TrainMllm, quiet: bool) -> int:
+    """How many users have no disliked picture, where the contrast loss would need one; said once."""
+    if not section.contrast:
+        return 0
+    count = sum(not world.has_disliked(user) for user in users)
+    if count and not quiet:
+        advice = " Set train_mllm.contrast=0." if count == len(users) else ""
+        words = f"{count} of {len(users)} users have no disliked picture, and no pair for the contrast loss.{advice}"
+        print(f"train_mllm: {words}", file=sys.stderr, flush=True)
+    return count
 
 
 def open_mllm(args: StageArgs[TrainMllm], world: World, run: Run) -> tuple[Reader, nn.Module, object]:
     """(reader, what is trained of the MLLM, peft's model or None)."""
-    config, device = args.config.mllm, run.accelerator.device
+    config = args.config.mllm
+    device = run.accelerator.device
     if config.path is None:
         reader, text = new_atelier(args, world, run)
         run.shard(text, text.layers)
@@ -122,10 +136,9 @@ def open_mllm(args: StageArgs[TrainMllm], world: World, run: Run) -> tuple[Reade
         raise MLLMError("mllm.nf4 needs bitsandbytes: install it (pip install bitsandbytes), or set mllm.nf4=false.")
     if config.nf4 and run.uses_fsdp:
         raise MLLMError("FSDP can't cut nf4 weights: set mllm.nf4=false, or launch with DDP.")
-    # What will be cut waits on the CPU: a device needs room for its share alone.
-    mllm = PreferenceMLLM.load(
-        config.path, DTYPES[config.precision], "cpu" if run.uses_fsdp else str(device), None, config.nf4
-    )
+    # What will be sharded waits on the CPU: a device needs room for its share alone.
+    load_to = "cpu" if run.uses_fsdp else str(device)
+    mllm = PreferenceMLLM.load(config.path, DTYPES[config.precision], load_to, None, config.nf4)
     mllm.model.requires_grad_(False)
     peft_model = lora.put_on(mllm.model, mllm.family.text, config.lora, args.section.seed)
     run.shard(mllm.family.text, mllm.family.text.layers)
@@ -133,21 +146,24 @@ def open_mllm(args: StageArgs[TrainMllm], world: World, run: Run) -> tuple[Reade
         mllm.model.to(device)
     if config.gradient_checkpointing:
         mllm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    trained = nn.ParameterDict({n.replace(".", "/"): p for n, p in peft_model.named_parameters() if p.requires_grad})
-    return Reader(mllm, world), trained, peft_model
+    return Reader(mllm, world), nn.ParameterDict(lora_weights(peft_model, separator="/")), peft_model
 
 
 def new_atelier(args: StageArgs[TrainMllm], world: World, run: Run) -> tuple[Reader, nn.Module]:
-    """The atelier's MLLM, freshly initialised, with the eyes that the stage before trained."""
-    from safetensors.torch import load_file
-
+    """The atelier's MLLM, freshly initialised, with the vision tower and connector that the stage before trained."""
     model = new_mllm()
     run.warm_start(model, "mllm/model")
-    eyes = nn.ModuleDict({"vision": model.model.vision_model, "connector": model.model.connector})
-    eyes.load_state_dict(load_file(str(args.runs / "atelier.mllm_vision" / "eyes.safetensors")))
-    eyes.requires_grad_(False)
+    vision = vision_parts(model)
+    vision.load_state_dict(load_file(str(args.runs / "atelier.mllm_vision" / "eyes.safetensors")))
+    vision.requires_grad_(False)
     mllm = PreferenceMLLM(model, mllm_tokenizer(), "atelier", "")
     return Reader(mllm, world, pool_image_tokens(args.runs, world.pool)), model.model.text_model
+
+
+def lora_weights(peft_model, separator: str = ".") -> dict[str, nn.Parameter]:
+    """The trained weights by their names in the model, whose parts are joined by `separator`."""
+    named = peft_model.named_parameters()
+    return {name.replace(".", separator): weight for name, weight in named if weight.requires_grad}
 
 
 @dataclass(frozen=True)
@@ -166,17 +182,23 @@ class Samples:
     def all(self) -> list[Conversation]:
         return [*self.closing, *self.others, *self.pairs]
 
-    def share(self, number: int, of: int) -> Samples:
-        """One of `of` shares: of a process, and of a piece of its batch. Histories of a user stay together."""
-        once, again = np.array_split(np.arange(len(self.closing)), 2)
-        mine = [*once[number::of], *again[number::of]]
-        pairs = [pair for start in range(2 * number, len(self.pairs), 2 * of) for pair in self.pairs[start : start + 2]]
-        closing = [self.closing[i] for i in mine]
-        return Samples(self.users[number::of], closing, self.others[number::of], pairs)
+    def share(self, number: int, shares: int) -> Samples:
+        """One of so many shares: a micro-batch of a process. Both histories of a user stay together, and both pictures
+        of a pair."""
+        count = len(self.users)
+        closing = [*self.closing[:count][number::shares], *self.closing[count:][number::shares]]
+        starts = range(2 * number, len(self.pairs), 2 * shares)
+        pairs = [pair for start in starts for pair in self.pairs[start : start + 2]]
+        return Samples(self.users[number::shares], closing, self.others[number::shares], pairs)
 
 
 def samples_of(
-    world: World, questions: Questions, users: list[int], section: TrainMllm, shares: int, rng: np.random.Generator
+    world: World,
+    questions: Questions | None,
+    users: list[int],
+    section: TrainMllm,
+    shares: int,
+    rng: np.random.Generator,
 ) -> Samples:
     """The whole batch of a step, the same in every process; it has to be enough for so many shares."""
     count, others, pairs = section.groups
@@ -189,160 +211,183 @@ def samples_of(
     rest = [users[i] for i in rng.choice(len(users), others + pairs, replace=len(users) < others + pairs)]
     # One length a step: padding would be a third of the work. Short histories come less often.
     sizes = [*range(1, section.pictures + 1), section.pictures]
-    liked, disliked = int(rng.choice(sizes)), int(rng.choice([0, *sizes[1:]]))
-    asked = [closing(world, user, rng, liked, disliked) for user in (*chosen, *chosen)]
-    more = [questions.ask(user, rng, liked, disliked) for user in rest[:others]]
-    contrasts, skipped = [], 0
+    liked = int(rng.choice(sizes))
+    disliked = int(rng.choice([0, *sizes[1:]]))
+    conversations = [closing(world, user, rng, liked, disliked) for user in (*chosen, *chosen)]
+    asked = [questions.ask(user, rng, liked, disliked) for user in rest[:others]]
+    contrasts: list[Conversation] = []
+    skipped = 0
     for user in rest[others:]:
         history = world.history(user, rng, liked, max(1, disliked))
         if history.liked.all():  # a liked picture in place of a disliked one would be a wrong answer
             skipped += 1
             continue
         contrasts += [would(world, user, history, rng, verdict) for verdict in (True, False)]
-    return Samples(chosen, asked, more, contrasts, skipped)
+    return Samples(chosen, conversations, asked, contrasts, skipped)
 
 
-def losses_of(model, reader: Reader, heads: TasteHeads | None, samples: Samples, tokens: int, piece: int, run, args):
-    """{name: loss} of one piece of this process's samples, weighed so that the mean over all pieces is the loss of the
-    whole batch, however it is shared out; identity alone compares only the users of a piece, of all processes.
+def losses_of(
+    reader: Reader,
+    heads: TasteHeads | None,
+    samples: Samples,
+    answer_tokens: int,
+    number: int,
+    run: Run,
+    section: TrainMllm,
+) -> dict[str, torch.Tensor]:
+    """{name: loss} of one micro-batch of this process, weighed so that the mean over all micro-batches and processes is
+    the loss of the whole batch; identity alone compares only the users of a micro-batch, of all processes.
 
-    samples, tokens: the whole batch, and how many tokens its answers have.
+    samples, answer_tokens: the whole batch, and how many tokens its answers have.
     """
-    section = args.section
-    device, shares = reader.mllm.device, run.world_size * section.accumulate
-    mine = samples.share(run.rank * section.accumulate + piece, shares)
-    batch = reader.batch(mine.all)
-    states, last = reader.forward(batch)
-    closing, users = states[: len(mine.closing)], mine.users
-    nothing = states.new_zeros(())  # where a share has none of a kind: every process knows the same losses
-    losses = dict.fromkeys(("answer", "reading", "identity", "contrast"), nothing)
-    head, answered = model.get_output_embeddings(), batch.labels[:, 1:] != -100
+    shares = run.world_size * section.accumulate
+    own = samples.share(run.rank * section.accumulate + number, shares)
+    batch = reader.batch(own.all)
+    states, last_states = reader.forward(batch)
+    closing_states = states[: len(own.closing)]
+    # Zeros where a share has none of a kind: every process has to know the same losses.
+    losses = dict.fromkeys(("answer", "reading", "identity", "contrast"), states.new_zeros(()))
+    answered = batch.labels[:, 1:] != -100
     if answered.any():
-        said, truth = head(last[:, :-1][answered]), batch.labels[:, 1:][answered]
-        losses["answer"] = answer_loss(said, truth) * (shares / tokens)
-    if heads is not None and section.reading:
-        read = reading_loss(heads, closing, taste_targets(reader.world, users * 2).to(device))
-        losses["reading"] = read * (len(users) * shares / len(samples.users))
-    if section.identity:
-        counts = [len(samples.users[rank * section.accumulate + piece :: shares]) for rank in range(run.world_size)]
-        if sum(counts) > 1:
-            halves = [run.gather_rows(half, counts) for half in closing[:, core_layer(states.shape[1])].chunk(2)]
-            share = sum(counts) * section.accumulate / len(samples.users)
-            losses["identity"] = identity_loss(*halves) * share
-    if mine.pairs:
-        ends = last[torch.arange(len(last), device=device), batch.last][-len(mine.pairs) :]
+        logits = reader.mllm.model.get_output_embeddings()(last_states[:, :-1][answered])
+        losses["answer"] = answer_loss(logits, batch.labels[:, 1:][answered]) * (shares / answer_tokens)
+    if heads is not None:
+        truth = taste_targets(reader.world, own.users * 2).to(closing_states.device)
+        losses["reading"] = reading_loss(heads, closing_states, truth) * (len(own.users) * shares / len(samples.users))
+    # How many users this micro-batch has in each process.
+    counts = [len(samples.users[rank * section.accumulate + number :: shares]) for rank in range(run.world_size)]
+    if section.identity and sum(counts) > 1:
+        halves = closing_states[:, core_layer(states.shape[1])].chunk(2)
+        once, again = (run.gather_rows(half, counts) for half in halves)
+        losses["identity"] = identity_loss(once, again) * (sum(counts) * section.accumulate / len(samples.users))
+    if own.pairs:
+        rows = torch.arange(len(last_states), device=last_states.device)
+        ends = last_states[rows, batch.last][-len(own.pairs) :]
         losses["contrast"] = contrast_loss(reader.leaning(ends, (YES, NO))) * (2 * shares / len(samples.pairs))
     return losses
 
 
-def main() -> None:
-    args = arguments(TrainMllm, __doc__)
-    run = Run(args)
-    if run.finished:
-        return
-    mllm = args.config.mllm
-    if mllm.path is not None and mllm.lora is None:
-        print(f"mllm.lora is none: {mllm.path} is taken as it is.")
-        return run.finish(trained=False)
-    train(args, run)
+@full_precision
+def answer_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Sum of the cross entropy over the answers' tokens. logits [tokens, vocabulary], truth [tokens]."""
+    return F.cross_entropy(logits, truth, reduction="sum")
 
 
-def train(args: StageArgs[TrainMllm], run: Run) -> None:
-    section = args.section
-    world = open_world(args.config, args.runs)
-    users = world.users(TRAIN, section.users)
-    questions = Questions(world, args.config.data.questions) if section.others else None
-    lacking = sum(not world.has_disliked(user) for user in users) if section.contrast else 0
-    if lacking and run.rank == 0:
-        helps = " Set train_mllm.contrast=0." if lacking == len(users) else ""
-        words = f"{lacking} of {len(users)} users have no disliked picture, and no pair for the contrast loss.{helps}"
-        print(f"train_mllm: {words}", file=sys.stderr, flush=True)
-    reader, text, peft_model = open_mllm(args, world, run)
-    model = reader.mllm.model.train(peft_model is not None)  # LoRA's dropout; the atelier's model has none
-    device = reader.mllm.device
-    heads = TasteHeads(reader.fingerprint["hidden_size"], len(world.attributes)) if world.attributes else None
-    trained = nn.ModuleDict({"text": text} | ({"heads": heads} if heads and section.reading else {})).to(device)
-    optimiser = torch.optim.AdamW(parameter_groups(trained, section.weight_decay), betas=(0.9, 0.98))
-    trained, optimiser = run.prepare(trained, optimiser)
-    run.resume(model=trained, optimiser=optimiser)
-    precision = torch.bfloat16 if args.config.mllm.path is None else DTYPES[args.config.mllm.precision]
-    shares = run.world_size * section.accumulate
-    weights = {"answer": 1.0, "reading": section.reading, "identity": section.identity, "contrast": section.contrast}
-
-    for step in run.steps(section.steps):
-        with run.timer("data"):
-            samples = samples_of(
-                world, questions, users, args.section, shares, np.random.default_rng([section.seed, step])
-            )
-            tokens = sum(len(reader.answer_ids(asked.answer)) for asked in samples.all)
-        means = dict.fromkeys(weights, 0.0)
-        for piece in run.micro_batches(np.arange(section.accumulate)):
-            with run.timer("forward"), torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                losses = losses_of(model, reader, heads, samples, tokens, int(piece[0]), run, args)
-            for name, loss in losses.items():
-                means[name] += loss.detach() / section.accumulate
-            run.backward(sum(weights[name] * loss for name, loss in losses.items()))
-        norm = run.update(optimiser, cosine(step, section.steps, section.lr, section.warmup))
-        known = {name: mean for name, mean in means.items() if weights[name]}
-        known |= {"pairs_skipped": samples.skipped} if lacking else {}
-        run.log(loss=run.loss, **known, grad_norm=norm)
-
-    model.eval()
-    figures = evaluate(world, reader, heads if section.reading else None, args.section)
-    figures |= {"users_without_dislikes": lacking} if lacking else {}
-    if peft_model is not None:
-        adapter = gather({name: p for name, p in peft_model.named_parameters() if p.requires_grad})
-        if run.rank == 0:  # one process writes
-            lora.save(peft_model, adapter, run.folder / "lora")
-    else:
-        state = gather(model.state_dict())
-        if run.rank == 0:
-            export(model.config, state)
-    run.finish(**figures)
+@full_precision
+def contrast_loss(leaning: torch.Tensor) -> torch.Tensor:
+    """Sum of -log sigmoid(liked - disliked). leaning [2 * pairs]: towards "yes", of the liked picture and of the
+    disliked one by turns."""
+    liked, disliked = leaning.unflatten(0, (-1, 2)).unbind(1)
+    return F.softplus(disliked - liked).sum()
 
 
-def export(config, state: dict[str, torch.Tensor]) -> None:
-    """Write the atelier's MLLM as a transformers folder (config.json, model.safetensors) beside its tokenizer."""
-    config.architectures = ["SmolVLMForConditionalGeneration"]
-    write_atomic(MLLM_FOLDER / "config.json", config.to_json_string(use_diff=True).encode())
-    state = {k: v for k, v in state.items() if k != "lm_head.weight"}  # tied to the embedding
-    save_weights(state, MLLM_FOLDER / "model.safetensors", {"format": "pt"})
+@full_precision
+def identity_loss(once: torch.Tensor, again: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
+    """Symmetric InfoNCE between two histories [users, D] each: row i of both is one user."""
+    a, b = (F.normalize(F.layer_norm(half, half.shape[-1:]), dim=1) for half in (once, again))
+    logits = a @ b.T / temperature
+    target = torch.arange(len(a), device=a.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+@full_precision
+def reading_loss(heads: TasteHeads, states: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Mean binary cross entropy of the heads. states [B, layers, D], truth [B, 2 * attributes]."""
+    # The positives are rare (about 10 of 98): weigh them up, or the heads first learn to say nothing.
+    weight = torch.tensor(4.0, device=truth.device)
+    return F.binary_cross_entropy_with_logits(heads(states), truth, pos_weight=weight)
+
+
+class TasteHeads(nn.Module):
+    """Linear readers of the top four layers: liked and disliked attributes. Used in training only."""
+
+    def __init__(self, width: int, attributes: int):
+        super().__init__()
+        self.read = nn.Linear(TOP_LAYERS * width, 2 * attributes)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """[B, layers, D] -> [B, 2 * attributes]."""
+        top = F.layer_norm(states[:, -TOP_LAYERS:], states.shape[-1:])
+        return self.read(top.flatten(1))
+
+
+def new_heads(reader: Reader, world: World, section: TrainMllm) -> TasteHeads | None:
+    """Fresh heads, where the reading loss is asked for and the data knows attributes."""
+    if not section.reading or not world.attributes:
+        return None
+    return TasteHeads(reader.fingerprint["hidden_size"], len(world.attributes))
+
+
+def taste_targets(world: World, users: list[int]) -> torch.Tensor:
+    """[B, 2 * attributes]: liked by any taste, then disliked."""
+    count = len(world.attributes)
+    truth = torch.zeros(len(users), 2 * count)
+    for row, user in zip(truth, users, strict=True):
+        row[[a for taste in world.tastes(user) for a in taste]] = 1
+        row[[count + a for a in world.dislikes(user)]] = 1
+    return truth
+
+
+def core_layer(layers: int) -> int:
+    """The middle-to-upper layer that identity is trained on, where the paper finds e_core: two thirds up."""
+    return layers * 2 // 3
 
 
 @torch.inference_mode()
 def evaluate(
     world: World, reader: Reader, heads: TasteHeads | None, section: TrainMllm, count: int = 256
 ) -> dict[str, float]:
-    """On test users: are liked and disliked attributes ranked first, is a user found again by another history."""
+    """On test users: is a user found again by another history, are liked and disliked attributes ranked first."""
     try:
         users = world.users(TEST, count)
     except DataError:  # a small set has fewer
         users = world.users(TEST)
-    rng, states = np.random.default_rng(123), []
+    rng = np.random.default_rng(123)
+    rows = []
     for _ in range(2):
         for start in range(0, len(users), section.batch):
             some = users[start : start + section.batch]
-            states.append(
-                reader.states([world.history(user, rng, section.pictures, section.pictures) for user in some]).cpu()
-            )
-    states = torch.cat(states)
-    layer = core_layer(states.shape[1])
-    a, b = F.normalize(F.layer_norm(states[:, layer], states.shape[-1:]), dim=1).chunk(2)
-    found = (a @ b.T).argmax(1) == torch.arange(len(users))
-    figures = {"same_user_top1": found.float().mean().item(), "users": len(users)}
+            histories = [world.history(user, rng, section.pictures, section.pictures) for user in some]
+            rows.append(reader.states(histories).cpu())
+    states = torch.cat(rows)  # [2 * users, layers, D]
+    core = states[:, core_layer(states.shape[1])]
+    once, again = F.normalize(F.layer_norm(core, core.shape[-1:]), dim=1).chunk(2)
+    nearest = (once @ again.T).argmax(1)
+    same_user = (nearest == torch.arange(len(users))).float().mean().item()
+    figures = {"same_user_top1": same_user, "users": len(users)}
     if heads is None:
         return figures
-    truth, scores = taste_targets(world, users * 2), heads(states.to(reader.mllm.device)).cpu()
-    half = truth.shape[1] // 2
-    for name, part in (("liked_precision", slice(0, half)), ("disliked_precision", slice(half, None))):
-        hits = [
-            truth[i, part][scores[i, part].topk(int(truth[i, part].sum())).indices].mean()
-            for i in range(len(truth))
-            if truth[i, part].any()
-        ]
-        if hits:  # of a set whose users dislike nothing there are none
-            figures[name] = torch.stack(hits).mean().item()
+    scores = heads(states.to(reader.mllm.device)).cpu().chunk(2, 1)
+    truth = taste_targets(world, users * 2).chunk(2, 1)
+    for name, own_scores, own_truth in zip(("liked", "disliked"), scores, truth, strict=True):
+        rows = own_truth.any(1)
+        if rows.any():  # in a set whose users dislike nothing there are none
+            figures[f"{name}_precision"] = precision_at_k(own_scores[rows], own_truth[rows])
     return figures
+
+
+def precision_at_k(scores: torch.Tensor, truth: torch.Tensor) -> float:
+    """Share of true attributes among as many ranked first, mean over rows. scores, truth [B, attributes]."""
+    rows = zip(scores, truth, strict=True)
+    hits = [true[score.topk(int(true.sum())).indices].mean() for score, true in rows]
+    return torch.stack(hits).mean().item()
+
+
+def export(run: Run, model: nn.Module, peft_model) -> None:
+    """Write what was trained: the LoRA, or the atelier's MLLM as a transformers folder beside its tokenizer.
+
+    All processes have to call it, since each has a share of the weights; the first writes.
+    """
+    state = gather(model.state_dict() if peft_model is None else lora_weights(peft_model))
+    if run.rank > 0:
+        return
+    if peft_model is not None:
+        lora.save(peft_model, state, run.folder / "lora")
+        return
+    model.config.architectures = ["SmolVLMForConditionalGeneration"]
+    write_atomic(MLLM_FOLDER / "config.json", model.config.to_json_string(use_diff=True).encode())
+    state = {k: v for k, v in state.items() if k != "lm_head.weight"}  # tied to the embedding
+    save_weights(state, MLLM_FOLDER / "model.safetensors", {"format": "pt"})
 
 
 if __name__ == "__main__":
