@@ -16,7 +16,7 @@ from training.data.errors import DataError
 from training.data.worlds import DataSetWorld, History
 from training.evaluation import probes
 from training.evaluation.probe_page import page
-from training.probe_layers import GROUPS, analyse, deal
+from training.probe_layers import GROUPS, analyse, sample_histories
 
 ROOT = Path(__file__).resolve().parents[2]
 USERS, HISTORIES, WIDTH, ATTRIBUTES, COLOURS = 60, 3, 24, 12, 12
@@ -153,7 +153,7 @@ class Pairs:
 
 def test_histories_of_one_user_share_no_picture_and_no_prompt_and_an_asked_prompt_stands_in_none():
     for seed in range(20):
-        dealt = deal(Pairs(), 1, 2, 8, seed)
+        dealt = sample_histories(Pairs(), 1, 2, 8, seed)
         assert len(dealt) == 2
         prompts = [{n // 2 for n in (*d.liked, *d.disliked, *d.asked)} for d in dealt]
         assert not prompts[0] & prompts[1]
@@ -161,7 +161,7 @@ def test_histories_of_one_user_share_no_picture_and_no_prompt_and_an_asked_promp
             assert [n % 2 for n in d.asked] == [0, 1] and d.asked[0] // 2 == d.asked[1] // 2
             assert {n % 2 for n in d.liked} == {0} and {n % 2 for n in d.disliked} == {1}
             assert not {n // 2 for n in d.asked} & {n // 2 for n in (*d.liked, *d.disliked)}
-    assert deal(Pairs(), 1, 6, 8, 0) is None, "ten prompts are no six histories with a picture more"
+    assert sample_histories(Pairs(), 1, 6, 8, 0) is None, "ten prompts are no six histories with a picture more"
 
 
 def run(*words):
@@ -245,7 +245,7 @@ def test_what_is_missing_is_one_sentence(config, tmp_path, monkeypatch, change, 
 def test_dealing_from_a_data_set_keeps_to_its_pictures(agents):
     world = DataSetWorld(agents)
     user = world.users("train")[0]
-    dealt = deal(world, user, 2, 4, 0)
+    dealt = sample_histories(world, user, 2, 4, 0)
     numbers = [n for d in dealt for n in (*d.liked, *d.disliked, *d.asked)]
     assert len(set(numbers)) == len(numbers) and set(world.owner[numbers]) == {user}
     for d in dealt:
