@@ -10,6 +10,7 @@ outside the world is spelled instead of lost.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -32,6 +33,26 @@ CONVERSATION = """user assistant liked disliked what does this user like avoid w
 particular is not and or the of a an in do pictures share taste : ? , . ( ) ; ! likes avoids unsure describe both"""
 
 
+def main() -> None:
+    lines = sorted(set(corpus()))
+    sizes = {"clip_vocab": write_clip(CLIP_TOKENIZER, lines), "mllm_vocab": write_mllm(MLLM_FOLDER, lines)}
+    print(json.dumps(sizes))
+
+
+def write_clip(folder: Path, lines: list[str]) -> int:
+    """Write CLIP's tokenizer as a folder of transformers. Returns how many tokens it knows."""
+    bpe = clip_bpe(lines)
+    write_atomic(folder / "vocab.json", json.dumps(bpe["vocab"], ensure_ascii=False).encode())
+    merges = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in bpe["merges"])
+    write_atomic(folder / "merges.txt", merges.encode())
+    start, end = CLIP_SPECIALS
+    specials = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
+    config = specials | {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_TOKENS, "do_lower_case": True}
+    write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=1).encode())
+    write_atomic(folder / "special_tokens_map.json", json.dumps(specials, indent=1).encode())
+    return len(bpe["vocab"])
+
+
 def clip_bpe(lines: list[str]) -> dict:
     """Byte-level BPE with CLIP's end-of-word suffix, trained until every word of the world is one token."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=CLIP_SPECIALS[1]))
@@ -52,20 +73,8 @@ def clip_bpe(lines: list[str]) -> dict:
     return {"vocab": {w: i for i, w in enumerate(dict.fromkeys(words))}, "merges": merges}
 
 
-def write_clip(folder, lines) -> int:
-    bpe = clip_bpe(lines)
-    write_atomic(folder / "vocab.json", json.dumps(bpe["vocab"], ensure_ascii=False).encode())
-    merges = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in bpe["merges"])
-    write_atomic(folder / "merges.txt", merges.encode())
-    specials = {k: v for k, v in zip(("bos_token", "eos_token"), CLIP_SPECIALS, strict=True)}
-    specials |= {"unk_token": CLIP_SPECIALS[1], "pad_token": CLIP_SPECIALS[1]}
-    config = specials | {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_TOKENS, "do_lower_case": True}
-    write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=1).encode())
-    write_atomic(folder / "special_tokens_map.json", json.dumps(specials, indent=1).encode())
-    return len(bpe["vocab"])
-
-
-def write_mllm(folder, lines) -> int:
+def write_mllm(folder: Path, lines: list[str]) -> int:
+    """Write the MLLM's tokenizer as a folder of transformers. Returns how many tokens it knows."""
     split = pre_tokenizers.Whitespace()
     words = {w for line in [*lines, CONVERSATION] for w, _ in split.pre_tokenize_str(line.lower())}
     letters = {chr(c) for c in range(33, 127)}
@@ -88,11 +97,6 @@ def write_mllm(folder, lines) -> int:
     }
     write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=1).encode())
     return len(vocab)
-
-
-def main() -> None:
-    lines = sorted(set(corpus()))
-    print(json.dumps({"clip_vocab": write_clip(CLIP_TOKENIZER, lines), "mllm_vocab": write_mllm(MLLM_FOLDER, lines)}))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
     python -m training.atelier.unet --runs runs/atelier
 
-Captions are drawn anew at every step (no attributes, some, all; shuffled), so that the UNet obeys any part of a
-prompt. Reports, on held-out prompts and read by the judge, how often the subject and the asked attributes are there.
+In: the pool's latents [n, 8, 16, 16] and labels [n, 12], and CLIP's states of captions [B, 48, 128]. Out:
+`unet.safetensors`, the averaged weights. Captions are drawn anew at every step (no attributes, some, all; shuffled), so
+that the UNet obeys any part of a prompt. Reports, on held-out prompts and read by the judge, how often the subject and
+the asked attributes are there.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from prefgen.atelier.models import (
     alphas_cumprod,
     clip_tokenizer,
     load_clip,
+    load_unet_diffusers,
     load_vae_diffusers,
 )
 
@@ -47,7 +50,8 @@ def main() -> None:
         return
     pool = PicturePool(args.runs)
     latents = pool_latents(args.runs, pool)
-    clip, tokenizer = load_clip(), clip_tokenizer()
+    clip = load_clip()
+    tokenizer = clip_tokenizer()
     schedule = NoiseSchedule(alphas_cumprod(), PREDICTION)
     unet = UNet2DConditionModel(**UNET_CONFIG)
     run.warm_start(unet, "unet")
@@ -56,6 +60,7 @@ def main() -> None:
     optimiser = torch.optim.AdamW(parameter_groups(unet, 0.01), betas=(0.9, 0.99))
     ema = Ema(unet, section.ema)
     run.resume(model=unet, optimiser=optimiser, ema=ema)
+
     for step in run.steps(section.steps):
         chosen = batch_indices(section.seed, step, section.batch, len(pool))
         rng = np.random.default_rng([section.seed, step])
@@ -79,6 +84,7 @@ def main() -> None:
         if step % 1000 == 999:
             export(ema)
             preview(run)
+
     export(ema)
     run.finish(**evaluate(section.pictures))
 
@@ -89,7 +95,8 @@ def export(ema: Ema) -> None:
 
 def heldout_requests(count: int, seed: int = 5) -> list[tuple[str, str, dict[str, str]]]:
     """Held-out prompts with five attributes each: what a picture is asked to show."""
-    rng, requests = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    requests = []
     for i in range(count):
         subject, prop = captions.heldout_prompts()[i % len(captions.heldout_prompts())]
         families = rng.choice(list(FAMILIES), 5, replace=False)
@@ -100,9 +107,10 @@ def heldout_requests(count: int, seed: int = 5) -> list[tuple[str, str, dict[str
 @torch.inference_mode()
 def draw(texts: list[str], guidance: float, steps: int = 20, batch: int = 40) -> torch.Tensor:
     """Pictures [B, 3, 128, 128] in -1..1 from the exported weights."""
-    from prefgen.atelier.models import load_unet_diffusers
-
-    clip, tokenizer, unet, vae = load_clip(), clip_tokenizer(), load_unet_diffusers(), load_vae_diffusers()
+    clip = load_clip()
+    tokenizer = clip_tokenizer()
+    unet = load_unet_diffusers()
+    vae = load_vae_diffusers()
     empty = text_features(clip, tokenize(tokenizer, [""]))[0]
     pictures = []
     for start in range(0, len(texts), batch):
@@ -123,7 +131,7 @@ def preview(run: Run) -> None:
 def obedience(pictures: torch.Tensor, requests) -> dict[str, float]:
     """Share of pictures whose subject the judge names, and share of asked attributes it sees."""
     readings = load_judge().read((pictures * 0.5 + 0.5).movedim(1, -1))
-    subject = np.mean([r["subject"] == q[0] for r, q in zip(readings, requests, strict=True)])
+    subject = np.mean([reading["subject"] == asked[0] for reading, asked in zip(readings, requests, strict=True)])
     hits: dict[str, list[bool]] = {family: [] for family in FAMILIES}
     for reading, (_, _, asked) in zip(readings, requests, strict=True):
         for family, name in asked.items():

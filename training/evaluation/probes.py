@@ -1,7 +1,8 @@
 """What a vector knows of a user, measured on users that no probe was fitted on.
 
-Every measure gives one number a user, so that intervals are drawn over users. `order` (a permutation) and `signs` spoil
-the labels that a probe is fitted on: what is left then is chance.
+The paper (arXiv 2512.06020) probes layers by inter-user and by intra-user discrimination: here `same_user` and
+`named`, and `liked_first`. Every measure gives one number a user, so that intervals are drawn over users. `order` (a
+permutation) and `signs` spoil the labels that a probe is fitted on: what is left then is chance.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-BINS = 4  # of each colour channel
-STRENGTH = 0.3  # of a ridge probe, in units of the inputs' width: every view is held back alike
+COLOUR_BINS = 4  # of each channel
+# Of a ridge probe, in units of the inputs' width: views of different width are regularised alike.
+RIDGE = 0.3
 
 
 def standardised(x: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -22,7 +24,7 @@ def standardised(x: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
 def ridge(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Weights [D, C] from standardised x [n, D] to y [n, C]; solved on the rows, of which there are fewer."""
-    return x.T @ torch.linalg.solve(x @ x.T + STRENGTH * x.shape[1] * torch.eye(len(x)), y)
+    return x.T @ torch.linalg.solve(x @ x.T + RIDGE * x.shape[1] * torch.eye(len(x)), y)
 
 
 def same_user(x: torch.Tensor, order: torch.Tensor | None = None) -> np.ndarray:
@@ -43,16 +45,16 @@ def named(x: torch.Tensor, order: torch.Tensor | None = None) -> np.ndarray:
     order: a permutation of the users * (histories - 1) fitted rows.
     """
     users, histories, _ = x.shape
-    found = torch.zeros(users)
-    truth = torch.eye(users)
+    right = torch.zeros(users)
+    labels = torch.eye(users).repeat_interleave(histories - 1, 0)
+    if order is not None:
+        labels = labels[order]
     for left_out in range(histories):
-        kept = [i for i in range(histories) if i != left_out]
-        fitted = standardised(x[:, kept], x[:, kept]).flatten(0, 1)
-        asked = standardised(x[:, left_out], x[:, kept])
-        labels = truth.repeat_interleave(histories - 1, 0)
-        labels = labels if order is None else labels[order]
-        found += ((asked @ ridge(fitted, labels - labels.mean(0))).argmax(1) == torch.arange(users)).float()
-    return (found / histories).numpy()
+        others = x[:, [i for i in range(histories) if i != left_out]]
+        weights = ridge(standardised(others, others).flatten(0, 1), labels - labels.mean(0))
+        scores = standardised(x[:, left_out], others) @ weights
+        right += (scores.argmax(1) == torch.arange(users)).float()
+    return (right / histories).numpy()
 
 
 def liked_first(fitted: torch.Tensor, x: torch.Tensor, signs: torch.Tensor | None = None) -> np.ndarray:
@@ -63,8 +65,8 @@ def liked_first(fitted: torch.Tensor, x: torch.Tensor, signs: torch.Tensor | Non
     """
     rows = fitted.flatten(0, -2)
     scale = rows.square().mean(0).sqrt() + 1e-5
-    wanted = torch.ones(len(rows), 1) if signs is None else signs[:, None]
-    score = (x / scale @ ridge(rows / scale, wanted))[..., 0]
+    labels = torch.ones(len(rows), 1) if signs is None else signs[:, None]
+    score = (x / scale @ ridge(rows / scale, labels))[..., 0]
     return ((score > 0).float() + (score == 0) / 2).mean(1).numpy()
 
 
@@ -88,11 +90,11 @@ def traits(
 
 
 def colours(picture: np.ndarray) -> torch.Tensor:
-    """Mean colour and 3-D colour histogram of a picture uint8 [H, W, 3], [3 + BINS³]."""
+    """Mean colour and 3-D colour histogram of a picture uint8 [H, W, 3], [3 + COLOUR_BINS³]."""
     step = max(1, min(picture.shape[:2]) // 64)
     pixels = torch.from_numpy(np.ascontiguousarray(picture[::step, ::step])).reshape(-1, 3)
-    bins = (pixels.long() * BINS // 256) @ torch.tensor([BINS * BINS, BINS, 1])
-    return torch.cat([pixels.float().mean(0) / 255, torch.bincount(bins, minlength=BINS**3) / len(pixels)])
+    bins = (pixels.long() * COLOUR_BINS // 256) @ torch.tensor([COLOUR_BINS * COLOUR_BINS, COLOUR_BINS, 1])
+    return torch.cat([pixels.float().mean(0) / 255, torch.bincount(bins, minlength=COLOUR_BINS**3) / len(pixels)])
 
 
 def likeness(parts: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
