@@ -2,6 +2,9 @@
 
     python -m training.export --config sdxl_24gb --out taste.safetensors
 
+In: the checkpoints of `train_alignment` and `train_user_attention`, and the layers of `probe_layers`. Out: one adapter
+file in the layout of an IP-Adapter, which stock diffusers loads.
+
 A checkpoint resumes a run; this file is for use: the branch's averaged weights, the aligner and normalisers, and a
 header that says what they were made for. `--unfinished` takes a run that has steps left. Weights are stored as fp16, as
 public adapters have them; the normalisers stay fp32.
@@ -23,21 +26,6 @@ from .common.config.schema import TrainUserAttention
 from .common.folder import RunFolder
 
 
-def stored(adapter: UserAdapter, dtype: str) -> UserAdapter:
-    """A copy of the adapter with its weights as they are stored. The normalisers' means may be larger than fp16 holds,
-    so they stay fp32. SystemExit where a weight isn't finite, before the cast or after it."""
-    broken = [name for name, value in adapter.state_dict().items() if not value.isfinite().all()]
-    if broken:
-        raise SystemExit(f"{broken[0]} of the checkpoint is not finite: export an earlier checkpoint, or train anew.")
-    adapter = copy.deepcopy(adapter)
-    for part in (adapter.projection, adapter.aligner, adapter.to_k_ip, adapter.to_v_ip):
-        part.to(DTYPES[dtype])
-    broken = [name for name, value in adapter.state_dict().items() if not value.isfinite().all()]
-    if broken:
-        raise SystemExit(f"{broken[0]} has weights too large for {dtype}: export with --dtype fp32.")
-    return adapter
-
-
 def options(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--dtype", choices=list(DTYPES), default="fp16", help="of the stored weights")
@@ -46,13 +34,33 @@ def options(parser: ArgumentParser) -> None:
 
 def main() -> None:
     args = arguments(TrainUserAttention, __doc__, "export", options)
-    if args.options.out.suffix != ".safetensors":
-        raise SystemExit(f"--out {args.options.out}: the file's name has to end in .safetensors.")
+    out = args.options.out
+    if out.suffix != ".safetensors":
+        raise SystemExit(f"--out {out}: the file's name has to end in .safetensors.")
     adapter = trained_adapter(args, args.options.unfinished)
     RunFolder(args)  # refuses a configuration that isn't the run's
-    save_adapter(stored(adapter, args.options.dtype), args.options.out)
-    megabytes = args.options.out.stat().st_size / 1e6
-    print(f"{args.options.out}: {megabytes:.1f} MB, step {adapter.header.training['step']} of {args.section.steps}")
+    save_adapter(stored(adapter, args.options.dtype), out)
+    megabytes = out.stat().st_size / 1e6
+    print(f"{out}: {megabytes:.1f} MB, step {adapter.header.training['step']} of {args.section.steps}")
+
+
+def stored(adapter: UserAdapter, dtype: str) -> UserAdapter:
+    """A copy of the adapter with its weights as they are stored. SystemExit where one isn't finite, before the cast
+    or after it."""
+    if (name := not_finite(adapter)) is not None:
+        raise SystemExit(f"{name} of the checkpoint is not finite: export an earlier checkpoint, or train anew.")
+    adapter = copy.deepcopy(adapter)
+    # The normalisers' means may be larger than fp16 holds, so they stay fp32.
+    for part in (adapter.projection, adapter.aligner, adapter.to_k_ip, adapter.to_v_ip):
+        part.to(DTYPES[dtype])
+    if (name := not_finite(adapter)) is not None:
+        raise SystemExit(f"{name} has weights too large for {dtype}: export with --dtype fp32.")
+    return adapter
+
+
+def not_finite(adapter: UserAdapter) -> str | None:
+    """The first tensor with an infinite value or none at all."""
+    return next((name for name, value in adapter.state_dict().items() if not value.isfinite().all()), None)
 
 
 if __name__ == "__main__":

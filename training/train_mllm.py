@@ -277,6 +277,8 @@ def answer_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 def contrast_loss(leaning: torch.Tensor) -> torch.Tensor:
     """Sum of -log sigmoid(liked - disliked). leaning [2 * pairs]: towards "yes", of the liked picture and of the
     disliked one by turns."""
+    # Learning answers alone leaves the MLLM's own "yes" at chance (0.514), although a linear probe reads it off the
+    # states in 0.927 (docs/evidence/notes.md).
     liked, disliked = leaning.unflatten(0, (-1, 2)).unbind(1)
     return F.softplus(disliked - liked).sum()
 

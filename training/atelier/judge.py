@@ -98,6 +98,8 @@ def hide_props(pictures: torch.Tensor, repeated: torch.Tensor, share: float = 0.
 
     pictures [B, 3, 128, 128]; repeated bool [B]: the prop stands in the middle there. Returns (pictures, covered [B]).
     """
+    # Without it the judge named the subject in 92 % of generated pictures of training prompts, in 72 % of held-out ones
+    # (docs/evidence/notes.md).
     covered = torch.rand(len(pictures)) < share
     pictures = pictures.clone()
     for i in covered.nonzero()[:, 0].tolist():

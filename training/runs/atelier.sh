@@ -29,7 +29,7 @@ else
     stage atelier.clip "$@"            # captions <-> pictures
     stage atelier.judge "$@"           # reads attributes off pictures; trained on renders alone
     stage atelier.unet "$@"            # captions -> latents
-    stage atelier.mllm_vision "$@"     # the MLLM's eyes
+    stage atelier.mllm_vision "$@"     # the MLLM's vision tower
 fi
 
 # PrefGen, in the paper's order.
