@@ -32,7 +32,9 @@ from ..data.picture_pool import PicturePool, label_names
 from .captions import random_caption
 from .heads import AttributeHeads
 
-NEUTRAL, BARE = 0.1, 0.3  # shares of captions without attributes, and of attribute lists without a subject
+# Shares of captions without attributes, and of attribute lists without a subject.
+NEUTRAL = 0.1
+BARE = 0.3
 
 
 def main() -> None:

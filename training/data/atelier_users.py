@@ -7,6 +7,8 @@ of cached features and latents.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from prefgen.atelier.attributes import FAMILIES
@@ -18,15 +20,10 @@ ATTRIBUTE_INDEX = {key: i for i, key in enumerate(NAME_INDEX)}
 SIZES = np.array([len(values) for values in FAMILIES.values()])
 
 
-def users_of(part: str, count: int, start: int = 0) -> list[User]:
-    """The first `count` users of a split ("train" or "test") from id `start` on."""
-    users: list[User] = []
-    number = start
-    while len(users) < count:
-        if split(number) == part:
-            users.append(user(number))
-        number += 1
-    return users
+def users_of(part: str, count: int) -> list[User]:
+    """The first `count` users of a split ("train" or "test")."""
+    ids = (number for number in itertools.count() if split(number) == part)
+    return [user(number) for number in itertools.islice(ids, count)]
 
 
 class PoolSampler:

@@ -96,10 +96,6 @@ class World(ABC):
         """How a prompt says it."""
 
     @abstractmethod
-    def __len__(self) -> int:
-        """How many pictures the world has."""
-
-    @abstractmethod
     def pictures(self, numbers, long_side: int | None = LONG_SIDE) -> list[np.ndarray]:
         """Pictures as uint8 [H, W, 3] with at most `long_side` pixels a side, by default what a history keeps, None for
         all of them; numbers that ascend are read fastest."""
@@ -161,9 +157,6 @@ class AtelierWorld(World):
     def phrase(self, attribute: int) -> str:
         family, name = list(ATTRIBUTE_INDEX)[attribute]
         return captions.taste_phrases({family: name})[0]
-
-    def __len__(self) -> int:
-        return len(self.pool)
 
     def pictures(self, numbers, long_side: int | None = LONG_SIDE) -> list[np.ndarray]:
         return [np.array(self.pool.pictures[i]) for i in numbers]
@@ -288,9 +281,6 @@ class DataSetWorld(World):
         for source in (vocabulary.atelier(), vocabulary.load()):
             phrases |= dict(zip(source.keys, source.phrases, strict=True))
         return [phrases.get(name, name.rpartition("/")[2].replace("_", " ")) for name in self.attributes]
-
-    def __len__(self) -> int:
-        return len(self.owner)
 
     def pictures(self, numbers, long_side: int | None = LONG_SIDE) -> list[np.ndarray]:
         numbers = np.asarray(numbers)

@@ -100,7 +100,7 @@ def test_hidden_files_in_a_finished_set_are_no_fault_and_no_shard(agents, tmp_pa
     litter(folder / "pictures")
     assert failures(folder) == {}
     world = DataSetWorld(folder)
-    assert len(world.pictures([0, len(world) - 1])) == 2
+    assert len(world.pictures([0, len(world.owner) - 1])) == 2
 
 
 def test_a_set_is_made_in_a_folder_that_finder_has_looked_into(agents, tmp_path):
