@@ -377,7 +377,7 @@ def measure_atelier(run: Run, adapter: UserAdapter, count: int) -> dict[str, flo
         pictures = torch.cat(list(paint_row(painter, ROWS[name], people, asked)))
         picture_grid(pictures, run.folder / "samples" / f"{name}.png")
         readings = read(painter, pictures)
-        named = [reading["subject"] == subject for reading, (_, subject, _) in zip(readings, asked, strict=True)]
+        named = [reading["subject"] == request.subject for reading, request in zip(readings, asked, strict=True)]
         figures[name] = float(alignment(readings, people, asked).mean())
         figures[f"{name}_subject"] = float(np.mean(named))
     gain = figures["oracle"] - figures["none"]  # an untrained UNet gains nothing
