@@ -18,7 +18,8 @@ from typing import Protocol, TypeVar
 
 from .errors import DataError
 
-Job, Result = TypeVar("Job"), TypeVar("Result")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 class Engine(Protocol):
@@ -42,26 +43,28 @@ def run(function: Callable[[Job], Result], jobs: Iterable[Job], processes: int =
     jobs = iter(jobs)
     # Spawned, not forked: Arrow's and DuckDB's threads don't survive a fork.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _end_with_parent)
-    patient = True
+    waits_for_workers = True
     try:
-        flying = {pool.submit(function, job) for job in islice(jobs, processes)}
-        while flying:
-            ready, flying = wait(flying, return_when=FIRST_COMPLETED)
+        in_flight = {pool.submit(function, job) for job in islice(jobs, processes)}
+        while in_flight:
+            ready, in_flight = wait(in_flight, return_when=FIRST_COMPLETED)
             for future in ready:
-                flying |= {pool.submit(function, job) for job in islice(jobs, 1)}
+                in_flight |= {pool.submit(function, job) for job in islice(jobs, 1)}
                 yield future.result()
     except BrokenProcessPool as error:
         raise DataError("A worker process was killed (out of memory?). The same command goes on from here.") from error
     except KeyboardInterrupt:
-        patient = False
+        waits_for_workers = False
         raise
     finally:
-        pool.shutdown(wait=patient, cancel_futures=True)
+        pool.shutdown(wait=waits_for_workers, cancel_futures=True)
 
 
 def cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _end_with_parent() -> None:

@@ -1,7 +1,7 @@
 """The engine past one machine: the same function over many jobs, as a Ray Data pipeline (`pip install "ray[data]"`).
 
-Jobs are shards and every shard is written whole or not at all, so a task that dies with its worker is simply done again
-and the bytes are those of the local engine.
+Jobs are shards and every shard is written completely or not at all, so a task that dies with its worker is simply done
+again and the bytes are those of the local engine.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def run(
     jobs = list(jobs)
     if not jobs:
         return
-    started = not ray.is_initialized()
-    if started:
-        own = {} if address else {"num_cpus": processes or cores(), "include_dashboard": False}
+    starts_ray = not ray.is_initialized()
+    if starts_ray:
+        options = {} if address else {"num_cpus": processes or cores(), "include_dashboard": False}
         try:
-            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise DataError(f"Can't reach a Ray cluster at {address}: {error}") from error
     try:
@@ -47,7 +47,7 @@ def run(
                 raise DataError(row["error"])
             yield row["result"]
     finally:
-        if started:
+        if starts_ray:
             ray.shutdown()
 
 
@@ -55,7 +55,8 @@ class _Task:
     """{job: its number} -> {result, error}: what a person can mend travels as text, all else is Ray's to report."""
 
     def __init__(self, function: Callable, jobs: list):
-        self.function, self.jobs = function, jobs
+        self.function = function
+        self.jobs = jobs
 
     def __call__(self, row: dict) -> dict:
         try:

@@ -29,11 +29,11 @@ from prefgen.files import write_atomic
 from prefgen.mllm.model import PreferenceMLLM
 from prefgen.precision import DTYPES
 
+from ..common.arguments import natural, positive
 from ..common.config.command import load
 from ..common.devices import default_device
 from ..common.errors import exit_with_message
 from ..common.statistics import bootstrap
-from ..data.cli import natural, positive
 from ..data.errors import DataError
 from ..data.image_tokens import new_mllm, pool_image_tokens
 from ..data.preference_questions import Questions

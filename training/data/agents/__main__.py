@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ...common.arguments import natural, positive
 from ...common.errors import exit_with_message
-from ..cli import add_engine, engine_of, natural, positive
+from ..cli import add_engine, engine_of
 from ..errors import DataError
 from . import renderers, vocabulary
 from .make import Population, make, make_one

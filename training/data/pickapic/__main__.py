@@ -15,8 +15,9 @@ from pathlib import Path
 
 from prefgen.files import TextError, read_text
 
+from ...common.arguments import natural, positive
 from ...common.errors import exit_with_message
-from ..cli import add_engine, engine_of, natural, positive
+from ..cli import add_engine, engine_of
 from ..errors import DataError
 from .make import make
 from .rules import Limits

@@ -17,7 +17,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pyarrow.types as kinds
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -26,29 +25,35 @@ from prefgen.files import is_hidden
 
 from ..errors import DataError
 
-IMAGES = ("jpg_0", "jpg_1")
-BATCH, IMAGE_BATCH = 65_536, 32  # rows read at once, without and with pictures
+BATCH = 65_536  # rows read at once
+IMAGE_BATCH = 32  # rows read at once with their pictures
 
 
-def _text(kind: pa.DataType) -> bool:
-    if kinds.is_dictionary(kind):
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds strings, perhaps in a dictionary."""
+    if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return kinds.is_string(kind) or kinds.is_large_string(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether a column holds bytes."""
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 COLUMNS = {  # of the published ones those that a rule needs: (what it must be, in words; whether a type is that)
-    "user_id": ("whole numbers", kinds.is_integer),
-    "caption": ("strings", _text),
-    "image_0_uid": ("strings", _text),
-    "image_1_uid": ("strings", _text),
-    "best_image_uid": ("strings", _text),
-    "label_0": ("floating-point numbers", kinds.is_floating),
-    "label_1": ("floating-point numbers", kinds.is_floating),
-    "has_label": ("booleans", kinds.is_boolean),
-    "are_different": ("booleans", kinds.is_boolean),
-    "created_at": ("timestamps", kinds.is_timestamp),
+    "user_id": ("whole numbers", pa.types.is_integer),
+    "caption": ("strings", is_text),
+    "image_0_uid": ("strings", is_text),
+    "image_1_uid": ("strings", is_text),
+    "best_image_uid": ("strings", is_text),
+    "label_0": ("floating-point numbers", pa.types.is_floating),
+    "label_1": ("floating-point numbers", pa.types.is_floating),
+    "has_label": ("booleans", pa.types.is_boolean),
+    "are_different": ("booleans", pa.types.is_boolean),
+    "created_at": ("timestamps", pa.types.is_timestamp),
 }
-IMAGE_COLUMNS = dict.fromkeys(IMAGES, ("bytes", lambda kind: kinds.is_binary(kind) or kinds.is_large_binary(kind)))
+IMAGE_COLUMNS = {"jpg_0": ("bytes", is_bytes), "jpg_1": ("bytes", is_bytes)}
 CHOICES = pa.schema(
     [
         ("number", pa.int64()),
@@ -94,15 +99,15 @@ class Source:
 
     def pictures(self, unit: Unit, places: np.ndarray) -> Iterator[bytes | None]:
         """The bytes of one unit's pictures at these places (2 * row + side), sorted and unique; None where null."""
-        at, number = 0, unit.start
+        remaining = places.tolist()[::-1]
+        start = unit.start
         with opened(self.url, unit.file) as parquet:
-            for batch in parquet.iter_batches(IMAGE_BATCH, row_groups=list(unit.groups), columns=list(IMAGES)):
-                number += len(batch)
-                sides = [batch.column(name) for name in IMAGES]
-                while at < len(places) and places[at] < 2 * number:
-                    row = int(places[at]) // 2 - (number - len(batch))
-                    yield sides[places[at] % 2][row].as_py()
-                    at += 1
+            for batch in parquet.iter_batches(IMAGE_BATCH, row_groups=list(unit.groups), columns=list(IMAGE_COLUMNS)):
+                sides = [batch.column(name) for name in IMAGE_COLUMNS]
+                while remaining and remaining[-1] < 2 * (start + len(batch)):
+                    row, side = divmod(remaining.pop(), 2)
+                    yield sides[side][row - start].as_py()
+                start += len(batch)
 
 
 def find(url: str, pattern: str, unit_bytes: int) -> Source:
@@ -111,32 +116,47 @@ def find(url: str, pattern: str, unit_bytes: int) -> Source:
     DataError: no such folder, no such file in it, a file that is cut short, lacks a column or has one of another type.
     """
     try:
-        system, folder = _filesystem(url)
-        if system.isfile(folder):
+        system, path = _filesystem(url)
+        if system.isfile(path):
+            files = [PurePosixPath(path).name]
             url = url.rpartition("/")[0] if "://" in url and not Path(url).exists() else str(Path(url).parent)
-            found = [folder]
-            folder = folder.rpartition("/")[0]
         else:
-            root = folder.rstrip("/")
-            found = sorted(path for path in system.glob(f"{escape(root)}/{pattern}") if not _hidden_below(root, path))
+            files = _files_below(system, path.rstrip("/"), pattern)
     except (ValueError, ImportError, OSError) as error:
         raise DataError(f"Can't read {url}: {error}.") from error
-    if not found:
+    if not files:
         raise DataError(f"{url} has no file {pattern}: name the folder that holds Pick-a-Pic's Parquet files.")
-    files = [path[len(folder.rstrip("/")) :].lstrip("/") for path in found]
-    units, rows, sizes, images = [], [], [], None
-    for file, path in zip(files, found, strict=True):
+    units: list[Unit] = []
+    listed = []  # [file, bytes, rows]
+    images = None
+    for file in files:
         with opened(url, file) as parquet:
-            with_images = _checked(_schema(parquet, file), file)
+            has_images = _has_images(_schema(parquet, file), file)
             metadata = parquet.metadata
-        if images is not None and images != with_images:
-            raise DataError(f"{file} has {'' if with_images else 'no '}pictures, unlike {files[0]}: read them apart.")
-        images = with_images
-        units += _units(metadata, file, sum(rows), unit_bytes)
-        rows.append(metadata.num_rows)
-        sizes.append(system.size(path))
-    listed = json.dumps(list(zip(files, sizes, rows, strict=True))).encode()
-    return Source(url, tuple(files), tuple(rows), bool(images), tuple(units), hashlib.sha256(listed).hexdigest())
+        if images is not None and images != has_images:
+            raise DataError(f"{file} has {'' if has_images else 'no '}pictures, unlike {files[0]}: read them apart.")
+        images = has_images
+        units += _units(metadata, file, sum(rows for *_, rows in listed), unit_bytes)
+        listed.append([file, _size(url, file), metadata.num_rows])
+    digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+    return Source(url, tuple(files), tuple(rows for *_, rows in listed), bool(images), tuple(units), digest)
+
+
+def _files_below(system: AbstractFileSystem, root: str, pattern: str) -> list[str]:
+    """Names of the files that match, relative to the root, without what is hidden or the system's own."""
+    below = [path[len(root) :].lstrip("/") for path in sorted(system.glob(f"{escape(root)}/{pattern}"))]
+    return [file for file in below if not _is_hidden_below(root, file)]
+
+
+def _is_hidden_below(root: str, file: str) -> bool:
+    """Whether a file, or a folder between it and the root, is hidden or the system's own."""
+    parts = PurePosixPath(file).parts
+    return any(is_hidden(Path(root, *parts[: i + 1])) for i in range(len(parts)))
+
+
+def _size(url: str, file: str) -> int:
+    system, folder = _filesystem(url)
+    return system.size(f"{folder.rstrip('/')}/{file}")
 
 
 def _filesystem(url: str) -> tuple[AbstractFileSystem, str]:
@@ -183,12 +203,6 @@ def _reason(error: Exception) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-def _hidden_below(root: str, path: str) -> bool:
-    """Whether a file, or a folder between it and the root, is hidden or the system's own."""
-    below = PurePosixPath(path[len(root) :].lstrip("/")).parts
-    return any(is_hidden(Path(root, *below[: i + 1])) for i in range(len(below)))
-
-
 def _schema(parquet: pq.ParquetFile, file: str) -> pa.Schema:
     """A file's columns. DataError for names that aren't UTF-8."""
     try:
@@ -197,10 +211,10 @@ def _schema(parquet: pq.ParquetFile, file: str) -> pa.Schema:
         raise DataError(f"{file} has a column whose name isn't UTF-8: fetch the published file.") from error
 
 
-def _checked(schema: pa.Schema, file: str) -> bool:
+def _has_images(schema: pa.Schema, file: str) -> bool:
     """Whether a file has pictures. DataError when it is not as published."""
-    wanted = COLUMNS | (IMAGE_COLUMNS if any(name in schema.names for name in IMAGES) else {})
-    for name, (words, fits) in wanted.items():
+    has_images = any(name in schema.names for name in IMAGE_COLUMNS)
+    for name, (words, fits) in (COLUMNS | IMAGE_COLUMNS if has_images else COLUMNS).items():
         if name not in schema.names:
             raise DataError(f"{file} lacks the column {name!r} of Pick-a-Pic: fetch the published file.")
         if schema.names.count(name) > 1:
@@ -208,18 +222,25 @@ def _checked(schema: pa.Schema, file: str) -> bool:
         kind = schema.field(name).type
         if not fits(kind):
             raise DataError(f"{file} has the column {name!r} as {kind} instead of {words}: fetch the published file.")
-    return len(wanted) > len(COLUMNS)
+    return has_images
 
 
 def _units(metadata: pq.FileMetaData, file: str, start: int, unit_bytes: int) -> Iterator[Unit]:
-    groups, rows, held = [], 0, 0
+    """A file's row groups in units; a group that is larger than `unit_bytes` is one by itself."""
+    groups: list[int] = []
+    rows = 0
+    size = 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        if groups and held + group.total_byte_size > unit_bytes:
+        if groups and size + group.total_byte_size > unit_bytes:
             yield Unit(file, tuple(groups), start, rows)
-            start, groups, rows, held = start + rows, [], 0, 0
+            start += rows
+            groups = []
+            rows = 0
+            size = 0
         groups.append(number)
-        rows, held = rows + group.num_rows, held + group.total_byte_size
+        rows += group.num_rows
+        size += group.total_byte_size
     if groups:
         yield Unit(file, tuple(groups), start, rows)
 
@@ -229,19 +250,20 @@ def _as_choices(batch: pa.RecordBatch, number: int, file: str) -> pa.Table:
     columns = {"number": pa.array(np.arange(number, number + len(batch)))}
     unreadable = np.zeros(len(batch), bool)
     for name in COLUMNS:
-        column, wanted = batch.column(name), CHOICES.field(name).type
+        column = batch.column(name)
+        kind = CHOICES.field(name).type
         try:
             if name == "created_at":
                 column = column.cast(pa.timestamp("us"), safe=False)
-            column = column.cast(wanted)
+            column = column.cast(kind)
         except pa.ArrowInvalid as error:
             raise DataError(
                 f"{file} has a value in the column {name!r} that doesn't belong there ({_reason(error)}): fetch the "
                 "published file."
             ) from error
-        if wanted == pa.string():
-            column, broken = _readable(column)
-            unreadable |= broken
+        if kind == pa.string():
+            column, is_broken = _readable(column)
+            unreadable |= is_broken
         columns[name] = column
     columns["unreadable"] = pa.array(unreadable)
     return pa.table(columns, CHOICES)
@@ -262,6 +284,6 @@ def _readable(texts: pa.StringArray) -> tuple[pa.StringArray, np.ndarray]:
             return None
 
     raw = texts.cast(pa.binary()).to_pylist()
-    read = [decoded(data) for data in raw]
-    broken = [data is not None and text is None for data, text in zip(raw, read, strict=True)]
-    return pa.array(read, pa.string()), np.array(broken, bool)
+    readable = [decoded(data) for data in raw]
+    is_broken = [data is not None and text is None for data, text in zip(raw, readable, strict=True)]
+    return pa.array(readable, pa.string()), np.array(is_broken, bool)

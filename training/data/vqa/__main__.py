@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from prefgen.files import file_sha256, read_text, write_atomic
 
+from ...common.arguments import natural, positive
 from ...common.errors import exit_with_message
-from ..cli import natural, positive
 from ..duck import open_set
 from ..errors import DataError
 from ..schema import LIKED, TEST, TRAIN

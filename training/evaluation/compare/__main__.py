@@ -25,10 +25,10 @@ from prefgen.adapter_file import load_adapter
 from prefgen.errors import AdapterError
 from prefgen.files import file_sha256, read_text, visible_files, write_atomic
 
+from ...common.arguments import positive
 from ...common.config.command import ConfigError, load
 from ...common.devices import checked_device, default_device
 from ...common.errors import exit_with_message
-from ...data.cli import positive
 from ...data.store import MANIFEST
 from ...data.worlds import DataSetWorld
 from ..rows import ON_REAL_BASES, ROWS

@@ -14,8 +14,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from ...common.arguments import natural
 from ...common.errors import exit_with_message
-from ...data.cli import natural
 from .analyse import analyse
 from .make import Plan, make
 from .pictures import read

@@ -1,0 +1,19 @@
+"""Numbers on a command line, for argparse's `type`."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def natural(text: str) -> int:
+    """ "12" -> 12, from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """ "12" -> 12, from 1 on."""
+    if not natural(text):
+        raise argparse.ArgumentTypeError("it must be at least 1")
+    return int(text)
