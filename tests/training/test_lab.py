@@ -31,7 +31,7 @@ from training.data.agents.make import Population, make
 from training.data.agents.renderers import Atelier
 from training.data.errors import DataError
 from training.data.store import Store
-from training.data.vqa import __main__ as vqa
+from training.data.vqa import make as vqa
 from training.data.worlds import DataSetWorld, open_world
 from training.evaluation.scores import Clip, ScoreError
 

@@ -24,7 +24,7 @@ from training.data.agents.renderers import Atelier
 from training.data.errors import DataError
 from training.data.preference_questions import Questions
 from training.data.readers import Reader
-from training.data.vqa import __main__ as vqa
+from training.data.vqa import make as vqa
 from training.data.vqa.questions import ANSWERS
 from training.data.worlds import DataSetWorld
 

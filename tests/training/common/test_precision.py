@@ -20,7 +20,7 @@ from training.common.errors import exit_with_message
 from training.common.precision import full_precision
 from training.data.preference_questions import NO, YES
 from training.data.readers import Reader
-from training.data.vqa import __main__ as vqa
+from training.data.vqa import make as vqa
 from training.data.worlds import DataSetWorld
 
 HALF = (torch.bfloat16, torch.float16)

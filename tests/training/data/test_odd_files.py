@@ -245,7 +245,7 @@ def test_each_error_of_duckdb_is_one_sentence_that_says_what_helps(tmp_path, err
 
 
 def test_a_set_whose_index_lacks_a_column_or_is_cut_is_one_sentence_for_the_questions(agents, tmp_path):
-    from training.data.vqa.__main__ import make as make_questions
+    from training.data.vqa.make import make as make_questions
 
     for number, harm in enumerate(("lacks", "cut")):
         folder = tmp_path / harm
@@ -294,7 +294,7 @@ def test_pictures_of_a_set_in_a_path_with_signs_are_judged_from_files_of_their_o
 
 @pytest.mark.parametrize("sign", ["user=3", "split=test", "what? [a]*"])
 def test_a_folder_that_is_named_like_a_column_takes_no_columns_place(agents, tmp_path, sign):
-    from training.data.vqa.__main__ import users
+    from training.data.vqa.make import users
 
     folder = tmp_path / sign / "set"
     shutil.copytree(agents, folder)

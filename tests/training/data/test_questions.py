@@ -17,7 +17,7 @@ from training.data.agents.renderers import Atelier
 from training.data.atelier_users import FAMILY_INDEX, NAME_INDEX
 from training.data.errors import DataError
 from training.data.preference_questions import WOULD, Questions, closing, taste_answer, would
-from training.data.vqa import __main__ as command
+from training.data.vqa import make as command
 from training.data.vqa.control import TextOnly, beats_chance
 from training.data.vqa.questions import ANSWERS, Picture, Question
 from training.data.worlds import AtelierWorld, DataSetWorld

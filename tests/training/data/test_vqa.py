@@ -14,8 +14,9 @@ from training.data.card import read_image
 from training.data.errors import DataError
 from training.data.schema import TEST, TRAIN, normal_prompt, user_split
 from training.data.vqa import __main__ as command
+from training.data.vqa import make as make_module
 from training.data.vqa.control import TextOnly, beats_chance
-from training.data.vqa.questions import ANSWERS, SIDE, TEMPLATES, Picture, Question, ask, traits_of
+from training.data.vqa.questions import ANSWERS, KINDS, SIDE, Picture, Question, ask, traits_of
 
 EACH = 10
 
@@ -30,20 +31,20 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("vqa") / "questions"
-    report = command.make(data, folder, EACH, seed=0)
+    report = make_module.make(data, folder, EACH, seed=0)
     return folder, report, {s: pq.read_table(folder / f"{s}.parquet").to_pylist() for s in (TRAIN, TEST)}
 
 
 def test_every_kind_is_asked_in_several_wordings_and_answers_are_in_balance(made):
     _, report, rows = made
     for split in (TRAIN, TEST):
-        assert {row["kind"] for row in rows[split]} == set(TEMPLATES)
+        assert {row["kind"] for row in rows[split]} == set(KINDS)
         assert {user_split(row["user"]) for row in rows[split]} == {split}
     for kind, answers in ANSWERS.items():
         counts = Counter(row["answer"] for split in rows.values() for row in split if row["kind"] == kind)
         assert set(counts) == set(answers) and abs(counts[answers[0]] - counts[answers[1]]) <= 4
-    for kind, templates in TEMPLATES.items():
-        assert {row["question"] for row in rows[TRAIN] if row["kind"] == kind} == set(templates)
+    for kind in KINDS.values():
+        assert {row["question"] for row in rows[TRAIN] if row["kind"] == kind.name} == set(kind.wordings)
     assert sum(report["questions"][TRAIN].values()) == len(rows[TRAIN])
 
 
@@ -94,13 +95,13 @@ def test_the_named_rows_hold_the_pictures(data, made):
 
 def test_the_same_command_makes_the_same_bytes_and_another_is_refused(data, made, tmp_path):
     folder, report, _ = made
-    assert command.make(data, tmp_path / "again", EACH, seed=0) == report
+    assert make_module.make(data, tmp_path / "again", EACH, seed=0) == report
     assert content(tmp_path / "again") == content(folder)
-    assert command.make(data, folder, EACH, seed=0) == report
+    assert make_module.make(data, folder, EACH, seed=0) == report
     with pytest.raises(DataError, match="another set or other options"):
-        command.make(data, folder, EACH, seed=1)
+        make_module.make(data, folder, EACH, seed=1)
     with pytest.raises(DataError, match="no data set"):
-        command.make(tmp_path, tmp_path / "x", EACH, seed=0)
+        make_module.make(tmp_path, tmp_path / "x", EACH, seed=0)
 
 
 def pictures(attributes=frozenset({"palette/neon"})):
@@ -149,7 +150,7 @@ def test_the_command_refuses_a_set_whose_text_gives_the_answers_away(data, tmp_p
     monkeypatch.setattr(sys, "argv", ["vqa", str(data), str(tmp_path / "good"), "--each", "5"])
     command.main()
     assert json.loads(capsys.readouterr().out)["text_only"]["would"]["gives_away"] is False
-    monkeypatch.setattr(command, "beats_chance", lambda right, asked: True)
+    monkeypatch.setattr(make_module, "beats_chance", lambda right, asked: True)
     monkeypatch.setattr(sys, "argv", ["vqa", str(data), str(tmp_path / "bad"), "--each", "5"])
     with pytest.raises(SystemExit, match="The text alone answers would, which better than chance"):
         command.main()

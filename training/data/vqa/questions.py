@@ -1,5 +1,9 @@
 """Questions about a history, each answerable from the history's pictures and from nothing else.
 
+A kind of question is one function below `ask`, with its wordings and, where two words can answer it, its answers in the
+line above it. Another wording is another string there; another kind is another such function, and nothing else has to
+know of it.
+
 A pure function of (seed, user, number). No picture with the asked one's prompt stands in its history: where each prompt
 has one liked and one disliked picture of a user, the subject alone would give the answer away.
 """
@@ -16,34 +20,11 @@ from prefgen.mllm.prompt import AVOID_QUESTION, CLOSING_QUESTION
 
 from ..schema import normal_prompt
 
-WOULD, WHICH, SHARED, AVOID, DESCRIBE = "would", "which", "shared", "avoid", "describe"
-TEMPLATES = {
-    WOULD: (
-        "Would this user like this picture?",
-        "Is this picture to this user's taste?",
-        "Here is one more picture. Will this user like it?",
-    ),
-    WHICH: (
-        "Which of these two would this user like, the first or the second?",
-        "Two more pictures. Which one is to this user's taste, the first or the second?",
-        "The first or the second: which picture would this user choose?",
-    ),
-    SHARED: (
-        "What do the pictures that this user likes have in common?",
-        "Which trait do the liked pictures share?",
-        "What keeps coming back in the pictures that this user likes?",
-    ),
-    AVOID: (
-        AVOID_QUESTION,
-        "Which trait do the disliked pictures share?",
-        "What keeps coming back in the pictures that this user dislikes?",
-    ),
-    DESCRIBE: (CLOSING_QUESTION, "Describe this user's taste.", "Put this user's taste into words."),
-}
-CLOSED = (WOULD, WHICH)  # answered by one of two words
-ANSWERS = {WOULD: ("yes", "no"), WHICH: ("first", "second")}
+WOULD = "would"
 SIDE = (2, 9)  # liked and disliked pictures of a history each, half open
-OFTEN, SELDOM = 0.6, 0.34  # a trait of one side: share of its pictures that show it at least, of the other's at most
+# A trait of one side: at least this share of its pictures show it, and at most that share of the other side's.
+OFTEN = 0.6
+SELDOM = 0.34
 
 
 @dataclass(frozen=True)
@@ -78,97 +59,170 @@ def ask(
     heldout: closed questions ask about the user's held-out pictures, otherwise about those of the history. Their
     answers alternate with the user and the number, so that a set of them is in balance.
     """
-    candidates = [p for p in pictures if p.heldout == heldout]
-    kinds = list(TEMPLATES) if any(p.attributes for p in pictures) else list(CLOSED)
+    candidates = [picture for picture in pictures if picture.heldout == heldout]
+    has_attributes = any(picture.attributes for picture in pictures)
+    kinds = [kind for kind in KINDS.values() if has_attributes or kind.answers]
     for number in numbers:
-        rng = np.random.default_rng([seed, user, number, 41])
         kind = kinds[number % len(kinds)]
-        made = _MAKERS[kind](pictures, candidates, rng, bool((user + number // len(kinds)) % 2))
-        if made is not None:
-            history, asked, answer = made
-            templates = TEMPLATES[kind]
-            yield number, Question(kind, templates[rng.integers(len(templates))], answer, history, asked)
+        first_is_right = bool((user + number // len(kinds)) % 2)
+        rng = np.random.default_rng([seed, user, number, 41])
+        draft = kind.make(Material(pictures, candidates, first_is_right, rng))
+        if draft is not None:
+            wording = kind.wordings[rng.integers(len(kind.wordings))]
+            yield number, Question(kind.name, wording, draft.answer, draft.history, draft.asked)
 
 
-Made = tuple[tuple[Picture, ...], tuple[Picture, ...], str] | None
+@dataclass(frozen=True)
+class Material:
+    """What a question is made of: all pictures of a user, those that it may ask about, and for a closed question
+    whether the first of its two answers is to be the right one."""
+
+    pictures: list[Picture]
+    candidates: list[Picture]
+    first_is_right: bool
+    rng: np.random.Generator
+
+    def pick(self, pictures: list[Picture]) -> Picture | None:
+        """One of these; None of none."""
+        return pictures[self.rng.integers(len(pictures))] if pictures else None
+
+    def history(self, asked: tuple[Picture, ...] = ()) -> tuple[Picture, ...] | None:
+        """Liked and disliked by turns, a random number of each, none held out, asked, or on an asked picture's prompt.
+        None where too few are left."""
+        barred = {normal_prompt(picture.prompt) for picture in asked}
+        free = [p for p in self.pictures if not p.heldout and normal_prompt(p.prompt) not in barred]
+        sides = []
+        for liked in (True, False):
+            side = [picture for picture in free if picture.liked == liked]
+            if len(side) < SIDE[0]:
+                return None
+            count = int(self.rng.integers(SIDE[0], min(SIDE[1], len(side) + 1)))
+            sides.append([side[i] for i in self.rng.permutation(len(side))[:count]])
+        # Each side is spread evenly over the history, whatever their numbers.
+        places = [(i + 0.5) / len(side) for side in sides for i in range(len(side))]
+        both = [*sides[0], *sides[1]]
+        return tuple(both[i] for i in np.argsort(places, kind="stable"))
 
 
-def _would(pictures: list[Picture], candidates: list[Picture], rng: np.random.Generator, first: bool) -> Made:
-    asked = _some([p for p in candidates if p.liked == first], rng)
-    history = _history(pictures, rng, asked) if asked else None
-    return (history, asked, ANSWERS[WOULD][not first]) if history else None
+@dataclass(frozen=True)
+class Draft:
+    """A question without its words."""
+
+    history: tuple[Picture, ...]
+    answer: str
+    asked: tuple[Picture, ...] = ()
 
 
-def _which(pictures: list[Picture], candidates: list[Picture], rng: np.random.Generator, first: bool) -> Made:
-    liked = _some([p for p in candidates if p.liked], rng)
-    others = [p for p in candidates if not p.liked]
-    same = [p for p in others if liked and normal_prompt(p.prompt) == normal_prompt(liked[0].prompt)]
-    disliked = _some(same or others, rng)
-    asked = (*liked, *disliked) if first else (*disliked, *liked)
-    history = _history(pictures, rng, asked) if liked and disliked else None
-    return (history, asked, ANSWERS[WHICH][not first]) if history else None
+@dataclass(frozen=True)
+class Kind:
+    """A kind of question. answers: the two of a closed one, else None. make: None where the pictures can't answer."""
+
+    name: str
+    wordings: tuple[str, ...]
+    answers: tuple[str, str] | None
+    make: Callable[[Material], Draft | None]
 
 
-def _shared(pictures: list[Picture], _, rng: np.random.Generator, __) -> Made:
-    history = _history(pictures, rng)
-    traits = history and traits_of(history, liked=True)
-    return (history, (), ", ".join(traits)) if traits else None
+KINDS: dict[str, Kind] = {}  # in the order in which a user is asked
+ANSWERS: dict[str, tuple[str, str]] = {}  # of the closed kinds
 
 
-def _avoid(pictures: list[Picture], _, rng: np.random.Generator, __) -> Made:
-    history = _history(pictures, rng)
-    traits = history and traits_of(history, liked=False)
-    return (history, (), ", ".join(traits)) if traits else None
+def question_kind(name: str, *wordings: str, answers: tuple[str, str] | None = None):
+    """Decorator: makes a function one of KINDS."""
+
+    def register(make: Callable[[Material], Draft | None]) -> Callable[[Material], Draft | None]:
+        KINDS[name] = Kind(name, wordings, answers, make)
+        if answers:
+            ANSWERS[name] = answers
+        return make
+
+    return register
 
 
-def _describe(pictures: list[Picture], _, rng: np.random.Generator, __) -> Made:
-    history = _history(pictures, rng)
-    liked, avoided = (traits_of(history, side) if history else () for side in (True, False))
-    words = [f"likes {', '.join(liked)}"] if liked else []
-    words += [f"avoids {', '.join(avoided)}"] if avoided else []
-    return (history, (), " ; ".join(words)) if words else None
+@question_kind(
+    WOULD,
+    "Would this user like this picture?",
+    "Is this picture to this user's taste?",
+    "Here is one more picture. Will this user like it?",
+    answers=("yes", "no"),
+)
+def would(material: Material) -> Draft | None:
+    """Whether the user would like one more picture."""
+    picture = material.pick([p for p in material.candidates if p.liked == material.first_is_right])
+    if picture is None:
+        return None
+    history = material.history((picture,))
+    return history and Draft(history, "yes" if picture.liked else "no", (picture,))
 
 
-_MAKERS: dict[str, Callable[[list[Picture], list[Picture], np.random.Generator, bool], Made]] = {
-    WOULD: _would,
-    WHICH: _which,
-    SHARED: _shared,
-    AVOID: _avoid,
-    DESCRIBE: _describe,
-}
+@question_kind(
+    "which",
+    "Which of these two would this user like, the first or the second?",
+    "Two more pictures. Which one is to this user's taste, the first or the second?",
+    "The first or the second: which picture would this user choose?",
+    answers=("first", "second"),
+)
+def which(material: Material) -> Draft | None:
+    """Which of a liked and a disliked picture the user likes, of one prompt where there are such."""
+    liked = material.pick([p for p in material.candidates if p.liked])
+    if liked is None:
+        return None
+    others = [p for p in material.candidates if not p.liked]
+    of_prompt = [p for p in others if normal_prompt(p.prompt) == normal_prompt(liked.prompt)]
+    disliked = material.pick(of_prompt or others)
+    if disliked is None:
+        return None
+    asked = (liked, disliked) if material.first_is_right else (disliked, liked)
+    history = material.history(asked)
+    return history and Draft(history, "first" if material.first_is_right else "second", asked)
+
+
+@question_kind(
+    "shared",
+    "What do the pictures that this user likes have in common?",
+    "Which trait do the liked pictures share?",
+    "What keeps coming back in the pictures that this user likes?",
+)
+def shared(material: Material) -> Draft | None:
+    """Traits of the liked side."""
+    history = material.history()
+    traits = traits_of(history, liked=True) if history else ()
+    return Draft(history, ", ".join(traits)) if traits else None
+
+
+@question_kind(
+    "avoid",
+    AVOID_QUESTION,
+    "Which trait do the disliked pictures share?",
+    "What keeps coming back in the pictures that this user dislikes?",
+)
+def avoid(material: Material) -> Draft | None:
+    """Traits of the disliked side."""
+    history = material.history()
+    traits = traits_of(history, liked=False) if history else ()
+    return Draft(history, ", ".join(traits)) if traits else None
+
+
+@question_kind("describe", CLOSING_QUESTION, "Describe this user's taste.", "Put this user's taste into words.")
+def describe(material: Material) -> Draft | None:
+    """The traits of both sides, in the words of the closing question's answer."""
+    history = material.history()
+    parts = []
+    for verb, liked in (("likes", True), ("avoids", False)):
+        traits = traits_of(history, liked) if history else ()
+        if traits:
+            parts.append(f"{verb} {', '.join(traits)}")
+    return Draft(history, " ; ".join(parts)) if parts else None
 
 
 def traits_of(history: tuple[Picture, ...], liked: bool) -> tuple[str, ...]:
     """Attributes that most pictures of one side show and few of the other, the most telling first: "family name"."""
-    sides = [p.attributes for p in history if p.liked == liked], [p.attributes for p in history if p.liked != liked]
-    here, there = (Counter(attribute for shown in side for attribute in shown) for side in sides)
+    own = [picture.attributes for picture in history if picture.liked == liked]
+    other = [picture.attributes for picture in history if picture.liked != liked]
+    own_counts, other_counts = (Counter(trait for shown in side for trait in shown) for side in (own, other))
     lift = {
-        attribute: count / len(sides[0]) - there[attribute] / max(1, len(sides[1]))
-        for attribute, count in here.items()
-        if count >= OFTEN * len(sides[0]) and there[attribute] <= SELDOM * len(sides[1])
+        trait: count / len(own) - other_counts[trait] / max(1, len(other))
+        for trait, count in own_counts.items()
+        if count >= OFTEN * len(own) and other_counts[trait] <= SELDOM * len(other)
     }
-    return tuple(a.replace("/", " ", 1) for a in sorted(lift, key=lambda a: (-lift[a], a)))
-
-
-def _some(pictures: list[Picture], rng: np.random.Generator) -> tuple[Picture, ...]:
-    """One picture; nothing of nothing."""
-    return (pictures[rng.integers(len(pictures))],) if pictures else ()
-
-
-def _history(
-    pictures: list[Picture], rng: np.random.Generator, asked: tuple[Picture, ...] = ()
-) -> tuple[Picture, ...] | None:
-    """Liked and disliked by turns, a random number of each, none held out, asked, or on an asked picture's prompt."""
-    barred = {normal_prompt(p.prompt) for p in asked}
-    free = [p for p in pictures if not p.heldout and normal_prompt(p.prompt) not in barred]
-    sides = []
-    for liked in (True, False):
-        side = [p for p in free if p.liked == liked]
-        if len(side) < SIDE[0]:
-            return None
-        wanted = int(rng.integers(SIDE[0], min(SIDE[1], len(side) + 1)))
-        sides.append([side[i] for i in rng.permutation(len(side))[:wanted]])
-    places = [((i + 0.5) / len(side), i) for side in sides for i in range(len(side))]
-    order = np.argsort([place for place, _ in places], kind="stable")
-    both = [*sides[0], *sides[1]]
-    return tuple(both[i] for i in order)
+    return tuple(trait.replace("/", " ", 1) for trait in sorted(lift, key=lambda trait: (-lift[trait], trait)))
