@@ -21,7 +21,7 @@ import pyarrow as pa
 FORMAT_VERSION = 1
 LIKED, DISLIKED = "liked", "disliked"
 TRAIN, TEST, MIXED = "train", "test", "mixed"
-TEST_SHARE = 26 / 256
+TEST_SHARE = 26 / 256  # of users and of prompts, about one in ten: a hash's first byte decides
 
 _FIELDS = {
     "picture": pa.string(),  # unique for its user; the same picture seen by two users has one name
@@ -60,13 +60,13 @@ PAIRS = pa.schema(
 )
 
 
-def _held(text: str) -> bool:
+def _is_test(text: str) -> bool:
     return hashlib.sha256(text.encode()).digest()[0] < TEST_SHARE * 256
 
 
 def user_split(user: int) -> str:
     """TRAIN or TEST (one in ten), by a hash of the id: the same split as the atelier's users."""
-    return TEST if _held(f"user {user}") else TRAIN
+    return TEST if _is_test(f"user {user}") else TRAIN
 
 
 def normal_prompt(prompt: str) -> str:
@@ -76,7 +76,7 @@ def normal_prompt(prompt: str) -> str:
 
 def prompt_split(prompt: str) -> str:
     """TRAIN or TEST (one in ten), by a hash of the normalised prompt."""
-    return TEST if _held(f"prompt {normal_prompt(prompt)}") else TRAIN
+    return TEST if _is_test(f"prompt {normal_prompt(prompt)}") else TRAIN
 
 
 def split(user: str, prompt: str) -> str:

@@ -215,7 +215,9 @@ def summary(shares: dict[str, dict[str, dict[int, float]]]) -> dict:
 def page(figures: dict) -> str:
     """The figures as Markdown."""
     kinds = list(figures["readers"][TUNED])
-    questions = ", ".join(f"{count} questions {TITLES[kind]!r}" for kind, count in figures["questions"].items())
+    questions = ", ".join(
+        f"{count} questions {TITLES.get(kind, kind)!r}" for kind, count in figures["questions"].items()
+    )
     rows = [[name, *(cell_of(row[kind]) for kind in kinds)] for name, row in figures["readers"].items()]
     return f"""# Questions about users that training left out
 
@@ -224,7 +226,7 @@ def page(figures: dict) -> str:
 Intervals: 95 %, bootstrap over users; chance is 0.5. In brackets: how much more the tuned one gets right,
 paired.
 
-{table(["reader", *(TITLES[kind] for kind in kinds)], rows)}
+{table(["reader", *(TITLES.get(kind, kind) for kind in kinds)], rows)}
 """
 
 

@@ -1,6 +1,6 @@
 """Simulated users over any vocabulary: about 50 weighted opinions each, and what their pictures show.
 
-The paper (arXiv 2512.06020) gives each agent about 50 attributes and samples pairs of liked and disliked pictures; how,
+The paper (arXiv 2512.06020) gives each agent about 50 attributes and samples pairs of liked and disliked pictures; how
 is not known. Here a few opinions are strong, as of the atelier's users (one attribute a family, one taste or two); the
 others are mild and only lean a picture. Everything is a pure function of (vocabulary, seed, user, item).
 """

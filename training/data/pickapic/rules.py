@@ -56,7 +56,10 @@ PICTURE = "picture"
 MERGED = "picture of a user"
 USER = "user"
 
-RULES = {  # in the order in which they are applied: (unit, what it drops)
+# The paper (arXiv 2512.06020) cleans Pick-a-Pic in four steps: low-quality or inconsistent entries go, choices are
+# grouped by user, merged into liked and disliked pictures, and users with too few are left out. Its rules are not
+# known; these are ours, in the order in which they are applied: (unit, what it drops).
+RULES = {
     UNREADABLE: (ROW, "a prompt or a picture's name that isn't UTF-8 text"),
     INCOMPLETE: (ROW, "no user, prompt or picture named"),
     UNLABELLED: (ROW, "no label"),
@@ -123,6 +126,7 @@ def read(db: duckdb.DuckDBPyConnection, source: Source, limits: Limits) -> None:
     """Unreadable to word list: fills choices, pictures, captions, prompts, users, dropped."""
     _read_rows(db, source)
     _read_captions(db, limits.nsfw_words)
+    # Pictures are numbered by their first place among the sound rows, so that an id says where the bytes lie.
     db.execute(
         f"""CREATE OR REPLACE TABLE dropped AS
             SELECT rule, '{ROW}' AS unit, number, NULL::BIGINT AS picture, NULL::BIGINT AS user
@@ -311,6 +315,7 @@ def _hold_out(db: duckdb.DuckDBPyConnection, limits: Limits) -> None:
             JOIN scores l ON l.user = live.user AND l.id = loser AND l.score < 0
             JOIN pictures a ON a.id = winner JOIN pictures b ON b.id = loser AND b.prompt = a.prompt WHERE room > 0"""
     )
+    # One pair a round, the latest first: which pictures are taken decides what the next round may take.
     for pair in range(limits.heldout):
         db.execute(
             f"""INSERT INTO pairs SELECT user, {pair}, winner, loser FROM candidates c
