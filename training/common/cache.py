@@ -1,7 +1,9 @@
-"""Arrays that are computed once and read many times: written in pieces, so that a killed run goes on where it was.
+"""Arrays that are computed once and read many times: written in chunks, so that a killed run goes on where it was.
 
 A cache is one or several `.npy` files of equal length beside a note, NAME.json, that says what they were made of and
-how far they are. Files grow at their end only, are cut to what the note vouches for, and get their names when whole.
+how far they are. Files grow at their end only, are cut to what the note vouches for, and get their names when complete.
+They grow, and aren't mapped while they are written (numpy's open_memmap): on a full disk writing into a mapped hole
+kills the process by SIGBUS, where a file's own write raises an error that can be told.
 """
 
 from __future__ import annotations
@@ -26,16 +28,6 @@ from prefgen.files import disk_full, read_text, write_atomic
 Columns = dict[str, tuple[tuple[int, ...], type]]
 
 
-def digest_of(*modules: nn.Module) -> str:
-    """SHA-256 of the modules' weights by name, dtype, shape and content, for the key of what they computed."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def cached(
     folder: Path,
     name: str,
@@ -54,69 +46,70 @@ def cached(
     all have to call it. SystemExit with one sentence for a cache of another key, and for a disk without room.
     """
     files = _Files(folder, name, count, columns, key)
-    done = _of_first(files.begin() if rank == 0 else None, world_size)
+    done = _from_first(files.begin() if rank == 0 else None, world_size)
     if done < count:
         spans = [(start, min(start + chunk, count)) for start in range(done, count, chunk)]
         bar = tqdm(total=count, initial=done, desc=name, mininterval=5, disable=rank > 0)
         with files if rank == 0 else nullcontext(), bar:
             for first in range(0, len(spans), world_size):
                 turn = spans[first : first + world_size]
-                rows = fill(*turn[rank]) if rank < len(turn) else None
-                for (start, stop), found in zip(turn, _by_first(rows, rank, world_size), strict=False):
-                    files.append(found, stop)
+                own_rows = fill(*turn[rank]) if rank < len(turn) else None
+                for (start, stop), rows in zip(turn, _at_first(own_rows, rank, world_size), strict=False):
+                    files.append(rows, stop)
                     bar.update(stop - start)
     if rank == 0:
-        files.name_them()
+        files.rename()
     if world_size > 1:
         dist.barrier()
     return {column: np.load(path, mmap_mode="r") for column, path in files.paths.items()}
+
+
+def digest_of(*modules: nn.Module) -> str:
+    """SHA-256 of the modules' weights by name, dtype, shape and content, for the key of what they computed.
+
+    Of every byte, since one other weight makes other rows. `prefgen.image_encoder.weights_digest` is for adapters: it
+    has to be the same for the fp16 weights that ComfyUI makes of fp32 ones.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class _Files:
     """The arrays of one cache while they grow, and their note."""
 
     def __init__(self, folder: Path, name: str, count: int, columns: Columns, key: dict):
-        self.name, self.count, self.columns, self.key = name, count, columns, key
+        self.name = name
+        self.count = count
+        self.columns = columns
+        self.key = key
         self.note = folder / f"{name}.json"
         self.paths = {column: folder / f"{column}.npy" for column in columns}
         self.parts = {column: path.with_suffix(".part") for column, path in self.paths.items()}
-        self.heads = {column: _header(count, *kind) for column, kind in columns.items()}
-        self.sizes = {column: _row_bytes(*kind) for column, kind in columns.items()}
+        self.headers = {column: _header(count, *kind) for column, kind in columns.items()}
+        self.row_bytes = {column: _row_bytes(*kind) for column, kind in columns.items()}
 
     def begin(self) -> int:
         """How many rows are there; SystemExit where the rest has no room."""
         self.done = self._vouched()
-        missing, room = (self.count - self.done) * sum(self.sizes.values()), shutil.disk_usage(self.note.parent).free
-        if missing > room:
+        missing = (self.count - self.done) * sum(self.row_bytes.values())
+        free = shutil.disk_usage(self.note.parent).free
+        if missing > free:
             raise SystemExit(
                 f"The cache {self.name} needs {missing / 1e9:.1f} GB more and the disk of {self.note.parent} has "
-                f"{room / 1e9:.1f} free: make room, or put --runs on another disk."
+                f"{free / 1e9:.1f} free: make room, or put --runs on another disk."
             )
         return self.done
-
-    def _vouched(self) -> int:
-        """The rows that the note knows of, none if a file has been taken away since."""
-        if not self.note.exists():
-            return 0
-        found = json.loads(read_text(self.note))
-        changed = sorted(k for k in found["key"] | self.key if found["key"].get(k) != self.key.get(k))
-        if changed:
-            raise SystemExit(
-                f"{self.note} was made for another {' and '.join(changed)} than this command's: use another --runs "
-                f"folder, or delete {self.note.stem}.* there."
-            )
-        for column, part in self.parts.items():
-            whole = found["done"] == self.count and self.paths[column].exists()
-            least = len(self.heads[column]) + found["done"] * self.sizes[column]
-            if not whole and (not part.exists() or part.stat().st_size < least):
-                return 0
-        return found["done"]
 
     def __enter__(self) -> _Files:
         self.files = {column: open(part, "r+b" if part.exists() else "w+b") for column, part in self.parts.items()}
         for column, file in self.files.items():
-            file.write(self.heads[column])
-            file.truncate(len(self.heads[column]) + self.done * self.sizes[column])
+            file.write(self.headers[column])
+            # What lies behind was being written when the last run ended.
+            file.truncate(self._bytes(column, self.done))
             file.seek(0, os.SEEK_END)
         return self
 
@@ -130,19 +123,43 @@ class _Files:
             ) from error
 
     def append(self, rows: dict[str, np.ndarray], stop: int) -> None:
+        """Write the rows up to `stop`, to the disk before the note that vouches for them."""
         for column, file in self.files.items():
-            file.write(np.ascontiguousarray(rows[column], self.columns[column][1]).tobytes())
+            _, dtype = self.columns[column]
+            file.write(np.ascontiguousarray(rows[column], dtype).tobytes())
             file.flush()
             os.fsync(file.fileno())
         write_atomic(self.note, json.dumps({"key": self.key, "done": stop}).encode())
 
-    def name_them(self) -> None:
+    def rename(self) -> None:
+        """Give the complete arrays their names."""
         for column, part in self.parts.items():
             if part.exists():
                 os.replace(part, self.paths[column])
 
+    def _vouched(self) -> int:
+        """The rows that the note vouches for, none if a file has been taken away since."""
+        if not self.note.exists():
+            return 0
+        note = json.loads(read_text(self.note))
+        done = note["done"]
+        changed = sorted(k for k in note["key"] | self.key if note["key"].get(k) != self.key.get(k))
+        if changed:
+            raise SystemExit(
+                f"{self.note} was made for another {' and '.join(changed)} than this command's: use another --runs "
+                f"folder, or delete {self.note.stem}.* there."
+            )
+        for column, part in self.parts.items():
+            is_complete = done == self.count and self.paths[column].exists()
+            if not is_complete and (not part.exists() or part.stat().st_size < self._bytes(column, done)):
+                return 0
+        return done
 
-def _of_first(value, world_size: int):
+    def _bytes(self, column: str, rows: int) -> int:
+        return len(self.headers[column]) + rows * self.row_bytes[column]
+
+
+def _from_first(value, world_size: int):
     """Process 0's value, in all of them."""
     values = [value]
     if world_size > 1:
@@ -150,7 +167,7 @@ def _of_first(value, world_size: int):
     return values[0]
 
 
-def _by_first(value, rank: int, world_size: int) -> list:
+def _at_first(value, rank: int, world_size: int) -> list:
     """The values of all processes in process 0, none in the others."""
     if world_size == 1:
         return [value]
@@ -160,10 +177,11 @@ def _by_first(value, rank: int, world_size: int) -> list:
 
 
 def _header(count: int, shape: tuple[int, ...], dtype: type) -> bytes:
-    head = io.BytesIO()
+    """How a .npy file of `count` rows begins."""
+    header = io.BytesIO()
     description = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (count, *shape)}
-    np.lib.format.write_array_header_1_0(head, description)
-    return head.getvalue()
+    np.lib.format.write_array_header_1_0(header, description)
+    return header.getvalue()
 
 
 def _row_bytes(shape: tuple[int, ...], dtype: type) -> int:

@@ -1,7 +1,7 @@
 """Checkpoints: `step-XXXXXXXX.pt` and beside each a JSON note with its SHA-256.
 
 A file is written under another name, forced to the disk, and renamed; its note is there before it is. So a process may
-be killed and a machine switched off at any moment: what is listed is whole, or its note says that it isn't, and the
+be killed and a machine switched off at any moment: what is listed is complete, or its note says that it isn't, and the
 one before is used.
 """
 
@@ -19,21 +19,6 @@ import torch
 from prefgen.files import file_sha256, read_text, write_atomic
 
 
-class _Hashed:
-    """A file that hashes and counts what is written into it."""
-
-    def __init__(self, file):
-        self.file, self.digest, self.size = file, hashlib.sha256(), 0
-
-    def write(self, data) -> int:
-        self.digest.update(data)
-        self.size += len(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
 def listed(folder: Path) -> list[Path]:
     """The checkpoints of a folder, the newest first."""
     return sorted(folder.glob("step-*.pt"), reverse=True)
@@ -42,31 +27,35 @@ def listed(folder: Path) -> list[Path]:
 def write(folder: Path, step: int, state: dict, keep: int = 2) -> Path:
     """Write a checkpoint, then delete all but the newest `keep`. Any error leaves the earlier ones as they are."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, temporary = folder / f"step-{step:08d}.pt", folder / f"step-{step:08d}.pt.tmp"
+    path = folder / f"step-{step:08d}.pt"
+    temporary = path.with_suffix(".pt.tmp")
     try:
         with open(temporary, "wb") as file:
             hashed = _Hashed(file)
             torch.save(state, hashed)
+            # Before the rename: else a machine that is switched off may have the name on its disk and not the bytes.
             file.flush()
             os.fsync(file.fileno())
         note = {"step": step, "sha256": hashed.digest.hexdigest(), "bytes": hashed.size}
+        # Before the checkpoint has its name: one without a note counts as damaged.
         write_atomic(path.with_suffix(".json"), json.dumps(note).encode())
         os.replace(temporary, path)
         _to_disk(folder)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    kept = {p.stem for p in listed(folder)[:keep]}
-    old = [p for p in folder.glob("step-*") if p.suffix in (".pt", ".json") and p.stem not in kept]
+    # Last of all: until the new one is on the disk, the earlier ones are all there is.
+    newest = {p.stem for p in listed(folder)[:keep]}
+    old = [p for p in folder.glob("step-*") if p.suffix in (".pt", ".json") and p.stem not in newest]
     for other in (*old, *folder.glob("*.tmp")):  # and what a killed write left behind
         other.unlink(missing_ok=True)
     return path
 
 
 def read(folder: Path, quiet: bool = False) -> dict | None:
-    """The newest whole checkpoint, tensors on the CPU; None where there never was one.
+    """The newest checkpoint that is complete, tensors on the CPU; None where there never was one.
 
-    A damaged newer one is told in one sentence and put aside. If none is whole: SystemExit, and all stay.
+    A damaged newer one is named in one sentence and put aside. If none is complete: SystemExit, and all stay.
     """
     damaged = []
     for path in listed(folder):
@@ -96,7 +85,7 @@ def last_state(stage: Path) -> dict:
 
 
 def _read(path: Path) -> tuple[dict | None, str]:
-    """(state, "") of a whole checkpoint, (None, what is wrong with it) of any other."""
+    """(state, "") of a complete checkpoint, (None, what is wrong with it) of any other."""
     try:
         note = json.loads(read_text(path.with_suffix(".json")))
         if file_sha256(path) != note["sha256"]:
@@ -106,6 +95,23 @@ def _read(path: Path) -> tuple[dict | None, str]:
         return None, f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
         return None, f"it can't be read: {type(error).__name__}"
+
+
+class _Hashed:
+    """A file that hashes and counts what is written into it."""
+
+    def __init__(self, file):
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def _to_disk(folder: Path) -> None:

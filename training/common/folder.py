@@ -19,8 +19,8 @@ from .config.command import StageArgs
 from .journal import Journal
 from .sharded import gather, shard_state
 
-# They say how a result is reached, not which.
-FREE = ("accumulate",)
+# Keys that may change between two commands of one run: they say how a result is reached, not which.
+FREE_KEYS = ("accumulate",)
 
 
 class RunFolder:
@@ -31,7 +31,9 @@ class RunFolder:
     """
 
     def __init__(self, args: StageArgs, rank: int = 0, keep: int = 2):
-        self.args, self.rank, self.keep = args, rank, keep
+        self.args = args
+        self.rank = rank
+        self.keep = keep
         self.folder: Path = args.runs / args.stage
         self.checkpoints = self.folder / "checkpoints"
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
@@ -41,25 +43,8 @@ class RunFolder:
         self.journal = Journal(self.folder)
         self.parts: dict[str, Any] = {}
         self.step = 0
-        self._saved_step, self._saved_at = -1, time.monotonic()
-
-    def _identify(self, config: dict) -> None:
-        """Refuse a folder that holds another run."""
-        path = self.folder / "config.json"
-        if path.exists():
-            try:
-                then, now = _flat(json.loads(read_text(path))), _flat(config)
-            except (ValueError, AttributeError) as error:
-                raise SystemExit(f"{path} is damaged: use another --runs folder, or put a copy back.") from error
-            changed = sorted(k for k in then | now if then.get(k) != now.get(k) and k not in FREE)
-            if changed:
-                differences = ", ".join(f"{k} ({then.get(k)} there, {now.get(k)} now)" for k in changed)
-                raise SystemExit(
-                    f"{path} holds another configuration than this command: {differences}. "
-                    "Use another --runs folder, or delete this one."
-                )
-        if self.rank == 0:
-            write_atomic(path, json.dumps(config, indent=1).encode())
+        self._saved_step = -1
+        self._saved_at = time.monotonic()
 
     def lock(self) -> None:
         """Refuse a folder that another command is writing, until `unlock` or the end of this process."""
@@ -92,17 +77,17 @@ class RunFolder:
         state = {key: value.float() for key, value in load_file(str(folder / f"{name}.safetensors")).items()}
         missing = module.load_state_dict(state, strict=False).missing_keys
         if self.rank == 0:
-            words = f"{self.args.stage} starts from {folder}/{name}.safetensors ({len(missing)} tensors are new)"
-            print(words, flush=True)
+            source = f"{folder}/{name}.safetensors"
+            print(f"{self.args.stage} starts from {source} ({len(missing)} tensors are new)", flush=True)
 
     def resume(self, **parts) -> None:
         """Name the parts of a checkpoint (modules, optimisers, whatever has a state_dict), and load the last if any."""
         self.parts = parts
         state = checkpoints.read(self.checkpoints, quiet=self.rank > 0)
         if state is not None:
-            if lacking := parts.keys() - state.keys():
+            if missing := parts.keys() - state.keys():
                 raise SystemExit(
-                    f"{self._left()} It has no {' and no '.join(sorted(lacking))}: use another --runs folder."
+                    f"{self._last_saved()} It has no {' and no '.join(sorted(missing))}: use another --runs folder."
                 )
             for name, part in parts.items():
                 part.load_state_dict(shard_state(part, state[name]))
@@ -116,9 +101,10 @@ class RunFolder:
             return
         state = {name: gather(part.state_dict(), self.rank == 0) for name, part in self.parts.items()}
         if self.rank == 0:
-            with self._room("the checkpoint"):
+            with self._disk_errors("the checkpoint"):
                 checkpoints.write(self.checkpoints, self.step, state | {"step": self.step}, self.keep)
-        self._saved_step, self._saved_at = self.step, time.monotonic()
+        self._saved_step = self.step
+        self._saved_at = time.monotonic()
 
     def finish(self, **figures) -> None:
         """Write the stage's figures to `done`; a finished stage is skipped by the pipeline."""
@@ -127,22 +113,42 @@ class RunFolder:
             write_atomic(self.folder / "done", json.dumps(figures, indent=1).encode())
             print(json.dumps({self.args.stage: figures}), flush=True)
 
+    def _identify(self, config: dict) -> None:
+        """Refuse a folder that holds another run."""
+        path = self.folder / "config.json"
+        if path.exists():
+            try:
+                then = _flat(json.loads(read_text(path)))
+            except (ValueError, AttributeError) as error:
+                raise SystemExit(f"{path} is damaged: use another --runs folder, or put a copy back.") from error
+            now = _flat(config)
+            changed = sorted(k for k in then | now if then.get(k) != now.get(k) and k not in FREE_KEYS)
+            if changed:
+                differences = ", ".join(f"{k} ({then.get(k)} there, {now.get(k)} now)" for k in changed)
+                raise SystemExit(
+                    f"{path} holds another configuration than this command: {differences}. "
+                    "Use another --runs folder, or delete this one."
+                )
+        if self.rank == 0:
+            write_atomic(path, json.dumps(config, indent=1).encode())
+
     @contextmanager
-    def _room(self, what: str) -> Iterator[None]:
+    def _disk_errors(self, what: str) -> Iterator[None]:
         """End the run in one sentence where the disk has no room for `what`."""
         try:
             yield
         except (OSError, RuntimeError) as error:
-            if not (why := disk_full(error)):
+            reason = disk_full(error)
+            if reason is None:
                 raise
             raise SystemExit(
-                f"{self.args.stage}, step {self.step}: {what} can't be written to {self.folder} ({why}). "
-                f"{self._left()} Make room; the same command goes on from there."
+                f"{self.args.stage}, step {self.step}: {what} can't be written to {self.folder} ({reason}). "
+                f"{self._last_saved()} Make room; the same command goes on from there."
             ) from error
 
-    def _left(self) -> str:
-        found = checkpoints.listed(self.checkpoints)
-        return f"The last checkpoint is {found[0]}." if found else "There is no checkpoint yet."
+    def _last_saved(self) -> str:
+        paths = checkpoints.listed(self.checkpoints)
+        return f"The last checkpoint is {paths[0]}." if paths else "There is no checkpoint yet."
 
 
 def _flat(config: dict, prefix: str = "") -> dict:

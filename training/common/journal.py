@@ -7,6 +7,7 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,36 +18,39 @@ class Journal:
     """The log of one run folder. Time is collected in `seconds` by name, over the steps counted in `steps`."""
 
     def __init__(self, folder: Path):
-        self.path, self.board_folder = folder / "log.jsonl", folder / "tensorboard"
-        self._board, self._first = None, 0
+        self.path = folder / "log.jsonl"
+        self.board_folder = folder / "tensorboard"
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.steps, self._since = 0, time.perf_counter()
+        self.steps = 0
+        self._since = time.perf_counter()
+        self._first_step = 0
+        self._board: Any = None  # False where there is no TensorBoard
 
     def begin(self, step: int) -> None:
         """Go on at `step`: lines from there on belong to steps about to be done again, a torn one to none."""
-        self._first = step
+        self._first_step = step
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if _step_of(line) < step]
-            write_atomic(self.path, "".join(line + "\n" for line in kept).encode())
+            earlier = [line for line in lines if _step_of(line) < step]
+            write_atomic(self.path, "".join(line + "\n" for line in earlier).encode())
 
     def write(self, step: int, values: dict[str, float], gradients: dict[str, float]) -> None:
         """One line: the values, the gradient norm of every group, and the mean seconds of a step since the last line
         (`step` is the whole of it, pictures and checkpoints too)."""
-        now, count = time.perf_counter(), max(1, self.steps)
+        now = time.perf_counter()
+        count = max(1, self.steps)
         self.seconds["step"] = now - self._since
         seconds = {name: round(total / count, 4) for name, total in self.seconds.items()}
         line = {"step": step, "time": round(time.time(), 1)} | values | {"grad": gradients, "seconds": seconds}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if board := self.board():
-            for part in (values, {f"grad/{k}": v for k, v in gradients.items()}):
-                for name, value in part.items():
-                    board.add_scalar(name, value, step)
-            for name, value in seconds.items():
-                board.add_scalar(f"seconds/{name}", value, step)
+            for prefix, numbers in (("", values), ("grad/", gradients), ("seconds/", seconds)):
+                for name, value in numbers.items():
+                    board.add_scalar(prefix + name, value, step)
         self.seconds.clear()
-        self.steps, self._since = 0, now
+        self.steps = 0
+        self._since = now
 
     def picture(self, name: str, grid: torch.Tensor, step: int) -> None:
         """A picture, uint8 [3, H, W], for TensorBoard."""
@@ -62,7 +66,7 @@ class Journal:
                 print("No TensorBoard here (pip install tensorboard): the log is log.jsonl alone.", file=sys.stderr)
                 self._board = False
             else:
-                self._board = SummaryWriter(str(self.board_folder), purge_step=self._first)
+                self._board = SummaryWriter(str(self.board_folder), purge_step=self._first_step)
         return self._board or None
 
     def close(self) -> None:

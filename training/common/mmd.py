@@ -1,6 +1,7 @@
 """Maximum mean discrepancy: the distance between two sets of vectors that aligns e_sem with CLIP's text space.
 
-Unbiased estimator (U-statistic), mixture of Gaussian kernels, always in fp32: in bf16 the value of two equal sets is
+The paper (arXiv 2512.06020) names the measure, not its kernel or estimator. Here: the unbiased one (U-statistic; Gretton
+et al., JMLR 13, 2012, lemma 6) with a mixture of Gaussian kernels, always in fp32. In bf16 the value of two equal sets is
 two orders of magnitude too large, and the biased form is mostly bias at training's batch sizes.
 """
 
@@ -10,20 +11,9 @@ from collections.abc import Sequence
 
 import torch
 
+# Around the median of the distances, the usual heuristic (Gretton et al., section 8). One kernel sees only differences of
+# its own scale: a mixture over a few octaves needs no tuning, as in moment matching networks (arXiv 1502.02761).
 OCTAVES = (0.25, 0.5, 1.0, 2.0, 4.0)
-
-
-def median_bandwidths(x: torch.Tensor, y: torch.Tensor, factors: Sequence[float] = OCTAVES) -> torch.Tensor:
-    """Squared bandwidths [len(factors)]: multiples of the median squared distance of the pooled sets, detached.
-
-    x [n, d], y [m, d].
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        pooled = torch.cat([x, y]).detach().float()
-        distances = _squared_distances(pooled, pooled)
-        off_diagonal = distances[~torch.eye(len(pooled), dtype=torch.bool, device=x.device)]
-        median = off_diagonal.median().clamp_min(1e-12)
-        return median * torch.tensor(factors, device=x.device)
 
 
 def mmd2(
@@ -42,16 +32,38 @@ def mmd2(
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     with torch.autocast(x.device.type, enabled=False):
         x, y = x.to(dtype), y.to(dtype)
-        bandwidths = median_bandwidths(x, y) if bandwidths is None else bandwidths
-        weights = [1 / len(bandwidths)] * len(bandwidths) if weights is None else weights
-        xx, yy, xy = _squared_distances(x, x), _squared_distances(y, y), _squared_distances(x, y)
+        if bandwidths is None:
+            bandwidths = median_bandwidths(x, y)
+        if weights is None:
+            weights = [1 / len(bandwidths)] * len(bandwidths)
+        distances_xx = _squared_distances(x, x)
+        distances_yy = _squared_distances(y, y)
+        distances_xy = _squared_distances(x, y)
         total = x.new_zeros(())
         for bandwidth, weight in zip(bandwidths.to(dtype), weights, strict=True):
-            kxx, kyy, kxy = (torch.exp(-d / (2 * bandwidth)) for d in (xx, yy, xy))
-            within_x = (kxx.sum() - kxx.diagonal().sum()) / (len(x) * (len(x) - 1))
-            within_y = (kyy.sum() - kyy.diagonal().sum()) / (len(y) * (len(y) - 1))
-            total = total + weight * (within_x + within_y - 2 * kxy.mean())
+            within_x = _mean_off_diagonal(torch.exp(-distances_xx / (2 * bandwidth)))
+            within_y = _mean_off_diagonal(torch.exp(-distances_yy / (2 * bandwidth)))
+            between = torch.exp(-distances_xy / (2 * bandwidth)).mean()
+            total = total + weight * (within_x + within_y - 2 * between)
     return total
+
+
+def median_bandwidths(x: torch.Tensor, y: torch.Tensor, factors: Sequence[float] = OCTAVES) -> torch.Tensor:
+    """Squared bandwidths [len(factors)]: multiples of the median squared distance of the pooled sets, detached.
+
+    x [n, d], y [m, d].
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        pooled = torch.cat([x, y]).detach().float()
+        distances = _squared_distances(pooled, pooled)
+        off_diagonal = distances[~torch.eye(len(pooled), dtype=torch.bool, device=x.device)]
+        median = off_diagonal.median().clamp_min(1e-12)
+        return median * torch.tensor(factors, device=x.device)
+
+
+def _mean_off_diagonal(kernel: torch.Tensor) -> torch.Tensor:
+    """A vector's kernel with itself is 1 whatever the set: counting it is the bias of the biased estimator."""
+    return (kernel.sum() - kernel.diagonal().sum()) / (len(kernel) * (len(kernel) - 1))
 
 
 def _squared_distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

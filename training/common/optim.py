@@ -9,7 +9,11 @@ from torch import nn
 
 
 def cosine(step: int, total: int, peak: float, warmup: int = 100, floor: float = 0.02) -> float:
-    """Learning rate at a step: linear warm-up, then a cosine down to floor * peak."""
+    """Learning rate at a step: linear warm-up, then a cosine down to floor * peak (SGDR without restarts, arXiv
+    1608.03983).
+
+    Warm-up: the second moments that Adam divides by are estimates from few gradients at first (arXiv 1908.03265).
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
@@ -17,7 +21,8 @@ def cosine(step: int, total: int, peak: float, warmup: int = 100, floor: float =
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices decay, vectors (biases, norms) don't."""
+    """Parameter groups for AdamW (arXiv 1711.05101): matrices decay, vectors (biases, the scales of norms) don't, since
+    pulling those to zero doesn't make a layer simpler."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
@@ -26,14 +31,21 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 
 
 class Ema:
-    """Exponential moving average of a module's parameters and buffers."""
+    """Exponential moving average of a module's parameters and buffers, by their names in it.
+
+    Not torch's AveragedModel nor diffusers' EMAModel: the export reads a checkpoint's averages by the weights' own
+    names, which AveragedModel prefixes and EMAModel drops.
+    """
 
     def __init__(self, module: nn.Module, decay: float):
-        self.module, self.decay = module, decay
+        self.module = module
+        self.decay = decay
         self.shadow = {k: v.detach().clone() for k, v in module.state_dict().items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
+        # The full decay would hold on to the first, random weights for 1 / (1 - decay) steps: until then the average is
+        # over about the last ninth of the steps (TensorFlow's ExponentialMovingAverage has the same formula).
         decay = min(self.decay, (1 + step) / (10 + step))
         for key, value in self.module.state_dict().items():
             if value.dtype.is_floating_point:

@@ -45,35 +45,10 @@ class Run(RunFolder):
                 )
         super().__init__(args, self.accelerator.process_index, keep)
         self.lock()
-        torch.manual_seed(args.section.seed)  # first weights; torch's own seed differs from process to process
+        # For the first weights: torch's own seed differs from process to process.
+        torch.manual_seed(args.section.seed)
         self.updater = Updater(self.accelerator, accumulate, may_be_unused)
         self.lr = 0.0
-
-    def shard(self, root: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        """Shard the blocks of a large module over the processes, if they were started with FSDP. root: the module whose
-        forward runs the blocks. Before the optimiser is made: the blocks' parameters are new ones then.
-        """
-        if self.uses_fsdp:
-            local, total = sharded.shard(root, blocks, self.accelerator.device, self.world_size)
-            if self.rank == 0:
-                words = (
-                    f"{local:,} of {total:,} weights of its {len(blocks)} layers on each of {self.world_size} processes"
-                )
-                print(f"{self.args.stage}: {words}", file=sys.stderr, flush=True)
-
-    @property
-    def uses_fsdp(self) -> bool:
-        """Whether `shard` does anything: several processes, started with FSDP."""
-        return self.updater.uses_fsdp
-
-    def gather_rows(self, rows: torch.Tensor, counts: Sequence[int] | None = None) -> torch.Tensor:
-        """[n, D] of one process -> the rows of all, in the order of their ranks, with gradients: for losses that
-        compare samples with each other. counts: rows of each process, where they aren't as many in all."""
-        if self.world_size == 1:
-            return rows
-        counts = counts or [len(rows)] * self.world_size
-        padded = F.pad(rows, (0, 0, 0, max(counts) - len(rows)))
-        return torch.cat([part[:count] for part, count in zip(all_gather(padded), counts, strict=True)])
 
     def prepare(self, module: nn.Module, optimiser: torch.optim.Optimizer):
         """(module, optimiser) on this process's device, wrapped by accelerate where several processes train.
@@ -93,40 +68,26 @@ class Run(RunFolder):
 
         SIGTERM and SIGINT end the process after the step, with a checkpoint and the exit status 143 or 130.
         """
-        bar = {"desc": self.args.stage, "mininterval": 5, "disable": self.rank > 0}
-        with StopSignals() as signals, tqdm(total=total, initial=self.step, **bar) as self.bar:
+        self.bar = tqdm(total=total, initial=self.step, desc=self.args.stage, mininterval=5, disable=self.rank > 0)
+        with StopSignals() as signals, self.bar:
             while self.step < total:
+                # Before every step: what is drawn in it doesn't depend on where the run was resumed.
                 torch.manual_seed(step_seed(self.args.section.seed, self.step, self.rank))
                 self.journal.steps += 1
                 yield self.step
                 self.step += 1
                 self.bar.update()
-                stop, due = self._agreed(signals.received, time.monotonic() - self._saved_at > save_seconds)
-                if stop or due:
+                signal_number, is_due = self._agreed(signals.received, time.monotonic() - self._saved_at > save_seconds)
+                if signal_number or is_due:
                     self.save()
-                if stop:
-                    self._end(stop)
+                if signal_number:
+                    self._end(signal_number)
         self.save()
         self.accelerator.wait_for_everyone()
 
-    def _agreed(self, stop: int, due: bool) -> list[int]:
-        """The signal that any process received, and whether for any a checkpoint is due: all do the same."""
-        if self.world_size == 1:
-            return [stop, due]
-        both = torch.tensor([[stop, due]], device=self.accelerator.device)
-        return self.accelerator.gather(both).amax(0).tolist()
-
-    def _end(self, number: int) -> None:
-        self.accelerator.wait_for_everyone()
-        if self.rank == 0:
-            self.journal.close()
-            words = f"Stopped after step {self.step}; the same command goes on from here."
-            print(f"\n{self.args.stage}: {words}", file=sys.stderr, flush=True)
-        raise SystemExit(128 + number)
-
     def micro_batches(self, indices: Sequence) -> Iterator:
         """This process's share of a batch in `accumulate` equal micro-batches: forward and `backward` for each."""
-        with self._named():
+        with self._step_errors():
             yield from self.updater.micro_batches(indices)
 
     @property
@@ -146,7 +107,7 @@ class Run(RunFolder):
         a part of the module without a gradient.
         """
         self.lr = lr
-        with self.timer("optimiser"), self._named():
+        with self.timer("optimiser"), self._step_errors():
             return self.updater.step(optimiser, lr, clip, first=self.step == 0)
 
     def optimise(self, loss: torch.Tensor, optimiser: torch.optim.Optimizer, lr: float, clip: float = 1.0) -> float:
@@ -178,15 +139,15 @@ class Run(RunFolder):
         """
         if self.step % every:
             return
-        plain = [v.item() if isinstance(v, torch.Tensor) else float(v) for v in values.values()]
+        numbers = [v.item() if isinstance(v, torch.Tensor) else float(v) for v in values.values()]
         if self.world_size > 1:
-            plain = self.accelerator.reduce(torch.tensor(plain, device=self.accelerator.device), "mean").tolist()
-        values = dict(zip(values, plain, strict=True))
-        if not all(map(math.isfinite, plain)):
-            raise SystemExit(f"Step {self.step} of {self.args.stage} is not finite: {values}. {self._left()}")
+            numbers = self.accelerator.reduce(torch.tensor(numbers, device=self.accelerator.device), "mean").tolist()
+        values = dict(zip(values, numbers, strict=True))
+        if not all(map(math.isfinite, numbers)):
+            raise SystemExit(f"Step {self.step} of {self.args.stage} is not finite: {values}. {self._last_saved()}")
         if self.rank == 0:
             norms = {name: float(f"{norm:.5g}") for name, norm in self.updater.norms.items()}
-            with self._room("the log"):
+            with self._disk_errors("the log"):
                 self.journal.write(self.step, {"lr": self.lr} | values, norms)
             self.bar.set_postfix({k: f"{v:.4f}" for k, v in values.items()}, refresh=False)
 
@@ -201,13 +162,54 @@ class Run(RunFolder):
         super().finish(**figures)
         self.unlock()
 
+    def shard(self, root: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        """Shard the blocks of a large module over the processes, if they were started with FSDP. root: the module whose
+        forward runs the blocks. Before the optimiser is made: the blocks' parameters are new ones then.
+        """
+        if not self.uses_fsdp:
+            return
+        local, total = sharded.shard(root, blocks, self.accelerator.device, self.world_size)
+        if self.rank == 0:
+            share = f"{local:,} of {total:,} weights of its {len(blocks)} layers"
+            print(f"{self.args.stage}: {share} on each of {self.world_size} processes", file=sys.stderr, flush=True)
+
+    @property
+    def uses_fsdp(self) -> bool:
+        """Whether `shard` does anything: several processes, started with FSDP."""
+        return self.updater.uses_fsdp
+
+    def gather_rows(self, rows: torch.Tensor, counts: Sequence[int] | None = None) -> torch.Tensor:
+        """[n, D] of one process -> the rows of all, in the order of their ranks, with gradients: for losses that
+        compare samples with each other. counts: rows of each process, where they aren't as many in all."""
+        if self.world_size == 1:
+            return rows
+        counts = counts or [len(rows)] * self.world_size
+        padded = F.pad(rows, (0, 0, 0, max(counts) - len(rows)))
+        return torch.cat([part[:count] for part, count in zip(all_gather(padded), counts, strict=True)])
+
+    def _agreed(self, signal_number: int, is_due: bool) -> list[int]:
+        """The signal that any process received (0 for none), and whether for any a checkpoint is due. A checkpoint is
+        gathered from all processes: if one saved alone, it would wait for the others for ever."""
+        if self.world_size == 1:
+            return [signal_number, is_due]
+        both = torch.tensor([[signal_number, is_due]], device=self.accelerator.device)
+        return self.accelerator.gather(both).amax(0).tolist()
+
+    def _end(self, signal_number: int) -> None:
+        self.accelerator.wait_for_everyone()
+        if self.rank == 0:
+            self.journal.close()
+            sentence = f"Stopped after step {self.step}; the same command goes on from here."
+            print(f"\n{self.args.stage}: {sentence}", file=sys.stderr, flush=True)
+        raise SystemExit(128 + signal_number)
+
     @contextmanager
-    def _named(self) -> Iterator[None]:
-        """Tell of a step that can't be taken with its stage, its number and the checkpoint that is left."""
+    def _step_errors(self) -> Iterator[None]:
+        """End the run on a step that can't be taken: with its stage, its number and the checkpoint that is left."""
         try:
             yield
         except StepError as error:
-            raise SystemExit(f"{self.args.stage}, step {self.step}: {error}. {self._left()}") from error
+            raise SystemExit(f"{self.args.stage}, step {self.step}: {error}. {self._last_saved()}") from error
 
     def _memory_advice(self, during: str) -> str:
         batch = self.args.section.model_dump().get("batch")
@@ -215,4 +217,4 @@ class Run(RunFolder):
         if self.updater.uses_micro_batches:
             count = self.updater.accumulate
             advice = f"raise accumulate (now {count}; the same batch in smaller pieces, this run goes on), or {advice}"
-        return f"{self.args.stage}, step {self.step}: out of memory ({during}): {advice}. {self._left()}"
+        return f"{self.args.stage}, step {self.step}: out of memory ({during}): {advice}. {self._last_saved()}"

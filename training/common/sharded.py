@@ -25,24 +25,25 @@ def shard(root: nn.Module, blocks: Sequence[nn.Module], device: torch.device, wo
     all of a block only while that computes. root: the module whose forward runs the blocks; its other weights stay.
 
     torch's `fully_shard` rather than accelerate's `prepare`: that wants the module whose forward is the whole step, and
-    cuts on GPUs alone. Returns how many of the blocks' weights are here, and of how many.
+    shards on GPUs alone. Returns how many of the blocks' weights are here, and of how many.
     """
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (world_size,))
-    again = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
-    inside = {parameter for block in blocks for parameter in block.parameters()}
+    reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
+    in_blocks = {parameter for block in blocks for parameter in block.parameters()}
+    # Blocks first, then the root: FSDP 2 gives a module the parameters that no module inside of it has taken.
     for block in blocks:
-        fully_shard(block, mesh=mesh, reshard_after_forward=again)
-    # It holds nothing itself: it lets a block be fetched while the one before computes.
-    fully_shard(root, mesh=mesh, ignored_params={p for p in root.parameters() if p not in inside})
-    sharded = [p for block in blocks for p in block.parameters()]
-    return sum(p.to_local().numel() for p in sharded), sum(p.numel() for p in sharded)
+        fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
+    # The root has no parameters of its own then; it lets a block be fetched while the one before computes.
+    fully_shard(root, mesh=mesh, ignored_params={p for p in root.parameters() if p not in in_blocks})
+    shards = [parameter for block in blocks for parameter in block.parameters()]
+    return sum(p.to_local().numel() for p in shards), sum(p.numel() for p in shards)
 
 
 def gather(state, wanted: bool = True):
-    """A nested state with every sharded tensor gathered. All processes have to call it; wanted: whether this one needs
-    what was sharded, or only helps the others."""
+    """A nested state with every sharded tensor gathered, on the CPU. All processes have to call it; wanted: whether
+    this one needs what was sharded, or only helps the others."""
     if isinstance(state, DTensor):
         full = state.full_tensor()
         return full.cpu() if wanted else None
@@ -53,17 +54,10 @@ def gather(state, wanted: bool = True):
     return state
 
 
-def shard_like(tensor, reference):
-    """A full tensor sharded as `reference` is; unchanged where that is a plain tensor or of another shape."""
-    if isinstance(reference, DTensor) and isinstance(tensor, torch.Tensor) and tensor.shape == reference.shape:
-        tensor = tensor.to(reference.device, reference.dtype)
-        return distribute_tensor(tensor, reference.device_mesh, reference.placements)
-    return tensor
-
-
 def shard_state(part, state: dict) -> dict:
     """The full `state` as `part`, a module, optimiser or Ema, has it in this process."""
     if hasattr(part, "param_groups"):
+        # An optimiser's state goes by the numbers of its parameters, whose moments are sharded as they are.
         parameters = [p for group in part.param_groups for p in group["params"]]
         moments = {
             i: {name: shard_like(value, parameters[i]) for name, value in entry.items()}
@@ -72,3 +66,11 @@ def shard_state(part, state: dict) -> dict:
         return state | {"state": moments}
     own = part.state_dict()
     return {key: shard_like(value, own.get(key)) for key, value in state.items()}
+
+
+def shard_like(tensor, reference):
+    """A full tensor sharded as `reference` is; unchanged where that is a plain tensor or of another shape."""
+    if isinstance(reference, DTensor) and isinstance(tensor, torch.Tensor) and tensor.shape == reference.shape:
+        tensor = tensor.to(reference.device, reference.dtype)
+        return distribute_tensor(tensor, reference.device_mesh, reference.placements)
+    return tensor
