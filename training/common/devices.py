@@ -1,4 +1,4 @@
-"""Which device a command computes on: the one that it was told, if that is here, or the best there is."""
+"""Which device a command computes on: the one that --device names, if that is here, or the best there is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights, arrays and pictures, written so that a reader sees the old file or the whole new one."""
+"""Weights, arrays and pictures, written so that a reader sees the old file or the new one, never a part."""
 
 from __future__ import annotations
 

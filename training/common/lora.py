@@ -1,4 +1,4 @@
-"""LoRA on a MLLM's decoder by peft: full paths, counted layers, and a folder that peft and the node pack load."""
+"""LoRA (arXiv 2106.09685) on an MLLM's decoder by peft, in a folder that peft and the node pack load."""
 
 from __future__ import annotations
 
@@ -17,26 +17,6 @@ class LoraError(MendableError):
     """A LoRA that can't be put on: one sentence."""
 
 
-def targets_of(model: torch.nn.Module, decoder: torch.nn.Module, names: tuple[str, ...]) -> str:
-    """A pattern for the linear layers of these names in the decoder's layers and nowhere else: suffixes would reach the
-    vision tower too. LoraError unless every decoder layer has each of them."""
-    prefix = next(name for name, module in model.named_modules() if module is decoder)
-    pattern = rf"{re.escape(prefix)}\.layers\.\d+\.(\w+\.)*({'|'.join(map(re.escape, names))})"
-    found = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and re.fullmatch(pattern, name)
-    ]
-    expected = len(decoder.layers) * len(names)
-    if len(found) != expected:
-        missing = [name for name in names if not any(path.endswith(f".{name}") for path in found)]
-        raise LoraError(
-            f"mllm.lora.targets: {', '.join(missing) or 'some of them'} match nothing in the decoder ({len(found)} of "
-            f"{expected} layers found): name its linear layers, such as q_proj."
-        )
-    return pattern
-
-
 def put_on(model: torch.nn.Module, decoder: torch.nn.Module, lora, seed: int):
     """The model with a LoRA on its decoder, as peft's PeftModel; nothing else is trained."""
     from peft import LoraConfig, get_peft_model
@@ -53,8 +33,8 @@ def put_on(model: torch.nn.Module, decoder: torch.nn.Module, lora, seed: int):
 
 
 def save(peft_model, state: dict[str, torch.Tensor], folder: Path) -> None:
-    """Write adapter_config.json and adapter_model.safetensors; the folder is there whole or not at all. state: the
-    LoRA's weights by their names in `peft_model`, whole where that is spread over processes."""
+    """Write adapter_config.json and adapter_model.safetensors; the folder is there complete or not at all. state: the
+    LoRA's weights by their names in `peft_model`, gathered where that is sharded over processes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
@@ -66,3 +46,23 @@ def save(peft_model, state: dict[str, torch.Tensor], folder: Path) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def targets_of(model: torch.nn.Module, decoder: torch.nn.Module, names: tuple[str, ...]) -> str:
+    """A pattern for the linear layers of these names in the decoder's layers and nowhere else: suffixes would reach the
+    vision tower too. LoraError unless every decoder layer has each of them."""
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    pattern = rf"{re.escape(prefix)}\.layers\.\d+\.(\w+\.)*({'|'.join(map(re.escape, names))})"
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and re.fullmatch(pattern, name)
+    ]
+    expected = len(decoder.layers) * len(names)
+    if len(linear) != expected:
+        missing = [name for name in names if not any(path.endswith(f".{name}") for path in linear)]
+        raise LoraError(
+            f"mllm.lora.targets: {', '.join(missing) or 'some of them'} match nothing in the decoder ({len(linear)} of "
+            f"{expected} layers found): name its linear layers, such as q_proj."
+        )
+    return pattern

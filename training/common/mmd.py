@@ -1,8 +1,8 @@
 """Maximum mean discrepancy: the distance between two sets of vectors that aligns e_sem with CLIP's text space.
 
-The paper (arXiv 2512.06020) names the measure, not its kernel or estimator. Here: the unbiased one (U-statistic; Gretton
-et al., JMLR 13, 2012, lemma 6) with a mixture of Gaussian kernels, always in fp32. In bf16 the value of two equal sets is
-two orders of magnitude too large, and the biased form is mostly bias at training's batch sizes.
+The paper (arXiv 2512.06020) names the measure, not its kernel or estimator. Here: the unbiased one (U-statistic;
+Gretton et al., JMLR 13, 2012, lemma 6) with a mixture of Gaussian kernels, always in fp32. In bf16 the value of two
+equal sets is two orders of magnitude too large, and the biased form is mostly bias at training's batch sizes.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
-# Around the median of the distances, the usual heuristic (Gretton et al., section 8). One kernel sees only differences of
-# its own scale: a mixture over a few octaves needs no tuning, as in moment matching networks (arXiv 1502.02761).
+# Around the median of the distances, the usual heuristic (Gretton et al., section 8). One kernel sees only differences
+# of its own scale: a mixture over a few octaves needs no tuning, as in moment matching networks (arXiv 1502.02761).
 OCTAVES = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 

@@ -34,6 +34,7 @@ def crossed(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     sums, counts: [rows, columns], the sum and the number of values in a cell. Returns [at most DRAWS]: a draw that
     holds no value has no mean.
     """
-    rows, columns = weights(len(sums), 0), weights(sums.shape[1], 1)
-    totals, present = (((rows @ cells) * columns).sum(1) for cells in (sums, counts))
+    row_weights = weights(len(sums), seed=0)
+    column_weights = weights(sums.shape[1], seed=1)
+    totals, present = (((row_weights @ cells) * column_weights).sum(1) for cells in (sums, counts))
     return totals[present > 0] / present[present > 0]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -20,6 +21,10 @@ from .schema import Config, Section, StageSection
 FOLDER = Path(__file__).parents[2] / "configs"
 
 S = TypeVar("S", bound=StageSection)
+
+
+class ConfigError(MendableError):
+    """One sentence: which file or key, what is wrong with it, what would be right."""
 
 
 @dataclass(frozen=True)
@@ -38,109 +43,6 @@ class StageArgs(Generic[S]):
     runs: Path
     start_from: Path | None = None
     options: argparse.Namespace = field(default_factory=argparse.Namespace)
-
-
-class ConfigError(MendableError):
-    """One sentence: which file or key, what is wrong with it, what would be right."""
-
-
-def load(name: str | Path, changes: Sequence[str] = ()) -> Config:
-    """Read a configuration, one of ours by its name or any YAML file, with `a.b=value` changes in it."""
-    path, content = _read(name, FOLDER)
-    named = [change for change in changes if change.startswith("mllm=")]
-    for change in named:
-        _put(content, change)
-    _expand(content)  # the MLLM first, then what changes in it
-    for change in changes:
-        if change not in named:
-            _put(content, change)
-    try:
-        return Config.model_validate(content)
-    except ValidationError as error:
-        raise ConfigError(f"{path.name}: {'; '.join(_said(fault) for fault in error.errors())}.") from error
-
-
-def _read(name: str | Path, folder: Path) -> tuple[Path, dict]:
-    path = Path(name) if Path(name).suffix in (".yaml", ".yml") else folder / f"{name}.yaml"
-    try:
-        content = yaml.safe_load(read_text(path))
-    except TextError as error:
-        raise ConfigError(str(error)) from error
-    except FileNotFoundError as error:
-        known = ", ".join(file.stem for file in visible_files(folder, "*.yaml"))
-        raise ConfigError(f"There is no configuration {name}: name one of {known}, or a YAML file.") from error
-    except OSError as error:
-        raise ConfigError(f"Can't read the configuration {path}: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} is no configuration: it should hold sections such as train_mllm.")
-    return path, content
-
-
-def _expand(content: dict) -> None:
-    """`mllm: NAME` stands for the sections of configs/mllm/NAME.yaml; what the file itself says goes before them."""
-    if isinstance(content.get("mllm"), str):
-        _, sections = _read(content.pop("mllm"), FOLDER / "mllm")
-        for name, section in sections.items():
-            content[name] = section | content.get(name, {}) if isinstance(section, dict) else section
-
-
-def _put(content: dict, change: str) -> None:
-    """Write one `a.b=value` into the nested mapping; the value is read as YAML."""
-    key, sign, value = change.partition("=")
-    if not sign or not all(key.split(".")):
-        raise ConfigError(f"--set {change}: write it as section.key=value, such as train_mllm.steps=100.")
-    *sections, last = key.split(".")
-    for section in sections:
-        inner = content.get(section)
-        if not isinstance(inner, dict):
-            inner = content[section] = {}
-        content = inner
-    try:
-        content[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {change}: {value!r} can't be read as a value.") from error
-
-
-def _said(fault: dict) -> str:
-    """One of pydantic's faults in words: the key, then what is wrong."""
-    key = ".".join(map(str, fault["loc"]))
-    if fault["type"] == "extra_forbidden":
-        return f"there is no key {key}{_nearest(fault['loc'])}"
-    message = fault["msg"].removeprefix("Value error, ")
-    return f"{key}: {message[0].lower()}{message[1:]}" if key else message
-
-
-def _nearest(place: tuple) -> str:
-    """ " (did you mean ...?)" with the key that was probably meant, or nothing."""
-    from difflib import get_close_matches
-
-    model: type[Section] = Config
-    for name in place[:-1]:
-        field = model.model_fields.get(name) if isinstance(name, str) else None
-        kinds = [k for k in (field.annotation, *getattr(field.annotation, "__args__", ()))] if field else []
-        section = next((k for k in kinds if isinstance(k, type) and issubclass(k, Section)), None)
-        if section is None:
-            return ""
-        model = section
-    found = get_close_matches(str(place[-1]), model.model_fields, 1)
-    return f" (did you mean {'.'.join([*map(str, place[:-1]), found[0]])}?)" if found else ""
-
-
-def section_of(config: Config, stage: str) -> StageSection:
-    """The section of a stage: "train_mllm" or "atelier.vae"."""
-    section: Any = config
-    for name in stage.split("."):
-        section = getattr(section, name)
-    return section
-
-
-def fingerprint(config: Config, stage: str) -> dict:
-    """All that a stage's result depends on, as JSON values: a run folder belongs to one of these."""
-    section = section_of(config, stage)
-    others = {name: getattr(config, name).model_dump(mode="json") for name in section.reads}
-    return {"stage": stage, **section.model_dump(mode="json"), **others}
 
 
 def arguments(
@@ -199,3 +101,102 @@ def stage_args(
         start_from=start_from,
         options=options or argparse.Namespace(),
     )
+
+
+def load(name: str | Path, changes: Sequence[str] = ()) -> Config:
+    """Read a configuration, one of ours by its name or any YAML file, with `a.b=value` changes in it."""
+    path, content = _read(name, FOLDER)
+    # The MLLM first, then what changes in it.
+    mllm_changes = [change for change in changes if change.startswith("mllm=")]
+    for change in mllm_changes:
+        _set_value(content, change)
+    _expand_mllm(content)
+    for change in changes:
+        if change not in mllm_changes:
+            _set_value(content, change)
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path.name}: {'; '.join(_in_words(fault) for fault in error.errors())}.") from error
+
+
+def section_of(config: Config, stage: str) -> StageSection:
+    """The section of a stage: "train_mllm" or "atelier.vae"."""
+    section: Any = config
+    for name in stage.split("."):
+        section = getattr(section, name)
+    return section
+
+
+def fingerprint(config: Config, stage: str) -> dict:
+    """All that a stage's result depends on, as JSON values: a run folder belongs to one of these."""
+    section = section_of(config, stage)
+    others = {name: getattr(config, name).model_dump(mode="json") for name in section.reads}
+    return {"stage": stage, **section.model_dump(mode="json"), **others}
+
+
+def _read(name: str | Path, folder: Path) -> tuple[Path, dict]:
+    path = Path(name) if Path(name).suffix in (".yaml", ".yml") else folder / f"{name}.yaml"
+    try:
+        content = yaml.safe_load(read_text(path))
+    except TextError as error:
+        raise ConfigError(str(error)) from error
+    except FileNotFoundError as error:
+        names = ", ".join(file.stem for file in visible_files(folder, "*.yaml"))
+        raise ConfigError(f"There is no configuration {name}: name one of {names}, or a YAML file.") from error
+    except OSError as error:
+        raise ConfigError(f"Can't read the configuration {path}: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is no configuration: it should hold sections such as train_mllm.")
+    return path, content
+
+
+def _expand_mllm(content: dict) -> None:
+    """`mllm: NAME` stands for the sections of configs/mllm/NAME.yaml; what the file itself says goes before them."""
+    if isinstance(content.get("mllm"), str):
+        _, sections = _read(content.pop("mllm"), FOLDER / "mllm")
+        for name, section in sections.items():
+            content[name] = section | content.get(name, {}) if isinstance(section, dict) else section
+
+
+def _set_value(content: dict, change: str) -> None:
+    """Write one `a.b=value` into the nested mapping; the value is read as YAML."""
+    key, sign, value = change.partition("=")
+    if not sign or not all(key.split(".")):
+        raise ConfigError(f"--set {change}: write it as section.key=value, such as train_mllm.steps=100.")
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = content.get(section)
+        if not isinstance(inner, dict):
+            inner = content[section] = {}
+        content = inner
+    try:
+        content[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {change}: {value!r} can't be read as a value.") from error
+
+
+def _in_words(fault: dict) -> str:
+    """One of pydantic's faults in words: the key, then what is wrong."""
+    key = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        return f"there is no key {key}{_suggestion(fault['loc'])}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[0].lower()}{message[1:]}" if key else message
+
+
+def _suggestion(place: tuple) -> str:
+    """ " (did you mean ...?)" with the key that was probably meant, or nothing."""
+    model: type[Section] = Config
+    for name in place[:-1]:
+        entry = model.model_fields.get(name) if isinstance(name, str) else None
+        # An optional section is a union: Lora | None.
+        kinds = (entry.annotation, *get_args(entry.annotation)) if entry else ()
+        section = next((k for k in kinds if isinstance(k, type) and issubclass(k, Section)), None)
+        if section is None:
+            return ""
+        model = section
+    nearest = get_close_matches(str(place[-1]), model.model_fields, 1)
+    return f" (did you mean {'.'.join([*map(str, place[:-1]), nearest[0]])}?)" if nearest else ""
