@@ -116,7 +116,7 @@ def test_a_forward_pass_counts_its_operations_and_what_it_keeps():
         x = torch.empty(5, 8, requires_grad=True)
     cost = plan.cost_of(lambda: layers(x), layers)
     assert cost.flops == 2 * 5 * (8 * 16 + 16 * 4)
-    assert cost.kept == 5 * 16, "frozen linear layers keep no input, GELU keeps its own"
+    assert cost.saved == 5 * 16, "frozen linear layers keep no input, GELU keeps its own"
 
 
 def test_a_folders_own_configuration_goes_before_the_published_shape(tmp_path):
