@@ -27,54 +27,61 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Whose taste is learnt. path: a folder of the common schema (training/data/schema.py), none for the atelier's
-    simulated users. questions: what `training.data.vqa` made of that folder."""
+    """Whose taste is learnt."""
 
+    # A folder of the common schema (training/data/schema.py); none for the atelier's simulated users.
     path: Path | None = None
+    # What `training.data.vqa` made of that folder.
     questions: Path | None = None
 
 
 class Base(Section):
-    """The frozen diffusion model. path: a diffusers folder, none for the atelier's own. pixels: side of the training
-    pictures. ip_adapter: a public IP-Adapter file whose K and V the branch starts from, the UNet's own without one.
-    gradient_checkpointing: compute the UNet's activations twice rather than keep them."""
+    """The frozen diffusion model."""
 
     family: Literal["atelier", "sd15", "sdxl"] = "atelier"
+    # A diffusers folder; none for the atelier's own.
     path: Path | None = None
+    # Side of the training pictures. Of real bases a multiple of 64: the VAE divides by 8, SD1.5's UNet by 8 again.
     pixels: Count = 128
+    # Of the frozen UNet; text encoders and VAE stay fp32.
     precision: Precision = "bf16"
+    # A public IP-Adapter file whose K and V the branch starts from; the UNet's own without one.
     ip_adapter: Path | None = None
+    # Compute the UNet's activations twice rather than store them (arXiv 1604.06174).
     gradient_checkpointing: bool = False
 
     @model_validator(mode="after")
-    def _whole(self):
+    def _consistent(self):
         if self.family != "atelier" and self.pixels % 64:
             raise ValueError(f"pixels is {self.pixels}: {self.family} needs a multiple of 64")
         return self
 
 
 class Lora(Section):
-    """Low-rank weights beside the language model's own; vision tower and connector stay as they are.
-    targets: the linear layers of every decoder layer, by their last name."""
+    """Low-rank weights (arXiv 2106.09685) beside the language model's own; vision tower and connector are frozen."""
 
     rank: Count = 8
+    # The low-rank product is multiplied by alpha / rank.
     alpha: Annotated[float, Field(gt=0)] = 8
     dropout: Share = 0.1
+    # The linear layers of every decoder layer, by their last name.
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Mllm(Section):
-    """The multimodal language model. path: a transformers folder, none for the atelier's own, which is trained whole.
-    lora: what is trained of another; none takes it as it is. nf4: 4-bit weights under the LoRA, needs bitsandbytes."""
+    """The multimodal language model."""
 
+    # A transformers folder; none for the atelier's own, which is trained in all its weights.
     path: Path | None = None
     precision: Precision = "bf16"
+    # 4-bit weights under the LoRA (QLoRA, arXiv 2305.14314); needs bitsandbytes.
     nf4: bool = False
+    # What is trained of a model that has a path; none takes it as it is.
     lora: Lora | None = None
     gradient_checkpointing: bool = False
 
     @model_validator(mode="after")
-    def _whole(self):
+    def _consistent(self):
         if self.nf4 and self.lora is None:
             raise ValueError("nf4 weights can't be trained: give mllm.lora")
         if self.lora and self.path is None:
@@ -83,35 +90,36 @@ class Mllm(Section):
 
 
 class ClipVision(Section):
-    """The image encoder of e_img. path: a transformers CLIP vision folder, none for the atelier's own."""
+    """The image encoder of e_img."""
 
+    # A transformers CLIP vision folder; none for the atelier's own.
     path: Path | None = None
 
 
 class StageSection(Section):
-    """What a stage of its own is set by, a seed in every one. stage: its name on the command line. reads: the sections
-    besides its own that its result depends on."""
+    """What a stage is set by."""
 
+    # Its name on the command line, and the sections besides its own that its result depends on.
     stage: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ()
 
 
 class Training(StageSection):
-    """What every trained stage has. batch: of all processes together; accumulate: into how many pieces each process
-    cuts its share of it."""
+    """What every trained stage has. The optimiser is AdamW."""
 
     steps: Natural
+    # Samples of a step, of all processes together.
     batch: Count
+    # Into how many micro-batches each process cuts its share of the batch: less memory for the same batch.
     accumulate: Count = 1
+    # The peak; after warm-up a cosine goes down to a fiftieth of it.
     lr: Rate
+    # Of first weights, order of samples, and all that is drawn.
     seed: Natural
 
 
 class TrainMllm(Training):
-    """users: how many training users are read (0: all). pictures: the most liked and the most disliked ones in a
-    history. others: share of a batch that asks other questions than the closing one (of a data set: data.vqa's).
-    Weights of the losses: identity, InfoNCE between two histories of one user; contrast, a liked picture against a
-    disliked one; reading, heads that name the attributes."""
+    """Teach the MLLM to read a history."""
 
     stage = "train_mllm"
     reads = ("data", "mllm")
@@ -119,11 +127,17 @@ class TrainMllm(Training):
     steps: Natural = 1600
     batch: Annotated[int, Field(ge=4)] = 32
     lr: Rate = 1e-3
+    # Steps of a rising learning rate.
     warmup: Natural = 200
     weight_decay: Weight = 0.01
+    # How many training users are read (0: all).
     users: Natural = 20000
+    # In a history: so many of the most liked pictures, and so many of the most disliked ones.
     pictures: Count = 8
+    # Share of a batch that asks other questions than the closing one (of a data set: data.vqa's).
     others: Share = 0.125
+    # Weights of the losses. identity: InfoNCE (arXiv 1807.03748) between two histories of one user; contrast: a liked
+    # picture against a disliked one; reading: heads that name the attributes. The answer's weight is 1.
     identity: Weight = 0.3
     contrast: Weight = 0.0
     reading: Weight = 4.0
@@ -137,7 +151,7 @@ class TrainMllm(Training):
         return (self.batch - others - 2 * pairs) // 2, others, pairs
 
     @model_validator(mode="after")
-    def _whole(self):
+    def _consistent(self):
         if self.groups[0] < self.accumulate:
             raise ValueError(
                 f"a batch of {self.batch} holds {self.groups[0]} users, too few for {self.accumulate} pieces: raise "
@@ -147,55 +161,58 @@ class TrainMllm(Training):
 
 
 class Extract(StageSection):
-    """histories: how many of each user; pictures: the most liked and the most disliked ones in a history."""
+    """Read many users' histories once, for the stages after it."""
 
     stage = "extract"
     reads = ("data", "mllm", "clip_vision")
 
+    # How many training users (0: all), and how many histories of each.
     users: Natural = 4000
     histories: Count = 3
+    # In a history: so many of the most liked pictures at most, and so many of the most disliked ones.
     pictures: Count = 8
+    # Histories at once.
     batch: Count = 64
     seed: Natural = 9
 
 
 class ProbeLayers(StageSection):
-    """users: in each of the three groups (probes fitted, layers chosen, figures reported). histories: of each user;
-    pictures: the most liked and the most disliked ones in a history."""
+    """Which decoder layers know the user: e_sem's and e_core's are chosen here (arXiv 2512.06020's probes)."""
 
     stage = "probe_layers"
     reads = ("data", "mllm")
 
+    # In each of the three groups: probes fitted, layers chosen, figures reported.
     users: Annotated[int, Field(ge=2)] = 200
+    # Of each user: a history is told from another user's by one of the same user's.
     histories: Annotated[int, Field(ge=2)] = 3
     pictures: Count = 8
     seed: Natural = 10
 
 
 class TrainAlignment(Training):
-    """mmd, paired: weights of the two terms; mmd 0 and paired 1 is the point-wise ablation. bank: how many text
-    embeddings a step is compared with. hidden: width of the aligner's one hidden layer."""
+    """Align e_sem with CLIP's text space."""
 
     stage = "train_alignment"
     reads = ("data", "base")
 
     steps: Natural = 1200
+    # Large, since MMD compares the batch as a set.
     batch: Count = 1024
     lr: Rate = 1e-3
+    # Weights of the two terms; mmd 0 and paired 1 is the point-wise ablation.
     mmd: Weight = 1.0
     paired: Weight = 0.5
+    # How many text embeddings a step is compared with.
     bank: Count = 2048
+    # Width of the aligner's one hidden layer.
     hidden: Count = 512
     warmup: Natural = 50
     seed: Natural = 11
 
 
 class TrainUserAttention(Training):
-    """tokens: of a user. distil: share of the loss against the UNet's own answer to the prompt with the taste in it
-    (needs a data set with attributes). drop_*: how often a part, the whole user or the text is left out. min_snr: gamma
-    of the min-SNR weighting, none for plain. cache_text: keep the text states of every prompt on the disk (a data
-    set's; the atelier's prompts have no end). pictures_every: steps between two grids of samples, 0 for none. users:
-    how many test users (of a data set: users that training left out) the finished adapter is measured on."""
+    """Train the user cross-attention branch and the projection of the user vector."""
 
     stage = "train_user_attention"
     reads = ("data", "base")
@@ -204,72 +221,102 @@ class TrainUserAttention(Training):
     batch: Count = 48
     lr: Rate = 1.5e-3
     warmup: Natural = 200
+    # How many tokens a user is to the branch.
     tokens: Count = 4
+    # Share of the loss against the UNet's own answer to the prompt with the taste in it (needs attributes).
     distil: Share = 0.8
+    # How often a part of the vector, the whole user or the text is left out, so that each can be weighed by itself and
+    # guidance has an unconditional half.
     drop_part: Share = 0.08
     drop_user: Share = 0.08
     drop_text: Share = 0.05
+    # What the user vector is made of; the others stay zero.
     parts: tuple[Part, ...] = Field(PARTS, min_length=1)
+    # gamma of the min-SNR weighting (arXiv 2303.09556, which takes 5); none for plain.
     min_snr: Annotated[float, Field(gt=0)] | None = None
+    # Decay of the weights' moving average, which is what the adapter file holds.
     ema: Rate = 0.995
+    # Store the text states of every prompt on the disk (a data set's; the atelier's prompts have no end).
     cache_text: bool = True
+    # Steps between two grids of samples, 0 for none.
     pictures_every: Natural = 0
+    # How many test users (of a data set: users that training left out) the finished adapter is measured on.
     users: Natural = 48
     seed: Natural = 12
 
 
 class Pool(StageSection):
+    """Draw the pictures that the atelier's other stages learn from."""
+
     stage = "atelier.pool"
 
     count: Count = 40000
+    # How many draw at once.
     processes: Count = 2
     seed: Natural = 0
 
 
 class Vae(Training):
+    """The atelier's VAE."""
+
     stage = "atelier.vae"
 
     steps: Natural = 5500
+    # Of crops; a quarter of it of full pictures.
     batch: Count = 16
     lr: Rate = 1.5e-3
+    # Weight of the KL divergence from a standard normal distribution.
     kl: Weight = 1e-4
     seed: Natural = 1
 
 
 class Judge(Training):
+    """The judge, which reads the atelier's attributes off a picture."""
+
     stage = "atelier.judge"
 
     steps: Natural = 4000
     batch: Count = 64
     lr: Rate = 2.5e-3
+    # Fresh renders that its accuracy is measured on.
     heldout: Count = 2000
     seed: Natural = 2
 
 
 class Clip(Training):
+    """The atelier's CLIP."""
+
     stage = "atelier.clip"
 
     steps: Natural = 1600
     batch: Count = 96
     lr: Rate = 1e-3
+    # Weight of the heads that name the attributes, beside the contrastive loss.
     heads: Weight = 1.0
     seed: Natural = 3
 
 
 class Unet(Training):
+    """The atelier's text-conditioned UNet."""
+
     stage = "atelier.unet"
 
     steps: Natural = 4600
     batch: Count = 64
     lr: Rate = 1e-3
+    # Share of samples without a text, for guidance, and of captions without attributes.
     empty: Share = 0.1
     neutral: Share = 0.15
+    # Decay of the weights' moving average, which is what is exported.
     ema: Rate = 0.9985
+    # Held-out prompts that it is measured on.
     pictures: Count = 160
     seed: Natural = 4
 
 
 class MllmVision(Training):
+    """Vision tower and connector of the atelier's MLLM."""
+
     stage = "atelier.mllm_vision"
 
     steps: Natural = 2000
@@ -290,11 +337,12 @@ class Atelier(Section):
 
 
 class Config(Section):
-    """A whole pipeline. hardware: what it is meant for; expected: the figures to expect, or "not run by us"; devices,
-    tflops: how many, and what each is assumed to reach, for the plan alone."""
+    """A pipeline from its data to the adapter."""
 
+    # What it is meant for, and the figures to expect.
     hardware: str
     expected: str = "not run by us"
+    # For the plan alone: how many devices, and what each is assumed to reach.
     devices: Count = 1
     tflops: Annotated[float, Field(gt=0)] = 50
     data: Data = Data()
@@ -309,7 +357,7 @@ class Config(Section):
     train_user_attention: TrainUserAttention = TrainUserAttention()
 
     @model_validator(mode="after")
-    def _whole(self):
+    def _consistent(self):
         real = self.base.family != "atelier"
         if real != (self.data.path is not None):
             raise ValueError(
