@@ -213,7 +213,8 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = disk_full(error) or error.strerror or str(error)
+        # A quota and a limit on a file's size are mended as a full disk is.
+        reason = "the disk is full" if disk_full(error) else error.strerror or str(error)
         raise DataError(
             f"Can't write {path}: {reason}. Make room there and run the same command again; finished files are kept."
         ) from error
