@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -102,6 +103,13 @@ def test_the_same_command_makes_the_same_bytes_and_another_is_refused(data, made
         make_module.make(data, folder, EACH, seed=1)
     with pytest.raises(DataError, match="no data set"):
         make_module.make(tmp_path, tmp_path / "x", EACH, seed=0)
+
+
+def test_a_folder_of_other_wordings_is_refused_not_called_finished(data, made, monkeypatch):
+    kind = replace(KINDS["would"], wordings=("Yes or no?",))
+    monkeypatch.setitem(KINDS, "would", kind)
+    with pytest.raises(DataError, match="holds other questions"):
+        make_module.make(data, made[0], EACH, seed=0)
 
 
 def pictures(attributes=frozenset({"palette/neon"})):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from ..errors import DataError
 from ..schema import LIKED, TEST, TRAIN
 from ..store import MANIFEST, write_parquet
 from .control import TextOnly, beats_chance
-from .questions import ANSWERS, Picture, Question, ask
+from .questions import ANSWERS, KINDS, Picture, Question, ask
 
 BATCH = 2048  # questions in memory at once
 PLACE = pa.struct([("picture", pa.string()), ("shard", pa.int32()), ("row", pa.int32())])
@@ -48,12 +49,13 @@ def make(data: Path, folder: Path, each: int, seed: int) -> dict:
         "seed": seed,
         "source": json.loads(read_text(data / MANIFEST))["config"],
         "source_sha256": file_sha256(data / MANIFEST),
+        "kinds_sha256": _kinds_digest(),
     }
     path = folder / "report.json"
     if path.exists():
         report = json.loads(read_text(path))
         if report["config"] != config:
-            raise DataError(f"{folder} holds questions of another set or other options: name another folder.")
+            raise DataError(f"{folder} holds other questions, of another set or other options: name another folder.")
         print(f"{folder} is finished already.")
         return report
     tally = Tally()
@@ -63,6 +65,12 @@ def make(data: Path, folder: Path, each: int, seed: int) -> dict:
     report = {"config": config} | tally.report()
     write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())
     return report
+
+
+def _kinds_digest() -> str:
+    """SHA-256 of the kinds' wordings and answers: with others the questions are others."""
+    kinds = [[kind.name, kind.wordings, kind.answers] for kind in KINDS.values()]
+    return hashlib.sha256(json.dumps(kinds).encode()).hexdigest()
 
 
 def questions(data: Path, split: str, each: int, seed: int) -> Iterator[tuple[int, int, Question]]:
