@@ -86,6 +86,7 @@ def main() -> None:
     for step in run.steps(section.steps):
         with run.timer("data"):
             rng = np.random.default_rng([section.seed, step])
+            # Every process draws the whole batch and takes its shares of it.
             samples = samples_of(world, questions, users, section, run.world_size * section.accumulate, rng)
             answer_tokens = sum(len(reader.answer_ids(sample.answer)) for sample in samples.all)
         means = dict.fromkeys(weights, 0.0)

@@ -90,6 +90,7 @@ def main() -> None:
         losses = {"picture": 0.0, "distil": 0.0}
         for rows in run.micro_batches(np.arange(len(batch.vectors))):
             part = batch.of(rows)
+            # The plain UNet reads the taste in words, the student has to see it in the user vector alone.
             if section.distil:
                 with run.timer("teacher"), torch.no_grad():
                     connect(branch, None)
@@ -274,7 +275,11 @@ def user_vectors(adapter: UserAdapter, extracted: ExtractedUsers, parts, at_once
 
 
 def drop_parts(vectors: torch.Tensor, widths: list[int], part: float, user: float) -> torch.Tensor:
-    """Zero each part with probability `part`, everything with probability `user`."""
+    """Zero each part with probability `part`, everything with probability `user`.
+
+    No user is zeros through the same projection, so the branch has to learn what zeros mean: classifier-free guidance
+    (arXiv 2207.12598) compares with them, and the artist may set a part's weight to 0.
+    """
     keep = (torch.rand(len(vectors), len(widths)) >= part) & (torch.rand(len(vectors), 1) >= user)
     return vectors * keep.repeat_interleave(torch.tensor(widths), 1)
 

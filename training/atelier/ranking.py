@@ -257,12 +257,17 @@ def measure(people: list[User], lengths: tuple[int, int] | None, seed: int) -> d
             scenes = [paint(person, history, prompt, rng) for prompt, rng in zip(prompts, rngs, strict=True)]
             aligned = [scores.alignment(scene, person, prompt) for scene, prompt in zip(scenes, prompts, strict=True)]
             for column in columns[:4]:
-                values = [getattr(one, column) for one in aligned if getattr(one, column) is not None]
-                figures[row][column].append(float(np.mean(values)) if values else None)
+                figures[row][column].append(mean_of([getattr(one, column) for one in aligned]))
             apart[row] = np.mean([scores.distances(scene, liked, free) for scene in scenes], 0)
         for row in ROWS:
             figures[row]["specificity"].append(scores.specificity(apart[row], apart["none"], apart["cloner"]))
     return figures
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """The mean of what there is; None of nothing."""
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present else None
 
 
 def summary(figures: dict[str, dict[str, list]], seed: int = 0) -> dict[str, dict]:

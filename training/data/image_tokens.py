@@ -20,6 +20,7 @@ from prefgen.files import read_text
 from ..common.cache import digest_of
 from .picture_pool import PicturePool
 
+# Of no run: evaluation.vqa_score draws the same weights for the MLLM before training.
 INIT_SEED = 7
 
 
