@@ -23,19 +23,27 @@ sample. A stage's loop:
 
 `run.optimise(loss, optimiser, lr)` is `backward` and `update` of a batch that isn't split.
 
-run.py          the run: its steps, what it logs and shows
-folder.py       the run's folder: identity, resume, done
-update.py       one optimiser step, guarded, in one process or several
-checkpoints.py  files that are complete or not there
-sharded.py      weights that are sharded over processes
-journal.py      log.jsonl, TensorBoard, where a step's time goes
-signals.py      SIGTERM and SIGINT end a run after its step
-errors.py       how a command ends on what a person can mend
-optim.py        learning rate, weight decay, EMA
-precision.py    losses in fp32, whatever computes around them
-order.py        which samples a step sees
-files.py        weights, arrays and pictures, written atomically
-cache.py        arrays that are computed once
-bases.py        the frozen diffusion models
-sampling.py     noise schedule and guided sampling
+run.py            the run: its steps, what it logs and shows
+folder.py         the run's folder: identity, resume, done
+update.py         one optimiser step, guarded, in one process or several
+checkpoints.py    files that are complete or not there
+sharded.py        weights that are sharded over processes
+journal.py        log.jsonl, TensorBoard, where a step's time goes
+signals.py        SIGTERM and SIGINT end a run after its step
+errors.py         how a command ends on what a person can mend
+order.py          which samples a step sees
+optim.py          learning rate, weight decay, EMA
+precision.py      losses in fp32, whatever computes around them
+mmd.py            the distance that e_sem is aligned by
+statistics.py     intervals from resampling users
+files.py          weights, arrays and pictures, written atomically
+cache.py          arrays that are computed once
+bases.py          the frozen diffusion models
+sampling.py       noise schedule and guided sampling
+user_branch.py    the user cross-attention in a diffusers UNet
+adapters.py       the adapter around its trained parts
+lora.py           LoRA on the MLLM's decoder
+clip_vision.py    the image encoder of e_img; atelier_clip.py: the atelier's CLIP
+stage_outputs.py  what one stage leaves and others read
+config/           what a configuration may say, the stages' command line, --plan
 """
