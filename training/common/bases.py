@@ -81,6 +81,7 @@ class Base:
                 part.eval().requires_grad_(False).to(self.device)
 
     def autocast(self) -> AbstractContextManager:
+        """The UNet's precision, for a forward pass."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @torch.no_grad()

@@ -61,10 +61,12 @@ class RunFolder:
             pass
 
     def unlock(self) -> None:
+        """Let another command write the folder."""
         self._lock.release(force=True)
 
     @property
     def finished(self) -> bool:
+        """Whether the stage is done: the same command then leaves the folder as it is."""
         return (self.folder / "done").exists()
 
     def warm_start(self, module: nn.Module, name: str) -> None:

@@ -70,6 +70,7 @@ class Journal:
         return self._board or None
 
     def close(self) -> None:
+        """Write out what TensorBoard's writer has in memory."""
         if self._board:
             self._board.close()
 

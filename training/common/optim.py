@@ -22,7 +22,11 @@ def cosine(step: int, total: int, peak: float, warmup: int = 100, floor: float =
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     """Parameter groups for AdamW (arXiv 1711.05101): matrices decay, vectors (biases, the scales of norms) don't, since
-    pulling those to zero doesn't make a layer simpler."""
+    pulling those to zero doesn't make a layer simpler.
+
+    Stages give AdamW a beta2 of 0.98 or 0.99: second moments are averaged over some 50 or 100 gradients, where the
+    default of 0.999 would take 1,000, more steps than the shortest runs have.
+    """
     parameters = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
@@ -44,6 +48,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
+        """Take in the weights after a step, which counts from 0; buffers of whole numbers are copied."""
         # The full decay would hold on to the first, random weights for 1 / (1 - decay) steps: until then the average is
         # over about the last ninth of the steps (TensorFlow's ExponentialMovingAverage has the same formula).
         decay = min(self.decay, (1 + step) / (10 + step))

@@ -58,6 +58,7 @@ class Run(RunFolder):
         return self.updater.prepare(module, optimiser)
 
     def resume(self, **parts) -> None:
+        """As `RunFolder.resume`, for what `prepare` returned; fp16's loss scaler goes with it."""
         unwrapped = {k: self.accelerator.unwrap_model(p) for k, p in parts.items() if isinstance(p, nn.Module)}
         self.updater.modules = unwrapped
         scaler = {"scaler": self.accelerator.scaler} if self.accelerator.scaler else {}
@@ -158,6 +159,7 @@ class Run(RunFolder):
             self.journal.picture(name, grid_of(pictures, columns), self.step)
 
     def finish(self, **figures) -> None:
+        """Write the stage's figures to `done`, once all processes are there, and unlock the folder."""
         self.accelerator.wait_for_everyone()
         super().finish(**figures)
         self.unlock()

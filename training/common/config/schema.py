@@ -60,6 +60,7 @@ class Base(Section):
 class Lora(Section):
     """Low-rank weights (arXiv 2106.09685) beside the language model's own; vision tower and connector are frozen."""
 
+    # Rank, alpha and dropout as in the public recipe of arXiv 2508.08220, by the paper's first author.
     rank: Count = 8
     # The low-rank product is multiplied by alpha / rank.
     alpha: Annotated[float, Field(gt=0)] = 8

@@ -185,4 +185,5 @@ def mllm_config(path: Path | None):
 
 
 def parameters(module: torch.nn.Module) -> int:
+    """How many weights a module has."""
     return sum(parameter.numel() for parameter in module.parameters())
