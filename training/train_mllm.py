@@ -64,7 +64,7 @@ def main() -> None:
     if run.finished:
         return
     if args.config.mllm.path is not None and args.config.mllm.lora is None:
-        print(f"mllm.lora is none: {args.config.mllm.path} is taken as it is.")
+        print(f"mllm.lora is none: {args.config.mllm.path} is used as it is.")
         return run.finish(trained=False)
     world = open_world(args.config, args.runs)
     users = world.users(TRAIN, section.users)

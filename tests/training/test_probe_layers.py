@@ -231,7 +231,7 @@ def test_the_stage_runs_on_a_data_set_and_goes_on_from_what_it_had_read(config, 
         ("probe_layers.users=100000", "users of the train"),
         ("mllm.path=gone", "gone"),
         ("mllm.lora={}", "training.train_mllm"),
-        ("data.path=gone", "no finished data set"),
+        ("data.path=gone", "not a finished data set"),
     ],
 )
 def test_what_is_missing_is_one_sentence(config, tmp_path, monkeypatch, change, words):

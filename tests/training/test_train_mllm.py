@@ -123,7 +123,7 @@ def test_bad_input_is_one_sentence(folder, tmp_path, monkeypatch):
         "made of another set": {"data": {"questions": str(tmp_path / "questions")}},
         "holds no questions of training.data.vqa": {"data": {"questions": str(tmp_path)}},
         "data.questions is missing": {"data": {"questions": None}},
-        "is no finished data set": {"data": {"path": str(tmp_path)}},
+        "is not a finished data set": {"data": {"path": str(tmp_path)}},
         "5000 are needed": {"train_mllm": {"users": 5000}},
         "qkv match nothing": {"mllm": {"lora": {"rank": 2, "targets": ["q_proj", "qkv"]}}},
         "bitsandbytes": {"mllm": {"nf4": True}},

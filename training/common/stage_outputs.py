@@ -54,6 +54,6 @@ def chosen_layers(runs: Path, count: int) -> dict:
     layers = json.loads(read_text(path))
     if not all(layer in range(count) for layer in (*layers["sem_layers"], layers["core_layer"])):
         raise SystemExit(
-            f"{path} names layers that an MLLM of {count} layers hasn't: run `training.probe_layers` again."
+            f"{path} names layers that an MLLM of {count} layers doesn't have: run `training.probe_layers` again."
         )
     return {key: layers[key] for key in ("sem_layers", "core_layer")}

@@ -78,7 +78,7 @@ class Questions:
             return _atelier_question(self.world, user, self.world.history(user, rng, liked, disliked), rng)
         if not len(self.table):
             raise DataError(
-                f"The questions made of {self.world.folder} are none, as of a set whose users dislike nothing: set "
+                f"No questions could be made of {self.world.folder}, as for a set whose users dislike nothing: set "
                 "train_mllm.others=0."
             )
         # A user without a question of their own asks another's.

@@ -173,7 +173,7 @@ class DataSetWorld(World):
         self.folder = Path(folder)
         self.name = str(self.folder)
         if not (self.folder / "manifest.json").exists():
-            raise DataError(f"{self.folder} is no finished data set: it has no manifest.json.")
+            raise DataError(f"{self.folder} is not a finished data set: it has no manifest.json.")
         columns = ["user", "verdict", "prompt", "attributes", "split", "heldout", "shard", "row"]
         try:
             self.index = pq.read_table(self.folder / "index.parquet", columns=columns, partitioning=None)

@@ -153,7 +153,7 @@ def test_the_same_command_paints_only_what_is_missing(made, studio):
         ([], "large", "The adapter is for sdxl, the configuration's base is sd15."),
         (["--set", "base.path=/nowhere"], "prefgen", "/nowhere is no diffusers folder of sd15"),
         (["--set", "mllm.path=/nowhere"], "prefgen", "nowhere"),
-        (["--set", "data.path=/nowhere"], "prefgen", "no finished data set"),
+        (["--set", "data.path=/nowhere"], "prefgen", "not a finished data set"),
         (["--config", "atelier"], "prefgen", "training.evaluation.evaluate"),
         (["--prompts", "5000"], "prefgen", "held-out prompts, 5000 are needed"),
     ],
