@@ -38,7 +38,8 @@ def main() -> None:
     if out.suffix != ".safetensors":
         raise SystemExit(f"--out {out}: the file's name has to end in .safetensors.")
     adapter = trained_adapter(args, args.options.unfinished)
-    RunFolder(args)  # refuses a configuration that isn't the run's
+    # Refuses a configuration that isn't the run's.
+    RunFolder(args)
     save_adapter(stored(adapter, args.options.dtype), out)
     megabytes = out.stat().st_size / 1e6
     print(f"{out}: {megabytes:.1f} MB, step {adapter.header.training['step']} of {args.section.steps}")

@@ -62,9 +62,11 @@ from .data.worlds import History, World, open_world
 from .evaluation import probes
 from .evaluation.probe_page import MEASURES, draw, page
 
-USERS_AT_ONCE = 16  # in a file of readings
+# In a file of readings.
+USERS_AT_ONCE = 16
 GROUPS = ("fit", "choose", "report")
-SEM_LAYERS = 4  # as many as in the paper
+# As many as in the paper.
+SEM_LAYERS = 4
 
 
 def main() -> None:
@@ -201,7 +203,8 @@ def read_user(
     place = {number: i for i, number in enumerate(numbers)}
     pictures = world.pictures(numbers)
     tokens = picture_tokens(mllm, pictures).float().cpu()
-    reader = Reader(mllm, world, tokens.numpy())  # of this user's pictures alone, by their places
+    # Over this user's pictures alone, by their places among them.
+    reader = Reader(mllm, world, tokens.numpy())
     colours = torch.stack([probes.colours(picture) for picture in pictures])
     # Qwen3-VL's tokens carry deeper layers behind their own channels.
     embeddings = tokens[..., : reader.fingerprint["hidden_size"]]
@@ -246,6 +249,7 @@ def analyse(readings: dict[str, dict], truth: dict[str, torch.Tensor], seed: int
         return measure(fit, view_of(name, readings[group], readings["fit"]), truth["fit"], truth[group], seed)
 
     layers = readings["fit"]["history"].shape[2]
+    # On other users than those reported: the best of many layers is above the others by luck too.
     chosen = choose([measured((i,), "choose") for i in range(layers)])
     rows = {name: name for name in ("colour", "embedding", "compared")} | {str(i): (i,) for i in range(layers)}
     rows |= {"e_sem": tuple(chosen["sem_layers"]), "e_core": (chosen["core_layer"],)}
@@ -263,12 +267,14 @@ def analyse(readings: dict[str, dict], truth: dict[str, torch.Tensor], seed: int
 def choose(measured: list[dict[str, np.ndarray]]) -> dict:
     """{"sem_layers": [...], "core_layer": int} by the rule above, from every decoder layer's measures."""
     layers = len(measured)
+    # The upper half without the last layer; at least one of a very small model.
     middle_to_upper = range(layers // 2, max(layers - 1, layers // 2 + 1))
     inter_user = [layer["same_user"].mean() + layer["named"].mean() for layer in measured]
     count = min(SEM_LAYERS, layers)
     intra_user = [layer["liked_first"] for layer in measured]
     windows = [np.mean(intra_user[i : i + count], axis=0) for i in range(layers - count + 1)]
     best = max(windows, key=lambda window: window.mean())
+    # From the top down: the first window that can't be told from the best one.
     start = next(i for i in reversed(range(len(windows))) if bootstrap(best - windows[i])[0] <= 0)
     return {
         "sem_layers": list(range(start, start + count)),

@@ -34,7 +34,8 @@ from .common.run import Run
 from .common.stage_outputs import ExtractedUsers, chosen_layers, first_heldout
 from .data.worlds import World, open_world
 
-KERNEL_TEXTS = 1024  # on either side, for the median distance that the kernel's bandwidths are octaves of
+# On either side, for the median distance that the kernel's bandwidths are octaves of.
+KERNEL_TEXTS = 1024
 
 
 def main() -> None:
@@ -45,6 +46,7 @@ def main() -> None:
         return
     device = run.accelerator.device
     data = alignment_data(args, device)
+    # Fitted on the histories that are learnt from: the others show what an unseen user meets.
     norm = LayerStandardiser(*data.states.shape[1:])
     norm.fit(data.states[data.train])
     norm.to(device)
@@ -66,6 +68,7 @@ def main() -> None:
             reference = texts[torch.randint(0, len(texts), (section.bank,), generator=shared)]
         with run.timer("forward"):
             aligned = F.normalize(aligner(standard), dim=1)  # [B, C]
+            # Between sets: with several processes the set is the whole batch, not a share of it.
             distance = mmd2(run.gather_rows(aligned), reference, bandwidths)
             paired = 1 - (aligned * target).sum(1).mean()
             loss = section.mmd * distance + section.paired * paired

@@ -71,7 +71,8 @@ def main() -> None:
     questions = Questions(world, args.config.data.questions) if section.others else None
     without_dislikes = count_without_dislikes(world, users, section, quiet=run.rank > 0)
     reader, text, peft_model = open_mllm(args, world, run)
-    model = reader.mllm.model.train(peft_model is not None)  # LoRA's dropout; the atelier's model has none
+    # For LoRA's dropout; the atelier's model has none.
+    model = reader.mllm.model.train(peft_model is not None)
     device = reader.mllm.device
     heads = new_heads(reader, world, section)
     trained = nn.ModuleDict({"text": text})
@@ -130,7 +131,8 @@ def open_mllm(args: StageArgs[TrainMllm], world: World, run: Run) -> tuple[Reade
         reader, text = new_atelier(args, world, run)
         run.shard(text, text.layers)
         reader.mllm.model.to(device)
-        if device.type == "cpu":  # there SDPA's backward takes 1.6 times as long as plain products'
+        # On a CPU SDPA's backward takes 1.6 times as long as plain products'.
+        if device.type == "cpu":
             reader.mllm.model.set_attn_implementation("eager")
         return reader, text, None
     if config.nf4 and not has_nf4():
@@ -220,7 +222,8 @@ def samples_of(
     skipped = 0
     for user in rest[others:]:
         history = world.history(user, rng, liked, max(1, disliked))
-        if history.liked.all():  # a liked picture in place of a disliked one would be a wrong answer
+        # A liked picture in place of a disliked one would be a wrong answer.
+        if history.liked.all():
             skipped += 1
             continue
         contrasts += [would(world, user, history, rng, verdict) for verdict in (True, False)]
@@ -248,6 +251,7 @@ def losses_of(
     closing_states = states[: len(own.closing)]
     # Zeros where a share has none of a kind: every process has to know the same losses.
     losses = dict.fromkeys(("answer", "reading", "identity", "contrast"), states.new_zeros(()))
+    # The state at one token predicts the next.
     answered = batch.labels[:, 1:] != -100
     if answered.any():
         logits = reader.mllm.model.get_output_embeddings()(last_states[:, :-1][answered])
@@ -259,6 +263,7 @@ def losses_of(
     counts = [len(samples.users[rank * section.accumulate + number :: shares]) for rank in range(run.world_size)]
     if section.identity and sum(counts) > 1:
         halves = closing_states[:, core_layer(states.shape[1])].chunk(2)
+        # InfoNCE tells a user from all others there are, so every process compares with all rows.
         once, again = (run.gather_rows(half, counts) for half in halves)
         losses["identity"] = identity_loss(once, again) * (sum(counts) * section.accumulate / len(samples.users))
     if own.pairs:
@@ -343,7 +348,8 @@ def evaluate(
     """On test users: is a user found again by another history, are liked and disliked attributes ranked first."""
     try:
         users = world.users(TEST, count)
-    except DataError:  # a small set has fewer
+    except DataError:
+        # A small set has fewer.
         users = world.users(TEST)
     rng = np.random.default_rng(123)
     rows = []
@@ -364,7 +370,8 @@ def evaluate(
     truth = taste_targets(world, users * 2).chunk(2, 1)
     for name, own_scores, own_truth in zip(("liked", "disliked"), scores, truth, strict=True):
         rows = own_truth.any(1)
-        if rows.any():  # in a set whose users dislike nothing there are none
+        # In a set whose users dislike nothing there are none.
+        if rows.any():
             figures[f"{name}_precision"] = precision_at_k(own_scores[rows], own_truth[rows])
     return figures
 
@@ -389,7 +396,8 @@ def export(run: Run, model: nn.Module, peft_model) -> None:
         return
     model.config.architectures = ["SmolVLMForConditionalGeneration"]
     write_atomic(MLLM_FOLDER / "config.json", model.config.to_json_string(use_diff=True).encode())
-    state = {k: v for k, v in state.items() if k != "lm_head.weight"}  # tied to the embedding
+    # The head is tied to the embedding, so transformers needs no copy of it.
+    state = {k: v for k, v in state.items() if k != "lm_head.weight"}
     save_weights(state, MLLM_FOLDER / "model.safetensors", {"format": "pt"})
 
 

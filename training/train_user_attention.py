@@ -59,7 +59,8 @@ from .evaluation.rows import BASIC, ROWS
 SHOWN_USERS = 4
 SAMPLING_STEPS = 20
 GUIDANCE = 5.0
-HELDOUT_TIMESTEPS = 4  # of every held-out user's picture, spread over the schedule
+# Of every held-out user's picture, spread over the schedule.
+HELDOUT_TIMESTEPS = 4
 
 
 def main() -> None:
@@ -111,6 +112,7 @@ def main() -> None:
         ema.update(step)
         run.log(loss=run.loss, **losses, grad_norm=norm)
         if section.pictures_every and (step + 1) % section.pictures_every == 0 and run.rank == 0:
+            # What is exported is shown: the averages.
             with averaged(trained, ema):
                 run.pictures("users", paint(data, base, branch, adapter))
 
@@ -248,7 +250,8 @@ def training_data(
             if args.section.cache_text:
                 texts = TextCache(args, base, world, targets, run)
                 base.free_encoders()
-        base.vae.to("cpu")  # it waits there for the pictures to be shown
+        # It waits there for the pictures to be shown.
+        base.vae.to("cpu")
     # A data set keeps the users that the alignment was measured on for the figures at the end; the atelier has others.
     heldout_users = users[:0] if targets is None else users[first_heldout(len(users)) :]
     rows = np.flatnonzero(~np.isin(owners, heldout_users))
@@ -385,7 +388,8 @@ def measure_atelier(run: Run, adapter: UserAdapter, count: int) -> dict[str, flo
         named = [reading["subject"] == request.subject for reading, request in zip(readings, asked, strict=True)]
         figures[name] = float(alignment(readings, people, asked).mean())
         figures[f"{name}_subject"] = float(np.mean(named))
-    gain = figures["oracle"] - figures["none"]  # an untrained UNet gains nothing
+    # An untrained UNet gains nothing.
+    gain = figures["oracle"] - figures["none"]
     return figures | {"gain_share": (figures["prefgen"] - figures["none"]) / gain if gain else None}
 
 

@@ -63,6 +63,7 @@ def main() -> None:
         with run.timer("forward"), torch.autocast("cpu", torch.bfloat16):
             image = image_features(model, pictures).float()
             text = text_features(model, tokenize(tokenizer, list(texts)))[1].float()
+        # CLIP's loss (arXiv 2103.00020): the pairs of a batch against each other, the scale clipped at 100.
         logits = F.normalize(text, dim=1) @ F.normalize(image, dim=1).T * model.logit_scale.exp().clamp(max=100)
         pairs = torch.arange(len(logits))
         contrast = (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2

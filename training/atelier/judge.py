@@ -59,7 +59,8 @@ def main() -> None:
         # A subject that training never pairs with this prop is no wrong answer: otherwise the judge would learn that a
         # held-out pair can't be.
         logits["subject"] = logits["subject"].float().masked_fill(~paired[truth[:, 1]], -1e4)
-        truth[covered, 1] = -100  # cross entropy leaves these out
+        # Cross entropy leaves these out.
+        truth[covered, 1] = -100
         losses = {
             head: F.cross_entropy(values.float(), truth[:, i], label_smoothing=0.0 if head == "subject" else 0.05)
             for i, (head, values) in enumerate(logits.items())

@@ -31,7 +31,8 @@ from ..data.image_tokens import new_mllm, vision_digest, vision_parts
 from ..data.picture_pool import PicturePool
 from .heads import AttributeHeads
 
-TOKENS_AT_ONCE = 128  # pictures
+# Pictures, whose tokens are computed together.
+TOKENS_AT_ONCE = 128
 
 
 def main() -> None:

@@ -23,7 +23,8 @@ from ..common.config.schema import Pool
 from ..common.run import Run
 from ..data.picture_pool import CLASS_COUNTS, scene_labels
 
-AT_ONCE = 512  # pictures that the processes draw before what is there is written
+# Pictures that the processes draw before what is there is written.
+AT_ONCE = 512
 
 
 def main() -> None:

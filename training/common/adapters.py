@@ -50,7 +50,8 @@ def trained_adapter(args: StageArgs[TrainUserAttention], unfinished: bool = Fals
             f"{folder} is at step {state['step']} of {section.steps}: finish it with the same command, or export it as "
             "it is with --unfinished."
         )
-    shapes = [weight.shape for key, weight in state["ema"].items() if key.startswith("to_k_ip.")]  # in file order
+    # In file order, as `trained_parts` lists them.
+    shapes = [weight.shape for key, weight in state["ema"].items() if key.startswith("to_k_ip.")]
     adapter = _around_aligner(args, shapes[0][1], [shape[0] for shape in shapes])
     trained_parts(adapter).load_state_dict(state["ema"])
     adapter.header.training["step"] = state["step"]

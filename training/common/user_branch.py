@@ -14,7 +14,8 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from prefgen.branch import scaled_dot_product, user_residual
 
-KeysValues = list[tuple[torch.Tensor, torch.Tensor]]  # (K, V) [B, N, width] of every block, in file order
+# (K, V) [B, N, width] of every block, in file order.
+KeysValues = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class UserAttention:
@@ -50,7 +51,8 @@ def install(unet, fused: bool = False) -> list[UserAttention]:
         name: UserAttention(attention) if _is_cross_attention(name) else self_attention()
         for name in unet.attn_processors
     }
-    unet.set_attn_processor(dict(processors))  # it empties the mapping that it is handed
+    # A copy, since it empties the mapping that it is handed.
+    unet.set_attn_processor(dict(processors))
     return [processors[name] for name in unet.attn_processors if _is_cross_attention(name)]
 
 

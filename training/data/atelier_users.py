@@ -61,14 +61,12 @@ class PoolSampler:
         return gumbel_top(weight + np.log(0.5) * self._matches(liked), count, rng)
 
     def _log_weight(self, pairs, present: float) -> np.ndarray:
-        """Log weight [n] of pictures in which each (family, name) is present with probability `present`.
-
-        The pool is uniform in each family, so a class of `size` has to become present * size times as likely.
-        """
+        """Log weight [n] of pictures in which each (family, name) is present with probability `present`."""
         weight = np.zeros(len(self.attributes), np.float32)
         for family, name in pairs:
             size = SIZES[FAMILY_INDEX[family]]
             shows = self.columns[FAMILY_INDEX[family]] == NAME_INDEX[family, name]
+            # The pool is uniform in each family, so a class of `size` has to become present * size times as likely.
             weight += np.where(shows, np.log(present * size), np.log((1 - present) * size / (size - 1)))
         return weight
 
@@ -83,11 +81,9 @@ def interleaved(n_liked: int, n_disliked: int) -> np.ndarray:
 
 
 def gumbel_top(log_weight: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw `count` different indices with probabilities in proportion to exp(log_weight): the Gumbel top-k trick.
-
-    Minus the log of an exponential draw is a Gumbel draw.
-    """
+    """Draw `count` different indices with probabilities in proportion to exp(log_weight)."""
     if count == 0:
         return np.empty(0, np.int64)
+    # The Gumbel top-k trick (arXiv 1903.06059): minus the log of an exponential draw is a Gumbel draw.
     keys = log_weight - np.log(rng.exponential(size=len(log_weight)).astype(np.float32))
     return np.argpartition(-keys, count)[:count]

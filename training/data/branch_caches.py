@@ -47,6 +47,7 @@ class LatentCache:
         numbers = np.unique([target.picture for target in targets])
         side = config.pixels // 2 ** (len(base.vae.config.block_out_channels) - 1)
         shape = (base.vae.config.latent_channels, side, side)
+        # All that the latents depend on: with another of these the cache is refused.
         key = {
             "world": world.name,
             "base": str(config.path),
@@ -84,6 +85,7 @@ class TextCache:
         texts = {"", *(target.prompt for target in targets)}
         if args.section.distil:
             texts |= {target.enriched for target in targets if target.enriched}
+        # In one order, so that every process and every resumed run means the same rows.
         texts = sorted(texts)
         self.rows = {text: i for i, text in enumerate(texts)}
         self.device = base.device

@@ -20,7 +20,8 @@ from ..common.clip_vision import ClipVision
 from ..common.devices import default_device
 from .worlds import AtelierWorld, World
 
-POOL_AT_ONCE = 128  # pictures
+# Pictures of the pool that are read together.
+POOL_AT_ONCE = 128
 
 
 class ImageEncoder(ABC):
@@ -82,6 +83,7 @@ class ClipImageEncoder(ImageEncoder):
         self.embeds = LeastRecentlyUsed(self.CACHED_PICTURES)
 
     def __call__(self, pictures: np.ndarray) -> torch.Tensor:
+        # In ascending order, in which a data set reads every row group once.
         new = sorted({int(number) for number in pictures} - set(self.embeds))
         if new:
             images = [Image.fromarray(picture) for picture in self.world.pictures(new)]

@@ -17,7 +17,8 @@ from ..common.cache import cached, digest_of
 
 # How many classes each of a picture's labels has: subject, prop, then every family.
 CLASS_COUNTS = [len(SUBJECTS), len(PROPS), *(len(values) for values in FAMILIES.values())]
-HASHED_AT_ONCE = 512  # pictures
+# Pictures, so that the mapped pool is never in memory as a whole.
+HASHED_AT_ONCE = 512
 
 
 class PicturePool:

@@ -27,7 +27,8 @@ from .worlds import History, World
 
 # The sign that ends a turn: SmolVLM's and Idefics', and Qwen's. Any other tokenizer's is its eos token.
 TURN_ENDS = ("<end_of_utterance>", "<|im_end|>")
-VISION_BATCH = 8  # pictures in the vision tower at once
+# Pictures in the vision tower at once.
+VISION_BATCH = 8
 
 
 @dataclass(frozen=True)

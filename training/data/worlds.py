@@ -269,7 +269,8 @@ class DataSetWorld(World):
 
     @cached_property
     def digest(self) -> str:
-        return file_sha256(self.folder / "manifest.json")  # it holds the checksum of every file
+        # It holds the checksum of every file.
+        return file_sha256(self.folder / "manifest.json")
 
     def phrase(self, attribute: int) -> str:
         return self._phrases[attribute]

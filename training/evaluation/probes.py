@@ -11,7 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-COLOUR_BINS = 4  # of each channel
+# Of each channel.
+COLOUR_BINS = 4
 # Of a ridge probe, in units of the inputs' width: views of different width are regularised alike.
 RIDGE = 0.3
 
