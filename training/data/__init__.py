@@ -1,1 +1,13 @@
-"""Preference data sets on disk: their schema, how they are written, checked and described."""
+"""Preference data: the sets on disk, and how the stages see users, histories and pictures.
+
+schema.py, store.py         the one schema of every set, and how a set is written
+agents/, pickapic/, vqa/    what makes sets: simulated users, Pick-a-Pic, questions about users
+check.py, card.py           whether a set is whole, and what is in it
+worlds.py                   users with their histories and targets: the atelier's, or a set's
+atelier_users.py            histories of simulated users, sampled from the pool of picture_pool.py
+readers.py                  the MLLM over a world's pictures, in conversations
+preference_questions.py     the questions of those conversations, and their answers
+image_encoders.py           the image encoder of e_img over a world's pictures
+image_tokens.py             the atelier's image tokens, read once
+branch_caches.py            latents and text states, computed once for the branch
+"""
