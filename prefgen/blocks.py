@@ -73,6 +73,11 @@ def interpolated(points: Points, place: float) -> float:
     return low + (high - low) * (place - start) / (end - start)
 
 
+def is_zero(points: Points) -> bool:
+    """Whether points give the weight 0 everywhere; none give 1."""
+    return bool(points) and not any(weight for _, weight in points)
+
+
 def preset_blocks(addresses: Sequence[Block], widths: Sequence[int], preset: str) -> list[Block]:
     """The blocks of a preset, chosen by the shape of the UNet. Raises ValueError with one sentence."""
     if preset not in PRESETS:

@@ -70,6 +70,8 @@ def unet_config_from_diffusers(config: dict) -> dict:
 class AtelierModel(comfy.supported_models_base.BASE):
     """What ComfyUI's loaders know of a model family; this one is never detected from a file."""
 
+    prefgen_family = "atelier"  # by which Apply User Cross-Attention names it
+
     sampling_settings = {
         "beta_schedule": "linear",  # ComfyUI's "linear" is diffusers' "scaled_linear"
         "linear_start": models.BETA_START,
@@ -144,9 +146,9 @@ class _TextTransformer(comfy.clip_model.CLIPTextModel):
     def __init__(self, config, dtype, device, operations):
         super().__init__(config, dtype, device, operations)
         width = config["hidden_size"]
-        made = {"dtype": dtype, "device": device}
-        self.set_input_embeddings(operations.Embedding(config["vocab_size"], width, **made))
-        self.text_projection = operations.Linear(width, config["projection_dim"], bias=False, **made)
+        placement = {"dtype": dtype, "device": device}
+        self.set_input_embeddings(operations.Embedding(config["vocab_size"], width, **placement))
+        self.text_projection = operations.Linear(width, config["projection_dim"], bias=False, **placement)
 
 
 class _TextEncoder(comfy.sd1_clip.SDClipModel):

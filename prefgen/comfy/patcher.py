@@ -7,7 +7,7 @@ order of nodes doesn't matter, and what an input model can reach never changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -15,76 +15,17 @@ from comfy.patcher_extension import WrappersMP
 
 from ..adapter import FAMILY_NAMES, FAMILY_OF_WIDTH
 from ..adapter_checks import check_compatible
-from ..blocks import Block, parse_block_weights, parse_item_weights, parse_weight_schedule
+from ..blocks import Block, is_zero, parse_block_weights, parse_item_weights, parse_weight_schedule
 from ..errors import AdapterError
 from ..fusion import FusedUser
-from .layout import MARKS, LayoutError, marked
-from .run import BATCH, CALL, NODE, Application, Run
+from .application import Application
+from .layout import NODE, LayoutError
+from .marks import MARKS
+from .rows import BATCH
+from .run import Run
 
 KEY = "prefgen"
 APPLY_TO = ("positive", "both")
-
-
-class UserBranch:
-    """All users of one model, as the wrappers that ComfyUI calls. Never changes after it is made."""
-
-    def __init__(self, applications: tuple[Application, ...], blocks: tuple[Block, ...]):
-        self.applications = applications
-        self.blocks = blocks
-
-    def outer_sample(self, executor, noise, *args, **kwargs):
-        """OUTER_SAMPLE: project K and V, sample, let go of them."""
-        guider = executor.class_obj
-        sampling = guider.model_patcher.get_model_object("model_sampling")
-        options = guider.model_options["transformer_options"]  # the run's own copy
-        conds = getattr(guider, "conds", {})
-        options[KEY] = Run(self.applications, self.blocks, sampling, conds, tuple(noise.shape))
-        try:
-            return executor(noise, *args, **kwargs)
-        finally:
-            options.pop(KEY, None)
-
-    def calc_cond_batch(self, executor, model, conds, x_in, timestep, model_options):
-        """CALC_COND_BATCH: have every condition carry who is who, before they are stacked."""
-        options = model_options.get("transformer_options", {})
-        run = self.run(options, model)
-        batch, negative, marks = run.batch(conds, x_in, model_options)
-        options = options | {KEY: run, BATCH: batch}
-        model_options = model_options | {"transformer_options": options}
-        out = executor(model, marked(conds, negative, marks), x_in, timestep, model_options)
-        run.check_asked(conds)
-        return out
-
-    def __call__(
-        self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
-    ):
-        """APPLY_MODEL: one model call, with the users added to the cross-attention of every block."""
-        marks = kwargs.pop(MARKS, None)
-        options = dict(transformer_options or {})
-        run = options[KEY] = self.run(options, executor.class_obj)
-        if not run.asked:
-            check_attention(executor.class_obj.diffusion_model)
-            run.asked = True
-        call = run.call(t, x, options, marks, c_crossattn)
-        if call.active:
-            options[CALL] = call
-            replace = dict(options.get("patches_replace", {}))
-            prior = replace.get("attn2", {})
-            # ComfyUI looks for the transformer's own slot first, then for one that covers the whole block.
-            composed = {b: run.patch(b, prior.get(b, prior.get(b[:2]))) for b in run.reached(call)}
-            options["patches_replace"] = replace | {"attn2": prior | composed}
-            patches = options.get("patches", {})
-            if patches.get("attn2_patch"):
-                options["patches"] = patches | {"attn2_patch": run.query_patches(patches["attn2_patch"])}
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-
-    def run(self, options: dict, model) -> Run:
-        """The sampling run that options belong to. Outside of one, or in the run of a guider that samples with another
-        model: a run of our own."""
-        run = options.get(KEY)
-        if run is None or run.applications is not self.applications:
-            run = Run(self.applications, self.blocks, model.model_sampling, {})
-        return run
 
 
 def apply_user(
@@ -124,14 +65,25 @@ def apply_user(
     of_blocks = parse_block_weights(addresses, widths, blocks, block_weights)
     schedule = parse_weight_schedule(weight_schedule)
     of_items = parse_item_weights(item_weights)
-    silent = any(points and not any(factor for _, factor in points) for points in (schedule, of_items))
-    if weight == 0 or start_at > end_at or not any(of_blocks) or silent:
+    if weight == 0 or start_at > end_at or not any(of_blocks) or is_zero(schedule) or is_zero(of_items):
         return model
-    mask = None if attn_mask is None else clean_mask(attn_mask)
-    uncond = apply_to == "both" or user.negative
-    application = Application(user, float(weight), start_at, end_at, mask, uncond, of_blocks, schedule, of_items)
-    application.ask(model.get_model_object("model_sampling"))
+    application = Application(
+        user=user,
+        weight=float(weight),
+        start_at=start_at,
+        end_at=end_at,
+        attn_mask=None if attn_mask is None else clean_mask(attn_mask),
+        uncond=apply_to == "both" or user.negative,
+        block_weights=of_blocks,
+        weight_schedule=schedule,
+        item_weights=of_items,
+    )
+    application.prepare(model.get_model_object("model_sampling"))
+    return with_application(model, application, addresses)
 
+
+def with_application(model: ModelPatcher, application: Application, addresses: tuple[Block, ...]) -> ModelPatcher:
+    """A clone of a model with one more user on it. addresses: of every cross-attention, in file order."""
     clone = model.clone()
     earlier = [branch.applications for branch in clone.get_wrappers(WrappersMP.APPLY_MODEL, KEY)]
     branch = UserBranch((*(earlier[0] if earlier else ()), application), addresses)
@@ -146,6 +98,62 @@ def apply_user(
     return clone
 
 
+class UserBranch:
+    """All users of one model, as the wrappers that ComfyUI calls, from the outermost to the innermost. Never changes
+    once it is built. addresses: of every cross-attention, in file order."""
+
+    def __init__(self, applications: tuple[Application, ...], addresses: tuple[Block, ...]):
+        self.applications = applications
+        self.addresses = addresses
+
+    def outer_sample(self, executor, noise, *args, **kwargs):
+        """OUTER_SAMPLE: project K and V, sample, let go of them."""
+        guider = executor.class_obj
+        sampling = guider.model_patcher.get_model_object("model_sampling")
+        options = guider.model_options["transformer_options"]  # the run's own copy
+        conds = getattr(guider, "conds", {})
+        options[KEY] = Run(self.applications, self.addresses, sampling, conds, tuple(noise.shape))
+        try:
+            return executor(noise, *args, **kwargs)
+        finally:
+            options.pop(KEY, None)
+
+    def calc_cond_batch(self, executor, model, conds, x_in, timestep, model_options):
+        """CALC_COND_BATCH: mark the conditions of a step before they are stacked."""
+        options = model_options.get("transformer_options", {})
+        run = self.run_of(options, model)
+        batch, marked = run.rows.mark(conds, x_in, model_options)
+        options = options | {KEY: run, BATCH: batch}
+        out = executor(model, marked, x_in, timestep, model_options | {"transformer_options": options})
+        if not run.was_called:
+            check_nothing_painted(conds)
+        return out
+
+    def __call__(
+        self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
+    ):
+        """APPLY_MODEL: one model call, with the users added to the cross-attention of every block."""
+        marks = kwargs.pop(MARKS, None)
+        options = dict(transformer_options or {})
+        run = self.run_of(options, executor.class_obj)
+        options[KEY] = run
+        if not run.was_called:
+            check_attention(executor.class_obj.diffusion_model)
+            run.was_called = True
+        call = run.call(t, x, options, marks, c_crossattn)
+        if call.users:
+            run.patch(options, call)
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    def run_of(self, options: dict, model) -> Run:
+        """The sampling run that options belong to. Outside of one, or in the run of a guider that samples with another
+        model: a run of our own."""
+        run = options.get(KEY)
+        if run is None or run.applications is not self.applications:
+            run = Run(self.applications, self.addresses, model.model_sampling, {})
+        return run
+
+
 def clean_mask(attn_mask: torch.Tensor) -> torch.Tensor:
     """Masks [H, W] or [..., H, W] as [b, H, W], fp32 on the CPU, a copy of our own. Raises ValueError with one sentence
     for values that are not numbers."""
@@ -153,6 +161,16 @@ def clean_mask(attn_mask: torch.Tensor) -> torch.Tensor:
     if not torch.isfinite(mask).all():
         raise ValueError(f"The attn_mask of {NODE} has values that are not numbers (NaN or inf).")
     return mask
+
+
+def check_nothing_painted(conds: Sequence) -> None:
+    """Raise LayoutError with one sentence if a step of which no model call came by here was painted nevertheless."""
+    # ComfyUI leaves out the conditions that a timestep range keeps from a step.
+    if any("timestep_start" not in cond and "timestep_end" not in cond for group in conds for cond in group or ()):
+        raise LayoutError(
+            f"{NODE} has no effect here, since another node calls the model without its options: take that node (a "
+            "sampler wrapper) out of this model's chain."
+        )
 
 
 def check_attention(unet: torch.nn.Module) -> None:
@@ -189,7 +207,6 @@ def unet_blocks(unet: torch.nn.Module) -> Iterator[tuple[Block, torch.nn.Module]
 
 def family_name(model: ModelPatcher, cross_dim: int) -> str:
     """What people call the connected model, for messages."""
-    if type(model.model.model_config).__name__ == "AtelierModel":
-        return "atelier"
-    family = FAMILY_OF_WIDTH.get(cross_dim)
+    # Released families are told apart by the width of their text states; the atelier's model says what it is.
+    family = getattr(model.model.model_config, "prefgen_family", FAMILY_OF_WIDTH.get(cross_dim))
     return FAMILY_NAMES[family] if family else f"a UNet with text width {cross_dim}"

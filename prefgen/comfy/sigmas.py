@@ -11,11 +11,11 @@ from weakref import WeakKeyDictionary
 
 SHARES = 200  # steps in which a schedule is tabulated for the way back
 
-_known: WeakKeyDictionary = WeakKeyDictionary()  # model_sampling -> Sigmas; nodes that change it make a new object
+_sigmas: WeakKeyDictionary = WeakKeyDictionary()  # model_sampling -> Sigmas; nodes that change it make a new object
 
 
 class Sigmas:
-    """What is known of one `model_sampling`; every value is read once."""
+    """The sigmas of one `model_sampling`; every value is read once."""
 
     def __init__(self):
         self._at: dict[float, float] = {}
@@ -23,7 +23,7 @@ class Sigmas:
 
     @classmethod
     def of(cls, model_sampling) -> Sigmas:
-        return _known.setdefault(model_sampling, cls())
+        return _sigmas.setdefault(model_sampling, cls())
 
     def at(self, model_sampling, share: float) -> float:
         """The sigma at a share of the sampling, 0..1."""
@@ -47,5 +47,6 @@ class Sigmas:
         i = bisect_left(rising, sigma)
         if i == 0:
             return 1.0
-        low, high = rising[i - 1], rising[i]
+        low = rising[i - 1]
+        high = rising[i]
         return 1 - (i - 1 + (sigma - low) / (high - low)) / SHARES

@@ -1,0 +1,116 @@
+"""Who is on, with what weight, where: a user as applied to a model, and what of that is so in one model call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from ..blocks import Points
+from ..fusion import FusedUser
+from .layout import Layout, Row
+from .sigmas import Sigmas
+
+
+@dataclass(frozen=True, eq=False)
+class Application:
+    """One user applied to a model, with the options of Apply User Cross-Attention as `apply_user` has read them.
+
+    attn_mask: [b, H, W] in 0..1 or None. uncond: the unconditional half gets what training calls no user, or the user's
+    disliked pictures. block_weights: one for every block, in file order. weight_schedule: (share of the sampling,
+    weight) points, none for a level weight. item_weights: (number of the batch item, weight) points, none for all items
+    alike. All weights multiply `weight`.
+    """
+
+    user: FusedUser
+    weight: float
+    start_at: float
+    end_at: float
+    attn_mask: torch.Tensor | None
+    uncond: bool
+    block_weights: tuple[float, ...]
+    weight_schedule: Points = ()
+    item_weights: Points = ()
+
+    @property
+    def by_item(self) -> bool:
+        """Whether it matters which item of the batch is painted."""
+        return bool(self.item_weights) or (self.attn_mask is not None and len(self.attn_mask) > 1)
+
+    @cached_property
+    def by_place(self) -> bool:
+        """Whether it matters which part of the canvas is painted. The first time this reads the mask."""
+        return self.attn_mask is not None and bool((self.attn_mask != self.attn_mask[:, :1, :1]).any())
+
+    @property
+    def by_sigma(self) -> bool:
+        """Whether it matters which step of the sampling is painted."""
+        return self.start_at > 0.0 or self.end_at < 1.0 or bool(self.weight_schedule)
+
+    def prepare(self, model_sampling) -> None:
+        """Read what a run needs of the mask and of the model's schedule, so that no step waits for the device."""
+        _ = self.by_place
+        sigmas = Sigmas.of(model_sampling)
+        for share in (self.start_at, self.end_at):
+            sigmas.at(model_sampling, share)
+        if self.weight_schedule:
+            sigmas.tabulate(model_sampling)
+
+    def mask_number(self, item: int | None) -> int:
+        """Which of the masks an item gets; one past the last gets the last one."""
+        return 0 if len(self.attn_mask) == 1 else min(item, len(self.attn_mask) - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The rows of a batch that a user is added to.
+
+    spans: (first row, row after the last). rows: what they are, in that order. keys: for each of them, or for all
+    alike, 0 for the user's K and V or 1 for those of no user.
+    """
+
+    spans: tuple[tuple[int, int], ...]
+    rows: tuple[Row, ...]
+    keys: tuple[int, ...]
+
+    @classmethod
+    def of(cls, layout: Layout, uncond: bool) -> Selection:
+        """The rows of the half with the prompt; of both halves if `uncond`."""
+        numbers = [number for number, row in enumerate(layout.rows) if uncond or not row.negative]
+        starts = [number for number in numbers if number - 1 not in numbers]
+        ends = [number + 1 for number in numbers if number + 1 not in numbers]
+        rows = tuple(layout.rows[number] for number in numbers)
+        keys = tuple(int(row.negative) for row in rows)
+        # One row of K and V does for all where all are of the same half.
+        return cls(tuple(zip(starts, ends, strict=True)), rows, keys[:1] if len(set(keys)) == 1 else keys)
+
+    def take(self, batch: torch.Tensor) -> torch.Tensor:
+        """These rows of a batch; a view where they stand side by side."""
+        if self.spans == ((0, batch.shape[0]),):
+            return batch
+        parts = [batch[start:end] for start, end in self.spans]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def add(self, batch: torch.Tensor, residual: torch.Tensor) -> None:
+        """Add a residual of these rows to a batch, in place."""
+        parts = residual.to(batch.dtype).split([end - start for start, end in self.spans])
+        for (start, end), part in zip(self.spans, parts, strict=True):
+            batch[start:end].add_(part)
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveUser:
+    """One application that is on in a model call: with what weight, and added to which rows of the batch."""
+
+    application: Application
+    weight: float
+    selection: Selection
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One model call: the rows of its batch, and who is on."""
+
+    layout: Layout
+    users: tuple[ActiveUser, ...]

@@ -1,0 +1,99 @@
+"""With what a user is added to an attention: its K and V, and its mask, on the attention's device and in its dtype.
+
+K and V are projected once a run, on the CPU where the adapter's weights stay, and only they go to the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from ..blocks import interpolated
+from ..branch import mask_to_tokens
+from .application import ActiveUser, Application
+from .cache import Cache
+from .layout import NODE, LayoutError, Place
+
+
+class UserTensors:
+    """The tensors of all users of one run. `like` is always the queries [B, T, width] of the rows that a user is added
+    to: it says the device and the dtype."""
+
+    def __init__(self, applications: Sequence[Application]):
+        with torch.no_grad():
+            self._projected = {application: application.user.keys_values() for application in applications}
+        self._keys_values = Cache()
+        self._weighted_values = Cache()
+        self._factors = Cache()
+        self._masks = Cache()
+
+    def keys_values(self, user: ActiveUser, block: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """K, and V times the user's weight in a block: [1 or B, N, width] each."""
+        application = user.application
+        weight = user.weight * application.block_weights[block]
+        level = not application.weight_schedule and not application.item_weights
+
+        def compute() -> tuple[torch.Tensor, torch.Tensor]:
+            k, v = (x[list(user.selection.keys)] for x in self._projected[application][block])
+            v = v * weight if level else v
+            return k.to(device=like.device, dtype=like.dtype), v.to(device=like.device, dtype=like.dtype)
+
+        key = (application, block, user.selection.keys, like.device, like.dtype)
+        k, v = self._keys_values.get(key, compute)
+        if level:
+            return k, v
+        # Schedules and context windows change the weights from call to call: the last ones are kept.
+        items = tuple(row.item for row in user.selection.rows)
+        factors = self.item_factors(application, items, v)
+        weighted = self._weighted_values.get(
+            key, lambda: v * weight if factors is None else v * (factors * weight), source=(weight, items)
+        )
+        return k, weighted
+
+    def item_factors(
+        self, application: Application, items: tuple[int | None, ...], like: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The item weights of rows [B, 1, 1], brought to the device once a run; None without any."""
+        points = application.item_weights
+        if not points:
+            return None
+
+        def compute() -> torch.Tensor:
+            factors = torch.tensor([interpolated(points, item) for item in items])
+            return factors[:, None, None].to(device=like.device, dtype=like.dtype)
+
+        return self._factors.get((application, items, like.device, like.dtype), compute)
+
+    def mask(self, user: ActiveUser, like: torch.Tensor, extra: Mapping) -> torch.Tensor | None:
+        """The mask for the rows that a user is added to: [1 or B, T or 1, 1], None without one. extra: ComfyUI's
+        options of the block. Raises LayoutError for a block whose tokens aren't its picture's pixels."""
+        application = user.application
+        if application.attn_mask is None:
+            return None
+        # The size comes from the block itself: nodes such as Kohya's Deep Shrink change it inside the model.
+        height, width = extra["activations_shape"][-2:] if application.by_place else (1, 1)
+
+        def compute() -> torch.Tensor:
+            if application.by_place and height * width != like.shape[1]:
+                raise LayoutError(
+                    f"The attn_mask of {NODE} can't follow this model: a block of {width} x {height} has "
+                    f"{like.shape[1]} tokens. Leave the mask out."
+                )
+            parts = [(application.mask_number(row.item), row.place) for row in user.selection.rows]
+            tokens = {
+                (number, place): mask_to_tokens(mask_part(application.attn_mask[number], place), (height, width))
+                for number, place in set(parts)
+            }
+            mask = torch.cat([tokens[part] for part in parts]) if len(tokens) > 1 else tokens[parts[0]]
+            return mask.to(device=like.device, dtype=like.dtype)
+
+        return self._masks.get((application, user.selection, (height, width), like.device, like.dtype), compute)
+
+
+def mask_part(mask: torch.Tensor, place: Place | None) -> torch.Tensor:
+    """The part of a canvas' mask [H, W] that a place shows, [1, h, w]; all of it for the canvas itself, and where the
+    place doesn't matter because the mask is level."""
+    if place is None or place.is_canvas:
+        return mask[None]
+    return place.cut(mask_to_tokens(mask[None], place.canvas).reshape(1, *place.canvas))
