@@ -34,50 +34,53 @@ def encode_history(
         )
     encoder = encoder_of(clip_vision) if clip_vision is not None else {}
     # No adapter reads another kind: Fuse User Vector names it beside the one that the adapter needs.
-    looks = clip_vision is not None and encoder.get("architecture", CLIP) == CLIP
-    interrupt = comfy.model_management.throw_exception_if_processing_interrupted
-    steps = len(history) + 1 if managed is not None else 0
-    bar = comfy.utils.ProgressBar(steps + (len(history) if looks else 0))
-    interrupt()
+    reads_pictures = clip_vision is not None and encoder.get("architecture", CLIP) == CLIP
+    mllm_steps = len(history) + 1 if managed is not None else 0
+    bar = comfy.utils.ProgressBar(mllm_steps + (len(history) if reads_pictures else 0))
+    _interrupt()
     hidden = None
     if managed is not None:
-        if managed.mllm.has_encoded(history):
-            hidden = managed.mllm.encode(history)
-        else:
-            with managed.on_device() as mllm:
-                hidden = mllm.encode(history, progress=lambda done, _: bar.update_absolute(done), interrupt=interrupt)
-        bar.update_absolute(steps)
-    liked = disliked = states_liked = states_disliked = states_none = None
-    if looks:
-        liked, states_liked = read_pictures(clip_vision, history.liked, bar, interrupt)
+        hidden = hidden_states(history, managed, bar)
+        bar.update_absolute(mllm_steps)
+    liked = disliked = (None, None)
+    states_none = None
+    if reads_pictures:
+        liked = read_pictures(clip_vision, history.liked, bar)
         if history.disliked:
-            disliked, states_disliked = read_pictures(clip_vision, history.disliked, bar, interrupt)
-        encoder["width"] = liked.shape[-1]
-        if states_liked is not None:
+            disliked = read_pictures(clip_vision, history.disliked, bar)
+        encoder["width"] = liked[0].shape[-1]
+        if liked[1] is not None:
             states_none = read_nothing(clip_vision)
-            encoder["states_width"] = states_liked.shape[-1]
+            encoder["states_width"] = liked[1].shape[-1]
     return EncodedPreference(
         hidden=hidden,
-        image_embed_liked=liked,
-        image_embed_disliked=disliked,
+        image_embed_liked=liked[0],
+        image_embed_disliked=disliked[0],
         mllm=managed.mllm.fingerprint if managed is not None else {},
         clip_vision=encoder,
         digest=history.digest,
-        image_states_liked=states_liked,
-        image_states_disliked=states_disliked,
+        image_states_liked=liked[1],
+        image_states_disliked=disliked[1],
         image_states_none=states_none,
     )
 
 
+def hidden_states(history: PreferenceHistory, managed: ManagedMLLM, bar) -> torch.Tensor:
+    """H [layers, D] of a history; the MLLM is moved to its device only for one that it has not read."""
+    if managed.mllm.has_encoded(history):
+        return managed.mllm.encode(history)
+    with managed.on_device() as mllm:
+        return mllm.encode(history, progress=lambda done, _: bar.update_absolute(done), interrupt=_interrupt)
+
+
 def describe_history(history: PreferenceHistory, managed: ManagedMLLM) -> Traits:
     """What the MLLM says that the user likes and dislikes, with progress and interruption."""
-    interrupt = comfy.model_management.throw_exception_if_processing_interrupted
     bar = comfy.utils.ProgressBar(len(history) + 1)
     with managed.on_device() as mllm:
 
         def answer(question: str) -> str:
             return mllm.answer(
-                history, question, progress=lambda done, _: bar.update_absolute(done), interrupt=interrupt
+                history, question, progress=lambda done, _: bar.update_absolute(done), interrupt=_interrupt
             )
 
         return Traits.asked(answer, bool(history.disliked))
@@ -91,23 +94,25 @@ def encoder_of(clip_vision) -> dict:
     return dict(_described[model])
 
 
-def read_pictures(
-    clip_vision, items: tuple[HistoryItem, ...], bar, interrupt
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _interrupt() -> None:
+    """Raise ComfyUI's own exception if the artist has stopped the queue."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def read_pictures(clip_vision, items: tuple[HistoryItem, ...], bar) -> tuple[torch.Tensor, torch.Tensor | None]:
     """CLIP image embeddings [n, I] and penultimate hidden states [n, T, E] (None if the model gives none), fp32 on the
     CPU, each picture read once. Raises ValueError with one sentence for what can't be a picture's."""
-    known = _read.setdefault(clip_vision.model, LeastRecentlyUsed(CACHED_PICTURES))
+    cache = _read.setdefault(clip_vision.model, LeastRecentlyUsed(CACHED_PICTURES))
     rows = []
     for item in items:
-        interrupt()
-        row = known[item.digest] if item.digest in known else None
-        if row is None:
+        _interrupt()
+        if item.digest not in cache:
             output = clip_vision.encode_image(item.image[None])
             states = getattr(output, "penultimate_hidden_states", None)
-            row = output["image_embeds"][0].float().cpu(), None if states is None else states[0].float().cpu()
+            row = (output["image_embeds"][0].float().cpu(), None if states is None else states[0].float().cpu())
             _check_read(row)
-            known[item.digest] = row
-        rows.append(row)
+            cache[item.digest] = row
+        rows.append(cache[item.digest])
         bar.update(1)
     embeds, states = zip(*rows, strict=True)
     return torch.stack(embeds), None if states[0] is None else torch.stack(states)
@@ -125,12 +130,13 @@ def _check_read(row: tuple[torch.Tensor, torch.Tensor | None]) -> None:
 
 
 def read_nothing(clip_vision) -> torch.Tensor:
-    """The penultimate hidden states [T, E] of an all-zero input. Such an input is no picture (zero after normalisation
-    is the average colour of the training set, and not in 255 steps), so it doesn't go through `encode_image`."""
-    known = _read[clip_vision.model]
-    if NOTHING not in known:
+    """The penultimate hidden states [T, E] of an all-zero input, which adapters that read states take for none."""
+    # Zero after normalisation is the average colour of the training set, which no picture in 255 steps has: so this
+    # doesn't go through `encode_image`. The cache is that of the pictures, which were read just before.
+    cache = _read[clip_vision.model]
+    if NOTHING not in cache:
         comfy.model_management.load_model_gpu(clip_vision.patcher)
         pixels = torch.zeros(1, 3, clip_vision.image_size, clip_vision.image_size, device=clip_vision.load_device)
         _, states, *_ = clip_vision.model(pixel_values=pixels, intermediate_output=-2)
-        known[NOTHING] = states[0].float().cpu()
-    return known[NOTHING]
+        cache[NOTHING] = states[0].float().cpu()
+    return cache[NOTHING]
