@@ -18,15 +18,16 @@ from ..mllm.model import PreferenceMLLM
 from ..precision import DTYPES
 
 NF4 = "nf4"
+DEVICES = ("auto", "cpu")
 GIB = 2**30
 
 
-class _Held(torch.nn.Module):
+class _Wrapped(torch.nn.Module):
     """ComfyUI sets `model.device`, which transformers' models forbid; this module takes the attribute instead."""
 
     def __init__(self, model: torch.nn.Module):
         super().__init__()
-        self.held = model
+        self.inner = model
 
 
 class ManagedMLLM:
@@ -35,7 +36,7 @@ class ManagedMLLM:
     def __init__(self, mllm, device: torch.device):
         offload = management.text_encoder_offload_device()
         self.mllm = mllm
-        self.patcher = ModelPatcher(_Held(mllm.model).to(offload), load_device=device, offload_device=offload)
+        self.patcher = ModelPatcher(_Wrapped(mllm.model).to(offload), load_device=device, offload_device=offload)
 
     @contextmanager
     def on_device(self) -> Iterator:
@@ -64,8 +65,8 @@ class ManagedMLLM:
         if left:
             size = sum(tensor.nbytes for tensor in left) / GIB
             raise MLLMError(
-                f"ComfyUI left {size:.1f} GiB of {self.mllm.name} off {_place(device)}, which it needs whole: choose "
-                f"{self._instead()}a smaller MLLM in Load Preference MLLM, or start ComfyUI without --novram."
+                f"ComfyUI left {size:.1f} GiB of {self.mllm.name} off {_place(device)}, but all of it has to be there: "
+                f"choose {self._instead()}a smaller MLLM in Load Preference MLLM, or start ComfyUI without --novram."
             )
 
     def _instead(self) -> str:
@@ -101,7 +102,10 @@ def _place(device: torch.device) -> str:
 
 
 def pick_device(choice: str) -> torch.device:
-    """The device of a loader's combo: "auto" (where ComfyUI puts text encoders) or "cpu"."""
+    """The device of a loader's combo: "auto" (where ComfyUI puts text encoders) or "cpu". Raises ValueError with one
+    sentence for another one."""
+    if choice not in DEVICES:
+        raise ValueError(f"There is no device {choice!r}: choose {' or '.join(DEVICES)}.")
     return torch.device("cpu") if choice == "cpu" else management.text_encoder_device()
 
 
@@ -140,11 +144,12 @@ TINY = 64 * 2**20  # bytes of weights below which half precision saves nothing w
 
 def load_mllm(folder: Path, precision: str, device: str, lora: Path | None = None) -> ManagedMLLM:
     """A preference MLLM from a local folder, on its offload device until somebody reads with it. Raises ValueError with
-    one sentence for a folder, LoRA, precision or device that won't do; too little memory is told before loading."""
+    one sentence for a folder, LoRA, precision or device that won't do; too little memory is named before loading."""
     check_folder(folder)
     chosen = pick_device(device)
     tiny = sum(file.stat().st_size for file in visible_files(folder, "*.safetensors")) < TINY
-    dtype, nf4 = pick_dtype(precision, chosen, tiny), precision == NF4
+    dtype = pick_dtype(precision, chosen, tiny)
+    nf4 = precision == NF4
     if not tiny:
         check_memory(folder, chosen, dtype, nf4)
     if nf4:  # packed where it is to be used, before ComfyUI knows of it
@@ -177,7 +182,7 @@ def check_memory(folder: Path, device: torch.device, dtype: torch.dtype, nf4: bo
 
 
 def directml() -> bool:
-    """Whether the graphics card is used through DirectML, where ComfyUI tells 1 GiB free whatever there is."""
+    """Whether the graphics card is used through DirectML, where ComfyUI always reports 1 GiB free."""
     return bool(getattr(management, "directml_enabled", False))
 
 

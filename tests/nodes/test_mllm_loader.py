@@ -67,7 +67,7 @@ def test_folders_of_extra_model_paths_are_listed(folders, tmp_path):
 def test_names_that_were_not_offered_are_refused_before_anything_is_loaded(node):
     assert node.validate_inputs("atelier") is True
     assert "There is no preference MLLM named '../x'" in node.validate_inputs("../x")
-    for wrong in ({"lora": "../x"}, {"precision": "int3"}):
+    for wrong in ({"lora": "../x"}, {"precision": "int3"}, {"device": "tpu"}):
         with pytest.raises(ValueError, match="There is no") as raised:
             node.execute("atelier", **wrong)
         sentence(raised)
