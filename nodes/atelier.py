@@ -12,12 +12,12 @@ class LoadAtelier(io.ComfyNode):
             node_id="PrefGen_LoadAtelier",
             display_name="Load Atelier",
             category=CATEGORY,
-            description="PrefGen's embedded demo: small models of a drawn picture world, 128 x 128 pixels. Works "
-            "without any download and on the CPU.",
+            description="PrefGen's built-in demo: small models of a drawn picture world, 128 x 128 pixels. Needs no "
+            "download and runs on the CPU.",
             inputs=[],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The atelier's UNet."),
-                io.Clip.Output(display_name="CLIP", tooltip="Its text encoder; it knows the atelier's own words."),
+                io.Clip.Output(display_name="CLIP", tooltip="Its text encoder, which knows the atelier's own words."),
                 io.Vae.Output(display_name="VAE", tooltip="Its VAE."),
                 io.ClipVision.Output(
                     display_name="CLIP_VISION", tooltip="Its image encoder, for the image part of a user."

@@ -9,36 +9,42 @@ from .sockets import CATEGORY, MLLM
 class DescribePreference(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        def traits(name, side, prompt):
+        def traits(name, verb, prompt):
             return io.String.Input(
                 name,
                 multiline=True,
                 default="",
                 optional=True,
-                tooltip=f"Your own words for what is {side}, in place of the MLLM's; empty takes the MLLM's. For the "
-                f"{prompt} prompt.",
+                tooltip=f"Your own words for what you {verb}, in place of the MLLM's; leave empty to use the MLLM's. "
+                f"For the {prompt} prompt.",
             )
 
         return io.Schema(
             node_id="PrefGen_DescribePreference",
             display_name="Describe Preference",
             category=CATEGORY,
-            description="The MLLM says in words what you like and dislike, for the prompts of any model, also of those "
-            "that no adapter reaches (Flux, SD3, Qwen-Image).",
+            description="The MLLM puts into words what you like and dislike, for the prompts of any model, including "
+            "those that no adapter reaches (Flux, SD3, Qwen-Image).",
             is_input_list=True,
             inputs=[
                 MLLM.Input(
-                    "mllm", lazy=True, tooltip="From Load Preference MLLM. Not loaded if your own words say it all."
+                    "mllm",
+                    lazy=True,
+                    tooltip="From Load Preference MLLM. Not loaded if your own words cover everything.",
                 ),
-                io.Image.Input("liked", tooltip="Pictures you like: a batch or a list, any sizes."),
-                io.Image.Input("disliked", optional=True, tooltip="Pictures you don't like, any number. Optional."),
-                traits("liked_traits", "liked", "positive"),
-                traits("disliked_traits", "disliked", "negative"),
+                io.Image.Input("liked", tooltip="Pictures you like, as a batch or a list, in any size."),
+                io.Image.Input(
+                    "disliked", optional=True, tooltip="Pictures you don't like, as many as you want. Optional."
+                ),
+                traits("liked_traits", "like", "positive"),
+                traits("disliked_traits", "dislike", "negative"),
             ],
             outputs=[
-                io.String.Output(display_name="liked", tooltip="For the positive prompt, beside what you want to see."),
+                io.String.Output(
+                    display_name="liked", tooltip="For the positive prompt, next to what you want to see."
+                ),
                 io.String.Output(display_name="disliked", tooltip="For the negative prompt."),
-                io.String.Output(display_name="json", tooltip='{"liked": [...], "disliked": [...]}'),
+                io.String.Output(display_name="json", tooltip='Both as lists: {"liked": [...], "disliked": [...]}'),
             ],
         )
 

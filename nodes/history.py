@@ -19,8 +19,8 @@ class LoadPreferenceHistory(io.ComfyNode):
                 io.Combo.Input(
                     "history",
                     options=list(folders.histories()),
-                    tooltip="A folder below input/prefgen with a sub folder `liked` and, if you like, `disliked` (a "
-                    "folder of loose pictures counts as liked), or one of the bundled example users.",
+                    tooltip="A folder in input/prefgen with a subfolder `liked` and, optionally, `disliked` (a folder "
+                    "of loose pictures counts as liked), or one of the bundled example users.",
                 ),
             ],
             outputs=[
@@ -28,10 +28,13 @@ class LoadPreferenceHistory(io.ComfyNode):
                     "liked",
                     display_name="liked",
                     is_output_list=True,
-                    tooltip="The liked pictures, oldest first, each in its own size up to 1024 pixels.",
+                    tooltip="The liked pictures, oldest first, each at its own size, up to 1024 pixels.",
                 ),
                 io.Image.Output(
-                    "disliked", display_name="disliked", is_output_list=True, tooltip="The disliked pictures, if any."
+                    "disliked",
+                    display_name="disliked",
+                    is_output_list=True,
+                    tooltip="The disliked pictures, if there are any.",
                 ),
             ],
         )
@@ -57,23 +60,26 @@ class EncodePreferenceHistory(io.ComfyNode):
             display_name="Encode Preference History",
             category=CATEGORY,
             description="The MLLM looks at all liked and disliked pictures together and works out the taste behind "
-            "them; CLIP vision sees how they look. Pictures read before are not read again.",
+            "them; CLIP vision captures how they look. Pictures that were read before are not read again.",
             is_input_list=True,
             inputs=[
                 MLLM.Input(
                     "mllm",
                     optional=True,
-                    tooltip="From Load Preference MLLM, for a PrefGen adapter. An IP-Adapter needs clip_vision alone.",
+                    tooltip="From Load Preference MLLM, for a PrefGen adapter. An IP-Adapter needs only clip_vision.",
                 ),
                 io.Image.Input(
-                    "liked", tooltip="Pictures you like: a batch or a list, any sizes. One is enough, eight are better."
+                    "liked",
+                    tooltip="Pictures you like, as a batch or a list, in any size. One is enough; eight are better.",
                 ),
-                io.Image.Input("disliked", optional=True, tooltip="Pictures you don't like, any number. Optional."),
+                io.Image.Input(
+                    "disliked", optional=True, tooltip="Pictures you don't like, as many as you want. Optional."
+                ),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="The CLIP vision model that the adapter was trained with; adds the image part of the user. "
-                    "For an IP-Adapter it is all that is needed.",
+                    tooltip="The CLIP vision model that the adapter was trained with. It adds the image part of the "
+                    "user; for an IP-Adapter it is all you need.",
                 ),
             ],
             outputs=[Preference.Output(display_name="PREFGEN_PREFERENCE", tooltip="For Fuse User Vector.")],

@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..prefgen import blocks as presets
-from ..prefgen import pooling as ways
+from ..prefgen.blocks import PRESETS
 from ..prefgen.comfy import folders
+from ..prefgen.pooling import PUSH_AWAY, WAYS
 from .choices import checked
 from .sockets import CATEGORY, Preference, User, advanced
 
@@ -15,36 +15,35 @@ class FuseUserVector(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         def part(name, what):
-            return io.Float.Input(
-                name, default=1.0, min=0.0, max=2.0, step=0.05, tooltip=f"How much {what} counts. 0 leaves it out."
-            )
+            tooltip = f"How much {what}. 0 leaves it out."
+            return io.Float.Input(name, default=1.0, min=0.0, max=2.0, step=0.05, tooltip=tooltip)
 
         return io.Schema(
             node_id="PrefGen_FuseUserVector",
             display_name="Fuse User Vector",
             category=CATEGORY,
-            description="Fuses what was read from the history into one user, for the model family of the adapter.",
+            description="Turns what was read from the history into one user, for the model family of the adapter.",
             inputs=[
                 Preference.Input("preference", tooltip="From Encode Preference History."),
                 io.Combo.Input(
                     "adapter",
                     options=list(folders.adapters()),
-                    tooltip="'atelier' is embedded and fits Load Atelier. Others: PrefGen adapters in models/prefgen, "
-                    "public IP-Adapters (base, plus, full face) there or in models/ipadapter.",
+                    tooltip="'atelier' is built in and fits Load Atelier. Others are PrefGen adapters in "
+                    "models/prefgen, and public IP-Adapters (base, plus, full face) there or in models/ipadapter.",
                 ),
-                part("semantic", "what the taste says in words (likes, dislikes, style)"),
-                part("core", "who the user is"),
-                part("image", "the look of the liked pictures (needs clip_vision in Encode Preference History)"),
+                part("semantic", "the taste in words (likes, dislikes, style) counts"),
+                part("core", "the user's identity counts: what sets this taste apart from others"),
+                part("image", "the look of the liked pictures counts (needs clip_vision in Encode Preference History)"),
                 advanced(
                     io.Combo.Input(
                         "pooling",
-                        options=list(ways.WAYS),
-                        default=ways.PUSH_AWAY,
+                        options=list(WAYS),
+                        default=PUSH_AWAY,
                         optional=True,
-                        tooltip="For IP-Adapters. push away: the average liked picture, led away from the disliked "
-                        "ones. side by side: every liked picture on its own, for mixed tastes. least disliked: liked "
-                        "pictures unlike the disliked ones count more. negative: the disliked ones join the negative "
-                        "prompt.",
+                        tooltip="For IP-Adapters. push away: the average liked picture, moved away from the disliked "
+                        "ones. side by side: each liked picture on its own, for mixed tastes. least disliked: liked "
+                        "pictures count more the less they resemble disliked ones. negative: the disliked pictures go "
+                        "with the negative prompt.",
                     )
                 ),
                 advanced(
@@ -55,7 +54,7 @@ class FuseUserVector(io.ComfyNode):
                         max=2.0,
                         step=0.05,
                         optional=True,
-                        tooltip="For IP-Adapters: how much the disliked pictures count. 0 leaves them out.",
+                        tooltip="For IP-Adapters: how much the disliked pictures count. 0 ignores them.",
                     )
                 ),
             ],
@@ -72,7 +71,7 @@ class FuseUserVector(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, preference, adapter, semantic=1.0, core=1.0, image=1.0, pooling=ways.PUSH_AWAY, push=0.5
+        cls, preference, adapter, semantic=1.0, core=1.0, image=1.0, pooling=PUSH_AWAY, push=0.5
     ) -> io.NodeOutput:
         from ..prefgen.adapter_checks import check_encoded
         from ..prefgen.adapter_file import load_adapter_once
@@ -90,10 +89,12 @@ class ApplyUserCrossAttention(io.ComfyNode):
             node_id="PrefGen_ApplyUserCrossAttention",
             display_name="Apply User Cross-Attention",
             category=CATEGORY,
-            description="Bends everything the model paints towards the user. Works beside LoRA, ControlNet and "
-            "IP-Adapter in any order; several users add up.",
+            description="Bends everything the model paints towards the user's taste. Works alongside LoRA, "
+            "ControlNet and IP-Adapter in any order; several users add up.",
             inputs=[
-                io.Model.Input("model", tooltip="The model that the adapter is for. It is not changed, a copy is."),
+                io.Model.Input(
+                    "model", tooltip="A model that the adapter fits. It stays as it is; the user goes on a copy."
+                ),
                 User.Input("user", tooltip="From Fuse User Vector."),
                 io.Float.Input(
                     "weight",
@@ -101,7 +102,7 @@ class ApplyUserCrossAttention(io.ComfyNode):
                     min=-1.0,
                     max=3.0,
                     step=0.05,
-                    tooltip="How strongly the user counts. 0 is the plain model, below 0 leads away from the taste.",
+                    tooltip="How strongly the user counts. 0 is the plain model; below 0 steers away from the taste.",
                 ),
                 io.Float.Input(
                     "start_at",
@@ -109,7 +110,7 @@ class ApplyUserCrossAttention(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of the sampling at which the user comes in. 0 is the beginning.",
+                    tooltip="When the user comes in, as a share of the sampling. 0 is the beginning.",
                 ),
                 io.Float.Input(
                     "end_at",
@@ -117,28 +118,29 @@ class ApplyUserCrossAttention(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of the sampling at which the user leaves. 1 is the end.",
+                    tooltip="When the user leaves, as a share of the sampling. 1 is the end.",
                 ),
                 io.Combo.Input(
                     "apply_to",
                     options=list(APPLY_TO),
                     default="positive only",
-                    tooltip="positive only: the negative prompt stays without a user. both halves: it gets the "
-                    "'no user' that training knows.",
+                    tooltip="positive only: the negative prompt gets no user at all. both halves: it gets the 'no "
+                    "user' that the adapter was trained with.",
                 ),
                 io.Mask.Input(
                     "attn_mask",
                     optional=True,
-                    tooltip="Where in the picture the user counts: white is all, black is nothing. Any size.",
+                    tooltip="Where in the picture the user counts: fully where it is white, not at all where it is "
+                    "black. Any size.",
                 ),
                 advanced(
                     io.Combo.Input(
                         "blocks",
-                        options=list(presets.PRESETS),
+                        options=list(PRESETS),
                         default="all",
                         optional=True,
-                        tooltip="Which blocks of the model the user reaches. style: colours, material, mood, with "
-                        "little say in what is where. composition: what is where, with little say in the style.",
+                        tooltip="Which blocks of the model the user reaches. style: colours, material and mood, with "
+                        "little effect on the layout. composition: the layout, with little effect on the style.",
                     )
                 ),
                 advanced(
@@ -146,8 +148,8 @@ class ApplyUserCrossAttention(io.ComfyNode):
                         "block_weights",
                         default="",
                         optional=True,
-                        tooltip="Weights for single blocks, in place of the preset's: in8=0.5, out1=1, mid=0. Also in, "
-                        "out and all. They multiply the weight.",
+                        tooltip="Weights for single blocks, in place of the preset's: in8=0.5, out1=1, mid=0. in, out "
+                        "and all work too. They multiply the weight.",
                     )
                 ),
                 advanced(
@@ -155,8 +157,8 @@ class ApplyUserCrossAttention(io.ComfyNode):
                         "weight_schedule",
                         default="",
                         optional=True,
-                        tooltip="The weight over the sampling, as share=weight: 0=1, 0.5=0.3, 1=0 fades out. It "
-                        "multiplies the weight; empty is level.",
+                        tooltip="The weight over the course of the sampling, as share=weight: 0=1, 0.5=0.3, 1=0 fades "
+                        "out. It multiplies the weight; leave empty for a constant one.",
                     )
                 ),
                 advanced(
@@ -164,13 +166,13 @@ class ApplyUserCrossAttention(io.ComfyNode):
                         "item_weights",
                         default="",
                         optional=True,
-                        tooltip="The weight over the items of a batch or the frames of an animation, as item=weight, "
-                        "counted from 0: 0=1, 15=0 fades out. Two users with opposite ones share a batch: 1=1, 2=0 and "
-                        "1=0, 2=1. It multiplies the weight; empty is all alike.",
+                        tooltip="The weight across the pictures of a batch or the frames of an animation, as "
+                        "item=weight, counted from 0: 0=1, 15=0 fades out. Two users can share a batch: 1=1, 2=0 on "
+                        "one, 1=0, 2=1 on the other. It multiplies the weight; leave empty to treat all alike.",
                     )
                 ),
             ],
-            outputs=[io.Model.Output(display_name="MODEL", tooltip="The model with the user, for a sampler.")],
+            outputs=[io.Model.Output(display_name="MODEL", tooltip="The model with the user applied, for a sampler.")],
         )
 
     @classmethod

@@ -130,6 +130,6 @@ def test_several_where_one_is_meant_are_refused(pack, mllm, one_sentence):
         (lambda: encode.execute(mllm=[mllm, mllm], liked=liked), "mllm"),
         (lambda: encode.execute(mllm=[mllm], liked=liked, clip_vision=[None, None]), "clip_vision"),
     ):
-        with pytest.raises(ValueError, match=f"The input {name} takes one, and a list of 2") as raised:
+        with pytest.raises(ValueError, match=f"The input {name} takes one value, but a list of 2") as raised:
             run()
         one_sentence(raised)
