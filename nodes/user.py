@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..prefgen.blocks import PRESETS
+from ..prefgen.apply_options import PRESETS
 from ..prefgen.comfy import folders
 from ..prefgen.pooling import PUSH_AWAY, WAYS
 from .choices import checked

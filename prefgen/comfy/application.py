@@ -1,4 +1,9 @@
-"""Who is on, with what weight, where: a user as applied to a model, and what of that is so in one model call."""
+"""Who is on, with what weight, where: a user as applied to a model, and what of that is so in one model call.
+
+An option of Apply User Cross-Attention is an input in nodes/user.py, is read from what an artist types in
+prefgen/apply_options.py, and becomes a field here in `apply_user` (patcher.py). What depends on the step is asked in
+`Run.weights_at`, what depends on the block, the item or the place in user_tensors.py.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from functools import cached_property
 
 import torch
 
-from ..blocks import Points
+from ..apply_options import Points
 from ..fusion import FusedUser
 from .layout import Layout, Row
 from .sigmas import Sigmas

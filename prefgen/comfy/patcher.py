@@ -15,7 +15,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..adapter import FAMILY_NAMES, FAMILY_OF_WIDTH
 from ..adapter_checks import check_compatible
-from ..blocks import Block, is_zero, parse_block_weights, parse_item_weights, parse_weight_schedule
+from ..apply_options import Block, is_zero, parse_block_weights, parse_item_weights, parse_weight_schedule
 from ..errors import AdapterError
 from ..fusion import FusedUser
 from .application import Application
@@ -46,7 +46,7 @@ def apply_user(
     `start_at`, `end_at`: share of the sampling, 0..1; `attn_mask` [b, H, W] or [H, W] in 0..1, of any size;
     `apply_to`: "positive", or "both" for the trained no-user tokens on the unconditional half, which a user whose
     disliked pictures are negative gets in any case. `blocks` names a preset; `block_weights`, `weight_schedule` and
-    `item_weights` are as an artist types them (see blocks.py); all multiply the weight. Weight 0 returns `model`
+    `item_weights` are as an artist types them (see apply_options.py); all multiply the weight. Weight 0 returns `model`
     itself. Users already on the model stay. Raises AdapterError with one sentence if the model has no UNet
     cross-attention or the adapter doesn't fit it, ValueError with one for a typing error.
     """

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ..blocks import Block, interpolated
+from ..apply_options import Block, interpolated
 from ..branch import user_residual
 from .application import ActiveUser, Application, Call, Selection
 from .cache import Cache

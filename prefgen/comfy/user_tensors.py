@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..blocks import interpolated
+from ..apply_options import interpolated
 from ..branch import mask_to_tokens
 from .application import ActiveUser, Application
 from .cache import Cache

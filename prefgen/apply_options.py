@@ -1,5 +1,5 @@
-"""Which of a UNet's cross-attentions a user reaches, how strongly, when and in which pictures: the options of Apply
-User Cross-Attention that an artist chooses from a list or types.
+"""The options of Apply User Cross-Attention that an artist chooses from a list or types, as numbers: which of a UNet's
+cross-attentions a user reaches and how strongly, when, and in which pictures of a batch.
 
 A block's address is ("input" | "output" | "middle", stage, transformer), as ComfyUI counts them; artists write in8,
 out1, mid, or in8.3 for one transformer of a stage.

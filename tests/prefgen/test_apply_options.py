@@ -2,7 +2,7 @@
 
 import pytest
 
-from prefgen.blocks import (
+from prefgen.apply_options import (
     PRESETS,
     interpolated,
     parse_block_weights,
