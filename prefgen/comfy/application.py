@@ -62,10 +62,6 @@ class Application:
         if self.weight_schedule:
             sigmas.tabulate(model_sampling)
 
-    def mask_number(self, item: int | None) -> int:
-        """Which of the masks an item gets; one past the last gets the last one."""
-        return 0 if len(self.attn_mask) == 1 else min(item, len(self.attn_mask) - 1)
-
 
 @dataclass(frozen=True, eq=False)
 class Selection:

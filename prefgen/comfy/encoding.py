@@ -42,25 +42,24 @@ def encode_history(
     if managed is not None:
         hidden = hidden_states(history, managed, bar)
         bar.update_absolute(mllm_steps)
-    liked = disliked = (None, None)
-    states_none = None
+    liked = disliked = states_liked = states_disliked = states_none = None
     if reads_pictures:
-        liked = read_pictures(clip_vision, history.liked, bar)
+        liked, states_liked = read_pictures(clip_vision, history.liked, bar)
         if history.disliked:
-            disliked = read_pictures(clip_vision, history.disliked, bar)
-        encoder["width"] = liked[0].shape[-1]
-        if liked[1] is not None:
+            disliked, states_disliked = read_pictures(clip_vision, history.disliked, bar)
+        encoder["width"] = liked.shape[-1]
+        if states_liked is not None:
             states_none = read_nothing(clip_vision)
-            encoder["states_width"] = liked[1].shape[-1]
+            encoder["states_width"] = states_liked.shape[-1]
     return EncodedPreference(
         hidden=hidden,
-        image_embed_liked=liked[0],
-        image_embed_disliked=disliked[0],
+        image_embed_liked=liked,
+        image_embed_disliked=disliked,
         mllm=managed.mllm.fingerprint if managed is not None else {},
         clip_vision=encoder,
         digest=history.digest,
-        image_states_liked=liked[1],
-        image_states_disliked=disliked[1],
+        image_states_liked=states_liked,
+        image_states_disliked=states_disliked,
         image_states_none=states_none,
     )
 

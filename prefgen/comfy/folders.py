@@ -91,7 +91,8 @@ def _walk(root: str, reserved: Collection[str] = ()) -> Iterator[tuple[str, list
     """
     come_through: dict[str, tuple[str, ...]] = {root: (os.path.realpath(root),)}
     for folder, inner, files in os.walk(root, followlinks=True):
-        trail, onward = come_through.pop(folder), []
+        trail = come_through.pop(folder)
+        onward = []
         for name in sorted(inner):
             path = os.path.join(folder, name)
             real = os.path.realpath(path)

@@ -12,7 +12,8 @@ from comfy_execution.utils import get_executing_context
 from ..history import PreferenceHistory
 from .running import prompt_server
 
-EXAMPLE_PICTURES, EXAMPLE_SEED = 8, 1
+EXAMPLE_PICTURES = 8  # of each side
+EXAMPLE_SEED = 1
 
 
 def load(history: Path | int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

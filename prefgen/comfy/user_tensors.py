@@ -51,9 +51,7 @@ class UserTensors:
         )
         return k, weighted
 
-    def item_factors(
-        self, application: Application, items: tuple[int | None, ...], like: torch.Tensor
-    ) -> torch.Tensor | None:
+    def item_factors(self, application: Application, items: tuple, like: torch.Tensor) -> torch.Tensor | None:
         """The item weights of rows [B, 1, 1], brought to the device once a run; None without any."""
         points = application.item_weights
         if not points:
@@ -69,7 +67,8 @@ class UserTensors:
         """The mask for the rows that a user is added to: [1 or B, T or 1, 1], None without one. extra: ComfyUI's
         options of the block. Raises LayoutError for a block whose tokens aren't its picture's pixels."""
         application = user.application
-        if application.attn_mask is None:
+        masks = application.attn_mask
+        if masks is None:
             return None
         # The size comes from the block itself: nodes such as Kohya's Deep Shrink change it inside the model.
         height, width = extra["activations_shape"][-2:] if application.by_place else (1, 1)
@@ -80,9 +79,10 @@ class UserTensors:
                     f"The attn_mask of {NODE} can't follow this model: a block of {width} x {height} has "
                     f"{like.shape[1]} tokens. Leave the mask out."
                 )
-            parts = [(application.mask_number(row.item), row.place) for row in user.selection.rows]
+            # An item past the last mask gets the last one. The items of a single mask aren't known.
+            parts = [(min(row.item or 0, len(masks) - 1), row.place) for row in user.selection.rows]
             tokens = {
-                (number, place): mask_to_tokens(mask_part(application.attn_mask[number], place), (height, width))
+                (number, place): mask_to_tokens(mask_part(masks[number], place), (height, width))
                 for number, place in set(parts)
             }
             mask = torch.cat([tokens[part] for part in parts]) if len(tokens) > 1 else tokens[parts[0]]
