@@ -10,39 +10,43 @@ docs/performance-branch.json, from which docs/performance.md is written. CPU alo
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.util
-import json
 import os
 import sys
 import tempfile
 import time
 import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from agents_scale import machine
+from records import machine, parser_of, publish, reached, spread, with_spread, wrapped
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from training.evaluation.tables import table
 
-RECORD = ROOT / "docs/performance-branch.json"
 PIXELS = {"sd15": 512, "sdxl": 1024}
+NAMES = {"sd15": "SD1.5, 512 px", "sdxl": "SDXL, 1024 px"}
 LAYOUTS = {
     "sd15": {4: "ip-adapter_sd15", 16: "ip-adapter-plus_sd15"},
     "sdxl": {4: "ip-adapter_sdxl_vit-h", 16: "ip-adapter-plus_sdxl_vit-h"},
 }
+# The latent's sides are halved three times in SD1.5 and twice in SDXL; every level has three blocks.
+LEVELS = {"sd15": 3, "sdxl": 2}
 TEXT_TOKENS = 77
 ROUNDS = 12
+# The bars: a third of their time, 3 % of a step, 20 MB.
+MOST_OF_THEIRS = 1 / 3
+MOST_OF_STEP = 0.03
+MOST_MEGABYTES = 20
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python benchmarks/branch_cost.py", description=__doc__.splitlines()[0])
+    parser = parser_of(__file__, __doc__)
     parser.add_argument("families", nargs="+", choices=list(PIXELS))
     parser.add_argument("--no-step", action="store_true", help="leave out the time of a whole UNet step")
-    parser.add_argument("--note", default="", help="what else ran on the machine")
     args = parser.parse_args()
     neighbour = Path(os.environ.get("PREFGEN_NEIGHBOURS", ""), "ComfyUI_IPAdapter_plus")
     if not neighbour.is_dir():
@@ -50,10 +54,14 @@ def main() -> None:
     from tests import comfyui  # enters ComfyUI, on the CPU; before that, since it has a package `tests` too
 
     theirs = pack_of(neighbour)
+
+    def ours(name: str) -> ModuleType:
+        return importlib.import_module(f"{comfyui.PACK}.{name}")
+
+    title = "A step with the user branch, beside ComfyUI_IPAdapter_plus"
     for family in args.families:
-        row = measure(family, lambda name: importlib.import_module(f"{comfyui.PACK}.{name}"), theirs, args)
-        record(row | {"note": args.note})
-        print(json.dumps(row, indent=1))
+        row = measure(family, ours, theirs, args.no_step) | {"note": args.note}
+        publish(args.out, "performance-branch.json", row, ("family",), title, page)
 
 
 def pack_of(folder: Path) -> tuple[ModuleType, ModuleType]:
@@ -66,27 +74,28 @@ def pack_of(folder: Path) -> tuple[ModuleType, ModuleType]:
     return tuple(importlib.import_module(f"{folder.name}.{part}") for part in ("IPAdapterPlus", "utils"))
 
 
-def measure(family: str, pack, theirs, args) -> dict:
+def measure(family: str, ours: Callable[[str], ModuleType], theirs: tuple, no_step: bool) -> dict:
+    """A row of the record. ours: a module of this pack as ComfyUI has it, by its name."""
     import torch
 
     from tests.prefgen.comfy.tiny_models import clip_vision
 
-    load = os.getloadavg()[0]
-    model = full_size(family)
     row = {
         "family": family,
         "pixels": PIXELS[family],
         "threads": torch.get_num_threads(),
-        "load_before": round(load, 2),
+        "load_before": round(os.getloadavg()[0], 2),
     }
-    if not args.no_step:
+    model = full_size(family)
+    if not no_step:
         row["step_seconds"] = steps(model, family)
     row["tokens"] = {}
     with tempfile.TemporaryDirectory() as folder:
         _, vision = clip_vision("CLIP ViT-H", Path(folder), 224)
-        for tokens, name in LAYOUTS[family].items():
-            row["tokens"][tokens] = compare(model, family, name, vision, Path(folder), pack, theirs)
-            if not args.no_step:
+        for tokens, layout in LAYOUTS[family].items():
+            patched = patched_models(model, layout, vision, Path(folder), ours, theirs)
+            row["tokens"][tokens] = {"layout": layout} | compare(model, family, patched, ours)
+            if not no_step:
                 share = row["tokens"][tokens]["ours_ms"]["median"] / 1000 / float(np.median(row["step_seconds"]))
                 row["tokens"][tokens]["share_of_step"] = round(share, 4)
     return row | {"machine": machine(), "nice": os.nice(0)}
@@ -130,138 +139,179 @@ def steps(patcher, family: str, rounds: int = 2) -> list[float]:
     return spent[1:]
 
 
-def compare(patcher, family: str, layout: str, vision, folder: Path, pack, theirs) -> dict:
-    """Milliseconds a step of both packs' branches, summed over all blocks that both reach."""
+def patched_models(model, layout: str, vision, folder: Path, ours: Callable[[str], ModuleType], theirs: tuple) -> dict:
+    """The model with the same file by each pack: {"positive", "both": ours, for one half or both; "theirs"}."""
     import torch
 
     from tests.prefgen import ip_adapter_files
 
     path = ip_adapter_files.write(folder, layout, times=10, dtype=torch.float16)
-    pictures = [torch.rand(1, 56, 56, 3, generator=torch.Generator().manual_seed(i)) for i in range(2)]
-    history = pack("prefgen.history").PreferenceHistory.from_images(pictures[:1], pictures[1:])
-    patch = pack("prefgen.comfy.patcher")
+    liked, disliked = (torch.rand(1, 56, 56, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    history = ours("prefgen.history").PreferenceHistory.from_images([liked], [disliked])
     with torch.no_grad():
-        read = pack("prefgen.comfy.encoding").encode_history(history, None, vision)
-        user = pack("prefgen.fusion").fuse_user(pack("prefgen.adapter_file").load_adapter(path), read)
-        node = theirs[0].IPAdapterAdvanced().apply_ipadapter
-        reference = {"image": pictures[0], "clip_vision": vision}
+        encoded = ours("prefgen.comfy.encoding").encode_history(history, None, vision)
+        user = ours("prefgen.fusion").fuse_user(ours("prefgen.adapter_file").load_adapter(path), encoded)
         weights = theirs[1].ipadapter_model_loader(str(path))
-        other = node(patcher, weights, weight=0.8, weight_type="linear", **reference)[0]
-    register = other.model_options["transformer_options"]["patches_replace"]["attn2"]
-    runs = {}
-    for side in ("positive", "both"):
-        branch = patch.apply_user(patcher, user, 0.8, apply_to=side).get_wrappers("apply_model", patch.KEY)[0]
-        runs[side] = pack("prefgen.comfy.run").Run(branch.applications, branch.blocks, patcher.model.model_sampling, {})
-    sigma = patcher.model.model_sampling.sigmas[500].repeat(2)
-    options = {"cond_or_uncond": [0, 1], "sigmas": sigma}
-    calls = {side: run.call(sigma, options, 2) for side, run in runs.items()}
-    blocks = []
+        node = theirs[0].IPAdapterAdvanced()
+        other = node.apply_ipadapter(model, weights, weight=0.8, weight_type="linear", image=liked, clip_vision=vision)[
+            0
+        ]
+    apply_user = ours("prefgen.comfy.patcher").apply_user
+    return {side: apply_user(model, user, 0.8, apply_to=side) for side in ("positive", "both")} | {"theirs": other}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One cross-attention: address, channels, number of queries, and what ComfyUI hands to a patch of it."""
+
+    address: tuple[str, int, int]
+    width: int
+    queries: int
+    extra: dict
+
+    def inputs(self) -> tuple:
+        """Random q [2, queries, width] and k, v [2, text tokens, width]."""
+        import torch
+
+        return tuple(torch.randn(2, n, self.width) for n in (self.queries, TEXT_TOKENS, TEXT_TOKENS))
+
+
+def blocks_of(model, family: str, patcher: ModuleType) -> list[Block]:
+    """Every cross-attention of the model at the family's picture size."""
     latent = PIXELS[family] // 8
-    for (kind, number, index), attention in patch.cross_attention_blocks(patcher):
-        at = (kind, number, index)
-        queries = latent * latent // halvings(family, kind, number) ** 2
-        extra = options | {
+    blocks = []
+    for (kind, number, index), attention in patcher.cross_attention_blocks(model):
+        halved = {"input": number // 3, "output": LEVELS[family] - number // 3, "middle": LEVELS[family]}[kind]
+        extra = {
+            "cond_or_uncond": [0, 1],
             "n_heads": attention.heads,
             "block": (kind, number),
             "transformer_index": index,
             "original_shape": [2, 4, latent, latent],
         }
         width = attention.heads * attention.dim_head
-        blocks.append((at, width, queries, extra, register.get(at, register.get(at[:2]))))
-    both = [b for b in blocks if b[4] is not None]
-    with torch.inference_mode():
-        spent = interleaved(both, runs, calls)
-        memory_mb = {side: memory_of(pack("prefgen.comfy.run"), run, calls[side], blocks) for side, run in runs.items()}
+        blocks.append(Block((kind, number, index), width, (latent // 2**halved) ** 2, extra))
+    return blocks
+
+
+def options_of(model, patched, family: str, patcher: ModuleType) -> dict:
+    """The transformer_options that our wrapper hands to a model call of prompt and negative prompt: who is on, and the
+    composed attention of every block."""
+    import torch
+
+    class Called:
+        class_obj = model.model
+
+        def __call__(self, x, t, c_concat, c_crossattn, control, options, **kwargs):
+            return options
+
+    latent = PIXELS[family] // 8
+    sigma = model.model.model_sampling.sigmas[500].repeat(2)
+    states = torch.randn(2, TEXT_TOKENS, {"sd15": 768, "sdxl": 2048}[family])
+    (branch,) = patched.get_wrappers("apply_model", patcher.KEY)
+    options = {"cond_or_uncond": [0, 1], "sigmas": sigma}
+    return branch(Called(), torch.randn(2, 4, latent, latent), sigma, None, states, None, options)
+
+
+def compare(model, family: str, patched: dict, ours: Callable[[str], ModuleType]) -> dict:
+    """Milliseconds a step of both packs' branches, summed over all blocks that both reach."""
+    patcher = ours("prefgen.comfy.patcher")
+    blocks = blocks_of(model, family, patcher)
+    options = {side: options_of(model, patched[side], family, patcher) for side in ("positive", "both")}
+    register = patched["theirs"].model_options["transformer_options"]["patches_replace"]["attn2"]
+    # ComfyUI looks for the transformer's own slot first, then for one that covers the whole block.
+    theirs = {block.address: register.get(block.address, register.get(block.address[:2])) for block in blocks}
+    shared = [block for block in blocks if theirs[block.address] is not None]
+    spent = timed_rounds(shared, options, theirs)
     plain_ms = spent.pop("plain")
-    own = {name: total - plain_ms for name, total in spent.items()}
+    own = {name: milliseconds - plain_ms for name, milliseconds in spent.items()}
     return {
-        "layout": layout,
-        "blocks": {"ours": len(blocks), "both": len(both)},
+        "blocks": {"ours": len(blocks), "both": len(shared)},
         "text_attention_ms": spread(plain_ms),
         **{f"{name}_ms": spread(values) for name, values in own.items()},
         "ours_to_theirs": spread(own["ours"] / own["theirs"], 3),
         "ours_both_to_theirs": spread(own["ours_both"] / own["theirs"], 3),
-        "memory_mb": memory_mb,
+        "memory_mb": {
+            side: memory_of(ours("prefgen.comfy.run"), options_of(model, patched[side], family, patcher), blocks)
+            for side in ("positive", "both")
+        },
     }
 
 
-def interleaved(blocks: list, runs: dict, calls: dict) -> dict[str, np.ndarray]:
-    """Milliseconds of every round in all blocks, with our branch on one half and on both, with theirs, with none."""
+def timed_rounds(blocks: list[Block], options: dict, theirs: dict) -> dict[str, np.ndarray]:
+    """{whose attention: milliseconds of all blocks in each of ROUNDS}, by turns."""
     import torch
 
     spent = {name: [] for name in ("ours", "ours_both", "theirs", "plain")}
-    for turn in range(ROUNDS + 1):  # the first warms up
-        sums = dict.fromkeys(spent, 0.0)
-        for at, width, queries, extra, prior in blocks:
-            q, k, v = (torch.randn(2, n, width) for n in (queries, TEXT_TOKENS, TEXT_TOKENS))
-            with_call = {side: extra | {"prefgen_call": call} for side, call in calls.items()}
-            attentions = {
-                "ours": (runs["positive"].patch(at, None), with_call["positive"]),
-                "ours_both": (runs["both"].patch(at, None), with_call["both"]),
-                "theirs": (prior, extra),
-                "plain": (plain, extra),
-            }
-            # In turn, since the first of a round meets cold caches.
-            names = list(attentions)
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                attention, options = attentions[name]
-                start = time.perf_counter()
-                attention(q, k, v, options)
-                sums[name] += 1000 * (time.perf_counter() - start)
-        if turn:
-            for name, total in sums.items():
-                spent[name].append(total)
-    return {name: np.array(total) for name, total in spent.items()}
+    with torch.inference_mode():
+        for turn in range(ROUNDS + 1):
+            sums = dict.fromkeys(spent, 0.0)
+            for block in blocks:
+                q, k, v = block.inputs()
+                attentions = {
+                    "ours": (attention_of(options["positive"], block), options["positive"] | block.extra),
+                    "ours_both": (attention_of(options["both"], block), options["both"] | block.extra),
+                    "theirs": (theirs[block.address], options["positive"] | block.extra),
+                    "plain": (plain_attention, block.extra),
+                }
+                names = list(attentions)
+                # Whoever is first finds cold caches: another one each time.
+                for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                    attention, extra = attentions[name]
+                    start = time.perf_counter()
+                    attention(q, k, v, extra)
+                    sums[name] += 1000 * (time.perf_counter() - start)
+            # The first round projects K and V, and warms up.
+            if turn:
+                for name, total in sums.items():
+                    spent[name].append(total)
+    return {name: np.array(totals) for name, totals in spent.items()}
 
 
-def halvings(family: str, kind: str, number: int) -> int:
-    """By what the latent's sides are divided at a block."""
-    if family == "sd15":
-        return {"input": lambda n: 2 ** (n // 3), "output": lambda n: 2 ** (3 - n // 3), "middle": lambda n: 8}[kind](
-            number
-        )
-    return {"input": lambda n: 2 ** (n // 3), "output": lambda n: 2 ** (2 - n // 3), "middle": lambda n: 4}[kind](
-        number
-    )
+def attention_of(options: dict, block: Block) -> Callable:
+    return options["patches_replace"]["attn2"][block.address]
 
 
-def plain(q, k, v, extra):
+def plain_attention(q, k, v, extra):
     """The attention without anybody's patch, as ComfyUI calls it."""
     from comfy.ldm.modules.attention import optimized_attention
 
     return optimized_attention(q, k, v, extra["n_heads"], transformer_options=extra)
 
 
-def memory_of(module, run, call, blocks: list) -> dict[str, float]:
+def memory_of(run_module: ModuleType, options: dict, blocks: list[Block]) -> dict[str, float]:
     """Megabytes at fp16: what a run keeps on the device, the largest surplus in one block's attention, and both.
 
-    With torch's attention, which ComfyUI takes on most GPUs: that of the CPU makes large temporaries of its own.
+    options: of a model call whose K and V aren't on the device yet. With torch's attention, which ComfyUI takes on most
+    GPUs: that of the CPU makes large temporaries of its own.
     """
-    import torch
     from comfy.ldm.modules.attention import attention_pytorch
 
-    def plain_attention(q, k, v, extra):
+    def plain(q, k, v, extra):
         return attention_pytorch(q, k, v, extra["n_heads"])
 
-    chosen = module.optimized_attention
-    module.optimized_attention = attention_pytorch
+    chosen = run_module.optimized_attention
+    run_module.optimized_attention = attention_pytorch
     try:
+        stays = 0
         surplus = 0
-        for at, width, queries, extra, _ in blocks:
-            q, k, v = (torch.randn(2, n, width) for n in (queries, TEXT_TOKENS, TEXT_TOKENS))
-            ours = run.patch(at, None)
+        for block in blocks:
+            q, k, v = block.inputs()
+            extra = options | block.extra
+            attention = attention_of(options, block)
+            with live_memory() as first_call:
+                attention(q, k, v, extra)
+            stays += first_call.now
             peaks = []
-            ours(q, k, v, extra | {"prefgen_call": call})  # K and V come to the device
-            for attention in (ours, plain_attention):
+            for each in (attention, plain):
                 with live_memory() as alive:
-                    result = attention(q, k, v, extra | {"prefgen_call": call})
-                del result
+                    each(q, k, v, extra)
                 peaks.append(alive.peak)
             surplus = max(surplus, peaks[0] - peaks[1])
     finally:
-        module.optimized_attention = chosen
-    stored = sum(x.numel() * x.element_size() for pair in run._keys_values.values() for x in pair)
-    megabytes = {"held": stored / 2**21, "moment": surplus / 2**21, "all": (stored + surplus) / 2**21}  # fp32 to fp16
+        run_module.optimized_attention = chosen
+    # Measured in fp32, told in fp16: half of it.
+    megabytes = {"held": stays / 2**21, "moment": surplus / 2**21, "all": (stays + surplus) / 2**21}
     return {name: round(size, 2) for name, size in megabytes.items()}
 
 
@@ -274,16 +324,17 @@ def live_memory():
     class Live(TorchDispatchMode):
         def __init__(self):
             super().__init__()
-            self.now = self.peak = 0
+            self.now = 0
+            self.peak = 0
             self.alive: set[int] = set()
 
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+            arguments = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
             result = function(*args, **(kwargs or {}))
             for tensor in tree_leaves(result):
                 if isinstance(tensor, torch.Tensor):
                     storage = tensor.untyped_storage()
-                    if storage._cdata not in inputs and storage._cdata not in self.alive:
+                    if storage._cdata not in arguments and storage._cdata not in self.alive:
                         self.alive.add(storage._cdata)
                         self.now += storage.nbytes()
                         weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
@@ -297,22 +348,64 @@ def live_memory():
     return Live()
 
 
-def spread(values: np.ndarray, digits: int = 2) -> dict:
-    low, high = np.percentile(values, [10, 90])
-    return {
-        "median": round(float(np.median(values)), digits),
-        "p10_p90": [round(float(x), digits) for x in (low, high)],
-    }
+def page(rows: list[dict]) -> str:
+    """The section of docs/performance.md."""
+    words = (
+        "Milliseconds that a step takes longer in all cross-attention blocks that both packs "
+        "reach, with the same files and tokens; median and the middle 80 % of 12 rounds, in which "
+        "plain, ours and theirs take turns. IPAdapter_plus serves both halves and projects K and "
+        "V at every step; PrefGen projects them once a run and by default serves the half with "
+        "the prompt."
+    )
+    of_memory = (
+        "The share is of the default. More memory: K and V that the run keeps on the device, and the largest "
+        "surplus of living storages in one block's attention, counted by a dispatch mode with torch's "
+        "attention, at fp16. The adapter's own weights stay on the CPU in a run: "
+        "`tests/prefgen/comfy/test_cost.py` "
+        "counts that nothing touches them once K and V are projected, that in a whole run a model call reads "
+        "sigma once at most and nothing else is read, and how often a compiled UNet breaks its graph."
+    )
+    head = ["", "tokens", "ours", "ours, both halves", "theirs", "ours / theirs", "at most 1/3"]
+    times = table([*head, "both halves / theirs"], [time_row(*each) for each in measured(rows)])
+    head = ["", "tokens", "UNet step, s", "ours, share of it", "at most 3 %", "K and V, MB", "more memory, MB"]
+    memory = table([*head, "at most 20 MB", "both halves, MB"], [memory_row(*each) for each in measured(rows)])
+    runs = [
+        f"{NAMES[r['family']]}: {r['machine']}, {r['threads']} threads, load average before the start\n"
+        + f"{r['load_before']}, niceness {r['nice']}. {r['note']}".rstrip()
+        for r in rows
+    ]
+    command = "`PREFGEN_NEIGHBOURS=... python benchmarks/branch_cost.py sd15 sdxl`"
+    return "\n\n".join([command, wrapped(words), times, memory, wrapped(of_memory), *runs])
 
 
-def record(row: dict) -> None:
-    """Add or replace a row, then write the page anew."""
-    rows = json.loads(RECORD.read_text()) if RECORD.exists() else []
-    rows = sorted([r for r in rows if r["family"] != row["family"]] + [row], key=lambda r: r["family"])
-    RECORD.write_text(json.dumps(rows, indent=1) + "\n")
-    import performance_page
+def measured(rows: list[dict]) -> list[tuple[dict, str, dict]]:
+    """(row, tokens, what was measured with so many)."""
+    return [(row, tokens, figures) for row in rows for tokens, figures in row["tokens"].items()]
 
-    performance_page.write()
+
+def time_row(row: dict, tokens: str, figures: dict) -> list:
+    ratio = figures["ours_to_theirs"]
+    packs = [with_spread(figures[f"{name}_ms"]) for name in ("ours", "ours_both", "theirs")]
+    verdict = reached(ratio["median"] <= MOST_OF_THEIRS)
+    return [
+        NAMES[row["family"]],
+        tokens,
+        *packs,
+        with_spread(ratio),
+        verdict,
+        with_spread(figures["ours_both_to_theirs"]),
+    ]
+
+
+def memory_row(row: dict, tokens: str, figures: dict) -> list:
+    step = " and ".join(map(str, row.get("step_seconds", []))) or "not measured"
+    share = figures.get("share_of_step")
+    shares = ["-", "-"] if share is None else [f"{100 * share:.1f} %", reached(share <= MOST_OF_STEP)]
+    memory = figures["memory_mb"]["positive"]
+    return [NAMES[row["family"]], tokens, step, *shares, str(memory["held"]), str(memory["all"])] + [
+        reached(memory["all"] <= MOST_MEGABYTES),
+        str(figures["memory_mb"]["both"]["all"]),
+    ]
 
 
 if __name__ == "__main__":

@@ -11,19 +11,16 @@ docs/performance.md is written. Needs Linux (/proc) and, for SDXL, 20 GB of free
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import threading
 import time
 from pathlib import Path
 
-from agents_scale import descendants, machine, memory
+from processes import PeakMemory
+from records import machine, parser_of, publish, reached, wrapped
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from training.evaluation.tables import table
 
-RECORD = ROOT / "docs/performance-full-size.json"
 FAMILIES = {
     "sd15": {"pixels": 512, "adapter": "ip-adapter_sd15"},
     "sdxl": {"pixels": 1024, "adapter": "ip-adapter_sdxl_vit-h"},
@@ -33,12 +30,11 @@ WEIGHT = 0.8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python benchmarks/full_size.py", description=__doc__.splitlines()[0])
+    parser = parser_of(__file__, __doc__)
     parser.add_argument("families", nargs="+", choices=list(FAMILIES))
     parser.add_argument("--folder", type=Path, required=True, help="where models are kept and the server works")
     parser.add_argument("--pixels", type=int, help="another side of the picture, a multiple of 64")
     parser.add_argument("--write", action="store_true", help=argparse.SUPPRESS)  # the models, in a process of its own
-    parser.add_argument("--note", default="", help="what else ran on the machine")
     args = parser.parse_args()
     for family in args.families:
         if args.write:
@@ -50,8 +46,7 @@ def main() -> None:
         if code:
             raise SystemExit(f"The models of {family} could not be written to {args.folder}.")
         row = run(family, args.folder, args.pixels or FAMILIES[family]["pixels"]) | {"note": args.note}
-        record(row)
-        print(json.dumps(row, indent=1))
+        publish(args.out, "performance-full-size.json", row, ("family",), "Graphs at full size", page)
 
 
 def write_models(family: str, models: Path) -> None:
@@ -175,11 +170,11 @@ def run(family: str, folder: Path, pixels: int) -> dict:
     latents = {}
     with ComfyServer(find_comfyui(), folder) as server, server.client() as client:
         for name, weight in (("plain", None), ("weight 0", 0.0), ("user", WEIGHT)):
-            watch = Watch(server.process.pid)
+            peak = PeakMemory(server.process.pid)
             start = time.monotonic()
             client.run(graph_of(family, pixels, weight), seconds=3000)
             times[name] = round(time.monotonic() - start, 1)
-            peaks[name] = watch.stop()
+            peaks[name] = peak.stop()
             path = max((folder / "output" / family).glob(f"{weight}_*.latent"), key=lambda p: p.stat().st_mtime)
             latents[name] = load_file(str(path))["latent_tensor"].float()
     plain = latents["plain"]
@@ -199,34 +194,30 @@ def run(family: str, folder: Path, pixels: int) -> dict:
     }
 
 
-class Watch:
-    """The most memory that a process and its children hold, looked at four times a second."""
-
-    def __init__(self, pid: int):
-        self.pid = pid
-        self.peak = 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-        self._thread.start()
-
-    def _look(self) -> None:
-        while not self._done.wait(0.25):
-            self.peak = max(self.peak, sum(map(memory, descendants(self.pid))))
-
-    def stop(self) -> int:
-        self._done.set()
-        self._thread.join()
-        return self.peak
-
-
-def record(row: dict) -> None:
-    """Add or replace a row, then write the page anew."""
-    from performance_page import write
-
-    rows = json.loads(RECORD.read_text()) if RECORD.exists() else []
-    rows = sorted([r for r in rows if r["family"] != row["family"]] + [row], key=lambda r: r["family"])
-    RECORD.write_text(json.dumps(rows, indent=1) + "\n")
-    write()
+def page(rows: list[dict]) -> str:
+    """The section of docs/performance.md."""
+    words = (
+        "Checkpoints in the published layout with random weights (fp16), loaded by "
+        "CheckpointLoaderSimple on the real server; three graphs in a row, of which the first "
+        "loads the checkpoint and the second CLIP vision and the adapter (an IP-Adapter of the "
+        "published size with made-up weights), which the third still holds. Seconds are of whole "
+        "graphs, with loading, each run once beside other work: no measure of the branch's time."
+    )
+    head = ["", "picture", "steps", "without, s", "weight 0, s", "with user, s", "peak memory, GB"]
+    graphs = table(
+        [*head, "of it with user, GB", "weight 0 is plain", "change by the user"],
+        [
+            [r["family"], f"{r['pixels']} px", r["steps"], *map(str, r["seconds"].values())]
+            + [str(r["peak_memory_gb"][graph]) for graph in ("plain", "user")]
+            + [reached(r["weight_0_is_plain"]), f"{r['change']} of the latent's deviation"]
+            for r in rows
+        ],
+    )
+    runs = [
+        f"{r['family']}: {r['machine']}, load average before {r['load_before']}. {r['note']}".rstrip() for r in rows
+    ]
+    command = "`python benchmarks/full_size.py sd15 sdxl --folder DIR`"
+    return "\n\n".join([command, wrapped(words), graphs, *runs])
 
 
 if __name__ == "__main__":

@@ -9,20 +9,17 @@ docs/performance-mllm.json and, from it, a section of docs/performance.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from performance_page import write_section
+from records import parser_of, publish
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-RECORD = ROOT / "docs/performance-mllm.json"
+from training.evaluation.tables import table
+
 PICTURES = 21
 REPEATS = 2
 # A vision tower that does nearly all the work, 256 patches a picture, below a small decoder.
@@ -40,14 +37,14 @@ def main() -> None:
     from prefgen.compat import transformers_knows
     from tests.prefgen.tiny_mllms import FAMILIES
 
-    parser = argparse.ArgumentParser(prog="python benchmarks/mllm_history.py", description=__doc__.splitlines()[0])
+    parser = parser_of(__file__, __doc__)
     parser.add_argument("--family", choices=FAMILIES, action="append", help="one of the families; all if left out")
     args = parser.parse_args()
     for family in args.family or FAMILIES:
         if transformers_knows(FAMILIES[family][0]):
-            row = measure(family)
-            record(row)
-            print(json.dumps(row))
+            title = "One more picture for a preference MLLM"
+            row = measure(family) | {"note": args.note}
+            publish(args.out, "performance-mllm.json", row, ("family",), title, page, "families")
 
 
 def build(folder: Path, family: str) -> Path:
@@ -117,40 +114,32 @@ def fresh(loaded):
     return PreferenceMLLM(loaded.model, loaded.tokenizer, loaded.name, "bench", preprocessor)
 
 
-def record(row: dict) -> None:
-    """Add or replace a row, then write the page anew."""
-    rows = json.loads(RECORD.read_text())["families"] if RECORD.exists() else []
-    rows = [r for r in rows if r["family"] != row["family"]] + [row]
-    RECORD.write_text(json.dumps({"families": rows}, indent=1) + "\n")
-    write_section("One more picture for a preference MLLM", page(rows))
+def page(rows: list[dict]) -> str:
+    """The section of docs/performance.md."""
+    costs = table(
+        ["family", "tokens a picture", "21 from nothing, s", "of it vision", "the 21st, s", "share", "again, ms"],
+        [
+            [r["family"], r["tokens_a_picture"], str(r["whole_seconds"]), f"{r['vision_share']:.0%}"]
+            + [str(r["added_seconds"]), f"{r['added_share']:.1%}", str(r["again_milliseconds"])]
+            for r in rows
+        ],
+    )
+    runs = "\n".join(
+        f"- {r['family']}: transformers {r['transformers']}, {r['machine']}; load average at the end {r['load']}."
+        for r in rows
+    )
+    return f"""`python benchmarks/mllm_history.py`, record: `performance-mllm.json`. Random models of each family's
+real classes at sizes where the vision tower does most of the work. CPU time of one thread, the best of two.
 
+{costs}
 
-def page(rows: list[dict]) -> list[str]:
-    lines = [
-        "`python benchmarks/mllm_history.py`, record: `performance-mllm.json`. Random models of each family's",
-        "real classes at sizes where the vision tower does most of the work. CPU time of one thread, the best of two.",
-        "",
-        "| family | tokens a picture | 21 from nothing, s | of it vision | the 21st, s | share | again, ms |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        lines.append(
-            f"| {r['family']} | {r['tokens_a_picture']} | {r['whole_seconds']} | {r['vision_share']:.0%} "
-            f"| {r['added_seconds']} | {r['added_share']:.1%} | {r['again_milliseconds']} |"
-        )
-    lines += [
-        "",
-        "Image tokens are kept, the decoder reads the whole history again. Where the decoder is the larger part, as in",
-        "a 7B model with 729 tokens a picture (LLaVA-OneVision), one more picture costs nearly as much as all of them.",
-        "",
-        "How each was run:",
-        "",
-    ]
-    for r in rows:
-        lines.append(
-            f"- {r['family']}: transformers {r['transformers']}, {r['machine']}; load average at the end {r['load']}."
-        )
-    return lines
+Image tokens are kept, the decoder reads the whole history again. Where the decoder is the larger part, as in
+a 7B model with 729 tokens a picture (LLaVA-OneVision), one more picture costs nearly as much as all of them.
+
+How each was run:
+
+{runs}
+"""
 
 
 if __name__ == "__main__":

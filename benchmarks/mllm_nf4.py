@@ -6,12 +6,12 @@ python benchmarks/mllm_nf4.py        needs bitsandbytes and accelerate; prints t
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+import records  # noqa: F401  puts the repository on the path
+
+from training.evaluation.tables import table
 
 
 def main() -> None:
@@ -27,9 +27,8 @@ def main() -> None:
         for family, (model_type, *_) in FAMILIES.items():
             if transformers_knows(model_type):
                 folders[f"{family}, random"] = write_nf4_folder(Path(scratch) / family, family)
-        print("| MLLM | bf16 | nf4 in fp32 | nf4 in bf16 |\n|---|---|---|---|")
-        for name, folder in folders.items():
-            print(f"| {name} | " + " | ".join(f"{cosine:.4f}" for cosine in drift(folder)) + " |")
+        rows = [[name, *(f"{cosine:.4f}" for cosine in drift(folder))] for name, folder in folders.items()]
+        print(table(["MLLM", "bf16", "nf4 in fp32", "nf4 in bf16"], rows))
 
 
 def drift(folder: Path) -> list[float]:
@@ -40,12 +39,12 @@ def drift(folder: Path) -> list[float]:
     from prefgen.mllm.model import PreferenceMLLM
 
     histories = example_histories()
-    full = [PreferenceMLLM.load(folder).encode(history) for history in histories]
+    exact = [PreferenceMLLM.load(folder).encode(history) for history in histories]
     least = []
     for dtype, nf4 in ((torch.bfloat16, False), (torch.float32, True), (torch.bfloat16, True)):
         mllm = PreferenceMLLM.load(folder, dtype, nf4=nf4)
-        pairs = zip(full, map(mllm.encode, histories), strict=True)
-        least.append(min(float(cosine_similarity(read, expected, dim=-1).min()) for expected, read in pairs))
+        pairs = zip(map(mllm.encode, histories), exact, strict=True)
+        least.append(min(float(cosine_similarity(rounded, full, dim=-1).min()) for rounded, full in pairs))
     return least
 
 

@@ -21,28 +21,24 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from agents_scale import machine, watched
-from performance_page import write_section
+from processes import watched
+from records import machine, parser_of, reached, write_section
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from tests.training import pickapic_tables as planted
+from training.data.pickapic import rules, source
+from training.data.pickapic.graphs import on_cycles
+from training.data.schema import MIXED, normal_prompt, prompt_split, user_split
+from training.evaluation.tables import table
 
-from tests.training import pickapic_tables as planted  # noqa: E402
-from training.data.pickapic import rules, source  # noqa: E402
-from training.data.pickapic.graphs import on_cycles  # noqa: E402
-from training.data.schema import MIXED, normal_prompt, prompt_split, user_split  # noqa: E402
-
-RECORD = ROOT / "docs/performance-pickapic.json"
 BARS = {"seconds": 60, "peak_memory_mb": 1536, "times_faster": 5}
 ROUNDS = 3  # of each side in turn; the quickest counts, since others may use the machine
 COMPARED = ["user", "item", "picture", "verdict", "prompt", "split", "heldout"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python benchmarks/pickapic_scale.py", description=__doc__.splitlines()[0])
+    parser = parser_of(__file__, __doc__)
     parser.add_argument("--rows", type=int, default=planted.PUBLISHED_ROWS)
     parser.add_argument("--pictures", type=int, metavar="ROWS", help="measure rows with pictures instead")
-    parser.add_argument("--note", default="", help="what else ran on the machine")
     for part in ("--pandas", "--duckdb"):  # one side alone, in a process of its own
         parser.add_argument(part, type=Path, nargs=2, metavar=("SOURCE", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -53,19 +49,17 @@ def main() -> None:
     base = Path(tempfile.mkdtemp(prefix="pickapic-scale-"))
     try:
         if args.pictures:
-            new = {
-                "pictures": [
-                    with_pictures(rows, base) | {"note": args.note} for rows in (args.pictures // 4, args.pictures)
-                ]
-            }
+            sizes = (args.pictures // 4, args.pictures)
+            new = {"pictures": [with_pictures(rows, base) | {"note": args.note} for rows in sizes]}
         else:
             new = {"rows": measure(args.rows, base) | {"note": args.note}}
     finally:
         shutil.rmtree(base, ignore_errors=True)
     print(json.dumps(new, indent=1))
-    record = (json.loads(RECORD.read_text()) if RECORD.exists() else {}) | new
-    RECORD.write_text(json.dumps(record, indent=1) + "\n")
-    write_section("Cleaning Pick-a-Pic", page(record))
+    path = args.out / "performance-pickapic.json"
+    record = (json.loads(path.read_text()) if path.exists() else {}) | new
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    write_section(args.out / "performance.md", "Cleaning Pick-a-Pic", page(record))
 
 
 def measure(rows: int, base: Path) -> dict:
@@ -133,87 +127,71 @@ def with_pictures(rows: int, base: Path) -> dict:
     }
 
 
-def page(record: dict) -> list[str]:
-    """The record in words."""
-    lines = ["`python benchmarks/pickapic_scale.py`, record: `performance-pickapic.json`."]
-    lines += _rows(record["rows"]) if "rows" in record else []
-    lines += _pictures(record["pictures"]) if "pictures" in record else []
-    return lines
+def page(record: dict) -> str:
+    """The section of docs/performance.md."""
+    parts = ["`python benchmarks/pickapic_scale.py`, record: `performance-pickapic.json`."]
+    if "rows" in record:
+        parts.append(rows_section(record["rows"]))
+    if "pictures" in record:
+        parts.append(pictures_section(record["pictures"]))
+    return "\n\n".join(parts)
 
 
-def _where(row: dict) -> str:
+def rows_section(row: dict) -> str:
+    bars = [
+        ["seconds", str(row["seconds"]), f"at most {BARS['seconds']}", reached(row["seconds"] <= BARS["seconds"])],
+        ["peak memory, MB", row["peak_memory_mb"], f"at most {BARS['peak_memory_mb']}"]
+        + [reached(row["peak_memory_mb"] <= BARS["peak_memory_mb"])],
+        ["the rules: times faster than pandas", str(row["times_faster"]), f"at least {BARS['times_faster']}"]
+        + [reached(row["times_faster"] >= BARS["times_faster"])],
+    ]
+    sides = {
+        "`python -m training.data.pickapic SOURCE DIR`": "",
+        "its rules alone": "rules_",
+        "the same rules in pandas": "pandas_",
+    }
+    costs = [
+        [name, *(str(row[f"{prefix}{figure}"]) for figure in ("seconds", "cpu_seconds", "peak_memory_mb"))]
+        for name, prefix in sides.items()
+    ]
+    return f"""### Without pictures
+
+Rows without pictures, {row["rows"]:,} of them in the published schema ({row["source_mb"]} MB), with planted faults:
+{row["users"]:,} users, {row["pictures"]:,} pictures and {row["pairs"]:,} held-out pairs come out
+({row["output_mb"]} MB).
+
+{table(["", "measured", "bar", "met"], bars)}
+
+{table(["", "seconds", "CPU s", "peak memory, MB"], costs)}
+
+The command is measured whole, with its imports: rules, shards, index, list of what was dropped, data card, checksums.
+The rules alone, ours and in pandas, go from Parquet to the chosen pictures and the held-out pairs in memory, without
+imports: the quickest of {ROUNDS} runs each, in turn (ours {row["rounds_seconds"]["duckdb"]} s, pandas
+{row["rounds_seconds"]["pandas"]} s). Every picture, pair and count of the command and of pandas is asserted to be the
+same. `python -m training.data check DIR` takes {row["check_seconds"]} s.
+
+{machine_of(row)} Peak memory is the sum over all processes, shared pages counted once.
+
+{table(["rule", "dropped"], [[name, f"{count:,}"] for name, count in row["rules"].items()])}"""
+
+
+def pictures_section(rows: list[dict]) -> str:
+    names = ("rows", "looked_at", "source_mb", "seconds", "cpu_seconds", "pictures_per_second", "peak_memory_mb")
+    head = ["rows", "pictures", "source, MB", "seconds", "CPU s", "pictures/s", "peak memory, MB"]
+    kilobytes = 1024 * rows[-1]["source_mb"] / 2 / rows[-1]["rows"]
+    return f"""### With pictures
+
+`python benchmarks/pickapic_scale.py --pictures {rows[-1]["rows"]}`: the command whole, on soft JPEG of 512 pixels,
+about {kilobytes:.0f} KB each. Those of v2 have about 170 KB and decode more slowly.
+
+{table(head, [[f"{row[name]:,}" for name in names] for row in rows])}
+
+{machine_of(rows[-1])}"""
+
+
+def machine_of(row: dict) -> str:
     also = f" {row['note']}" if row["note"] else ""
     return f"{row['machine']}; load average before the start {row['load_before']}, niceness {row['nice']}.{also}"
-
-
-def _pictures(rows: list[dict]) -> list[str]:
-    names = ("rows", "looked_at", "source_mb", "seconds", "cpu_seconds", "pictures_per_second", "peak_memory_mb")
-    return [
-        "",
-        "### With pictures",
-        "",
-        f"`python benchmarks/pickapic_scale.py --pictures {rows[-1]['rows']}`: the command whole, on soft JPEG of 512 "
-        f"pixels, about {1024 * rows[-1]['source_mb'] / 2 / rows[-1]['rows']:.0f} KB each. Those of v2 have about 170 "
-        "KB and decode more slowly.",
-        "",
-        "| rows | pictures | source, MB | seconds | CPU s | pictures/s | peak memory, MB |",
-        "|---|---|---|---|---|---|---|",
-        *(f"| {' | '.join(f'{row[name]:,}' for name in names)} |" for row in rows),
-        "",
-        _where(rows[-1]),
-    ]
-
-
-def _rows(row: dict) -> list[str]:
-    bars = [
-        ("seconds", f"{row['seconds']}", f"at most {BARS['seconds']}", row["seconds"] <= BARS["seconds"]),
-        (
-            "peak memory, MB",
-            f"{row['peak_memory_mb']}",
-            f"at most {BARS['peak_memory_mb']}",
-            row["peak_memory_mb"] <= BARS["peak_memory_mb"],
-        ),
-        (
-            "the rules: times faster than pandas",
-            f"{row['times_faster']}",
-            f"at least {BARS['times_faster']}",
-            row["times_faster"] >= BARS["times_faster"],
-        ),
-    ]
-    lines = [
-        "",
-        "### Without pictures",
-        "",
-        f"Rows without pictures, {row['rows']:,} of them in the published schema ({row['source_mb']} MB), with planted "
-        f"faults: {row['users']:,} users, {row['pictures']:,} pictures and {row['pairs']:,} held-out pairs come out "
-        f"({row['output_mb']} MB).",
-        "",
-        "| | measured | bar | met |",
-        "|---|---|---|---|",
-        *(f"| {what} | {value} | {bar} | {'yes' if met else 'no'} |" for what, value, bar, met in bars),
-        "",
-        "| | seconds | CPU s | peak memory, MB |",
-        "|---|---|---|---|",
-        f"| `python -m training.data.pickapic SOURCE DIR` | {row['seconds']} | {row['cpu_seconds']} | "
-        f"{row['peak_memory_mb']} |",
-        f"| its rules alone | {row['rules_seconds']} | {row['rules_cpu_seconds']} | {row['rules_peak_memory_mb']} |",
-        f"| the same rules in pandas | {row['pandas_seconds']} | {row['pandas_cpu_seconds']} | "
-        f"{row['pandas_peak_memory_mb']} |",
-        "",
-        "The command is measured whole, with its imports: rules, shards, index, list of what was dropped, data card, "
-        "checksums. The rules alone, ours and in pandas, go from Parquet to the chosen pictures and the held-out pairs "
-        f"in memory, without imports: the quickest of {ROUNDS} runs each, in turn "
-        f"(ours {row['rounds_seconds']['duckdb']} s, pandas {row['rounds_seconds']['pandas']} s). Every picture, pair "
-        "and count of the command and of pandas is asserted to be the same. "
-        f"`python -m training.data check DIR` takes {row['check_seconds']} s.",
-        "",
-        _where(row) + " Peak memory is the sum over all processes, shared pages counted once.",
-        "",
-        "| rule | dropped |",
-        "|---|---|",
-        *(f"| {name} | {count:,} |" for name, count in row["rules"].items()),
-    ]
-    return lines
 
 
 def compare(ours: Path, theirs: Path) -> None:

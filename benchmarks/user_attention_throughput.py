@@ -26,13 +26,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from agents_scale import machine
-from performance_page import write_section
+from records import ROOT, machine, parser_of, publish, reached
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from training.evaluation.tables import table
 
-RECORD = ROOT / "docs/performance-training.json"
 BAR = 1.5
 # Our log has a line at step 0 and one at step 20.
 STEPS = 21
@@ -317,45 +314,53 @@ def median_split(rounds: list[dict]) -> dict[str, float]:
     return {name: round(float(np.median([r[name] for r in rounds])), 4) for name in rounds[0]}
 
 
-def page(rows: list[dict]) -> list[str]:
-    lines = [
+def page(rows: list[dict]) -> str:
+    """The section of docs/performance.md."""
+    about = __doc__.split("\n\n")[2].partition("Writes")[0].replace("\n", " ")
+    head = ["width", "px", "batch", "precision", "device, threads", "port, samples/s", "ours", "ratio (min to max)"]
+    parts = [
         "`python benchmarks/user_attention_throughput.py`, record: `performance-training.json`.",
-        "",
-        *textwrap.wrap(__doc__.split("\n\n")[2].partition("Writes")[0].replace("\n", " "), 116),
-        "",
+        textwrap.fill(about, 116),
         f"The bar is {BAR} times the port's samples a second. Width 1 is SD1.5 and CLIP ViT-H as published.",
-        "",
-        "| width | px | batch | precision | device, threads | port, samples/s | ours | ratio (min to max) | at least "
-        f"{BAR} | MFU |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        table([*head, f"at least {BAR}", "MFU"], map(rate_row, rows)),
     ]
     for row in rows:
-        ratio = row["ratio"]
-        rate = row["samples_per_second"]
-        reached = "yes" if ratio["median"] >= BAR else "**no**"
-        lines.append(
-            f"| {row['width']:g} | {row['pixels']} | {row['batch']} | {row['precision']} | {row['device']}, "
-            f"{row['threads']} | {rate['plain']} | {rate['ours']} | "
-            f"{ratio['median']} ({ratio['min']} to {ratio['max']}) | {reached} | {row.get('mfu', 'not run')} |"
-        )
-    for row in rows:
-        lines += ["", f"### Where a step's time goes: width {row['width']:g}, {row['pixels']} px, {row['device']}", ""]
-        lines += [
+        parts += [
+            f"### Where a step's time goes: width {row['width']:g}, {row['pixels']} px, {row['device']}",
             f"Median of {row['rounds']} rounds of {STEPS - 1} steps, in seconds. {row['machine']}; load average "
             f"{row['load']}: what is more than the threads is other work on the same cores.",
-            "",
-            "| | " + " | ".join(dict.fromkeys([*row["seconds"]["plain"], *row["seconds"]["ours"]])) + " |",
+            split_table(row["seconds"]),
         ]
-        names = dict.fromkeys([*row["seconds"]["plain"], *row["seconds"]["ours"]])
-        lines.append("|---" * (len(names) + 1) + "|")
-        for side in ("plain", "ours"):
-            cells = " | ".join(str(row["seconds"][side].get(name, "-")) for name in names)
-            lines.append(f"| {'the port' if side == 'plain' else side} | {cells} |")
-    return lines
+    return "\n\n".join(parts)
+
+
+def rate_row(row: dict) -> list:
+    ratio = row["ratio"]
+    rate = row["samples_per_second"]
+    return [
+        f"{row['width']:g}",
+        row["pixels"],
+        row["batch"],
+        row["precision"],
+        f"{row['device']}, {row['threads']}",
+    ] + [
+        str(rate["plain"]),
+        str(rate["ours"]),
+        f"{ratio['median']} ({ratio['min']} to {ratio['max']})",
+        reached(ratio["median"] >= BAR),
+        str(row.get("mfu", "not run")),
+    ]
+
+
+def split_table(seconds: dict[str, dict[str, float]]) -> str:
+    """Where a step's time goes, for both sides."""
+    names = list(dict.fromkeys([*seconds["plain"], *seconds["ours"]]))
+    sides = {"the port": seconds["plain"], "ours": seconds["ours"]}
+    return table(["", *names], [[label, *(str(side.get(n, "-")) for n in names)] for label, side in sides.items()])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__file__, __doc__)
     parser.add_argument("--width", type=float, default=0.25, help="share of the published channels: 0.25, 0.5 or 1")
     parser.add_argument("--pixels", type=int, default=256)
     parser.add_argument("--batch", type=int, default=1)
@@ -367,13 +372,10 @@ def main() -> None:
     if args.plain:
         print(json.dumps(plain(args.plain, args)))
         return
+    same = ("width", "pixels", "batch", "precision", "device")
     for entry in measure(args):
-        rows = json.loads(RECORD.read_text()) if RECORD.exists() else []
-        same = ("width", "pixels", "batch", "precision", "device")
-        rows = [row for row in rows if any(row[key] != entry[key] for key in same)] + [entry]
-        RECORD.write_text(json.dumps(rows, indent=1) + "\n")
-        write_section("Training the user branch", page(rows))
-        print(json.dumps(entry["ratio"]), flush=True)
+        row = entry | {"note": args.note}
+        publish(args.out, "performance-training.json", row, same, "Training the user branch", page)
 
 
 if __name__ == "__main__":
