@@ -26,13 +26,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from prefgen.atelier import captions
-from prefgen.atelier import users as world
+from prefgen.atelier import captions, users
 from prefgen.atelier.judge import load_judge
 from prefgen.pictures import read_picture
 from scripts import demo_sheet
-from scripts import graph as graphs
 from scripts.comfy_server import ROOT, ComfyClient, ComfyServer, GraphError, ServerError, exit_on_terminate, remove_base
+from scripts.graph import find, load, only, to_api
 from scripts.setup_env import SetupError, find_comfyui
 from training.common.statistics import bootstrap
 from training.evaluation.study.demo_output import (
@@ -48,7 +47,47 @@ WORKFLOW = ROOT / "workflows" / "prefgen_atelier.json"
 PROMPT_TITLE = "Prompt"
 PLAIN_TITLE = "Save without preference"
 USER_TITLE = "Save with preference"
-SHEET_USERS, SHEET_PROMPTS = 3, 3
+SHEET_USERS = 3
+SHEET_PROMPTS = 3
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """Run the demo, print its figures and return its report."""
+    words = sys.argv[1:] if arguments is None else arguments
+    options = parsed(words)
+    exit_on_terminate()
+    started = time.monotonic()
+    comfyui = find_comfyui()
+    people = unseen_users(options.users)
+    prompts = spread(captions.heldout_prompts(), options.prompts)
+    options.out.mkdir(parents=True, exist_ok=True)
+    base = Path(tempfile.mkdtemp(prefix="prefgen-demo-"))
+    fresh = Path(tempfile.mkdtemp(prefix=".pictures-", dir=options.out))
+    try:
+        print(f"{len(people)} unseen users, {len(prompts)} unseen prompts: rendering histories, starting ComfyUI ...")
+        shown = write_histories(base / "input" / "prefgen", people)
+        with ComfyServer(comfyui, base, threads=options.threads) as server, server.client() as client:
+            template = to_api(load(WORKFLOW), client.object_info())
+            jobs = plan(template, people, prompts, options.seed, options.steps)
+            pictures = make_pictures(client, jobs, fresh)
+        report = {
+            "users": len(people),
+            "prompts": len(prompts),
+            "seconds": 0.0,
+            **measure(pictures, people, prompts),
+            "seeds": sorted({job.seed for job in jobs}),
+            "command": "make demo" + (f" ARGS={shlex.quote(shlex.join(words))}" if words else ""),
+        }
+        demo_sheet.save_sheet(draw_sheet(people, shown, prompts, pictures, report), options.out / "sheet.png")
+        report["seconds"] = round(time.monotonic() - started, 1)
+        write_json(report, options.out / "report.json")
+        shutil.rmtree(options.out / "pictures", ignore_errors=True)
+        fresh.rename(options.out / "pictures")
+    finally:
+        remove_base(base)
+        shutil.rmtree(fresh, ignore_errors=True)
+    say(report, options.out)
+    return report
 
 
 @dataclass(frozen=True)
@@ -75,20 +114,20 @@ def seed_of(base: int, user: int, prompt: int) -> int:
 def fill(template: dict, *, text: str, seed: int, prefix: str, steps: int | None, history: str | None) -> dict:
     """The template with a prompt and a seed filled in, cut down to one branch: the one with a user if `history` names
     an entry of Load Preference History, else the plain one."""
-    output = graphs.find(template, "SaveImage", PLAIN_TITLE if history is None else USER_TITLE)
-    graph = graphs.only(template, [output])
-    graph[graphs.find(graph, "CLIPTextEncode", PROMPT_TITLE)]["inputs"]["text"] = text
+    output = find(template, "SaveImage", PLAIN_TITLE if history is None else USER_TITLE)
+    graph = only(template, [output])
+    graph[find(graph, "CLIPTextEncode", PROMPT_TITLE)]["inputs"]["text"] = text
     graph[output]["inputs"]["filename_prefix"] = prefix
-    sampler = graph[graphs.find(graph, "KSampler")]["inputs"]
+    sampler = graph[find(graph, "KSampler")]["inputs"]
     sampler["seed"] = seed
     if steps:
         sampler["steps"] = steps
     if history is not None:
-        graph[graphs.find(graph, "PrefGen_LoadPreferenceHistory")]["inputs"]["history"] = history
+        graph[find(graph, "PrefGen_LoadPreferenceHistory")]["inputs"]["history"] = history
     return graph
 
 
-def plan(template: dict, people: list[world.User], prompts: list[tuple], seed: int, steps: int | None) -> list[Job]:
+def plan(template: dict, people: list[users.User], prompts: list[tuple], seed: int, steps: int | None) -> list[Job]:
     """Every picture of the demo, in an order in which what one graph computed serves the next."""
     jobs = []
     for user, person in enumerate(people):
@@ -137,7 +176,7 @@ def summary(values: np.ndarray) -> dict:
     return {"mean": round(float(values.mean()), 4), "ci95": bootstrap(values.mean(1)), "n": int(values.size)}
 
 
-def measure(pictures: dict, people: list[world.User], prompts: list[tuple]) -> dict:
+def measure(pictures: dict, people: list[users.User], prompts: list[tuple]) -> dict:
     """Let the judge read every picture and sum up: alignment, its differences, and how often the subject is there."""
     keys = list(pictures)
     readings = dict(zip(keys, load_judge().read(np.stack([pictures[key] for key in keys])), strict=True))
@@ -145,7 +184,7 @@ def measure(pictures: dict, people: list[world.User], prompts: list[tuple]) -> d
     alignment = {condition: np.zeros(shape) for condition in CONDITIONS}
     subject = {condition: np.zeros(shape) for condition in CONDITIONS}
     for (user, prompt, condition), reading in readings.items():
-        alignment[condition][user, prompt] = world.alignment(reading["attributes"], people[user])
+        alignment[condition][user, prompt] = users.alignment(reading["attributes"], people[user])
         subject[condition][user, prompt] = reading["subject"] == prompts[prompt][0]
     gain = alignment["prefgen"].mean() - alignment["none"].mean()
     ceiling = alignment["oracle"].mean() - alignment["none"].mean()
@@ -160,17 +199,17 @@ def measure(pictures: dict, people: list[world.User], prompts: list[tuple]) -> d
     }
 
 
-def in_words(attributes: world.Pairs) -> str:
+def in_words(attributes: users.Pairs) -> str:
     """A user's attributes as the words that an enriched caption uses."""
     return ", ".join(captions.taste_phrases(dict(attributes)))
 
 
 def draw_sheet(
-    people: list[world.User], shown: list, prompts: list[tuple], pictures: dict, report: dict
+    people: list[users.User], shown: list, prompts: list[tuple], pictures: dict, report: dict
 ) -> Image.Image:
     """The sheet of the first users and prompts."""
-    names = {number: name.title() for name, number in world.EXAMPLE_USERS.items()}
-    users = []
+    names = {number: name.title() for name, number in users.EXAMPLE_USERS.items()}
+    blocks = []
     for index, person in enumerate(people[:SHEET_USERS]):
         rows = [
             demo_sheet.SheetRow(
@@ -180,7 +219,7 @@ def draw_sheet(
             for prompt in range(min(SHEET_PROMPTS, len(prompts)))
         ]
         liked, disliked = shown[index]
-        users.append(
+        blocks.append(
             demo_sheet.SheetUser(
                 name=names.get(person.id, f"User {index + 1}"),
                 likes=in_words(person.tastes[0].liked),
@@ -204,7 +243,7 @@ def draw_sheet(
         "Share of the user's liked attributes in the picture, less the share of disliked ones.",
     ]
     return demo_sheet.draw_sheet(
-        users,
+        blocks,
         "The same prompt, leaning to each user's taste",
         "Users and prompts that no training stage saw. In a row, every picture has the same prompt and the same seed.",
         footer,
@@ -217,60 +256,12 @@ def write_json(content: dict, path: Path) -> None:
     partial.replace(path)
 
 
-def main(arguments: list[str] | None = None) -> dict:
-    """Run the demo, print its figures and return its report."""
-    parser = argparse.ArgumentParser(prog="make demo", description="Measure PrefGen end to end (options in ARGS=...)")
-    parser.add_argument("--users", type=int, default=18, help="how many unseen users (default: 18)")
-    parser.add_argument("--prompts", type=int, default=4, help="how many unseen prompts each (default: 4)")
-    parser.add_argument("--steps", type=int, help="sampling steps (default: what the graph says)")
-    parser.add_argument("--seed", type=int, default=20_000, help="first seed (default: 20000)")
-    parser.add_argument("--out", type=Path, default=ROOT / "output" / "demo", help="where sheet and report go")
-    parser.add_argument("--threads", type=int, help="CPU threads for the server (default: torch's own choice)")
-    given = sys.argv[1:] if arguments is None else arguments
-    options = parser.parse_args(given)
-    if options.users < 2 or options.prompts < 1:
-        parser.error("at least 2 users (one user's preference is tried on the other) and 1 prompt are needed")
-
-    exit_on_terminate()
-    started = time.monotonic()
-    comfyui = find_comfyui()
-    people = unseen_users(options.users)
-    prompts = spread(captions.heldout_prompts(), options.prompts)
-    options.out.mkdir(parents=True, exist_ok=True)
-    base = Path(tempfile.mkdtemp(prefix="prefgen-demo-"))
-    fresh = Path(tempfile.mkdtemp(prefix=".pictures-", dir=options.out))
-    try:
-        print(f"{len(people)} unseen users, {len(prompts)} unseen prompts: rendering histories, starting ComfyUI ...")
-        shown = write_histories(base / "input" / "prefgen", people)
-        with ComfyServer(comfyui, base, threads=options.threads) as server, server.client() as client:
-            template = graphs.to_api(graphs.load(WORKFLOW), client.object_info())
-            jobs = plan(template, people, prompts, options.seed, options.steps)
-            pictures = make_pictures(client, jobs, fresh)
-        report = {
-            "users": len(people),
-            "prompts": len(prompts),
-            "seconds": 0.0,
-            **measure(pictures, people, prompts),
-            "seeds": sorted({job.seed for job in jobs}),
-            "command": "make demo" + (f" ARGS={shlex.quote(shlex.join(given))}" if given else ""),
-        }
-        demo_sheet.save_sheet(draw_sheet(people, shown, prompts, pictures, report), options.out / "sheet.png")
-        report["seconds"] = round(time.monotonic() - started, 1)
-        write_json(report, options.out / "report.json")
-        shutil.rmtree(options.out / "pictures", ignore_errors=True)
-        fresh.rename(options.out / "pictures")
-    finally:
-        remove_base(base)
-        shutil.rmtree(fresh, ignore_errors=True)
-    say(report, options.out)
-    return report
-
-
 def say(report: dict, out: Path) -> None:
     """Print the numbers and where the files lie."""
     print()
     for condition in CONDITIONS:
-        entry, subject = report["alignment"][condition], report["subject_accuracy"][condition]
+        entry = report["alignment"][condition]
+        subject = report["subject_accuracy"][condition]
         low, high = entry["ci95"]
         print(
             f"  {condition:<11} alignment {entry['mean']:+.3f}  [{low:+.3f}, {high:+.3f}]"
@@ -278,6 +269,21 @@ def say(report: dict, out: Path) -> None:
         )
     print(f"  gain share (prefgen - none) / (oracle - none): {report['gain_share']}")
     print(f"  {report['seconds']:.0f} s;  {out / 'sheet.png'}  {out / 'report.json'}")
+
+
+def parsed(words: list[str]) -> argparse.Namespace:
+    """The options of a command line."""
+    parser = argparse.ArgumentParser(prog="make demo", description="Measure PrefGen end to end (options in ARGS=...)")
+    parser.add_argument("--users", type=int, default=18, help="how many unseen users (default: 18)")
+    parser.add_argument("--prompts", type=int, default=4, help="how many unseen prompts each (default: 4)")
+    parser.add_argument("--steps", type=int, help="sampling steps (default: what the graph says)")
+    parser.add_argument("--seed", type=int, default=20_000, help="first seed (default: 20000)")
+    parser.add_argument("--out", type=Path, default=ROOT / "output" / "demo", help="where sheet and report go")
+    parser.add_argument("--threads", type=int, help="CPU threads for the server (default: torch's own choice)")
+    options = parser.parse_args(words)
+    if options.users < 2 or options.prompts < 1:
+        parser.error("at least 2 users (one user's preference is tried on the other) and 1 prompt are needed")
+    return options
 
 
 if __name__ == "__main__":

@@ -18,8 +18,13 @@ HEADER_HEIGHT = 132
 USER_HEADER = 74
 FOOTER_HEIGHT = 74
 
-PAPER, INK, FAINT, RULE = "#fbfaf6", "#23262b", "#7b7f86", "#dedbd2"
-LIKED, DISLIKED, ACCENT = "#2f9e62", "#d1495b", "#e7f3ea"
+PAPER = "#fbfaf6"
+INK = "#23262b"
+FAINT = "#7b7f86"
+RULE = "#dedbd2"
+LIKED = "#2f9e62"
+DISLIKED = "#d1495b"
+ACCENT = "#e7f3ea"
 COLUMNS = ("without preference", "with their preference", "with another user's")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from prefgen.atelier import users as world
+from prefgen.atelier import users
 from prefgen.atelier.renderer import render
 
 CONDITIONS = ("none", "mismatched", "prefgen", "oracle")
@@ -28,12 +28,12 @@ def picture_prefix(user: int, prompt: int, condition: str) -> str:
     return f"user{user:02d}/prompt{prompt:02d}_{condition}"
 
 
-def unseen_users(count: int) -> list[world.User]:
+def unseen_users(count: int) -> list[users.User]:
     """`count` users of the test split: the bundled examples, who are on the sheet, then the others by number."""
-    numbers = list(world.EXAMPLE_USERS.values())
-    others = (number for number in itertools.count() if world.split(number) == "test" and number not in numbers)
+    numbers = list(users.EXAMPLE_USERS.values())
+    others = (number for number in itertools.count() if users.split(number) == "test" and number not in numbers)
     numbers += itertools.islice(others, max(0, count - len(numbers)))
-    return [world.user(number) for number in numbers[:count]]
+    return [users.user(number) for number in numbers[:count]]
 
 
 def spread(items: list, count: int) -> list:
@@ -41,7 +41,7 @@ def spread(items: list, count: int) -> list:
     return [items[index * len(items) // count] for index in range(count)] if count < len(items) else list(items)
 
 
-def write_histories(folder: Path, people: list[world.User]) -> list[tuple[list[Image.Image], list[Image.Image]]]:
+def write_histories(folder: Path, people: list[users.User]) -> list[tuple[list[Image.Image], list[Image.Image]]]:
     """Render every user's history to `folder`/<name>/{liked,disliked}/NN.png, as an artist would lay pictures down.
 
     Returns the (liked, disliked) pictures of each user.
@@ -49,7 +49,7 @@ def write_histories(folder: Path, people: list[world.User]) -> list[tuple[list[I
     shown = []
     for index, person in enumerate(people):
         pictures = {"liked": [], "disliked": []}
-        for example in world.history(person, LIKED, DISLIKED, HISTORY_SEED):
+        for example in users.history(person, LIKED, DISLIKED, HISTORY_SEED):
             pictures["liked" if example.liked else "disliked"].append(Image.fromarray(render(example.scene)))
         for verdict, images in pictures.items():
             target = folder / history_name(index) / verdict
