@@ -21,7 +21,8 @@ from .files import file_sha256, file_state
 
 FORMAT_VERSION = 1
 FAMILY_NAMES = {"atelier": "the atelier", "sd15": "SD1.5", "sd2": "SD2", "sdxl": "SDXL", "sdxl_refiner": "SDXL refiner"}
-FAMILY_OF_WIDTH = {768: "sd15", 1024: "sd2", 1280: "sdxl_refiner", 2048: "sdxl"}  # by the width of the text states
+# By the width of the text states, which is all that an IP-Adapter file says of its UNet.
+FAMILY_OF_WIDTH = {768: "sd15", 1024: "sd2", 1280: "sdxl_refiner", 2048: "sdxl"}
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class UserProjection(nn.Module):
         super().__init__()
         self.tokens = tokens
         self.cross_attention_dim = cross_attention_dim
+        # diffusers works the ratio of the two out of the shapes, as a whole number.
         hidden = hidden or 2 * width
         self.proj = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, tokens * cross_attention_dim))
         self.norm = nn.LayerNorm(cross_attention_dim)

@@ -17,7 +17,8 @@ from torch import nn
 from .errors import AdapterError
 
 AGAIN = "Download or export it again."
-OTHER_PREFIX = "adapter_modules."  # what some converters write for `ip_adapter.`
+# What some converters write for `ip_adapter.`.
+OTHER_PREFIX = "adapter_modules."
 WEIGHTS = ("image_proj.", "ip_adapter.", OTHER_PREFIX, "prefgen.aligner.", "prefgen.sem_norm.", "prefgen.core_norm.")
 # safetensors' names of the dtypes that torch casts to fp32 value by value. Whole numbers, and the scales of F8_E8M0,
 # are weights only together with what else a quantiser wrote.
@@ -27,7 +28,8 @@ SCALES = re.compile(
     r"(^|\.)(scaled_fp8|comfy_quant|scale_weight|scale_input|(weight|input)_scale\w*|absmax|quant_map|quant_state\..*"
     r"|SCB|scales|qweight|qzeros)$"
 )
-LARGEST_HEADER = 100_000_000  # bytes; safetensors reads no larger one
+# Bytes; safetensors reads no larger one.
+LARGEST_HEADER = 100_000_000
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, str]]:

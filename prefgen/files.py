@@ -25,7 +25,8 @@ SYSTEM_NAMES = {
     "system volume information",
 }
 WINDOWS_ATTRIBUTES = stat.FILE_ATTRIBUTE_HIDDEN | stat.FILE_ATTRIBUTE_SYSTEM
-BYTE_ORDER_MARKS = (  # UTF-32's begins like UTF-16's, so it is looked for first
+# UTF-32's begins like UTF-16's, so it is looked for first.
+BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -87,7 +88,8 @@ def read_text(path: str | os.PathLike) -> str:
         text = data.decode(marked_encoding(data) or "utf-8")
     except UnicodeDecodeError as error:
         raise TextError(f"{path} isn't UTF-8 text: open it in an editor and save it as UTF-8.") from error
-    if "\0" in text:  # UTF-16 without its mark reads as UTF-8 with a zero after every letter
+    # UTF-16 without its mark reads as UTF-8 with a zero after every letter.
+    if "\0" in text:
         raise TextError(f"{path} isn't UTF-8 text: open it in an editor and save it as UTF-8.")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -98,7 +100,8 @@ def guessed_text(data: bytes) -> str:
     nothing is replaced by U+FFFD, so this never raises."""
     encoding = marked_encoding(data)
     if encoding is None and b"\0" in data:
-        big_endian = data[::2].count(0) >= data[1::2].count(0)  # a Latin letter's high byte, the first one, is zero
+        # The zeros are the high bytes of Latin letters, and big endian puts them first.
+        big_endian = data[::2].count(0) >= data[1::2].count(0)
         encoding = "utf-16-be" if big_endian else "utf-16-le"
     if encoding is None:
         try:

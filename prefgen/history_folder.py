@@ -16,7 +16,8 @@ from .files import guessed_text, is_hidden
 from .pictures import PictureError, picture_suffixes, printable, read_picture
 
 VERDICTS = ("liked", "disliked")
-NAMED = 5  # of the pictures that can't be read, so many are named where none can
+# How many unreadable pictures are named where none can be read.
+NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,8 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 def _time(file: Path) -> int:
     try:
         return file.stat().st_mtime_ns
-    except OSError:  # a link to nowhere
+    except OSError:
+        # A link to nowhere: the oldest, and refused by name when it is read.
         return 0
 
 

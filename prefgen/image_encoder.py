@@ -18,7 +18,8 @@ DINO = "DINO"
 # How transformers and ComfyUI name a CLIP's image side.
 PREFIX = "vision_model."
 PROJECTION = "visual_projection."
-SAMPLED = 4096  # values of each tensor
+# So many values of each tensor go into the digest.
+SAMPLED = 4096
 
 
 def described(state: Mapping[str, torch.Tensor]) -> dict:

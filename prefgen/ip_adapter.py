@@ -32,8 +32,10 @@ ENCODERS = {
     EMBEDDING: {768: "CLIP ViT-L", 1024: "CLIP ViT-H", 1280: "CLIP ViT-bigG"},
     STATES: {1024: "CLIP ViT-L", 1280: "CLIP ViT-H", 1664: "CLIP ViT-bigG"},
 }
-HEAD_WIDTH = 64  # of every published resampler
-FACE_WIDTH = 512  # InsightFace's embedding; no CLIP vision model has this width
+# Of every published resampler; the file doesn't say it.
+HEAD_WIDTH = 64
+# InsightFace's embedding; no CLIP vision model has this width.
+FACE_WIDTH = 512
 PROJECTION = "image_proj."
 BRANCH = "ip_adapter."
 # One weight of each layout's projection that the others don't have: base, plus, full face.

@@ -20,4 +20,5 @@ class LeastRecentlyUsed(OrderedDict):
         super().__setitem__(key, value)
         self.move_to_end(key)
         while len(self) > self.size:
-            del self[next(iter(self))]  # Python 3.10's popitem reads the entry, which would make it the newest
+            # Python 3.10's popitem reads the entry, which would make it the newest.
+            del self[next(iter(self))]

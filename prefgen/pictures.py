@@ -30,7 +30,8 @@ from .picture_modes import as_seen, stored_depth
 
 LONG_SIDE = 1024  # pixels; what a history keeps of a picture
 DRAFT = 2  # a JPEG is decoded at this many times that size or more
-MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit, which other packs switch off for the whole process
+# Pillow's own limit, which other packs switch off for the whole process.
+MAX_PIXELS = 2 * 89_478_485
 # Decoders for bytes of strangers (published data sets), where no other one is tried.
 PUBLISHED = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 
@@ -43,7 +44,8 @@ FOREIGN = RAW | set(".ai .avif .emf .eps .exr .hdr .heic .heif .hif .jp2 .jxl .j
 FOREIGN |= set(".tif .tiff .webp .wmf .xcf".split())
 CONVERT = "save it as PNG or JPEG, or remove it"
 
-TURNS = {  # EXIF 2.3, tag 274: how the stored picture is to be turned
+# EXIF 2.3, tag 274: how the stored picture is to be turned.
+TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -54,8 +56,10 @@ TURNS = {  # EXIF 2.3, tag 274: how the stored picture is to be turned
 }
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-PNG_ORIENTATION = (b"XML:com.adobe.xmp", b"Raw profile type exif")  # keywords of texts that may hold it
-MAX_PNG_TEXT = 1 << 19  # bytes, unpacked; Pillow refuses a picture for a text or profile of more than 1 MiB
+# Keywords of the texts that may hold an orientation.
+PNG_ORIENTATION = (b"XML:com.adobe.xmp", b"Raw profile type exif")
+# Bytes, unpacked; Pillow refuses a picture for a text or profile of more than 1 MiB.
+MAX_PNG_TEXT = 1 << 19
 
 
 class PictureError(MendableError, ValueError):
@@ -105,7 +109,8 @@ def open_picture(
     opened = None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pictures and of odd metadata: what matters is checked here
+            # Of large pictures and of odd metadata: what matters is checked here.
+            warnings.simplefilter("ignore")
             opened = _stream(source)
             tried = [form for form in picture_formats() if formats is None or form in formats]
             with Image.open(_without_texts(opened), formats=tried) as image:
@@ -238,9 +243,11 @@ def _stream(source) -> BinaryIO:
         return source
     suffix = Path(source).suffix.lower()
     mode = Path(source).stat().st_mode
-    if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
+    # Opening a pipe would wait for ever.
+    if not stat.S_ISREG(mode):
         raise PictureError(name_of(source), "it is a folder" if stat.S_ISDIR(mode) else "it isn't a file")
-    if suffix in RAW and suffix not in Image.registered_extensions():  # of a pack that reads them
+    # Registered, a pack that reads them is installed.
+    if suffix in RAW and suffix not in Image.registered_extensions():
         raise PictureError(name_of(source), "it is a camera's raw file", CONVERT)
     return open(source, "rb")
 

@@ -70,7 +70,8 @@ UNET_CONFIG = {
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     "cross_attention_dim": 128,
     "norm_num_groups": 16,
-    "attention_head_dim": 4,  # diffusers' historical name for the number of heads
+    # diffusers' historical name for the number of heads.
+    "attention_head_dim": 4,
 }
 # CLIP's tower once more: the MLLM's vision tower starts from its weights.
 MLLM_VISION_CONFIG = {key: value for key, value in CLIP_VISION_CONFIG.items() if key != "projection_dim"}

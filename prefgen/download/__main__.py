@@ -17,7 +17,8 @@ from pathlib import Path
 
 if __package__:
     from .fetch import DownloadError, FileSet, fetch, load_sets
-else:  # run by this folder's path: an embedded Python looks for no module in the current folder
+else:
+    # Run by this folder's path: an embedded Python looks for no module in the current folder.
     from fetch import DownloadError, FileSet, fetch, load_sets  # type: ignore[import-not-found, no-redef]
 
 PACK = Path(__file__).resolve().parents[2]
@@ -55,7 +56,8 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="ComfyUI's models folder")
     parser.add_argument("--sets", type=Path, help="another list of sets, in the layout of sets.json")
     args = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
+    # A shell starts background jobs with it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         sets = load_sets(args.sets)
         if args.name is None:

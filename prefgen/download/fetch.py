@@ -19,7 +19,8 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 SETS = Path(__file__).with_name("sets.json")
-STAGING = ".prefgen-download"  # in the models folder; gone when nothing is half there
+# In the models folder, so that a finished file is renamed and not copied; gone when nothing is half there.
+STAGING = ".prefgen-download"
 SPARE = 256 << 20  # bytes that a disk keeps free
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds
@@ -150,7 +151,8 @@ def _part(file: PinnedFile) -> str:
 
 def _download(file_set: FileSet, file: PinnedFile, staging: Path) -> Path:
     """The file in the staging folder, from where an earlier run broke off: the hub's own client begins anew."""
-    from huggingface_hub import constants, hf_hub_url  # ComfyUI brings it; HF_ENDPOINT names another hub
+    # ComfyUI brings it; HF_ENDPOINT names another hub.
+    from huggingface_hub import constants, hf_hub_url
 
     name = f"{file.path} of {file_set.repository}"
     if constants.HF_HUB_OFFLINE:
@@ -171,7 +173,8 @@ def _download(file_set: FileSet, file: PinnedFile, staging: Path) -> Path:
     except URLError as error:
         raise DownloadError(f"{name} can't be reached ({error.reason}): is there a network?") from error
     except (OSError, HTTPException) as error:
-        if getattr(error, "filename", None):  # the part itself, not the network
+        # The part itself, not the network.
+        if getattr(error, "filename", None):
             raise
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason = f"{staging} is full: make room and" if full else f"the connection broke off ({error}):"

@@ -16,9 +16,11 @@ from .families import SUPPORTED, family_of
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-NF4_BYTES = 0.56  # a weight, with its share of the scales
+# Of a weight: 4 bits, and a 32-bit scale for each block of 64 (QLoRA, arXiv 2305.14314).
+NF4_BYTES = 0.56
 UNPACKED = ("embed", "lm_head", *VISION_PARTS)
-HEADER_LIMIT = 100 * 2**20  # bytes; safetensors' own limit
+# Bytes; safetensors' own limit.
+HEADER_LIMIT = 100 * 2**20
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 
 
@@ -80,7 +82,8 @@ def _check_weights(folder: Path) -> None:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise MLLMError(f"The MLLM folder {folder.name} lacks {missing[0]}{more}: download what is missing.")
     waiting = foreign.unfinished(folder)
-    if waiting and waiting.lower().endswith(".aria2"):  # aria2 makes a file as long as it will be, of zeros
+    # aria2 makes a file as long as it will be, of zeros, so that its header is there and wrong.
+    if waiting and waiting.lower().endswith(".aria2"):
         raise MLLMError(foreign.without_weights(folder))
     if WEIGHTS not in present and not (folder / INDEX).is_file():
         rather = INDEX if any(SHARD.search(name) for name in present) else WEIGHTS

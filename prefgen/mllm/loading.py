@@ -21,7 +21,8 @@ def load_tokenizer(folder: Path):
 
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # a missing file is an OSError, a ValueError or a KeyError, by version
+    except Exception as error:
+        # A missing file is an OSError, a ValueError or a KeyError, by version.
         refuse(_damaged_tokenizer(folder))
         reason = _first_line(error)
         for package in ("sentencepiece", "tiktoken", "protobuf"):
@@ -45,7 +46,8 @@ def load_model(folder: Path, dtype: torch.dtype, nf4_device: str | None):
     """The folder's model. Raises MLLMError with one sentence."""
     try:
         return load_image_text_to_text(folder, dtype, nf4_device)
-    except Exception as error:  # transformers and safetensors raise many kinds for a broken folder
+    except Exception as error:
+        # transformers and safetensors raise many kinds for a broken folder.
         if out_of_memory(error):
             raise MLLMError(
                 f"Memory ran out while {folder.name} was loaded: close other programs, choose precision bf16, or a "

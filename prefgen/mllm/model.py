@@ -24,7 +24,8 @@ from .reading import chat_template_of, check_conversation, preprocessor_of, read
 
 BATCH = 8  # pictures that go through the vision tower together
 CACHED_PICTURES = 512
-CACHED_BYTES = 2**30  # of image tokens; large models give several MB a picture
+# Of image tokens: large models give several MB a picture.
+CACHED_BYTES = 2**30
 CACHED_HISTORIES = 256
 ANSWER_TOKENS = 128
 

@@ -78,7 +78,8 @@ def check_conversation(mllm) -> None:
         text = mllm.conversation([(True, "a boat"), (False, "")], CLOSING_QUESTION)
     except ImportError as error:
         raise MLLMError(f"The chat template of {mllm.name} needs jinja2: pip install jinja2.") from error
-    except Exception as error:  # a template is a program, and raises what it likes
+    except Exception as error:
+        # A template is a program, and raises what it likes.
         raise MLLMError(_for_text_alone(mllm.name)) from error
     expected = [image_token, "liked (a boat)", image_token, "disliked", CLOSING_QUESTION]
     in_order = re.search(".*?".join(map(re.escape, expected)), text, re.DOTALL)
