@@ -54,6 +54,16 @@ class AdapterHeader:
         """C + D + I, the width of e_u."""
         return self.semantic_width + self.core_width + self.image_width
 
+    @property
+    def sem_layers(self) -> list[int]:
+        """The layers of H that e_sem is. KeyError for an image-only adapter."""
+        return (self.mllm or {})["sem_layers"]
+
+    @property
+    def core_layer(self) -> int:
+        """The layer of H that e_core is. KeyError for an image-only adapter."""
+        return (self.mllm or {})["core_layer"]
+
 
 @dataclass(frozen=True)
 class AdapterFile:
@@ -145,11 +155,11 @@ class UserAdapter(nn.Module):
 
     def semantic(self, hidden: torch.Tensor) -> torch.Tensor:
         """ĕ_sem [B, C] from H [B, layers, D]."""
-        return semantic_part(self.aligner, self.sem_norm(hidden[:, self.header.mllm["sem_layers"]]))
+        return semantic_part(self.aligner, self.sem_norm(hidden[:, self.header.sem_layers]))
 
     def core(self, hidden: torch.Tensor) -> torch.Tensor:
         """e_core [B, D] from H [B, layers, D]."""
-        return core_part(self.core_norm(hidden[:, [self.header.mllm["core_layer"]]]))
+        return core_part(self.core_norm(hidden[:, [self.header.core_layer]]))
 
     def user_tokens(self, vector: torch.Tensor) -> torch.Tensor:
         """[B, C + D + I] -> [B, N, X]."""

@@ -88,11 +88,14 @@ def _fuse_pictures(
     if adapter.reads == STATES:
         liked = encoded.image_states_liked
         disliked = encoded.image_states_disliked
-        no_picture = encoded.image_states_none.float()
+        no_picture = encoded.image_states_none
     else:
         liked = encoded.image_embed_liked
         disliked = encoded.image_embed_disliked
-        no_picture = torch.zeros(liked.shape[1:])
+        no_picture = None if liked is None else torch.zeros(liked.shape[1:])
+    # `check_encoded` has seen to both.
+    assert liked is not None and no_picture is not None
+    no_picture = no_picture.float()
     user, negative = pool_pictures(liked, disliked, pooling, push)
     if image != 1:
         user = torch.lerp(no_picture.expand_as(user), user, image)

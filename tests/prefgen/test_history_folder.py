@@ -156,7 +156,7 @@ def test_where_nothing_liked_can_be_read_one_sentence_says_so(folder, count, one
     with pytest.raises(ValueError) as raised:
         PreferenceHistory.from_folder(folder)
     assert "00.png" in one_sentence(raised) or "11.png" in str(raised.value)
-    assert "ada" in str(raised.value) and "no picture" in str(raised.value)
+    assert "ada" in str(raised.value) and "isn't a picture" in str(raised.value)
 
 
 def test_reading_shows_progress_and_stops_at_an_interrupt(folder):

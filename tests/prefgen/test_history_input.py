@@ -82,7 +82,7 @@ def test_nothing_liked_is_one_sentence(disliked, one_sentence):
 def test_what_is_no_picture_is_refused(shape, one_sentence):
     with pytest.raises(ValueError) as raised:
         PreferenceHistory.from_images([torch.zeros(shape)])
-    assert "no picture" in one_sentence(raised)
+    assert "that of a picture" in one_sentence(raised)
 
 
 @pytest.mark.parametrize(("liked", "disliked"), [(100, 0), (100, 10), (60, 60), (1, 100)])

@@ -340,8 +340,8 @@ def test_every_damage_is_a_picture_or_one_sentence(one_sentence):
         (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
         (b"\xff\x0a" + bytes(40), "JPEG XL"),
         (b"<?xml version='1.0'?><svg/>", "SVG"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n", "no picture"),
-        (b"likes boats", "no picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n", "isn't a picture"),
+        (b"likes boats", "isn't a picture"),
     ],
 )
 def test_what_is_no_picture_is_called_what_it_is(tmp_path, content, words, one_sentence):
