@@ -159,7 +159,7 @@ def test_a_picture_that_cannot_be_read_is_named_on_the_node_and_the_graph_runs_w
     client.wait(client.queue(graph), on_event=lambda kind, data: kind == "progress_text" and shown.append(data))
     (said,) = shown
     assert said["node"] == graphs.find(graph, HISTORY)
-    assert "bad.jpg in torn/liked" in said["text"] and "no picture" in said["text"]
+    assert "bad.jpg in torn/liked" in said["text"] and "isn't a picture" in said["text"]
 
 
 def test_no_liked_picture_is_connected(client, graph):
