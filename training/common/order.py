@@ -7,7 +7,9 @@ import numpy as np
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
     """Seed of one process at one step. Processes draw different noise for their different samples."""
+    # Process 0 draws what one process alone would.
     entropy = [seed, step, rank] if rank else [seed, step]
+    # torch.manual_seed takes 63 bits and a sign.
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
 

@@ -133,6 +133,16 @@ def test_an_unknown_mllm_is_said_to_have_no_estimate():
     assert "models/another-7b isn't there" in text and "no estimate" in text
 
 
+def test_an_mllm_of_an_unknown_family_is_said_to_be_one(tmp_path):
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    one_layer = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = LlavaConfig(vision_config=CLIPVisionConfig(**one_layer), text_config=LlamaConfig(**one_layer))
+    config.save_pretrained(tmp_path / "llava")
+    text = plan.plan("x", load("sdxl_24gb", [f"mllm.path={tmp_path / 'llava'}"]))
+    assert "llava is of a family that PrefGen doesn't know: no estimate" in text
+
+
 def test_set_reaches_every_kind_of_value():
     config = load(
         "sdxl_24gb",
