@@ -6,6 +6,8 @@ written in threads. Every change tells all open pages by the websocket event "pr
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import os
 import tempfile
 from dataclasses import asdict
@@ -15,6 +17,7 @@ import folder_paths
 from aiohttp import web
 from comfy.cli_args import args as comfy_args
 
+from ..files import is_hidden_name
 from ..tastes.exchange import Imported, export_zip, import_zip
 from ..tastes.names import TasteError, printable
 from ..tastes.shelf import Shelf
@@ -25,6 +28,7 @@ from .doors import file_of, guarded, in_thread, json_of, refused, text_of, texts
 EVENT = "prefgen.taste"
 MAX_UPLOAD = 4 << 30  # bytes of a zip
 CHUNK = 1 << 20
+RECENT = 200  # pictures of the output folder that the panel shows
 # Pictures are shown as what they are or not at all: never as a page.
 SHOWN_AS = {
     ".png": "image/png",
@@ -49,6 +53,11 @@ def register(server) -> None:
 
     def tell(name: str) -> None:
         server.send_sync(EVENT, {"name": name})
+
+    @routes.get("/prefgen/recent")
+    @guarded
+    async def recent(_: web.Request) -> web.Response:
+        return web.json_response({"pictures": await in_thread(newest_outputs)})
 
     @routes.get("/prefgen/tastes")
     @guarded
@@ -171,6 +180,24 @@ def summaries() -> list[dict]:
     """Every taste's name and counts."""
     place = shelf()
     return [{"name": name} | place.taste(name).counts() for name in place.names()]
+
+
+def newest_outputs() -> list[dict]:
+    """The newest RECENT pictures below output, as core names pictures: {"filename", "subfolder", "type"}."""
+    root = folder_paths.get_output_directory()
+    pictures: list[tuple[float, str, str]] = []
+    for folder, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if not is_hidden_name(name)]
+        for name in names:
+            if os.path.splitext(name)[1].lower() in SHOWN_AS and not is_hidden_name(name):
+                with contextlib.suppress(OSError):  # moved away meanwhile
+                    pictures.append((os.stat(os.path.join(folder, name)).st_mtime, folder, name))
+    newest = heapq.nlargest(RECENT, pictures)
+    below = {folder: Path(folder).relative_to(root).as_posix() for _, folder, _ in newest}
+    return [
+        {"filename": name, "subfolder": "" if below[folder] == "." else below[folder], "type": "output"}
+        for _, folder, name in newest
+    ]
 
 
 def description(taste: Taste) -> dict:

@@ -1,0 +1,74 @@
+// Load Preference History in the browser: its pictures below it, and halves that take drops.
+import { app } from "../../../scripts/app.js";
+import { iconButton, make } from "./parts.js";
+import { onDrop } from "./panel.js";
+import { ask, choose, listen, path, thumbnail } from "./tastes.js";
+
+const NODE = "PrefGen_LoadPreferenceHistory";
+const HEIGHT = 150; // of the grid, which scrolls: without a bound it would cover the node below
+const SHOWN = 60;
+
+export function dressHistoryNode(node) {
+  if (node.comfyClass !== NODE) return;
+  const box = make("div", { class: "prefgen-node" });
+  node.addDOMWidget("pictures", "prefgen_pictures", box, { serialize: false, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT });
+  const combo = node.widgets.find((widget) => widget.name === "history");
+  const draw = () => fill(box, combo?.value);
+  const changed = combo.callback;
+  combo.callback = function (...words) {
+    const result = changed?.apply(this, words);
+    draw();
+    return result;
+  };
+  const stop = listen(draw);
+  const removed = node.onRemoved;
+  node.onRemoved = function (...words) {
+    stop();
+    return removed?.apply(this, words);
+  };
+  const take = (event) => {
+    const rectangle = box.getBoundingClientRect();
+    const left = event.clientX < rectangle.left + rectangle.width / 2;
+    return onDrop(event, left ? "liked" : "disliked", combo.value).then(() => app.refreshComboInNodes?.());
+  };
+  box.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    event.stopPropagation();
+    box.classList.add("prefgen-over");
+  });
+  box.addEventListener("dragleave", () => box.classList.remove("prefgen-over"));
+  box.addEventListener("drop", (event) => {
+    box.classList.remove("prefgen-over");
+    take(event);
+  });
+  node.onDragOver = (event) => Boolean(event.dataTransfer?.items?.length);
+  node.onDragDrop = (event) => {
+    take(event);
+    return true;
+  };
+  setTimeout(draw);
+}
+
+async function fill(box, name) {
+  box.dataset.name = name ?? "";
+  let taste = null;
+  if (name && !name.startsWith("example: ")) taste = await ask("GET", path(name)).catch(() => null);
+  if (box.dataset.name !== (name ?? "")) return; // chosen anew meanwhile
+  const halves = ["liked", "disliked"].map((verdict) => half(taste, name, verdict));
+  const open = taste ? iconButton("pi-external-link", "Open in panel", () => showPanel(name)) : null;
+  box.replaceChildren(...halves, ...(open ? [open] : []));
+}
+
+function half(taste, name, verdict) {
+  const pictures = (taste?.pictures ?? []).filter((picture) => picture.verdict === verdict).reverse();
+  const images = pictures.slice(0, SHOWN).map((picture) => make("img", { src: thumbnail(name, picture.sha256), alt: picture.file, title: picture.file, loading: "lazy" }));
+  const title = taste ? `${pictures.length} ${verdict}` : verdict === "liked" ? "Drop what you like" : "Drop what you don't";
+  return make("div", { class: "prefgen-half", "data-verdict": verdict }, make("span", {}, title), make("div", {}, ...images));
+}
+
+async function showPanel(name) {
+  await choose(name);
+  const manager = app.extensionManager;
+  const bar = manager?.sidebarTab;
+  if (bar?.activeSidebarTabId !== "prefgen-taste") bar?.toggleSidebarTab?.("prefgen-taste");
+}

@@ -1,0 +1,272 @@
+// The sidebar "Taste": which taste is open, what was painted lately, what is liked and disliked.
+import { api } from "../../../scripts/api.js";
+import { askForText, attempt, confirm, filesOf, iconButton, make, uploaded, viewsOf } from "./parts.js";
+import { openRateView } from "./rate.js";
+import { recent } from "./recent.js";
+import { ask, choose, listen, make as makeTaste, path, place, rate, refresh, tastes, thumbnail, undo, upload } from "./tastes.js";
+
+const WORKS = 6; // liked pictures that give a first taste
+const SETTLED = 24; // pictures beyond which more change little: a matter of count until an encoder says more
+const TABS = { recent: "Recent", liked: "Liked", disliked: "Disliked" };
+
+let tab = "recent";
+const selected = new Set();
+let last = null; // where a range of Shift begins
+
+export function renderPanel(container) {
+  const panel = make("section", { class: "prefgen-panel", tabindex: "-1", "aria-label": "Taste" });
+  container.replaceChildren(panel);
+  const draw = () => panel.isConnected && fill(panel);
+  const unlisten = [listen(draw), recent.listen(draw)];
+  panel.addEventListener("keydown", onKey);
+  panel.addEventListener("dragover", (event) => event.preventDefault());
+  panel.addEventListener("drop", (event) => onDrop(event, tab === "disliked" ? "disliked" : "liked"));
+  fill(panel);
+  attempt(refresh);
+  attempt(() => recent.load());
+  return () => unlisten.forEach((stop) => stop());
+}
+
+function fill(panel) {
+  const focused = document.activeElement?.dataset?.key;
+  const top = panel.querySelector(".prefgen-grid")?.scrollTop ?? 0;
+  panel.replaceChildren(head(), meter(), tabs(), grid(), foot());
+  panel.querySelector(".prefgen-grid").scrollTop = top;
+  if (focused) panel.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
+}
+
+function head() {
+  const options = tastes.all.map(({ name }) => make("option", { value: name, selected: name === tastes.name }, name));
+  const list = make("select", { "aria-label": "Taste", "data-key": "list", onchange: (event) => attempt(() => choose(event.target.value)) }, ...options);
+  list.disabled = !options.length;
+  return make(
+    "header",
+    {},
+    list,
+    iconButton("pi-plus", "New taste", () => attempt(newTaste)),
+    iconButton("pi-clone", "Rate", () => openRateView(), { "data-key": "rate" }),
+    menu(),
+  );
+}
+
+async function newTaste() {
+  const name = await askForText("New taste", "What is it called?");
+  if (name) await makeTaste(name);
+}
+
+function menu() {
+  const entries = {
+    "Rename…": async () => {
+      const name = await askForText("Rename", "What is it called from now on?", tastes.name);
+      if (name) await choose((await ask("POST", path(tastes.name, "/rename"), { name })).name);
+    },
+    "Copy…": async () => {
+      const name = await askForText("Copy", "What is the copy called?", `${tastes.name} 2`);
+      if (name) await choose((await ask("POST", path(tastes.name, "/copy"), { name })).name);
+    },
+    "Export (without prompts and places)": () => download("/export"),
+    "Export with prompts and metadata": () => download("/export?private=1"),
+    "Import a zip…": () => pickFiles(".zip", false, importZip),
+    "Empty the trash": async () => {
+      if (await confirm("Empty the trash", "Old revisions may then miss pictures. Delete them for good?")) {
+        await ask("POST", path(tastes.name, "/empty_trash"), {});
+      }
+    },
+    "Forget this taste…": async () => {
+      const sure = await confirm("Forget this taste", `${tastes.name}: pictures, journal and trash are deleted for good.`);
+      if (!sure) return;
+      await ask("DELETE", path(tastes.name));
+      await refresh();
+    },
+  };
+  const buttons = Object.entries(entries).map(([label, action]) =>
+    make("button", { type: "button", role: "menuitem", disabled: !tastes.name, onclick: () => attempt(action) }, label),
+  );
+  const summary = make("summary", { class: "prefgen-button", title: "More", "aria-label": "More" }, make("i", { class: "pi pi-ellipsis-h", "aria-hidden": "true" }));
+  const details = make("details", { class: "prefgen-menu" }, summary, make("div", { role: "menu" }, ...buttons));
+  details.addEventListener("click", (event) => event.target.role === "menuitem" && details.removeAttribute("open"));
+  return details;
+}
+
+function download(rest) {
+  const link = make("a", { href: api.apiURL(`/prefgen/${path(tastes.name, rest)}`), download: "" });
+  link.click();
+}
+
+async function importZip([file]) {
+  const form = new FormData();
+  form.append("file", file, file.name);
+  uploaded(await ask("POST", path(tastes.name, "/import"), undefined, form), "imported");
+  await refresh();
+}
+
+export function pickFiles(accept, multiple, action) {
+  const input = make("input", { type: "file", accept, multiple });
+  input.addEventListener("change", () => input.files.length && attempt(() => action([...input.files])));
+  input.click();
+}
+
+function meter() {
+  const pictures = tastes.open?.pictures ?? [];
+  const liked = pictures.filter((picture) => picture.verdict === "liked").length;
+  const share = Math.min(1, pictures.length / SETTLED);
+  let words = "Drop pictures you like here, or like one that you have painted.";
+  if (liked >= WORKS) words = pictures.length < SETTLED ? "Works. Each further verdict helps." : "Settled.";
+  else if (liked) words = `Works already; ${WORKS - liked} more liked ones make it clearer.`;
+  const bar = make("div", { class: "prefgen-meter", role: "meter", "aria-label": "How settled the taste is", "aria-valuenow": Math.round(100 * share), "aria-valuemin": 0, "aria-valuemax": 100 }, make("div", { style: `width: ${100 * share}%` }));
+  const shared = tastes.multiUser ? make("p", { class: "prefgen-note" }, "All users of this server share its tastes.") : null;
+  return make("div", {}, bar, make("p", { class: "prefgen-note" }, words), shared);
+}
+
+function tabs() {
+  const counts = { recent: recent.pictures.length };
+  for (const { verdict } of tastes.open?.pictures ?? []) counts[verdict] = (counts[verdict] ?? 0) + 1;
+  const buttons = Object.entries(TABS).map(([key, label]) => {
+    const onclick = () => {
+      tab = key;
+      selected.clear();
+      const panel = document.querySelector(".prefgen-panel");
+      if (panel) fill(panel);
+    };
+    return make("button", { type: "button", role: "tab", "aria-selected": String(tab === key), "data-key": `tab ${key}`, onclick }, `${label} ${counts[key] ?? 0}`);
+  });
+  return make("nav", { role: "tablist" }, ...buttons);
+}
+
+/** What the open tab shows, newest first: [{key, source, title, verdict, like(verdict)}]. */
+function shown() {
+  if (tab === "recent") {
+    const verdicts = recent.verdicts();
+    return recent.pictures.map((picture) => ({
+      key: recent.key(picture),
+      source: recent.source(picture),
+      title: picture.filename,
+      verdict: verdicts.get(recent.key(picture)) ?? "",
+      picture,
+    }));
+  }
+  const pictures = (tastes.open?.pictures ?? []).filter((picture) => picture.verdict === tab);
+  return pictures.reverse().map((picture) => ({
+    key: picture.sha256,
+    source: thumbnail(tastes.name, picture.sha256),
+    title: picture.prompt ? `${picture.file}: ${picture.prompt}` : picture.file,
+    verdict: picture.verdict,
+    sha256: picture.sha256,
+  }));
+}
+
+function grid() {
+  const cells = shown().map((item) => cell(item));
+  const words = tab === "recent" ? "Nothing painted yet." : `Nothing ${tab} yet.`;
+  return make("div", { class: "prefgen-grid", role: "listbox", "aria-multiselectable": "true", "aria-label": TABS[tab] }, ...(cells.length ? cells : [make("p", { class: "prefgen-note" }, words)]));
+}
+
+function cell(item) {
+  const picture = make("img", { src: item.source, alt: item.title, loading: "lazy", draggable: "true" });
+  const buttons = make(
+    "span",
+    { class: "prefgen-verdicts" },
+    iconButton("pi-thumbs-up", "Like", (event) => act(event, [item], "liked"), { "aria-pressed": String(item.verdict === "liked"), tabindex: "-1" }),
+    iconButton("pi-thumbs-down", "Dislike", (event) => act(event, [item], "disliked"), { "aria-pressed": String(item.verdict === "disliked"), tabindex: "-1" }),
+    item.sha256 ? iconButton("pi-times", "Remove", (event) => act(event, [item], ""), { tabindex: "-1" }) : null,
+  );
+  return make(
+    "figure",
+    {
+      role: "option",
+      tabindex: "0",
+      title: item.title,
+      "data-key": item.key,
+      "data-verdict": item.verdict,
+      "aria-selected": String(selected.has(item.key)),
+      onclick: (event) => select(event, item.key),
+    },
+    picture,
+    buttons,
+  );
+}
+
+function select(event, key) {
+  const keys = shown().map((item) => item.key);
+  if (event.shiftKey && last !== null && keys.includes(last)) {
+    const [from, to] = [keys.indexOf(last), keys.indexOf(key)].sort((a, b) => a - b);
+    keys.slice(from, to + 1).forEach((each) => selected.add(each));
+  } else {
+    const was = selected.has(key);
+    if (!(event.ctrlKey || event.metaKey)) selected.clear();
+    if (was) selected.delete(key);
+    else selected.add(key);
+    last = key;
+  }
+  const panel = event.target.closest(".prefgen-panel");
+  if (panel) fill(panel);
+}
+
+function act(event, items, verdict) {
+  event?.stopPropagation();
+  return attempt(async () => {
+    const own = items.filter((item) => item.sha256).map((item) => item.sha256);
+    const painted = items.filter((item) => item.picture).map((item) => item.picture);
+    if (own.length) await place(own, verdict);
+    if (painted.length && verdict) recent.remember(painted, verdict, await rate(painted, verdict));
+    selected.clear();
+  });
+}
+
+function onKey(event) {
+  if (event.target.closest("select, input, summary")) return;
+  const key = event.key.toLowerCase();
+  if ((event.ctrlKey || event.metaKey) && key === "z") {
+    consume(event);
+    attempt(() => undo(event.shiftKey));
+    return;
+  }
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const own = event.target.dataset?.key;
+  const items = shown().filter((item) => (selected.size ? selected.has(item.key) : item.key === own));
+  const verdict = { l: "liked", d: "disliked", delete: "", backspace: "" }[key];
+  if (verdict !== undefined && items.length) {
+    consume(event);
+    act(null, items, verdict);
+  } else if (key === " " && own && event.target.matches("figure")) {
+    consume(event);
+    select({ target: event.target, ctrlKey: true }, own);
+  } else if (key.startsWith("arrow") && event.target.matches("figure")) {
+    consume(event);
+    move(event.target, key);
+  }
+}
+
+function move(figure, key) {
+  const figures = [...figure.parentElement.querySelectorAll("figure")];
+  const width = figures.filter((each) => each.offsetTop === figures[0].offsetTop).length;
+  const step = { arrowleft: -1, arrowright: 1, arrowup: -width, arrowdown: width }[key];
+  figures[figures.indexOf(figure) + step]?.focus();
+}
+
+function consume(event) {
+  event.preventDefault();
+  event.stopPropagation();
+}
+
+export async function onDrop(event, verdict, name) {
+  consume(event);
+  const views = viewsOf(event);
+  const files = filesOf(event);
+  await attempt(async () => {
+    if (views.length) await rate(views, verdict);
+    else if (files.length) uploaded(await upload(files, verdict, name), verdict);
+  });
+}
+
+function foot() {
+  const open = tastes.open;
+  return make(
+    "footer",
+    {},
+    iconButton("pi-undo", "Undo (Ctrl+Z)", () => attempt(() => undo()), { disabled: !open?.can_undo, "data-key": "undo" }),
+    iconButton("pi-refresh", "Redo (Ctrl+Shift+Z)", () => attempt(() => undo(true)), { disabled: !open?.can_redo, "data-key": "redo" }),
+    iconButton("pi-upload", "Like files…", () => pickFiles("image/*", true, async (files) => uploaded(await upload(files, "liked"), "liked"))),
+    make("span", { class: "prefgen-note", title: "The revision: what is read now, by name" }, open ? `${open.name}@${open.revision}` : ""),
+  );
+}

@@ -1,0 +1,56 @@
+// Pictures that were saved lately: of this page's runs, and what the output folder holds.
+import { api } from "../../../scripts/api.js";
+import { ask, tastes } from "./tastes.js";
+
+const MOST = 400;
+const listeners = new Set();
+
+export const recent = {
+  pictures: [], // [{filename, subfolder, type}], newest first
+  marks: new Map(), // key -> sha256 of what was rated from here
+
+  listen(listener) {
+    listeners.add(listener);
+    return () => listeners.delete(listener);
+  },
+
+  key({ filename, subfolder, type }) {
+    return `${type}/${subfolder}/${filename}`;
+  },
+
+  source({ filename, subfolder, type }) {
+    return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type, preview: "webp;75" })}`);
+  },
+
+  /** Read what the output folder holds, newest first. */
+  async load() {
+    const { pictures } = await ask("GET", "recent");
+    add(pictures, true);
+  },
+
+  /** Which of them are rated in the open taste: Map key -> verdict. */
+  verdicts() {
+    const now = new Map((tastes.open?.pictures ?? []).map((picture) => [picture.sha256, picture.verdict]));
+    const known = new Map();
+    for (const [key, sha256] of recent.marks) if (now.has(sha256)) known.set(key, now.get(sha256));
+    return known;
+  },
+
+  /** Note which checksums pictures got that were rated from here. */
+  remember(pictures, verdict, { moved }) {
+    moved.forEach((each, number) => pictures[number] && recent.marks.set(recent.key(pictures[number]), each.sha256));
+    for (const listener of listeners) listener();
+  },
+};
+
+function add(pictures, behind = false) {
+  const there = new Set(recent.pictures.map(recent.key));
+  const fresh = pictures.filter((picture) => !there.has(recent.key(picture)));
+  recent.pictures = (behind ? [...recent.pictures, ...fresh] : [...fresh, ...recent.pictures]).slice(0, MOST);
+  if (fresh.length) for (const listener of listeners) listener();
+}
+
+api.addEventListener("executed", ({ detail }) => {
+  const images = (detail?.output?.images ?? []).filter((image) => image.type === "output" && image.filename);
+  add(images.map(({ filename, subfolder = "", type }) => ({ filename, subfolder, type })));
+});

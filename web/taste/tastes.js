@@ -1,0 +1,116 @@
+// The tastes as the server has them: one place that asks, one that remembers which taste is open, and who wants to know.
+import { api } from "../../../scripts/api.js";
+
+const OPEN_TASTE = "prefgen.taste"; // in localStorage
+const listeners = new Set();
+
+export const tastes = {
+  all: [], // [{name, liked, disliked}]
+  name: localStorage.getItem(OPEN_TASTE) ?? "",
+  open: null, // {name, revision, can_undo, can_redo, pictures}
+  multiUser: false,
+};
+
+/** Call `listener` after every change, until what this returns is called. */
+export function listen(listener) {
+  listeners.add(listener);
+  return () => listeners.delete(listener);
+}
+
+/** The answer of a route, or an Error with the server's sentence. */
+export async function ask(method, path, content, form) {
+  const options = { method };
+  if (form) options.body = form;
+  else if (content !== undefined) {
+    options.body = JSON.stringify(content);
+    options.headers = { "Content-Type": "application/json" };
+  }
+  let response;
+  try {
+    response = await api.fetchApi(`/prefgen/${path}`, options);
+  } catch {
+    throw new Error("ComfyUI doesn't answer: is it still running?");
+  }
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(answer.error ?? `ComfyUI refused this (${response.status}).`);
+  return answer;
+}
+
+/** A taste's path: names may hold any sign. */
+export function path(name, rest = "") {
+  return `tastes/${encodeURIComponent(name)}${rest}`;
+}
+
+export function thumbnail(name, sha256) {
+  return api.apiURL(`/prefgen/${path(name, `/thumbnail/${sha256}`)}`);
+}
+
+/** Read everything again and tell all listeners. */
+export async function refresh() {
+  const answer = await ask("GET", "tastes");
+  tastes.all = answer.tastes;
+  tastes.multiUser = answer.multi_user;
+  if (!tastes.all.some((taste) => taste.name === tastes.name)) tastes.name = tastes.all[0]?.name ?? "";
+  tastes.open = tastes.name ? await ask("GET", path(tastes.name)) : null;
+  for (const listener of listeners) listener();
+}
+
+export async function choose(name) {
+  tastes.name = name;
+  localStorage.setItem(OPEN_TASTE, name);
+  await refresh();
+}
+
+export async function make(name) {
+  const answer = await ask("POST", "tastes", { name });
+  await choose(answer.name);
+}
+
+/** The open taste's name; asks for one where there is none yet. */
+export async function needed() {
+  if (!tastes.all.length) await refresh();
+  if (!tastes.name) await make("My taste");
+  return tastes.name;
+}
+
+/** Like or dislike pictures that ComfyUI shows: [{filename, subfolder, type}]. */
+export async function rate(pictures, verdict) {
+  const name = await needed();
+  const moved = [];
+  for (const picture of pictures) {
+    const answer = await ask("POST", path(name, "/rate"), { ...picture, verdict });
+    moved.push(...answer.moved);
+  }
+  await refresh();
+  return { name, moved };
+}
+
+/** Rate files from the computer: {added, there, refused}. */
+export async function upload(files, verdict, name) {
+  name ??= await needed();
+  const form = new FormData();
+  form.append("verdict", verdict);
+  for (const file of files) form.append("file", file, file.name);
+  const answer = await ask("POST", path(name, "/upload"), undefined, form);
+  await refresh();
+  return answer;
+}
+
+/** Give pictures of the open taste another verdict; "" moves them to the trash. */
+export async function place(pictures, verdict) {
+  const answer = await ask("POST", path(tastes.name, "/place"), { pictures, verdict });
+  await refresh();
+  return answer;
+}
+
+export async function undo(again = false) {
+  await ask("POST", path(tastes.name, again ? "/redo" : "/undo"), {});
+  await refresh();
+}
+
+// Another page, or a file manager and a queue, may have changed a taste.
+let waiting = 0;
+api.addEventListener("prefgen.taste", () => {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => refresh().catch(() => {}), 60);
+});
