@@ -1,0 +1,59 @@
+"""A real browser on a real ComfyUI: Debian's Chromium, driven by Playwright."""
+
+import json
+import os
+import shutil
+import urllib.request
+
+import pytest
+
+from scripts import setup_env
+from scripts.comfy_server import ComfyServer
+
+CHROMIUM = os.environ.get("PREFGEN_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+# Of the front end itself: they are there without any pack.
+NOT_OURS = ("Failed to load resource", "onChange", "api.comfy.org", "ERR_", "Vue warn", "[Vue", "deprecat", "Deprecat")
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: install Debian's chromium, or name one in PREFGEN_CHROMIUM")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    with ComfyServer(setup_env.find_comfyui(), tmp_path_factory.mktemp("browser"), threads=1) as running:
+        yield running
+
+
+def set_up(server, settings: dict) -> None:
+    """Write settings of the front end's."""
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{server.address}/api/settings", json.dumps(settings).encode(), headers)
+    urllib.request.urlopen(request, timeout=60).close()
+
+
+@pytest.fixture(params=["classic", "nodes 2.0"])
+def page(chromium, server, request):
+    """ComfyUI's page, empty, in either renderer; afterwards no error of ours stands in its console."""
+    context = chromium.new_context(viewport={"width": 1400, "height": 900})
+    page = context.new_page()
+    faults = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    # Before the page asks for them: the first visit opens the templates over everything.
+    set_up(server, {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": request.param == "nodes 2.0"})
+    page.goto(server.address)
+    page.wait_for_function("window.app?.extensionManager && window.app.graph", timeout=120_000)
+    page.wait_for_selector(".prefgen-taste-tab-button", timeout=120_000)
+    page.evaluate("app.graph.clear()")
+    yield page
+    context.close()
+    ours = [fault for fault in faults if not any(word in fault for word in NOT_OURS)]
+    assert not ours, ours
