@@ -82,11 +82,11 @@ class TextCache:
     """Text states of every prompt that training may ask for; called as `Base.encode_text` is."""
 
     def __init__(self, args: StageArgs[TrainUserAttention], base: Base, world: World, targets: list[Target], run):
-        texts = {"", *(target.prompt for target in targets)}
+        asked = {"", *(target.prompt for target in targets)}
         if args.section.distil:
-            texts |= {target.enriched for target in targets if target.enriched}
+            asked |= {target.enriched for target in targets if target.enriched}
         # In one order, so that every process and every resumed run means the same rows.
-        texts = sorted(texts)
+        texts = sorted(asked)
         self.rows = {text: i for i, text in enumerate(texts)}
         self.device = base.device
         key = {

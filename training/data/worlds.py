@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefgen.atelier import captions, users
+from prefgen.atelier.users import User
 from prefgen.files import file_sha256, read_text
 from prefgen.pictures import LONG_SIDE, PUBLISHED, PictureError, read_picture
 
@@ -114,7 +115,7 @@ class AtelierWorld(World):
         self.pool = PicturePool(runs)
         self.sampler = PoolSampler(self.pool.labels[:, 2:])
         self.attributes = [f"{family}/{name}" for family, name in ATTRIBUTE_INDEX]
-        self._people: dict[int, users.User] = {}
+        self._people: dict[int, User] = {}
 
     def users(self, split: str, count: int = 0) -> list[int]:
         if not count:
@@ -123,7 +124,7 @@ class AtelierWorld(World):
         self._people |= {person.id: person for person in people}
         return [person.id for person in people]
 
-    def person(self, user: int) -> users.User:
+    def person(self, user: int) -> User:
         """The simulated user of a number."""
         if user not in self._people:
             self._people[user] = users.user(user)
@@ -278,7 +279,7 @@ class DataSetWorld(World):
     @cached_property
     def _phrases(self) -> list[str]:
         """A vocabulary's own words for the attributes of ours, the name for any other."""
-        phrases = {}
+        phrases: dict[str, str] = {}
         for source in (vocabulary.atelier(), vocabulary.load()):
             phrases |= dict(zip(source.keys, source.phrases, strict=True))
         return [phrases.get(name, name.rpartition("/")[2].replace("_", " ")) for name in self.attributes]
