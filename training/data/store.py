@@ -105,6 +105,7 @@ class Store:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """One process at a time, on all machines that share the folder; freed when its holder ends or is killed."""
+        # Not filelock's, which opens the file anew at every try: whoever finishes the set deletes it with the folder.
         with _explained(self.work / "lock"):
             self.work.mkdir(parents=True, exist_ok=True)
             file = open(self.work / "lock", "wb")

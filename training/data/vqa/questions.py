@@ -185,9 +185,7 @@ def which(material: Material) -> Draft | None:
 )
 def shared(material: Material) -> Draft | None:
     """Traits of the liked side."""
-    history = material.history()
-    traits = traits_of(history, liked=True) if history else ()
-    return Draft(history, ", ".join(traits)) if traits else None
+    return _traits(material, liked=True)
 
 
 @question_kind(
@@ -198,8 +196,12 @@ def shared(material: Material) -> Draft | None:
 )
 def avoid(material: Material) -> Draft | None:
     """Traits of the disliked side."""
+    return _traits(material, liked=False)
+
+
+def _traits(material: Material, liked: bool) -> Draft | None:
     history = material.history()
-    traits = traits_of(history, liked=False) if history else ()
+    traits = traits_of(history, liked) if history else ()
     return Draft(history, ", ".join(traits)) if traits else None
 
 
