@@ -184,6 +184,7 @@ def write_parquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> 
                 for table in tables:
                     writer.write_table(table, row_group_size=max(1, len(table)))
             file.flush()
+            # Before the rename: after a power cut the new name must not stand for a file that never reached the disk.
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
