@@ -12,6 +12,8 @@ from .user import ApplyUserCrossAttention, FuseUserVector
 
 
 class PrefGenExtension(ComfyExtension):
+    """What ComfyUI asks for the pack's nodes."""
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         # ComfyUI 0.3.75 asks a pack for its nodes and for nothing else: routes are added here, once.
         server = prompt_server()

@@ -6,6 +6,8 @@ from .sockets import CATEGORY
 
 
 class LoadAtelier(io.ComfyNode):
+    """The embedded models: nothing -> MODEL, CLIP, VAE, CLIP_VISION."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

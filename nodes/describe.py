@@ -7,6 +7,8 @@ from .sockets import CATEGORY, MLLM
 
 
 class DescribePreference(io.ComfyNode):
+    """A taste in words: PREFGEN_MLLM and pictures -> two prompts, and both as JSON."""
+
     @classmethod
     def define_schema(cls):
         def traits(name, verb, prompt):

@@ -8,6 +8,8 @@ from .sockets import CATEGORY, MLLM, Preference
 
 
 class LoadPreferenceHistory(io.ComfyNode):
+    """A folder of rated pictures -> liked and disliked IMAGE lists."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -53,6 +55,8 @@ class LoadPreferenceHistory(io.ComfyNode):
 
 
 class EncodePreferenceHistory(io.ComfyNode):
+    """Rated pictures, read by PREFGEN_MLLM, CLIP_VISION or both -> PREFGEN_PREFERENCE."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -8,6 +8,8 @@ from .sockets import CATEGORY, MLLM
 
 
 class LoadPreferenceMLLM(io.ComfyNode):
+    """A folder of a transformers model -> PREFGEN_MLLM."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -12,6 +12,8 @@ APPLY_TO = {"positive only": "positive", "both halves": "both"}
 
 
 class FuseUserVector(io.ComfyNode):
+    """PREFGEN_PREFERENCE and an adapter file -> PREFGEN_USER."""
+
     @classmethod
     def define_schema(cls):
         def part(name, what):
@@ -83,6 +85,8 @@ class FuseUserVector(io.ComfyNode):
 
 
 class ApplyUserCrossAttention(io.ComfyNode):
+    """MODEL and PREFGEN_USER -> a MODEL with one user more."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

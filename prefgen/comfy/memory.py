@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import comfy.model_management as management
 import torch
+from comfy import model_management
 from comfy.model_patcher import ModelPatcher
 
 from ..compat import has_nf4
@@ -20,6 +20,22 @@ from ..precision import DTYPES
 NF4 = "nf4"
 DEVICES = ("auto", "cpu")
 GIB = 2**30
+TINY = 64 * 2**20  # bytes of weights below which half precision saves nothing worth having
+
+
+def load_mllm(folder: Path, precision: str, device: str, lora: Path | None = None) -> ManagedMLLM:
+    """A preference MLLM from a local folder, on its offload device until somebody reads with it. Raises ValueError with
+    one sentence for a folder, LoRA, precision or device that won't do; too little memory is named before loading."""
+    check_folder(folder)
+    chosen = pick_device(device)
+    tiny = sum(file.stat().st_size for file in visible_files(folder, "*.safetensors")) < TINY
+    dtype = pick_dtype(precision, chosen, tiny)
+    nf4 = precision == NF4
+    if not tiny:
+        check_memory(folder, chosen, dtype, nf4)
+    if nf4:  # packed where it is to be used, before ComfyUI knows of it
+        model_management.free_memory(weight_bytes(folder, dtype.itemsize, nf4), chosen)
+    return ManagedMLLM(PreferenceMLLM.load(folder, dtype, str(chosen) if nf4 else "cpu", lora, nf4), chosen)
 
 
 class _Wrapped(torch.nn.Module):
@@ -34,7 +50,7 @@ class ManagedMLLM:
     """What the PREFGEN_MLLM socket carries: a PreferenceMLLM and the patcher ComfyUI moves it by."""
 
     def __init__(self, mllm, device: torch.device):
-        offload = management.text_encoder_offload_device()
+        offload = model_management.text_encoder_offload_device()
         self.mllm = mllm
         self.patcher = ModelPatcher(_Wrapped(mllm.model).to(offload), load_device=device, offload_device=offload)
 
@@ -49,14 +65,14 @@ class ManagedMLLM:
         except Exception as error:  # every backend has an error of its own for it
             if not _no_memory(error):
                 raise
-            place = "computer" if management.is_device_cpu(self.patcher.load_device) else "graphics card"
+            place = "computer" if model_management.is_device_cpu(self.patcher.load_device) else "graphics card"
             raise MLLMError(
                 f"The {place} ran out of memory while {self.mllm.name} was reading: choose {self._instead()}a smaller "
                 "MLLM in Load Preference MLLM."
             ) from error
         finally:
-            others = [loaded for loaded in management.current_loaded_models if loaded.model is not self.patcher]
-            management.free_memory(1e30, self.patcher.load_device, keep_loaded=others)
+            others = [loaded for loaded in model_management.current_loaded_models if loaded.model is not self.patcher]
+            model_management.free_memory(1e30, self.patcher.load_device, keep_loaded=others)
 
     def _check_whole(self) -> None:
         """transformers' layers don't fetch weights that ComfyUI left elsewhere, so all of them must be there."""
@@ -72,13 +88,13 @@ class ManagedMLLM:
     def _instead(self) -> str:
         """What takes less memory than this, beside a smaller model."""
         precision = "" if self.mllm.fingerprint["precision"] != "float32" else "precision bf16, "
-        device = "" if management.is_device_cpu(self.patcher.load_device) else "device cpu, "
+        device = "" if model_management.is_device_cpu(self.patcher.load_device) else "device cpu, "
         return precision + device + ("or " if precision or device else "")
 
 
 def load_whole(patcher: ModelPatcher) -> None:
     """Put all of a model on its device, whatever ComfyUI leaves elsewhere to keep memory free."""
-    management.load_models_gpu([patcher], force_full_load=True)
+    model_management.load_models_gpu([patcher], force_full_load=True)
 
 
 def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
@@ -93,12 +109,12 @@ def _is_on(tensor: torch.Tensor, device: torch.device) -> bool:
 
 def _no_memory(error: BaseException) -> bool:
     """Whether an error says that memory has run out, by our own list or by ComfyUI's."""
-    theirs = getattr(management, "OOM_EXCEPTION", Exception)  # Exception, where torch has none
+    theirs = getattr(model_management, "OOM_EXCEPTION", Exception)  # Exception, where torch has none
     return out_of_memory(error) or (theirs is not Exception and isinstance(error, theirs))
 
 
 def _place(device: torch.device) -> str:
-    return "main memory" if management.is_device_cpu(device) else "the graphics card"
+    return "main memory" if model_management.is_device_cpu(device) else "the graphics card"
 
 
 def pick_device(choice: str) -> torch.device:
@@ -106,7 +122,7 @@ def pick_device(choice: str) -> torch.device:
     sentence for another one."""
     if choice not in DEVICES:
         raise ValueError(f"There is no device {choice!r}: choose {' or '.join(DEVICES)}.")
-    return torch.device("cpu") if choice == "cpu" else management.text_encoder_device()
+    return torch.device("cpu") if choice == "cpu" else model_management.text_encoder_device()
 
 
 def precisions() -> list[str]:
@@ -128,33 +144,15 @@ def pick_dtype(choice: str, device: torch.device, tiny: bool) -> torch.dtype:
     check_precision(choice)
     if choice in DTYPES:
         return DTYPES[choice]
-    if choice == NF4 and management.is_device_cpu(device):
+    if choice == NF4 and model_management.is_device_cpu(device):
         # On CPUs bitsandbytes 0.50 repacks the weights when they are read, and state_dict(), which ComfyUI asks for,
         # doesn't put them back as they were.
         raise ValueError("The precision nf4 needs a graphics card: choose device auto, or bf16 on the CPU.")
-    if tiny or management.is_device_cpu(device):
+    if tiny or model_management.is_device_cpu(device):
         return torch.float32
-    if management.should_use_bf16(device):
+    if model_management.should_use_bf16(device):
         return torch.bfloat16
-    return torch.float16 if management.should_use_fp16(device) else torch.float32
-
-
-TINY = 64 * 2**20  # bytes of weights below which half precision saves nothing worth having
-
-
-def load_mllm(folder: Path, precision: str, device: str, lora: Path | None = None) -> ManagedMLLM:
-    """A preference MLLM from a local folder, on its offload device until somebody reads with it. Raises ValueError with
-    one sentence for a folder, LoRA, precision or device that won't do; too little memory is named before loading."""
-    check_folder(folder)
-    chosen = pick_device(device)
-    tiny = sum(file.stat().st_size for file in visible_files(folder, "*.safetensors")) < TINY
-    dtype = pick_dtype(precision, chosen, tiny)
-    nf4 = precision == NF4
-    if not tiny:
-        check_memory(folder, chosen, dtype, nf4)
-    if nf4:  # packed where it is to be used, before ComfyUI knows of it
-        management.free_memory(weight_bytes(folder, dtype.itemsize, nf4), chosen)
-    return ManagedMLLM(PreferenceMLLM.load(folder, dtype, str(chosen) if nf4 else "cpu", lora, nf4), chosen)
+    return torch.float16 if model_management.should_use_fp16(device) else torch.float32
 
 
 def check_memory(folder: Path, device: torch.device, dtype: torch.dtype, nf4: bool) -> None:
@@ -162,13 +160,15 @@ def check_memory(folder: Path, device: torch.device, dtype: torch.dtype, nf4: bo
     into what ComfyUI can free: while it loads in main memory, while it reads on its device."""
     needed = weight_bytes(folder, dtype.itemsize, nf4)
     for place in dict.fromkeys((device,) if nf4 else (torch.device("cpu"), device)):
-        if not management.is_device_cpu(place) and directml():
+        if not model_management.is_device_cpu(place) and directml():
             continue
-        on_cpu = management.is_device_cpu(place)
-        available = management.get_free_memory(place)
+        on_cpu = model_management.is_device_cpu(place)
+        available = model_management.get_free_memory(place)
         if not on_cpu:
-            available += sum(m.model_loaded_memory() for m in management.current_loaded_models if m.device == place)
-            available -= management.minimum_inference_memory()
+            available += sum(
+                m.model_loaded_memory() for m in model_management.current_loaded_models if m.device == place
+            )
+            available -= model_management.minimum_inference_memory()
         if needed <= available:
             continue
         instead = "" if dtype.itemsize == 2 or nf4 else "precision bf16, "
@@ -183,7 +183,7 @@ def check_memory(folder: Path, device: torch.device, dtype: torch.dtype, nf4: bo
 
 def directml() -> bool:
     """Whether the graphics card is used through DirectML, where ComfyUI always reports 1 GiB free."""
-    return bool(getattr(management, "directml_enabled", False))
+    return bool(getattr(model_management, "directml_enabled", False))
 
 
 def precision_name(dtype: torch.dtype, nf4: bool) -> str:

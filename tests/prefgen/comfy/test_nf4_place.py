@@ -29,8 +29,10 @@ def test_an_nf4_model_is_loaded_where_it_will_read_and_another_in_main_memory(
 
     monkeypatch.setattr(memory, "has_nf4", lambda: True)
     monkeypatch.setattr(memory, "pick_device", lambda choice: torch.device("meta"))
-    monkeypatch.setattr(memory.management, "should_use_bf16", lambda *a, **k: True)
-    monkeypatch.setattr(memory.management, "free_memory", lambda size, device, *a, **k: freed.append((size, device)))
+    monkeypatch.setattr(memory.model_management, "should_use_bf16", lambda *a, **k: True)
+    monkeypatch.setattr(
+        memory.model_management, "free_memory", lambda size, device, *a, **k: freed.append((size, device))
+    )
     monkeypatch.setattr(memory.PreferenceMLLM, "load", recorded)
     monkeypatch.setattr(memory, "TINY", 0)
     monkeypatch.setattr(memory, "check_memory", lambda *_: None)
