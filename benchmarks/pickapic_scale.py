@@ -215,7 +215,8 @@ def with_pandas(folder: Path, out: Path, limits: rules.Limits) -> None:
     files = sorted(folder.rglob("*.parquet"))
     frame = pd.concat([pd.read_parquet(f, columns=list(source.COLUMNS)) for f in files], ignore_index=True)
     frame["number"] = np.arange(len(frame))
-    counts: dict[str, int] = {}
+    # Text that is no UTF-8 ends pandas itself; the planted tables hold none.
+    counts = {rules.UNREADABLE: 0}
     frame, pictures, everyone = decided(pd, frame, counts)
     scores, heldout = scored(pd, frame, pictures, everyone, limits, counts)
 
