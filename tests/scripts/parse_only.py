@@ -1,0 +1,69 @@
+"""Run a command of the repository up to where it has read its options: MODULE_OR_SCRIPT, then lines of words on stdin.
+
+stdin: a JSON list of lists of words. Prints, for each, "parsed" or what argparse said. Nothing of the command runs but
+its imports and what comes before its options are read; one that reads none isn't run at all.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+OWN = argparse.__name__
+NO_OPTIONS = "reads no options"
+
+
+class Parsed(Exception):
+    """The options were read without a complaint."""
+
+
+def stopping(method):
+    def parse(self, *args, **options):
+        result = method(self, *args, **options)
+        # argparse calls these methods from one another, and for subcommands: only the command's own call ends it.
+        if sys._getframe(1).f_globals["__name__"] != OWN:
+            raise Parsed
+        return result
+
+    return parse
+
+
+def source_of(name):
+    """The text of a script, or of what `python -m` runs of a module."""
+    if name.endswith(".py"):
+        return Path(name).read_text(encoding="utf-8")
+    spec = importlib.util.find_spec(name)
+    if spec.submodule_search_locations:
+        spec = importlib.util.find_spec(f"{name}.__main__")
+    return Path(spec.origin).read_text(encoding="utf-8")
+
+
+def outcome(name, words):
+    if not re.search(r"argparse|\barguments\(", source_of(name)):
+        return NO_OPTIONS
+    sys.argv = [name, *words]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            if name.endswith(".py"):
+                runpy.run_path(name, run_name="__main__")
+            else:
+                runpy.run_module(name, run_name="__main__", alter_sys=True)
+    except Parsed:
+        return "parsed"
+    except SystemExit as end:
+        return f"exit {end.code}: {said.getvalue()}"
+    raise SystemExit(f"{name} ran to its end")
+
+
+if __name__ == "__main__":
+    command = sys.argv[1]
+    sys.path[0] = str(Path(command).parent.resolve() if command.endswith(".py") else Path.cwd())
+    for each in ("parse_args", "parse_known_args", "parse_intermixed_args", "parse_known_intermixed_args"):
+        setattr(argparse.ArgumentParser, each, stopping(getattr(argparse.ArgumentParser, each)))
+    print(json.dumps([outcome(command, words) for words in json.load(sys.stdin)]))
