@@ -24,6 +24,7 @@ from ..tastes.shelf import Shelf
 from ..tastes.taste import MAX_BYTES, Change, Picture, Taste
 from . import folders
 from .doors import file_of, guarded, in_thread, json_of, refused, text_of, texts_of
+from .running import prompt_server
 
 EVENT = "prefgen.taste"
 MAX_UPLOAD = 4 << 30  # bytes of a zip
@@ -47,130 +48,142 @@ def shelf() -> Shelf:
 
 def register(server) -> None:
     """Add the routes to ComfyUI's PromptServer, unless they are there."""
-    routes = server.routes
-    if any(getattr(route, "path", "") == "/prefgen/tastes" for route in routes):
+    if any(getattr(route, "path", "") == "/prefgen/tastes" for route in server.routes):
         return
+    for (method, path), handler in ROUTES.items():
+        server.routes.route(method, path)(guarded(handler))
 
-    def tell(name: str) -> None:
+
+def tell(name: str) -> None:
+    """Tell every open page that a taste has changed."""
+    server = prompt_server()
+    if server is not None:
         server.send_sync(EVENT, {"name": name})
 
-    @routes.get("/prefgen/recent")
-    @guarded
-    async def recent(_: web.Request) -> web.Response:
-        return web.json_response({"pictures": await in_thread(newest_outputs)})
 
-    @routes.get("/prefgen/tastes")
-    @guarded
-    async def list_tastes(_: web.Request) -> web.Response:
-        return web.json_response({"tastes": await in_thread(summaries), "multi_user": comfy_args.multi_user})
+# --- the routes ---
 
-    @routes.post("/prefgen/tastes")
-    @guarded
-    async def new_taste(request: web.Request) -> web.Response:
-        taste = await in_thread(shelf().new, text_of(await json_of(request), "name"))
-        tell(taste.name)
-        return web.json_response({"name": taste.name})
 
-    @routes.post("/prefgen/tastes/{name}/copy")
-    @guarded
-    async def copy_taste(request: web.Request) -> web.Response:
-        new_name = text_of(await json_of(request), "name")
-        taste = await in_thread(shelf().copy, request.match_info["name"], new_name)
-        tell(taste.name)
-        return web.json_response({"name": taste.name})
+async def recent(_: web.Request) -> web.Response:
+    return web.json_response({"pictures": await in_thread(newest_outputs)})
 
-    @routes.post("/prefgen/tastes/{name}/rename")
-    @guarded
-    async def rename_taste(request: web.Request) -> web.Response:
-        new_name = text_of(await json_of(request), "name")
-        taste = await in_thread(shelf().rename, request.match_info["name"], new_name)
-        tell(taste.name)
-        return web.json_response({"name": taste.name})
 
-    @routes.delete("/prefgen/tastes/{name}")
-    @guarded
-    async def forget_taste(request: web.Request) -> web.Response:
-        await in_thread(shelf().forget, request.match_info["name"])
-        tell(request.match_info["name"])
-        return web.json_response({})
+async def list_tastes(_: web.Request) -> web.Response:
+    return web.json_response({"tastes": await in_thread(summaries), "multi_user": comfy_args.multi_user})
 
-    @routes.get("/prefgen/tastes/{name}")
-    @guarded
-    async def show_taste(request: web.Request) -> web.Response:
-        return web.json_response(await in_thread(description, taste_of(request)))
 
-    @routes.get("/prefgen/tastes/{name}/thumbnail/{sha256}")
-    @guarded
-    async def thumbnail(request: web.Request) -> web.Response:
-        taste = taste_of(request)
-        picture = await in_thread(picture_of, taste, request.match_info["sha256"])
-        data = await in_thread(taste.thumbnail, picture)
-        # A checksum always names the same picture.
-        headers = NO_SNIFFING | {"Cache-Control": "private, max-age=31536000, immutable"}
-        return web.Response(body=data, content_type="image/webp", headers=headers)
+async def new_taste(request: web.Request) -> web.Response:
+    taste = await in_thread(shelf().new, text_of(await json_of(request), "name"))
+    tell(taste.name)
+    return web.json_response({"name": taste.name})
 
-    @routes.get("/prefgen/tastes/{name}/picture/{sha256}")
-    @guarded
-    async def whole_picture(request: web.Request) -> web.StreamResponse:
-        picture = await in_thread(picture_of, taste_of(request), request.match_info["sha256"])
-        kind = SHOWN_AS.get(picture.path.suffix.lower(), "application/octet-stream")
-        return web.FileResponse(picture.path, headers=NO_SNIFFING | {"Content-Type": kind})
 
-    @routes.post("/prefgen/tastes/{name}/rate")
-    @guarded
-    async def rate_file(request: web.Request) -> web.Response:
-        content = await json_of(request)
-        taste = taste_of(request)
-        change = await in_thread(rate, taste, file_of(content), text_of(content, "verdict"))
-        tell(taste.name)
-        return web.json_response(answer(change))
+async def copy_taste(request: web.Request) -> web.Response:
+    new_name = text_of(await json_of(request), "name")
+    taste = await in_thread(shelf().copy, request.match_info["name"], new_name)
+    tell(taste.name)
+    return web.json_response({"name": taste.name})
 
-    @routes.post("/prefgen/tastes/{name}/upload")
-    @guarded
-    async def upload(request: web.Request) -> web.Response:
-        taste = taste_of(request)
-        done = await receive(request, taste)
-        tell(taste.name)
-        return web.json_response(asdict(done))
 
-    @routes.post("/prefgen/tastes/{name}/place")
-    @guarded
-    async def place(request: web.Request) -> web.Response:
-        content = await json_of(request)
-        taste = taste_of(request)
-        change = await in_thread(taste.place, texts_of(content, "pictures"), text_of(content, "verdict"))
-        tell(taste.name)
-        return web.json_response(answer(change))
+async def rename_taste(request: web.Request) -> web.Response:
+    new_name = text_of(await json_of(request), "name")
+    taste = await in_thread(shelf().rename, request.match_info["name"], new_name)
+    tell(taste.name)
+    return web.json_response({"name": taste.name})
 
-    @routes.post("/prefgen/tastes/{name}/{act:undo|redo}")
-    @guarded
-    async def undo_or_redo(request: web.Request) -> web.Response:
-        await json_of(request)
-        taste = taste_of(request)
-        change = await in_thread(taste.undo if request.match_info["act"] == "undo" else taste.redo)
-        tell(taste.name)
-        return web.json_response(answer(change))
 
-    @routes.post("/prefgen/tastes/{name}/empty_trash")
-    @guarded
-    async def empty_trash(request: web.Request) -> web.Response:
-        await json_of(request)
-        taste = taste_of(request)
-        return web.json_response({"deleted": await in_thread(taste.empty_trash)})
+async def forget_taste(request: web.Request) -> web.Response:
+    await in_thread(shelf().forget, request.match_info["name"])
+    tell(request.match_info["name"])
+    return web.json_response({})
 
-    @routes.get("/prefgen/tastes/{name}/export")
-    @guarded
-    async def export(request: web.Request) -> web.StreamResponse:
-        taste = taste_of(request)
-        return await send_zip(request, taste, private=request.query.get("private") == "1")
 
-    @routes.post("/prefgen/tastes/{name}/import")
-    @guarded
-    async def import_file(request: web.Request) -> web.Response:
-        taste = taste_of(request)
-        done = await receive_zip(request, taste)
-        tell(taste.name)
-        return web.json_response(asdict(done))
+async def show_taste(request: web.Request) -> web.Response:
+    return web.json_response(await in_thread(description, taste_of(request)))
+
+
+async def thumbnail(request: web.Request) -> web.Response:
+    taste = taste_of(request)
+    picture = await in_thread(picture_of, taste, request.match_info["sha256"])
+    data = await in_thread(taste.thumbnail, picture)
+    # A checksum always names the same picture.
+    headers = NO_SNIFFING | {"Cache-Control": "private, max-age=31536000, immutable"}
+    return web.Response(body=data, content_type="image/webp", headers=headers)
+
+
+async def whole_picture(request: web.Request) -> web.StreamResponse:
+    picture = await in_thread(picture_of, taste_of(request), request.match_info["sha256"])
+    kind = SHOWN_AS.get(picture.path.suffix.lower(), "application/octet-stream")
+    return web.FileResponse(picture.path, headers=NO_SNIFFING | {"Content-Type": kind})
+
+
+async def rate_file(request: web.Request) -> web.Response:
+    content = await json_of(request)
+    taste = taste_of(request)
+    change = await in_thread(rate, taste, file_of(content), text_of(content, "verdict"))
+    tell(taste.name)
+    return web.json_response(answer(change))
+
+
+async def upload(request: web.Request) -> web.Response:
+    taste = taste_of(request)
+    done = await receive(request, taste)
+    tell(taste.name)
+    return web.json_response(asdict(done))
+
+
+async def place(request: web.Request) -> web.Response:
+    content = await json_of(request)
+    taste = taste_of(request)
+    change = await in_thread(taste.place, texts_of(content, "pictures"), text_of(content, "verdict"))
+    tell(taste.name)
+    return web.json_response(answer(change))
+
+
+async def undo_or_redo(request: web.Request) -> web.Response:
+    await json_of(request)
+    taste = taste_of(request)
+    change = await in_thread(taste.undo if request.match_info["act"] == "undo" else taste.redo)
+    tell(taste.name)
+    return web.json_response(answer(change))
+
+
+async def empty_trash(request: web.Request) -> web.Response:
+    await json_of(request)
+    taste = taste_of(request)
+    return web.json_response({"deleted": await in_thread(taste.empty_trash)})
+
+
+async def export(request: web.Request) -> web.StreamResponse:
+    taste = taste_of(request)
+    return await send_zip(request, taste, private=request.query.get("private") == "1")
+
+
+async def import_file(request: web.Request) -> web.Response:
+    taste = taste_of(request)
+    done = await receive_zip(request, taste)
+    tell(taste.name)
+    return web.json_response(asdict(done))
+
+
+ROUTES = {
+    ("GET", "/prefgen/recent"): recent,
+    ("GET", "/prefgen/tastes"): list_tastes,
+    ("POST", "/prefgen/tastes"): new_taste,
+    ("POST", "/prefgen/tastes/{name}/copy"): copy_taste,
+    ("POST", "/prefgen/tastes/{name}/rename"): rename_taste,
+    ("DELETE", "/prefgen/tastes/{name}"): forget_taste,
+    ("GET", "/prefgen/tastes/{name}"): show_taste,
+    ("GET", "/prefgen/tastes/{name}/thumbnail/{sha256}"): thumbnail,
+    ("GET", "/prefgen/tastes/{name}/picture/{sha256}"): whole_picture,
+    ("POST", "/prefgen/tastes/{name}/rate"): rate_file,
+    ("POST", "/prefgen/tastes/{name}/upload"): upload,
+    ("POST", "/prefgen/tastes/{name}/place"): place,
+    ("POST", "/prefgen/tastes/{name}/{act:undo|redo}"): undo_or_redo,
+    ("POST", "/prefgen/tastes/{name}/empty_trash"): empty_trash,
+    ("GET", "/prefgen/tastes/{name}/export"): export,
+    ("POST", "/prefgen/tastes/{name}/import"): import_file,
+}
 
 
 # --- what they answer ---

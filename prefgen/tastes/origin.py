@@ -58,24 +58,29 @@ def of_graph(text: str) -> Origin:
     if not isinstance(graph, dict):
         return Origin()
     nodes = {str(key): node for key, node in graph.items() if isinstance(node, dict)}
-    samplers = [node for node in nodes.values() if "positive" in _inputs(node) and _seed(node) is not None]
-    if not samplers:
+    sampler = next((n for n in nodes.values() if "positive" in _inputs(n) and _seed(n) is not None), None)
+    if sampler is None:
         return Origin()
-    sampler = samplers[0]
-    model = ""
-    for node in _upstream(nodes, _inputs(sampler).get("model")):
-        named = next(
-            (v for k, v in _inputs(node).items() if k in ("ckpt_name", "unet_name") and isinstance(v, str)), ""
-        )
-        model = model or named
-    prompt = ""
-    for node in _upstream(nodes, _inputs(sampler).get("positive")):
-        written = _inputs(node).get("text")
-        if isinstance(written, list):
-            values = (value for up in _upstream(nodes, written) for value in _inputs(up).values())
-            written = next((value for value in values if isinstance(value, str)), "")
-        prompt = prompt or (written if isinstance(written, str) else "")
+    prompts = (_text(nodes, node) for node in _upstream(nodes, _inputs(sampler)["positive"]))
+    models = (_model(node) for node in _upstream(nodes, _inputs(sampler).get("model")))
+    prompt = next(filter(None, prompts), "")
+    model = next(filter(None, models), "")
     return Origin(one_line(prompt), _seed(sampler), one_line(model)[:200])
+
+
+def _text(nodes: dict[str, dict], node: dict) -> str:
+    """The text of a node that encodes one; where it comes from another node, the first text on the way there."""
+    text = _inputs(node).get("text")
+    if isinstance(text, list):
+        values = (value for up in _upstream(nodes, text) for value in _inputs(up).values())
+        text = next((value for value in values if isinstance(value, str)), "")
+    return text if isinstance(text, str) else ""
+
+
+def _model(node: dict) -> str:
+    """The file that a node loads a model from, "" for any other node."""
+    names = (_inputs(node).get(key) for key in ("ckpt_name", "unet_name"))
+    return next((name for name in names if isinstance(name, str)), "")
 
 
 def of_parameters(text: str) -> Origin:
@@ -107,7 +112,7 @@ def _seed(node: dict) -> int | None:
 
 def _upstream(nodes: dict[str, dict], link: object) -> list[dict]:
     """The nodes that a link leads to, nearest first."""
-    found: list[dict] = []
+    nearest: list[dict] = []
     waiting = [link]
     seen: set[str] = set()
     while waiting and len(seen) < 1000:
@@ -116,9 +121,9 @@ def _upstream(nodes: dict[str, dict], link: object) -> list[dict]:
             continue
         seen.add(str(link[0]))
         node = nodes[str(link[0])]
-        found.append(node)
+        nearest.append(node)
         waiting += list(_inputs(node).values())
-    return found
+    return nearest
 
 
 def stars_of(path: Path) -> int | None:

@@ -101,7 +101,7 @@ class Taste:
                 continue
             sha256 = index.sha256(entry.path, status, read=read_new)
             event = events.get((sha256, verdict))
-            made = origins.get(sha256)
+            rated = origins.get(sha256)
             listed.append(
                 Picture(
                     sha256,
@@ -109,8 +109,8 @@ class Taste:
                     entry.name,
                     verdict,
                     event.time if event else status.st_mtime,
-                    Origin(made.prompt, made.seed, made.model) if made else Origin(),
-                    made.source if made else "",
+                    Origin(rated.prompt, rated.seed, rated.model) if rated else Origin(),
+                    rated.source if rated else "",
                 )
             )
         index.save()

@@ -66,9 +66,11 @@ def folders_of_comfy(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def browser(pack, folders_of_comfy):
+def browser(pack, folders_of_comfy, monkeypatch):
     server = Server()
-    pack("prefgen.comfy.routes").register(server)
+    routes = pack("prefgen.comfy.routes")
+    routes.register(server)
+    monkeypatch.setattr(routes, "prompt_server", lambda: server)
     browser = Browser(server)
     assert browser("POST", "/prefgen/tastes", json={"name": "sea"}) == (200, {"name": "sea"})
     server.events.clear()
