@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
-from .history_folder import VERDICTS, HistoryFolder, left_out
+from .history_folder import VERDICTS, left_out
 from .pictures import as_tensor, clean_picture, resize
+from .tastes.reading import history_folder
 
 MAX_ITEMS = 64
 # Of the montage: RGB in 0..1, and pixels.
@@ -101,15 +102,17 @@ class PreferenceHistory:
         limit: int = 40,
         progress: Callable[[int, int], None] | None = None,
         interrupt: Callable[[], None] | None = None,
+        revision: str = "",
     ) -> PreferenceHistory:
         """Read the newest `limit` pictures of `path`/liked and `path`/disliked (optional), oldest first.
 
-        See `HistoryFolder` for what counts and in which order; a text file of the same name holds a picture's prompt. A
-        picture that can't be read is named in the log and in `left_out`; the rest is read. progress(done, total) is
-        called as pictures are read; interrupt() is called before each and may raise. Raises ValueError or
-        FileNotFoundError with one sentence.
+        See `HistoryFolder` for what counts and in which order; where verdicts were given in the browser, the order is
+        theirs. revision: 8 digits of an earlier state of the taste (`Taste.frozen`). A text file of the same name holds
+        a picture's prompt. A picture that can't be read is named in the log and in `left_out`; the rest is read.
+        progress(done, total) is called as pictures are read; interrupt() is called before each and may raise. Raises
+        ValueError or FileNotFoundError with one sentence.
         """
-        folder = HistoryFolder(path)
+        folder = history_folder(path, revision)
         liked_count, disliked_count = shares(*(min(limit, len(folder.files[verdict])) for verdict in VERDICTS))
         counts = {"liked": liked_count, "disliked": disliked_count}
         pictures, broken = folder.read(counts, progress, interrupt)

@@ -16,6 +16,7 @@ from .files import guessed_text, is_hidden
 from .pictures import PictureError, picture_suffixes, printable, read_picture
 
 VERDICTS = ("liked", "disliked")
+JOURNAL = "taste.jsonl"  # of prefgen.tastes, in the folder itself
 # How many unreadable pictures are named where none can be read.
 NAMED = 5
 
@@ -44,6 +45,7 @@ class HistoryFolder:
                 f"The history folder {self.name} is not there: choose another, or create it with a "
                 "`liked` subfolder of pictures."
             )
+        self.prompts: dict[Path, str] = {}
         self._files: dict[str, list[Path]] = {verdict: [] for verdict in VERDICTS}
         self._folders = [e for e in entries_of(self.path) if e.name.lower() in VERDICTS and e.is_dir()]
         for folder in self._folders:
@@ -56,6 +58,11 @@ class HistoryFolder:
     def files(self) -> dict[str, list[Path]]:
         """The pictures of each verdict, oldest first; looks at the time of every file."""
         return {verdict: in_order(files) for verdict, files in self._files.items()}
+
+    def use(self, files: dict[str, list[Path]], prompts: dict[Path, str]) -> None:
+        """Take these pictures of each verdict, oldest first, with these prompts in place of those beside them."""
+        self._files = self.files = files
+        self.prompts = prompts
 
     def check(self) -> None:
         """Raises ValueError with one sentence where there is no liked picture; looks at names alone."""
@@ -72,6 +79,8 @@ class HistoryFolder:
             for file in files:
                 for part in (file, prompt_file(file)):
                     digest.update(f"{verdict} {_stamp(part)}\n".encode(errors="surrogateescape"))
+        # Verdicts have an order of their own where a journal says when they were given.
+        digest.update(_stamp(self.path / JOURNAL).encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def read(
@@ -98,7 +107,7 @@ class HistoryFolder:
                     interrupt()
                 newest = waiting.pop()
                 try:
-                    pictures[verdict].append(FolderPicture(read_picture(newest), prompt_of(newest)))
+                    pictures[verdict].append(FolderPicture(read_picture(newest), self.prompt_of(newest)))
                 except PictureError as error:
                     # An older picture takes its place.
                     broken.append(error)
@@ -119,6 +128,10 @@ class HistoryFolder:
             if verdict == "liked" and not pictures[verdict]:
                 raise _nothing_left(self.name, broken)
         return pictures, broken
+
+    def prompt_of(self, file: Path) -> str:
+        """A picture's prompt, "" for none."""
+        return self.prompts[file] if file in self.prompts else prompt_of(file)
 
     def _warn_of_pictures_elsewhere(self) -> None:
         """Warn of pictures that have no verdict: in this folder, where it isn't the liked one, and those further in."""

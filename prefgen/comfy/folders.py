@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import folder_paths
 
@@ -17,10 +19,12 @@ from ..atelier import users
 from ..atelier.models import MLLM_FOLDER, WEIGHTS
 from ..files import file_state, is_hidden
 from ..history_folder import HistoryFolder
+from ..tastes.taste import Taste
 
 EMBEDDED = "atelier"
 EXAMPLE = "example: "
 NO_LORA = "none"
+REVISION = re.compile("[0-9a-f]{8}")  # behind a taste's name and an @
 HISTORY_FOLDER = "prefgen"  # below ComfyUI's input folder
 SUFFIXES = (".safetensors", ".sft")
 NOT_ADAPTERS = ("mllm", "mllm_lora", "users")  # folders of models/prefgen for other things
@@ -153,8 +157,20 @@ def mllm_lora_path(name: str) -> Path | None:
     return resolve(mllm_loras(), name, "MLLM LoRA", "models/prefgen/mllm_lora")
 
 
-def history_of(name: str) -> Path | int:
+class Revision(NamedTuple):
+    """A taste as it once was: NAME@1a2b3c4d."""
+
+    path: Path
+    revision: str
+
+
+def history_of(name: str) -> Path | Revision | int:
     """ValueError says what a folder of this name lacks, ChoiceError that there is none."""
+    base, _, revision = name.rpartition("@") if isinstance(name, str) else ("", "", "")
+    if base and REVISION.fullmatch(revision):
+        path = resolve({path.name: path for path in _history_folders()}, base, "taste", f"input/{HISTORY_FOLDER}")
+        Taste(path).frozen(revision)
+        return Revision(path, revision)
     for path in _history_folders():
         if path.name == name:
             HistoryFolder(path).check()
@@ -164,7 +180,8 @@ def history_of(name: str) -> Path | int:
 def history_fingerprint(name: str) -> str:
     """Changes whenever a picture of the history, a prompt or their order does."""
     history = history_of(name)
-    return name if isinstance(history, int) else HistoryFolder(history).fingerprint()
+    # A revision never changes, nor does a bundled user.
+    return HistoryFolder(history).fingerprint() if isinstance(history, Path) else name
 
 
 def mllm_fingerprint(name: str, lora: str | None = NO_LORA) -> str:

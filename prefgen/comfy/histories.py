@@ -10,25 +10,29 @@ import torch
 from comfy_execution.utils import get_executing_context
 
 from ..history import PreferenceHistory
+from . import folders
 from .running import prompt_server
 
 EXAMPLE_PICTURES = 8  # of each side
 EXAMPLE_SEED = 1
 
 
-def load(history: Path | int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def load(history: Path | folders.Revision | int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """(liked, disliked): pictures [1, H, W, 3] in 0..1, each in its own size up to what a history keeps.
 
-    history: a folder (see `PreferenceHistory.from_folder` for what is refused), or the number of an example user. Shows
-    ComfyUI's progress bar, stops at its interrupt, and tells on the node which pictures can't be read.
+    history: a folder (see `PreferenceHistory.from_folder` for what is refused), a revision of one, or the number of an
+    example user. Shows ComfyUI's progress bar, stops at its interrupt, and tells on the node which pictures can't be
+    read.
     """
     if isinstance(history, int):
         return _draw(history)
+    path, revision = history if isinstance(history, folders.Revision) else (history, "")
     bar = comfy.utils.ProgressBar(1)
     read = PreferenceHistory.from_folder(
-        history,
+        path,
         progress=lambda done, total: bar.update_absolute(done, total),
         interrupt=comfy.model_management.throw_exception_if_processing_interrupted,
+        revision=revision,
     )
     _tell(read.left_out)
     return [item.image[None] for item in read.liked], [item.image[None] for item in read.disliked]

@@ -14,7 +14,9 @@ import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-FILE = "taste.jsonl"
+from ..history_folder import JOURNAL
+
+FILE = JOURNAL
 VERSION = 1
 
 

@@ -45,7 +45,7 @@ SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
 @dataclass(frozen=True)
 class Picture:
     """A picture of a taste. verdict: "liked" or "disliked"; time: of its verdict, seconds since 1970; sha256: of its
-    file, "" where the file hasn't been read yet."""
+    file, "" where the file hasn't been read yet; frozen: of an earlier revision."""
 
     sha256: str
     folder: str
@@ -54,6 +54,7 @@ class Picture:
     time: float
     origin: Origin = Origin()
     source: str = ""
+    frozen: bool = False
 
     @property
     def path(self) -> Path:
@@ -128,8 +129,9 @@ class Taste:
         return journal.acts(journal.read(self.folder))
 
     def prompt_of(self, picture: Picture) -> str:
-        """A picture's prompt: of the text file beside it, else what its own metadata said when it was rated."""
-        return prompt_of(picture.path) or picture.origin.prompt
+        """A picture's prompt: of a revision as it was then, else of the text file beside it, else what the picture's
+        own metadata said when it was rated."""
+        return picture.origin.prompt if picture.frozen else prompt_of(picture.path) or picture.origin.prompt
 
     def revision(self, pictures: Iterable[Picture] | None = None) -> str:
         """The first 8 hexadecimal digits of SHA-256 over the lines `sha256 verdict prompt`, oldest verdict first."""
@@ -355,7 +357,15 @@ class Taste:
                 "files back, or choose the taste without its revision."
             )
         return [
-            Picture(sha256, str(places[sha256].parent), places[sha256].name, verdict, float(number), Origin(prompt))
+            Picture(
+                sha256,
+                str(places[sha256].parent),
+                places[sha256].name,
+                verdict,
+                float(number),
+                Origin(prompt),
+                frozen=True,
+            )
             for number, (sha256, verdict, prompt) in enumerate(rows)
         ]
 

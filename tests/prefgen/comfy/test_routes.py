@@ -271,3 +271,18 @@ def test_a_fault_of_our_own_is_a_sentence_and_in_the_log(browser, pack, monkeypa
     monkeypatch.setattr(pack("prefgen.comfy.routes"), "summaries", lambda: 1 / 0)
     assert "the log of ComfyUI says where" in browser.sentence("GET", "/prefgen/tastes", status=500)
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_revision_can_be_chosen_by_its_name_and_stays_what_it_was(browser, pack, folders_of_comfy, monkeypatch):
+    folders = pack("prefgen.comfy.folders")
+    browser("POST", "/prefgen/tastes/sea/upload", form=form_of("liked", {"1.png": picture(1), "2.png": picture(2)}))
+    name = f"sea@{browser('GET', '/prefgen/tastes/sea')[1]['revision']}"
+    node = pack("nodes").LoadPreferenceHistory
+    before = [tensor.tolist() for tensor in node.execute(name).result[0]]
+    print_before = folders.history_fingerprint(name)
+    browser("POST", "/prefgen/tastes/sea/place", json={"pictures": [sha256(picture(1))], "verdict": ""})
+    assert node.validate_inputs(name) is True and folders.history_fingerprint(name) == print_before
+    assert [tensor.tolist() for tensor in node.execute(name).result[0]] == before
+    assert len(node.execute("sea").result[0]) == 1
+    for wrong in ("sea@00000000", "nobody@1a2b3c4d", "../sea@1a2b3c4d"):
+        assert isinstance(node.validate_inputs(wrong), str)
