@@ -225,7 +225,7 @@ def plain(folder: Path, args) -> dict:
                 embeds = vision(pixels).image_embeds.float()
             laps.end("image encoder")
         timesteps = torch.randint(0, len(base.schedule), (args.batch,)).to(device)
-        noisy, target = base.schedule.add_noise(latents, timesteps, torch.randn(latents.shape).to(latents.device))
+        noisy, target = base.schedule.add_noise(latents, torch.randn(latents.shape).to(latents.device), timesteps)
         with base.autocast():
             picture_tokens = norm(projection(embeds).unflatten(-1, (TOKENS, WIDTH)))
         text.states = torch.cat([text.states, picture_tokens.float()], 1)

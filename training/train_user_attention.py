@@ -214,7 +214,7 @@ class TrainingData:
             tensor.to(device) for tensor in (vectors, timesteps, noise, teacher_weights)
         )
         clean, sizes = self.latents.of([target.picture for target in targets])
-        noisy, prediction = self.base.schedule.add_noise(clean.to(device), timesteps, noise)
+        noisy, prediction = self.base.schedule.add_noise(clean.to(device), noise, timesteps)
         teacher_text = None
         if self.section.distil:
             # A dropped user must predict what the plain UNet predicts, so its teacher reads the neutral prompt.
@@ -361,7 +361,7 @@ def heldout_losses(data: TrainingData, base: Base, branch: list[UserAttention], 
         places = torch.arange(HELDOUT_TIMESTEPS) + torch.rand(HELDOUT_TIMESTEPS)
         timesteps = (places * len(base.schedule) / HELDOUT_TIMESTEPS).long().to(base.device)
         noise = torch.randn(clean.shape).to(base.device)
-        noisy, prediction = base.schedule.add_noise(clean.to(base.device), timesteps, noise)
+        noisy, prediction = base.schedule.add_noise(clean.to(base.device), noise, timesteps)
         text = data.texts([target.prompt] * HELDOUT_TIMESTEPS)
         own = data.vectors[row]
         for name, vector in zip(totals, (own, data.vectors[other], torch.zeros_like(own)), strict=True):

@@ -74,7 +74,7 @@ def main() -> None:
             # A little more often the noisy half, where subject, palette and layout are decided.
             timesteps = (len(schedule) * torch.rand(section.batch) ** 0.75).long()
             clean = latents[chosen].float()
-            noisy, target = schedule.add_noise(clean, timesteps, torch.randn_like(clean))
+            noisy, target = schedule.add_noise(clean, torch.randn_like(clean), timesteps)
         with run.timer("forward"), torch.autocast("cpu", torch.bfloat16):
             prediction = unet(noisy, timesteps, states.clone()).sample.float()
         loss = F.mse_loss(prediction, target)

@@ -31,7 +31,7 @@ class NoiseSchedule:
         return len(self.alphas)
 
     def add_noise(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor
+        self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(noisy latents, what the UNet should predict), both [B, c, h, w]. timesteps: int64 [B]."""
         signal_scale = self.signal_scale[timesteps][:, None, None, None]

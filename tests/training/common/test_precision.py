@@ -199,7 +199,7 @@ def test_no_table_of_a_base_is_fp64_on_its_device(family):
         else:
             base = Base(family, None, None, [], DDIMScheduler(), 64, torch.float32, "meta")
         timesteps, latents = torch.zeros(2, dtype=torch.long, device="meta"), torch.zeros(2, 4, 8, 8, device="meta")
-        noisy, target = base.schedule.add_noise(latents, timesteps, latents)
+        noisy, target = base.schedule.add_noise(latents, latents, timesteps)
         assert noisy.dtype == target.dtype == torch.float32
         assert base.schedule.min_snr_weights(timesteps, 5.0).dtype == torch.float32
     on_the_device = [v for v in vars(base.schedule).values() if isinstance(v, torch.Tensor) and v.device.type == "meta"]
@@ -213,7 +213,7 @@ def test_noise_and_weights_are_those_of_the_schedule_in_fp64():
     rng = np.random.default_rng(0)
     clean, noise = (torch.from_numpy(rng.standard_normal((5, 8, 4, 4))) for _ in range(2))
     signal, spread = ((a.sqrt())[timesteps][:, None, None, None] for a in (alphas, 1 - alphas))
-    noisy, target = base.schedule.add_noise(clean.float(), timesteps, noise.float())
+    noisy, target = base.schedule.add_noise(clean.float(), noise.float(), timesteps)
     assert torch.allclose(noisy.double(), signal * clean + spread * noise, rtol=1e-5, atol=1e-6)
     assert torch.allclose(target.double(), signal * noise - spread * clean, rtol=1e-5, atol=1e-6)
 
