@@ -23,7 +23,8 @@ def clusters(pairs: np.ndarray) -> dict[int, int]:
     pairs: int [pairs, 2].
     """
     members, places = np.unique(pairs, return_inverse=True)
-    component = _components(*places.reshape(-1, 2).T, "weak")
+    one, other = places.reshape(-1, 2).T
+    component = _components(one, other, "weak")
     # Members are sorted, so the first of a component is its smallest.
     _, first, component = np.unique(component, return_index=True, return_inverse=True)
     smallest = members[first][component]

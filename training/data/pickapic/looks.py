@@ -31,11 +31,12 @@ def look(data: bytes | None) -> tuple[str | None, int, bytes]:
     """
     data = data or b""
     fault, pixels = judge(data)
-    return fault, 0 if fault else perceptual_hash(pixels), hashlib.blake2b(data, digest_size=16).digest()
+    signature = 0 if pixels is None else perceptual_hash(pixels)
+    return fault, signature, hashlib.blake2b(data, digest_size=16).digest()
 
 
 def judge(data: bytes) -> tuple[str | None, np.ndarray | None]:
-    """(the picture's fault or None; its pixels, shrunk, uint8 [H, W, 3], or None for a broken one).
+    """(the picture's fault, None) or, for a sound one, (None, its pixels, shrunk: uint8 [H, W, 3]).
 
     Damage of any kind makes a picture BROKEN, and so does a decompression bomb, which its header gives away: it is
     never decoded.
@@ -49,12 +50,12 @@ def judge(data: bytes) -> tuple[str | None, np.ndarray | None]:
     except PictureError:
         return BROKEN, None
     if is_tiny:
-        return TINY, pixels
+        return TINY, None
     cells = np.asarray(Image.fromarray(pixels).resize((CELLS, CELLS), Image.Resampling.BOX))  # [CELLS, CELLS, 3]
     if cells.max() < DARK_BELOW:
-        return DARK, pixels
+        return DARK, None
     if np.ptp(cells, axis=(0, 1)).max() <= UNIFORM_BELOW:
-        return UNIFORM, pixels
+        return UNIFORM, None
     return None, pixels
 
 

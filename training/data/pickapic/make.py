@@ -167,7 +167,7 @@ def copy_unit(store: Store, job: Job) -> None:
 def _with_images(job: Job) -> Iterator[pa.Table]:
     chosen = pq.read_table(job.listed, partitioning=None)
     places, repeats = np.unique(chosen["id"].to_numpy(), return_counts=True)  # one picture may be of several users
-    images = []
+    images: list[bytes | None] = []
     start = 0
     for data, times in zip(job.source.pictures(job.unit, places), repeats.tolist(), strict=True):
         images += [data] * times
@@ -179,7 +179,7 @@ def _with_images(job: Job) -> Iterator[pa.Table]:
         yield _pictures(chosen.slice(start), images)
 
 
-def _pictures(rows: pa.Table, images: list[bytes]) -> pa.Table:
+def _pictures(rows: pa.Table, images: list[bytes | None]) -> pa.Table:
     return pa.table([pa.array(images, pa.binary()), *(rows[name] for name in PICTURES.names[1:])], PICTURES)
 
 

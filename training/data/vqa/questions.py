@@ -152,7 +152,7 @@ def would(material: Material) -> Draft | None:
     if picture is None:
         return None
     history = material.history((picture,))
-    return history and Draft(history, "yes" if picture.liked else "no", (picture,))
+    return Draft(history, "yes" if picture.liked else "no", (picture,)) if history else None
 
 
 @question_kind(
@@ -174,7 +174,7 @@ def which(material: Material) -> Draft | None:
         return None
     asked = (liked, disliked) if material.first_is_right else (disliked, liked)
     history = material.history(asked)
-    return history and Draft(history, "first" if material.first_is_right else "second", asked)
+    return Draft(history, "first" if material.first_is_right else "second", asked) if history else None
 
 
 @question_kind(
@@ -201,7 +201,9 @@ def avoid(material: Material) -> Draft | None:
 
 def _traits(material: Material, liked: bool) -> Draft | None:
     history = material.history()
-    traits = traits_of(history, liked) if history else ()
+    if history is None:
+        return None
+    traits = traits_of(history, liked)
     return Draft(history, ", ".join(traits)) if traits else None
 
 
@@ -209,9 +211,11 @@ def _traits(material: Material, liked: bool) -> Draft | None:
 def describe(material: Material) -> Draft | None:
     """The traits of both sides, in the words of the closing question's answer."""
     history = material.history()
+    if history is None:
+        return None
     parts = []
     for verb, liked in (("likes", True), ("avoids", False)):
-        traits = traits_of(history, liked) if history else ()
+        traits = traits_of(history, liked)
         if traits:
             parts.append(f"{verb} {', '.join(traits)}")
     return Draft(history, " ; ".join(parts)) if parts else None
