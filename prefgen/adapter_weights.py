@@ -1,11 +1,7 @@
-"""The tensors of an adapter file: which of them are weights, that each can be used, and that they fit their modules.
-
-A safetensors file begins with its length of header (8 bytes) and a JSON header {name: {dtype, shape, data_offsets}}.
-"""
+"""The tensors of an adapter file: which of them are weights, that each can be used, and that they fit their modules."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from .errors import AdapterError
+from .files import safetensors_header
 
 AGAIN = "Download or export it again."
 # What some converters write for `ip_adapter.`.
@@ -28,29 +25,22 @@ SCALES = re.compile(
     r"(^|\.)(scaled_fp8|comfy_quant|scale_weight|scale_input|(weight|input)_scale\w*|absmax|quant_map|quant_state\..*"
     r"|SCB|scales|qweight|qzeros)$"
 )
-# Bytes; safetensors reads no larger one.
-LARGEST_HEADER = 100_000_000
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """({name of a tensor: its dtype}, metadata) by our own reading, since safetensors opens no file with a dtype that
-    it doesn't know; both empty for a broken header, of which `read_weights` speaks. Raises AdapterError with one
-    sentence for a file that is missing or empty."""
+    """({name of a tensor: its dtype}, metadata); both empty for a broken header, of which `read_weights` speaks. Raises
+    AdapterError with one sentence for a file that is missing or empty."""
     if not path.is_file():
         raise AdapterError(
             f"The adapter {path.name} is not there any more: put it into models/prefgen or choose another."
         )
+    if path.stat().st_size == 0:
+        raise AdapterError(f"{path.name} is empty (0 bytes). {AGAIN}")
     try:
-        if path.stat().st_size == 0:
-            raise AdapterError(f"{path.name} is empty (0 bytes). {AGAIN}")
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length)) if 2 <= length <= LARGEST_HEADER else {}
-        metadata = header.pop("__metadata__", None) or {}
-        dtypes = {name: str(entry["dtype"]) for name, entry in header.items()}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError, RecursionError):
+        header, metadata = safetensors_header(path)
+    except (OSError, ValueError):
         return {}, {}
-    return dtypes, metadata if isinstance(metadata, dict) else {}
+    return {name: str(entry.get("dtype")) for name, entry in header.items()}, metadata
 
 
 def read_weights(path: Path, dtypes: Mapping[str, str]) -> tuple[dict[str, torch.Tensor], list[str]]:

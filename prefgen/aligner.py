@@ -26,6 +26,7 @@ class LayerStandardiser(nn.Module):
     def fit(self, states: torch.Tensor) -> None:
         """Take the statistics of states [n, layers, D]."""
         self.mean.copy_(states.float().mean(0))
+        # A channel that never moves stays at zero and isn't blown up.
         self.std.copy_(states.float().std(0).clamp_min(1e-4))
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import errno
 import hashlib
+import json
+import math
 import os
 import stat
 import tempfile
@@ -40,6 +42,9 @@ DISK_FULL = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "file size limit",
 }
+
+# Bytes of a safetensors file's header; safetensors reads no larger one.
+LARGEST_HEADER = 100_000_000
 
 
 class TextError(MendableError, ValueError):
@@ -158,3 +163,25 @@ def file_sha256(path: str | os.PathLike) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def safetensors_header(path: str | os.PathLike) -> tuple[dict[str, dict], dict]:
+    """({name of a tensor: {"dtype", "shape", "data_offsets"}}, metadata) of a safetensors file, without its weights.
+
+    By our own reading, since safetensors opens no file with a dtype that it doesn't know. Raises ValueError for a
+    header that is broken or of a file of another size, OSError where it can't be read.
+    """
+    # The file begins with its header's length (8 bytes) and the header in JSON; the tensors fill all the rest.
+    length = os.stat(path).st_size
+    with open(path, "rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        text = stream.read(size) if size <= min(length - 8, LARGEST_HEADER) else b""
+    try:
+        header = json.loads(text)
+        metadata = header.pop("__metadata__", None) or {}
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if any(math.prod(entry["shape"]) < 0 for entry in header.values()) or 8 + size + end != length:
+            raise ValueError("another size than the file's")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} has a broken header ({error})") from error
+    return header, metadata if isinstance(metadata, dict) else {}

@@ -70,7 +70,7 @@ def fuse_user_vector(
             semantic_part = semantic * adapter.semantic(hidden)[0]
         if core:
             core_part = core * adapter.core(hidden)[0]
-    # The paper's e_img is one liked picture; here it is the mean of all that are liked.
+    # The paper's e_img is one liked picture, here it is the mean of all that are liked: docs/departures.md.
     if encoded.image_embed_liked is not None and image:
         image_part = image * pool_image_embeds(encoded.image_embed_liked, encoded.image_embed_disliked)
     return torch.cat([semantic_part, core_part, image_part])

@@ -69,7 +69,8 @@ class StatesProjection(nn.Module):
 
 
 class PerceiverAttention(nn.Module):
-    """Latents [B, N, D] look at the states [B, T, D] and at themselves. Returns [B, N, D]."""
+    """Latents [B, N, D] look at the states [B, T, D] and at themselves, as in Flamingo's perceiver (arXiv 2204.14198).
+    Returns [B, N, D]."""
 
     def __init__(self, width: int, inner: int):
         super().__init__()

@@ -22,6 +22,7 @@ def pool_image_embeds(liked: torch.Tensor, disliked: torch.Tensor | None = None,
 
     push moves it away from the mean of the disliked ones [m, I]: 0 leaves them out, 1 subtracts all of it.
     """
+    # Of unit length first: CLIP compares embeddings by angle alone, and no picture counts for more than another.
     pooled = F.normalize(liked.float(), dim=1).mean(0)
     if disliked is not None and len(disliked) and push:
         pooled = pooled - push * F.normalize(disliked.float(), dim=1).mean(0)

@@ -75,7 +75,8 @@ class Family:
 
 
 class Idefics3Family(Family):
-    """Idefics3 and SmolVLM: vision tower, pixel-shuffle connector, Llama decoder. Pictures are never split."""
+    """Idefics3 (arXiv 2408.12637) and SmolVLM (arXiv 2504.05299): vision tower, pixel-shuffle connector, Llama decoder.
+    Pictures are never split."""
 
     model_types = ("idefics3", "smolvlm")
 
@@ -95,8 +96,8 @@ class Idefics3Family(Family):
 
 
 class Idefics2Family(Family):
-    """Idefics2: vision tower for any size, perceiver resampler to a fixed number of tokens, Mistral decoder. Pictures
-    are never split."""
+    """Idefics2 (arXiv 2405.02246): vision tower for any size, perceiver resampler to a fixed number of tokens, Mistral
+    decoder. Pictures are never split."""
 
     model_types = ("idefics2",)
 
@@ -121,8 +122,9 @@ class Idefics2Family(Family):
 
 
 class LlavaOnevisionFamily(Family):
-    """LLaVA-OneVision: SigLIP, projector, Qwen2 decoder. A picture is read as one tile and a newline, as the family
-    itself reads several pictures; anyres tiles are left out, so every picture has the same number of tokens."""
+    """LLaVA-OneVision (arXiv 2408.03326): SigLIP, projector, Qwen2 decoder. A picture is read as one tile and a
+    newline, as the family itself reads several pictures; anyres tiles are left out, so every picture has the same
+    number of tokens."""
 
     model_types = ("llava_onevision",)
     silent_mean = CLIP_MEAN
@@ -150,7 +152,8 @@ class LlavaOnevisionFamily(Family):
 
 
 class Qwen25VLFamily(Family):
-    """Qwen2.5-VL: native-resolution vision tower with a patch merger, decoder with positions in three dimensions."""
+    """Qwen2.5-VL (arXiv 2502.13923): native-resolution vision tower with a patch merger, decoder with positions in
+    three dimensions."""
 
     model_types = ("qwen2_5_vl",)
     mean = CLIP_MEAN
@@ -196,8 +199,8 @@ class Qwen25VLFamily(Family):
         return {"inputs_embeds": embeds, "position_ids": after}
 
     def positions(self, places: torch.Tensor) -> torch.Tensor:
-        """[3, 1, T] (time, height, width): text counts on in all three; a picture stands still in time, spreads over
-        rows and columns and takes as many steps as it has rows."""
+        """[3, 1, T] (time, height, width) of M-RoPE (arXiv 2409.12191): text counts on in all three; a picture stands
+        still in time, spreads over rows and columns and takes as many steps as it has rows."""
         token = torch.arange(self.tokens_per_image)
         picture = torch.stack([torch.zeros_like(token), token // self.side, token % self.side])
         is_picture = places[0].tolist()
@@ -217,8 +220,8 @@ class Qwen25VLFamily(Family):
 
 
 class Qwen3VLFamily(Qwen25VLFamily):
-    """Qwen3-VL: as Qwen2.5-VL, and the tower's deeper layers are added to the first decoder layers (DeepStack). A
-    picture's tokens carry them behind their own channels, [n, (1 + deeper layers) * D]."""
+    """Qwen3-VL: as Qwen2.5-VL, and the tower's deeper layers are added to the first decoder layers (DeepStack, arXiv
+    2406.04334). A picture's tokens carry them behind their own channels, [n, (1 + deeper layers) * D]."""
 
     model_types = ("qwen3_vl",)
     mean = HALF

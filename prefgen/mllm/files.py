@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..compat import VISION_PARTS, transformers_knows, transformers_version
 from ..errors import MendableError
-from ..files import visible_files
+from ..files import safetensors_header, visible_files
 from . import foreign
 from .families import SUPPORTED, family_of
 
@@ -19,8 +19,6 @@ INDEX = "model.safetensors.index.json"
 # Of a weight: 4 bits, and a 32-bit scale for each block of 64 (QLoRA, arXiv 2305.14314).
 NF4_BYTES = 0.56
 UNPACKED = ("embed", "lm_head", *VISION_PARTS)
-# Bytes; safetensors' own limit.
-HEADER_LIMIT = 100 * 2**20
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 
 
@@ -137,39 +135,24 @@ def missing_shards(folder: Path) -> list[str]:
     return sorted(listed - present)
 
 
-def header_of(file: Path) -> dict[str, dict]:
-    """Tensor name -> {"dtype", "shape", "data_offsets"} of a safetensors file, without reading weights. Raises
-    MLLMError for a file that ends too early."""
-    return read_header(file)[0]
-
-
 def read_header(file: Path) -> tuple[dict[str, dict], dict]:
-    """What `header_of` gives, and the file's metadata."""
+    """`safetensors_header` of a weight file. Raises MLLMError for one that can't be read or ends too early."""
     where = _of(file.parent)
     try:
-        length = file.stat().st_size
-        with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            text = stream.read(size) if 8 <= length and size <= min(length - 8, HEADER_LIMIT) else b""
+        return safetensors_header(file)
     except OSError as error:
         raise MLLMError(foreign.unreadable(error, file, where)) from error
-    try:
-        header = json.loads(text)
-        metadata = header.pop("__metadata__", None) or {}
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if any(math.prod(entry["shape"]) < 0 for entry in header.values()) or 8 + size + end != length:
-            raise ValueError("not this file's sizes")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+    except ValueError as error:
         refuse(foreign.damage(file, where))
         raise MLLMError(f"{file.name} of {where} is damaged or not fully downloaded: download it again.") from error
-    return header, metadata
 
 
 def weight_bytes(folder: Path, itemsize: int, nf4: bool = False) -> int:
     """Bytes that the weights take in memory at `itemsize` bytes a number; nf4: the decoder's matrices at 4 bits."""
     total = 0.0
     for file in visible_files(folder, "*.safetensors"):
-        for name, entry in header_of(file).items():
+        header, _ = read_header(file)
+        for name, entry in header.items():
             packed = nf4 and len(entry["shape"]) == 2 and not any(part in name for part in UNPACKED)
             total += math.prod(entry["shape"]) * (NF4_BYTES if packed else itemsize)
     return int(total)

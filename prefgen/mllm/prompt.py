@@ -1,6 +1,8 @@
 """How a history is put into words for the MLLM. Training and inference share this file.
 
-The exact conversation is part of a trained MLLM, so a change of wording is a change of PROMPT_VERSION.
+PrefGen's own conversation isn't published (arXiv 2512.06020). As in that of its predecessor (arXiv 2508.08220), every
+picture is followed by what the user said of it, with the prompt that it was made from. The exact conversation is part
+of a trained MLLM, so a change of wording is a change of PROMPT_VERSION.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ def build_messages(
     image_token: written as text in place of a picture, for templates that would put all pictures first. shown: how many
     pictures the question asks about, right before it.
     """
+    # The verdict stands behind its picture and the question at the end, since a decoder sees only what came before.
     picture = {"type": "image"} if image_token is None else {"type": "text", "text": image_token}
     content: list[dict] = []
     for liked, prompt in zip(verdicts, prompts, strict=True):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prefgen.mllm.files import header_of, missing_shards, weight_bytes
+from prefgen.mllm.files import missing_shards, read_header, weight_bytes
 from prefgen.mllm.model import MLLMError, PreferenceMLLM
 from tests.prefgen.tiny_mllms import write_folder
 
@@ -99,7 +99,7 @@ def test_bytes_are_told_from_headers(whole, sharded):
     numbers = sum(tensor.numel() for tensor in load_file(whole / "model.safetensors").values())
     assert weight_bytes(whole, 2) == weight_bytes(sharded, 2) == 2 * numbers
     assert numbers * 0.56 < weight_bytes(whole, 2, nf4=True) < 2 * numbers
-    assert set(header_of(whole / "model.safetensors")) == set(load_file(whole / "model.safetensors"))
+    assert set(read_header(whole / "model.safetensors")[0]) == set(load_file(whole / "model.safetensors"))
 
 
 def test_a_file_of_a_header_alone_is_read_and_one_byte_less_is_damage(tmp_path):
@@ -107,7 +107,7 @@ def test_a_file_of_a_header_alone_is_read_and_one_byte_less_is_damage(tmp_path):
     folder.mkdir()
     save_file({}, folder / "model.safetensors")
     data = (folder / "model.safetensors").read_bytes()
-    assert len(data) == 8 + int.from_bytes(data[:8], "little") and header_of(folder / "model.safetensors") == {}
+    assert len(data) == 8 + int.from_bytes(data[:8], "little") and read_header(folder / "model.safetensors")[0] == {}
     (folder / "model.safetensors").write_bytes(data[:-1])
     with pytest.raises(MLLMError, match="damaged or not fully downloaded"):
-        header_of(folder / "model.safetensors")
+        read_header(folder / "model.safetensors")
