@@ -18,7 +18,7 @@ from pathlib import Path
 
 from prefgen.adapter import UserAdapter
 from prefgen.adapter_file import save_adapter
-from prefgen.precision import DTYPES
+from prefgen.dtypes import DTYPES
 
 from .common.adapters import trained_adapter
 from .common.config.command import arguments

@@ -32,10 +32,10 @@ from torch import nn
 
 from prefgen.atelier.models import MLLM_FOLDER, mllm_tokenizer
 from prefgen.compat import has_nf4
+from prefgen.dtypes import DTYPES
 from prefgen.files import write_atomic
 from prefgen.mllm.files import MLLMError
 from prefgen.mllm.model import PreferenceMLLM
-from prefgen.precision import DTYPES
 
 from .common import lora
 from .common.config.command import StageArgs, arguments

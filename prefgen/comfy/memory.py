@@ -11,11 +11,11 @@ from comfy import model_management
 from comfy.model_patcher import ModelPatcher
 
 from ..compat import has_nf4
+from ..dtypes import DTYPES
 from ..errors import out_of_memory
 from ..files import visible_files
 from ..mllm.files import MLLMError, check_folder, weight_bytes
 from ..mllm.model import PreferenceMLLM
-from ..precision import DTYPES
 
 NF4 = "nf4"
 DEVICES = ("auto", "cpu")

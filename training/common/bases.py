@@ -16,10 +16,10 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from prefgen.adapter import FAMILY_NAMES, FAMILY_OF_WIDTH
+from prefgen.dtypes import DTYPES
 from prefgen.errors import MendableError
 from prefgen.files import read_text
 from prefgen.pictures import shrunk
-from prefgen.precision import DTYPES
 
 from .atelier_clip import text_features, tokenize
 from .config.schema import Config

@@ -31,7 +31,8 @@ def mmd2(
     # Double inputs stay double, so that the estimator can be checked against itself in fp64.
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     with torch.autocast(x.device.type, enabled=False):
-        x, y = x.to(dtype), y.to(dtype)
+        x = x.to(dtype)
+        y = y.to(dtype)
         if bandwidths is None:
             bandwidths = median_bandwidths(x, y)
         if weights is None:

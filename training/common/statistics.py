@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+# 250 of them lie beyond each end of a 95 % interval.
 DRAWS = 10_000
 
 
@@ -29,7 +30,8 @@ def weights(clusters: int, seed: int) -> np.ndarray:
 
 
 def crossed(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Means over resamplings of rows and, independently, of columns, of what lies in the cells of a crossed design.
+    """Means over resamplings of rows and, independently, of columns, of what lies in the cells of a crossed design
+    (Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1, 2007).
 
     sums, counts: [rows, columns], the sum and the number of values in a cell. Returns [at most DRAWS]: a draw that
     holds no value has no mean.

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 
 from prefgen.atelier.models import MLLM_FOLDER
 from prefgen.compat import hidden_states_of
+from prefgen.dtypes import DTYPES
 from prefgen.mllm.files import MLLMError
 from prefgen.mllm.model import PreferenceMLLM
 from prefgen.mllm.prompt import CLOSING_QUESTION
-from prefgen.precision import DTYPES
 
 from ..common.devices import default_device
 from ..common.precision import full_precision

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from prefgen.dtypes import DTYPES
 from prefgen.errors import out_of_memory
 from prefgen.files import write_atomic
 from prefgen.mllm.model import PreferenceMLLM
-from prefgen.precision import DTYPES
 
 from ..common.arguments import natural, positive
 from ..common.config.command import load

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from prefgen.adapter import UserProjection
 from prefgen.aligner import SemanticAligner
 from prefgen.compat import decoder_of
+from prefgen.dtypes import DTYPES
 from prefgen.mllm.families import family_parts
-from prefgen.precision import DTYPES
 
 from . import shapes
 from .schema import Config

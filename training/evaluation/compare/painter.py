@@ -15,8 +15,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from prefgen.adapter_file import load_adapter
+from prefgen.dtypes import DTYPES
 from prefgen.files import write_atomic
-from prefgen.precision import DTYPES
 
 from ...data.errors import DataError
 from ..rows import ROWS, Row

@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from prefgen.adapter import UserAdapter
 from prefgen.adapter_checks import check_encoded
+from prefgen.dtypes import DTYPES
 from prefgen.encoded import EncodedPreference
 from prefgen.fusion import fuse_user_vector
 from prefgen.history import PreferenceHistory
 from prefgen.mllm.model import PreferenceMLLM
 from prefgen.mllm.traits import Traits
-from prefgen.precision import DTYPES
 
 from ...common.clip_vision import ClipVision
 from ...data.errors import DataError
