@@ -20,6 +20,7 @@ from pathlib import Path
 from prefgen.atelier.models import WEIGHTS
 from prefgen.files import write_atomic
 
+# What an ablation shares with the shipped weights where it doesn't run it anew.
 UPSTREAM = ("atelier.pool", "atelier.mllm_vision", "extract", "probe_layers", "train_alignment")
 CACHES = ("latents", "clip_images")
 WEIGHT_FILES = ("clip.safetensors", "clip_tokenizer", "judge.safetensors", "unet.safetensors", "vae.safetensors")

@@ -87,10 +87,14 @@ ROWS = {
     **{f"weight_{w:g}": Row(f"weight {w:g}", "main", weight=w) for w in WEIGHTS if w != 1},
     **{f"size_{n}": Row(f"history of {n} + {n}", "main", size=n) for n in SIZES if n != 8},
 }
+# In the order of the page. Beside the method what is cheap and strong: another user's preference, which a picture must
+# be told from; the same branch on CLIP's embedding alone; the taste in words, which the prompt can carry without any
+# branch; the training-free FABRIC (arXiv 2307.10159).
 METHODS = (
     *("none", "mismatched", "image_only", "described", "described_both", "reference_03", "reference_1"),
     *("prefgen", "oracle"),
 )
+# What could sink the claim: the branch reads colours alone, or doesn't care which side a picture is on.
 CONTROLS = ("swapped", "grey", "colours", "liked_only")
 PARTS = ("no_semantic", "no_core", "no_image", "semantic", "core", "image")
 TRAINED = ("pointwise", "first_layers", "untuned")

@@ -108,7 +108,7 @@ class Csd:
         except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ScoreError(
-                f"{file} holds no CSD weights as safetensors ({reason}): convert the published ones."
+                f"{file} holds no CSD weights as safetensors, named as they are published ({reason}): convert those."
             ) from error
 
     def __call__(self, pictures: Sequence[Image.Image]) -> torch.Tensor:

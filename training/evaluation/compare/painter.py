@@ -59,7 +59,8 @@ class PipelinePainter:
         noise = [torch.Generator().manual_seed(mixed(seed)) for seed in seeds]
         options = {}
         if vectors is not None:
-            both = torch.stack([torch.zeros_like(vectors), vectors]).flatten(0, 1)[:, None]  # unconditional half first
+            # The unconditional half comes first. It gets the vector of no user, as in training.
+            both = torch.stack([torch.zeros_like(vectors), vectors]).flatten(0, 1)[:, None]
             options["ip_adapter_image_embeds"] = [both.to(self.pipeline.device, self.pipeline.dtype)]
         return self.pipeline(
             prompt=prompts,

@@ -1,4 +1,4 @@
-"""What each part of the method brings, on test users and held-out prompts: methods, controls, ablations side by side.
+"""What each part of the method (arXiv 2512.06020) brings, on test users and held-out prompts, side by side.
 
     python -m training.evaluation.evaluate
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -155,47 +156,57 @@ def requests(people: list[users.User], prompts: int) -> list[Request]:
     ]
 
 
+@dataclass(frozen=True)
+class Condition:
+    """What a row paints one user's pictures with, all of a history: (liked, disliked), e_u, the MLLM's words."""
+
+    history: tuple[Pictures, Pictures] | None = None
+    vector: torch.Tensor | None = None
+    traits: Traits | None = None
+
+
+def condition_of(painter: Painter, row: Row, owner: users.User) -> Condition:
+    """What the row takes of its owner's history."""
+    if not row.reads_history:
+        return Condition()
+    history = history_of(owner, row.size)
+    vector = painter.user_vector(*row.history(*history), row.parts) if row.adapter else None
+    return Condition(history, vector, painter.traits(*history) if row.words == "mllm" else None)
+
+
 def paint_row(
     painter: Painter, row: Row, people: list[users.User], requests: Sequence[Request]
 ) -> Iterator[torch.Tensor]:
     """Paint a row: batches of pictures [B, 3, 128, 128] in -1..1, in order. The noise of a picture is the same in every
     row with the same `requests`."""
     owners = people[1:] + people[:1] if row.of_other else people
-    histories = {}
-    if row.reads_history:
-        histories = {user: history_of(owners[user], row.size) for user in sorted({each.user for each in requests})}
-    vectors = {}
-    if row.adapter:
-        vectors = {u: painter.user_vector(*row.history(*history), row.parts) for u, history in histories.items()}
-    traits = {}
-    if row.words == "mllm":
-        traits = {user: painter.traits(*history) for user, history in histories.items()}
+    conditions = {user: condition_of(painter, row, owners[user]) for user in sorted({each.user for each in requests})}
     for start in range(0, len(requests), BATCH):
         first = 0
-        for user, group in calls(requests[start : start + BATCH], row):
+        for group in calls(requests[start : start + BATCH], row):
+            own = [conditions[each.user] for each in group]
             yield painter.paint(
-                [prompt_of(each, row, people, traits) for each in group],
-                torch.stack([vectors[each.user] for each in group]) if vectors else None,
+                [prompt_of(each, row, people, conditions[each.user].traits) for each in group],
+                torch.stack([condition.vector for condition in own]) if row.adapter else None,
                 seed=start,
                 first=first,
-                negative=[traits[each.user].negative for each in group] if row.negative else None,
-                history=histories[user] if row.reference else None,
+                negative=[condition.traits.negative for condition in own] if row.negative else None,
+                history=own[0].history if row.reference else None,
                 weight=row.reference or row.weight,
             )
             first += len(group)
 
 
-def calls(batch: Sequence[Request], row: Row) -> Iterator[tuple[int, list[Request]]]:
-    """(first user, pictures) of every call that paints a batch: one for all, but with reference attention one a user,
+def calls(batch: Sequence[Request], row: Row) -> Iterator[list[Request]]:
+    """The pictures of every call that paints a batch: all in one, but with reference attention one user's in each,
     since the references are one user's."""
     for _, group in groupby(batch, lambda each: each.user if row.reference else None):
-        group = list(group)
-        yield group[0].user, group
+        yield list(group)
 
 
-def prompt_of(request: Request, row: Row, people: list[users.User], traits: dict[int, Traits]) -> str:
+def prompt_of(request: Request, row: Row, people: list[users.User], traits: Traits | None) -> str:
     """The prompt of a picture, with the taste in words where the row has it."""
     user, subject, prop = request
     if row.words == "taste":
         return captions.enriched(subject, prop, dict(people[user].tastes[0].liked))
-    return ", ".join([captions.neutral(subject, prop), *(traits[user].liked if row.words == "mllm" else ())])
+    return ", ".join([captions.neutral(subject, prop), *(traits.liked if traits else ())])
