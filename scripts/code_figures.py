@@ -2,6 +2,7 @@
 
     python scripts/code_figures.py                    this repository, by package, and what lies beyond its limits
     python scripts/code_figures.py --beside ~/nanochat ~/open_clip    the same table for other checkouts
+    python scripts/code_figures.py --limits           what lies beyond the limits alone, as `make lint` runs it
 
 Ends with 1 where this repository goes beyond a limit. Schemas of nodes and writers of pages are long because what they
 list is long: NO_LIMIT names them.
@@ -165,7 +166,10 @@ def beyond_limits(figures: Figures) -> Iterator[str]:
 
 
 def tracked(root: Path, package: str = "") -> list[str]:
-    """The Python files of a checkout that git tracks, below a package or all but the tests."""
+    """The Python files of a checkout that git tracks, below a package or all but the tests; without git, ours."""
+    if not (root / ".git").exists():
+        folders = [package] if package else PACKAGES
+        return sorted(path.relative_to(root).as_posix() for each in folders for path in (root / each).rglob("*.py"))
     listed = subprocess.run(
         ["git", "ls-files", "--", f"{package}/*.py" if package else "*.py"],
         cwd=root,
@@ -184,20 +188,28 @@ def counted(root: Path, files: list[str]) -> Figures:
     return figures
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--beside", type=Path, nargs="+", default=[], metavar="CHECKOUT")
-    args = parser.parse_args()
+def print_table(everything: Figures, beside: list[Path]) -> None:
+    """The figures of every package, of the whole repository and of other checkouts."""
     print("| |", " | ".join(HEAD), "|")
     print("| ---" * (len(HEAD) + 1) + " |")
-    everything = counted(ROOT, tracked(ROOT))
     for package in PACKAGES:
         print(f"| {package} |", " | ".join(counted(ROOT, tracked(ROOT, package)).row()), "|")
     print("| all of PrefGen |", " | ".join(everything.row()), "|")
-    for checkout in args.beside:
+    for checkout in beside:
         print(f"| {checkout.name} |", " | ".join(counted(checkout, tracked(checkout)).row()), "|")
+    print()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--beside", type=Path, nargs="+", default=[], metavar="CHECKOUT")
+    parser.add_argument("--limits", action="store_true")
+    args = parser.parse_args()
+    everything = counted(ROOT, tracked(ROOT))
+    if not args.limits:
+        print_table(everything, args.beside)
     faults = list(beyond_limits(everything))
-    print("\n".join(["", *faults]))
+    print(*faults, sep="\n", end="\n" if faults else "")
     sys.exit(bool(faults))
 
 

@@ -63,3 +63,11 @@ def test_what_goes_beyond_a_limit_is_a_line_each(tmp_path, monkeypatch):
 
 def test_a_table_has_a_cell_for_every_column(figures):
     assert len(figures.row()) == len(code_figures.HEAD)
+
+
+def test_without_git_every_file_of_the_packages_is_read_and_no_other(tmp_path):
+    for name in ("prefgen/a.py", "prefgen/mllm/b.py", "tests/test_a.py", ".venv/c.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1\n")
+    assert code_figures.tracked(tmp_path) == ["prefgen/a.py", "prefgen/mllm/b.py"]
+    assert code_figures.tracked(tmp_path, "prefgen") == ["prefgen/a.py", "prefgen/mllm/b.py"]
