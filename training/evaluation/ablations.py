@@ -40,10 +40,34 @@ ABLATIONS = {
     "first_layers": Ablation(
         {"train_alignment": (), "train_user_attention": ()}, layers={"sem_layers": [0, 1, 2, 3], "core_layer": 1}
     ),
-    "untuned": Ablation(  # trained eyes, and a language model as it was made
-        {"train_mllm": ("steps=0",), "extract": (), "train_alignment": (), "train_user_attention": ()}
-    ),
+    # The image encoder is the trained one, the decoder behind it as it was drawn.
+    "untuned": Ablation({"train_mllm": ("steps=0",), "extract": (), "train_alignment": (), "train_user_attention": ()}),
 }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.evaluation.ablations",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", default=list(ABLATIONS), metavar="NAME", help=", ".join(ABLATIONS))
+    parser.add_argument("--runs", type=Path, default=Path("runs/atelier"), help="runs of the shipped weights")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--steps", type=int, help="of the user attention; those of the shipped adapter by default")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all")
+    args = parser.parse_args()
+    unknown = [name for name in args.names if name not in ABLATIONS]
+    if unknown:
+        parser.error(f"there is no ablation {unknown[0]!r}: choose from {', '.join(ABLATIONS)}")
+    for name in args.names:
+        folder = prepare(name, args.runs, args.out)
+        for stage, changes in ABLATIONS[name].stages.items():
+            if stage == "train_user_attention":
+                changes = (*changes, f"steps={args.steps or shipped_steps()}")
+            options = [word for change in changes for word in ("--set", f"{stage}.{change}")]
+            common = ["--runs", str(folder / "runs"), "--threads", str(args.threads)]
+            run([sys.executable, "-m", f"training.{stage}", *common, *options], folder / "weights")
 
 
 def prepare(name: str, runs: Path, out: Path) -> Path:
@@ -78,31 +102,6 @@ def run(line: list[str], weights: Path) -> None:
     code = subprocess.run(line, env=os.environ | {"PREFGEN_ATELIER_WEIGHTS": str(weights.resolve())}).returncode
     if code:
         raise SystemExit(f"{' '.join(line[1:])} stopped (exit status {code}); the same command goes on from there.")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.evaluation.ablations",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("names", nargs="*", default=list(ABLATIONS), metavar="NAME", help=", ".join(ABLATIONS))
-    parser.add_argument("--runs", type=Path, default=Path("runs/atelier"), help="runs of the shipped weights")
-    parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
-    parser.add_argument("--steps", type=int, help="of the user attention; those of the shipped adapter by default")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all")
-    args = parser.parse_args()
-    unknown = [name for name in args.names if name not in ABLATIONS]
-    if unknown:
-        parser.error(f"there is no ablation {unknown[0]!r}: choose from {', '.join(ABLATIONS)}")
-    for name in args.names:
-        folder = prepare(name, args.runs, args.out)
-        for stage, changes in ABLATIONS[name].stages.items():
-            if stage == "train_user_attention":
-                changes = (*changes, f"steps={args.steps or shipped_steps()}")
-            options = [word for change in changes for word in ("--set", f"{stage}.{change}")]
-            common = ["--runs", str(folder / "runs"), "--threads", str(args.threads)]
-            run([sys.executable, "-m", f"training.{stage}", *common, *options], folder / "weights")
 
 
 def shipped_steps() -> int:

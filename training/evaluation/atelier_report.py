@@ -198,7 +198,7 @@ def prompt_table(unet: dict) -> str:
 def stage_table(figures: dict) -> str:
     """One line a stage."""
     clip = figures["atelier.clip"]
-    eyes = figures["atelier.mllm_vision"]["heads"]
+    heads = figures["atelier.mllm_vision"]["heads"]
     mllm = figures["train_mllm"]
     probe = figures["probe_layers"]
     alignment = figures["train_alignment"]
@@ -210,8 +210,8 @@ def stage_table(figures: dict) -> str:
             f"linear head on the image embedding names the subject in {clip['image_heads']['subject']:.2f} of them"
         ),
         "MLLM, vision": (
-            f"linear heads on the four image tokens of unseen renders: subject {eyes[0]:.3f}, prop {eyes[1]:.3f}, "
-            f"families {min(eyes[2:]):.3f} to {max(eyes[2:]):.3f}"
+            f"linear heads on the four image tokens of unseen renders: subject {heads[0]:.3f}, prop {heads[1]:.3f}, "
+            f"families {min(heads[2:]):.3f} to {max(heads[2:]):.3f}"
         ),
         f"MLLM, histories of 8 + 8, {mllm['users']} test users": (
             f"precision at k: liked {mllm['liked_precision']:.3f}, disliked {mllm['disliked_precision']:.3f}; the same "

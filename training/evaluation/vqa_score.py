@@ -144,13 +144,13 @@ class Blind(Reader):
 
 
 def untuned_of(config, runs: Path, world: World) -> Reader:
-    """The MLLM before `train_mllm`: without the LoRA; the atelier's with its trained eyes and new words."""
+    """The MLLM before `train_mllm`: without the LoRA; the atelier's with its trained image encoder and new words."""
     mllm = config.mllm
     if mllm.path is not None:
         return Reader(PreferenceMLLM.load(mllm.path, DTYPES[mllm.precision], default_device(), None, mllm.nf4), world)
     from prefgen.atelier.models import mllm_tokenizer
 
-    # The eyes' tokens are cached, so that only the language model runs.
+    # The image tokens are cached, so that only the language model runs.
     untuned = PreferenceMLLM(new_mllm().eval(), mllm_tokenizer(), "atelier untuned", "")
     return Reader(untuned, world, pool_image_tokens(runs, world.pool))
 

@@ -37,16 +37,41 @@ class Plan:
     title: str = "Which picture suits this person better?"
 
 
+def make(pictures: Pictures, folder: Path, plan: Plan) -> str:
+    """Write the study to `folder`, which must be new or empty. Returns a sentence on what it holds."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} is not empty: give a new folder, since answers need the key they were made with.")
+    trials, possible = choose(pictures, plan)
+    check_sizes(pictures, trials)
+    blind = Blind()
+    page, key = content(pictures, trials, plan, blind)
+    partial = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        partial.chmod(0o755)
+        shutil.copytree(PAGE, partial / "page")
+        blind.write(partial / "page" / "pictures")
+        (partial / "page" / "data.js").write_text(f"const STUDY = {json.dumps(page)};\n", encoding="utf-8")
+        (partial / "key.json").write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
+        partial.replace(folder)
+    except OSError as error:
+        raise DataError(f"Can't write {folder}: {error.strerror or error}.") from error
+    finally:
+        if partial:
+            shutil.rmtree(partial, ignore_errors=True)
+    repeats = len(page["trials"]) - len(trials)
+    return (
+        f"{len(trials)} of {possible} possible comparisons, {repeats} mirrored repeats, {len(page['users'])} users.\n"
+        f"Give judges the folder {folder / 'page'} (they open index.html); keep {folder / 'key.json'} to yourself."
+    )
+
+
 @dataclass(frozen=True)
 class Trial:
     user: str
     prompt: str
     methods: tuple[str, str]
-
-
-def by_turns(lists: list[list]) -> list:
-    """The first of each list, then the second of each, and so on."""
-    return [item for group in zip_longest(*lists) for item in group if item is not None]
 
 
 def choose(pictures: Pictures, plan: Plan) -> tuple[list[Trial], int]:
@@ -76,41 +101,22 @@ def choose(pictures: Pictures, plan: Plan) -> tuple[list[Trial], int]:
     return trials[: plan.trials or None], len(trials)
 
 
-def opened(path: Path, size: int | None = None) -> Image.Image:
-    """The picture as it is seen, RGB on white, with nothing but its pixels, shrunk to `size` pixels a side at most.
-    DataError if it is none."""
-    try:
-        return Image.fromarray(read_picture(path, size))
-    except PictureError as error:
-        raise DataError(f"Can't read the picture {path}: {error.reason}.") from error
+def by_turns(lists: list[list]) -> list:
+    """The first of each list, then the second of each, and so on."""
+    return [item for group in zip_longest(*lists) for item in group if item is not None]
 
 
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-class Blind:
-    """Pictures under random names: every place where one is shown has a name of its own, so that not even the number
-    of its uses tells a method."""
-
-    def __init__(self):
-        self.shown: dict[str, tuple[Path, int | None]] = {}
-
-    def name(self, path: Path, size: int | None = None) -> str:
-        """A new name for a picture, shrunk to `size` pixels a side at most."""
-        name = secrets.token_hex(8)
-        self.shown[name] = (path, size)
-        return name
-
-    def write(self, folder: Path) -> None:
-        """Every picture as `folder`/NAME.png, in the order of the names and all of one age."""
-        folder.mkdir()
-        for name, (path, size) in sorted(self.shown.items()):
-            file = folder / f"{name}.png"
-            file.write_bytes(png(opened(path, size)))
-            os.utime(file, (0, 0))
+def check_sizes(pictures: Pictures, trials: list[Trial]) -> None:
+    """DataError where a picture's size would tell its method."""
+    for trial in trials:
+        files = [pictures.painted[trial.user, trial.prompt][method] for method in trial.methods]
+        sizes = [opened(file).size for file in files]
+        if sizes[0] != sizes[1]:
+            (width, height), (other_width, other_height) = sizes
+            raise DataError(
+                f"{files[0]} is {width} x {height} and {files[1]} {other_width} x {other_height}: their size would "
+                "tell judges the method; bring them to one size."
+            )
 
 
 def content(pictures: Pictures, trials: list[Trial], plan: Plan, blind: Blind) -> tuple[dict, dict]:
@@ -150,44 +156,38 @@ def content(pictures: Pictures, trials: list[Trial], plan: Plan, blind: Blind) -
     return page, about
 
 
-def check_sizes(pictures: Pictures, trials: list[Trial]) -> None:
-    """DataError where a picture's size would tell its method."""
-    for trial in trials:
-        files = [pictures.painted[trial.user, trial.prompt][method] for method in trial.methods]
-        sizes = [opened(file).size for file in files]
-        if sizes[0] != sizes[1]:
-            (width, height), (other_width, other_height) = sizes
-            raise DataError(
-                f"{files[0]} is {width} x {height} and {files[1]} {other_width} x {other_height}: their size would "
-                "tell judges the method; bring them to one size."
-            )
+class Blind:
+    """Pictures under random names: every place where one is shown has a name of its own, so that not even the number
+    of its uses tells a method."""
+
+    def __init__(self):
+        self.shown: dict[str, tuple[Path, int | None]] = {}
+
+    def name(self, path: Path, size: int | None = None) -> str:
+        """A new name for a picture, shrunk to `size` pixels a side at most."""
+        name = secrets.token_hex(8)
+        self.shown[name] = (path, size)
+        return name
+
+    def write(self, folder: Path) -> None:
+        """Every picture as `folder`/NAME.png, in the order of the names and all of one age."""
+        folder.mkdir()
+        for name, (path, size) in sorted(self.shown.items()):
+            file = folder / f"{name}.png"
+            file.write_bytes(png(opened(path, size)))
+            os.utime(file, (0, 0))
 
 
-def make(pictures: Pictures, folder: Path, plan: Plan) -> str:
-    """Write the study to `folder`, which must be new or empty. Returns a sentence on what it holds."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder} is not empty: give a new folder, since answers need the key they were made with.")
-    trials, possible = choose(pictures, plan)
-    check_sizes(pictures, trials)
-    blind = Blind()
-    page, key = content(pictures, trials, plan, blind)
-    partial = None
+def opened(path: Path, size: int | None = None) -> Image.Image:
+    """The picture as it is seen, RGB on white, with nothing but its pixels, shrunk to `size` pixels a side at most.
+    DataError if it is none."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        partial.chmod(0o755)
-        shutil.copytree(PAGE, partial / "page")
-        blind.write(partial / "page" / "pictures")
-        (partial / "page" / "data.js").write_text(f"const STUDY = {json.dumps(page)};\n", encoding="utf-8")
-        (partial / "key.json").write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
-        partial.replace(folder)
-    except OSError as error:
-        raise DataError(f"Can't write {folder}: {error.strerror or error}.") from error
-    finally:
-        if partial:
-            shutil.rmtree(partial, ignore_errors=True)
-    repeats = len(page["trials"]) - len(trials)
-    return (
-        f"{len(trials)} of {possible} possible comparisons, {repeats} mirrored repeats, {len(page['users'])} users.\n"
-        f"Give judges the folder {folder / 'page'} (they open index.html); keep {folder / 'key.json'} to yourself."
-    )
+        return Image.fromarray(read_picture(path, size))
+    except PictureError as error:
+        raise DataError(f"Can't read the picture {path}: {error.reason}.") from error
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
