@@ -10,7 +10,10 @@ import math
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from .errors import MendableError
 
@@ -122,19 +125,28 @@ def marked_encoding(data: bytes) -> str | None:
 
 
 def write_atomic(path: str | os.PathLike, data: bytes) -> None:
-    """Write to a temporary name beside `path`, then rename: a reader sees the old file or the whole new one.
+    """Write a file as `atomic_file` does."""
+    with atomic_file(path) as file:
+        file.write(data)
 
-    Missing folders are made. Whatever OSError stops it, the old file stays and the temporary one goes.
+
+@contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+    """A file to write, under a temporary name beside `path` that is renamed at the end: a reader sees the old file or
+    the complete new one.
+
+    Missing folders are made. Whatever stops it, the old file stays and the temporary one goes.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False, suffix=".tmp") as file:
         try:
-            file.write(data)
+            yield file
             file.close()
             os.chmod(file.name, 0o644)
             os.replace(file.name, path)
-        except OSError:
+        except BaseException:
+            file.close()
             os.unlink(file.name)
             raise
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from prefgen.errors import MendableError
-from prefgen.files import is_hidden, read_text, visible_files
+from prefgen.files import atomic_file, is_hidden, read_text, visible_files, write_atomic
 
 HIDDEN = [
     "._photo.jpg",
@@ -103,3 +103,12 @@ def test_an_empty_file_is_empty_text_and_a_missing_one_stays_the_systems_error(t
     assert read_text(tmp_path / "empty.txt") == ""
     with pytest.raises(FileNotFoundError):
         read_text(tmp_path / "missing.txt")
+
+
+def test_a_file_that_is_not_written_to_its_end_leaves_the_old_one_alone(tmp_path):
+    path = tmp_path / "array.npy"
+    write_atomic(path, b"old")
+    with pytest.raises(KeyboardInterrupt), atomic_file(path) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]

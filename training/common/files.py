@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from prefgen.files import write_atomic
+from prefgen.files import atomic_file, write_atomic
 
 
 def save_weights(
@@ -28,15 +26,8 @@ def save_weights(
 
 def save_array(array: np.ndarray, path: Path) -> None:
     """Write a .npy file atomically."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False, suffix=".tmp") as file:
-        try:
-            np.save(file, array)
-            file.close()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except OSError:
-            os.unlink(file.name)
-            raise
+    with atomic_file(path) as file:
+        np.save(file, array)
 
 
 def grid_of(pictures: torch.Tensor, columns: int = 8) -> torch.Tensor:
