@@ -56,7 +56,7 @@ def open_panel(page, name: str) -> None:
 
 
 def tab(page, name: str) -> None:
-    page.locator(".prefgen-panel [role=tab]", has_text=name).click()
+    page.locator(f".prefgen-panel [data-key='tab {name.lower()}']").click()
 
 
 def test_twelve_files_by_one_drop_then_a_flip_an_undo_and_a_redo(page, server, request):
