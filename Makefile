@@ -2,7 +2,7 @@
 # make serve          ComfyUI with PrefGen in it, in your browser
 # make test           the tests (within 20 minutes on two cores)
 # make check          lint and the fast half of the tests (within 2)
-# make lint           style, types and the registry's rules
+# make lint           style, types, limits of length and branches, and the registry's rules
 # make test-numbers   the tests of numbers, rounded as on eleven other CPUs
 # make train-atelier  the embedded models, from nothing to the files under prefgen/atelier/weights
 # make clean          removes what make made (.venv and .comfyui as well)
@@ -50,6 +50,7 @@ test-numbers: setup
 lint: setup types
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) scripts/code_figures.py --limits
 	@HOME="$(CURDIR)/.cache" $(PY) -m comfy_cli --skip-prompt --no-enable-telemetry node validate </dev/null
 
 # The nodes reach the engine by `..prefgen`, as inside ComfyUI: seen from a folder above, the repository is the package.
