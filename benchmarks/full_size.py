@@ -25,6 +25,7 @@ FAMILIES = {
     "sd15": {"pixels": 512, "adapter": "ip-adapter_sd15"},
     "sdxl": {"pixels": 1024, "adapter": "ip-adapter_sdxl_vit-h"},
 }
+# A step of SDXL takes minutes on a CPU.
 STEPS = 2
 WEIGHT = 0.8
 

@@ -81,6 +81,7 @@ def main(arguments: list[str] | None = None) -> dict:
         demo_sheet.save_sheet(draw_sheet(people, shown, prompts, pictures, report), options.out / "sheet.png")
         report["seconds"] = round(time.monotonic() - started, 1)
         write_json(report, options.out / "report.json")
+        # Only now do the pictures of an earlier run go: a stopped demo leaves them as they were.
         shutil.rmtree(options.out / "pictures", ignore_errors=True)
         fresh.rename(options.out / "pictures")
     finally:

@@ -79,6 +79,7 @@ def seconds(log: Path) -> float:
     """Time that a stage worked, from its log; the pause before a resumed run does not count."""
     times = [json.loads(line)["time"] for line in read_text(log).splitlines()]
     gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    # A stage writes its log at even steps: a gap far above the usual one is the pause before it was resumed.
     usual = sorted(gaps)[len(gaps) // 2] if gaps else 0.0
     return sum(gap for gap in gaps if gap < 10 * usual + 60)
 

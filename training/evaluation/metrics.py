@@ -11,7 +11,9 @@ import torch
 from ..common.mmd import mmd2
 from ..common.statistics import bootstrap, ci95, resampled
 
-CMMD_BANDWIDTH = torch.tensor([100.0])  # squared: sigma 10, as published for CLIP embeddings (arXiv 2401.09603)
+# Sigma 10, squared, and times 1000: as CMMD is published for CLIP embeddings (arXiv 2401.09603).
+CMMD_BANDWIDTH = torch.tensor([100.0])
+CMMD_SCALE = 1000
 
 
 def interval(values: np.ndarray) -> dict:
@@ -59,7 +61,7 @@ def to_liked(
 def cmmd(pictures: np.ndarray, liked: np.ndarray) -> float:
     """1000 times the squared MMD of unit CLIP embeddings [n, d] and [m, d] (unbiased, so it can be negative): CMMD
     (arXiv 2401.09603)."""
-    return 1000 * mmd2(torch.from_numpy(pictures), torch.from_numpy(liked), CMMD_BANDWIDTH).item()
+    return CMMD_SCALE * mmd2(torch.from_numpy(pictures), torch.from_numpy(liked), CMMD_BANDWIDTH).item()
 
 
 def kid(pictures: np.ndarray, liked: np.ndarray) -> float:

@@ -23,6 +23,7 @@ from ..common.clip_vision import BROKEN_FOLDER, PICTURES_AT_ONCE, clip_pixels
 # The ViPer proxy's two answers, as Idefics2's vocabulary writes a word.
 LIKE = "▁+"
 DISLIKE = "▁-"
+# As the proxy's authors have Idefics2 read pictures, without splitting them.
 VIPER_SIZE = {"longest_edge": 448, "shortest_edge": 378}
 
 

@@ -31,6 +31,7 @@ class Store:
         self, name: str, compute: Callable[[], tuple[dict[str, Tensor], dict[str, str]]]
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
         """(tensors, metadata) of `name`.safetensors, from `compute()` if it is not there."""
+        # Their encoders, as JSON, are in the metadata: a tensor by itself doesn't say what it was read with.
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
             write_atomic(path, save(*compute()))

@@ -83,7 +83,8 @@ def score(config, runs: Path, users: int, each: int, batch: int) -> dict:
     leaning = {TUNED: leanings(tuned, test, batch, TUNED)}
     leaning[BLIND] = leanings(Blind(tuned.mllm, world, tuned.tokens), test, batch, BLIND)
     fingerprint = tuned.fingerprint
-    del tuned  # two large MLLMs don't fit at once
+    # Two large MLLMs don't fit at once.
+    del tuned
     leaning[UNTUNED] = leanings(untuned_of(config, runs, world), test, batch, UNTUNED)
     leaning[TEXT] = text_control(train, test)
     shares = {name: by_user(test, leaning[name]) for name in (TUNED, UNTUNED, BLIND, TEXT)}

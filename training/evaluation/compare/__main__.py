@@ -54,6 +54,7 @@ def main() -> None:
     world = DataSetWorld(config.data.path)
     people = people_of(world, args.users, args.prompts, args.history, args.seed)
     jobs = jobs_of(people, args.seeds)
+    # Everything that the pictures depend on names their folder, so that none is taken for another setting's.
     setting = settings(args, config)
     out = args.out / hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:12]
     readings = HistoryReadings(Store(out / "histories"), world, config, args.lora, args.device)

@@ -48,6 +48,7 @@ def people_of(world: DataSetWorld, count: int, prompts: int, size: int, seed: in
         raise DataError(f"{world.name} has {len(heldout)} held-out prompts, {prompts} are needed: ask for fewer.")
     people = []
     for user in world.users(TEST, count):
+        # A generator of each user's own: more users, or fewer, leave the others' histories and prompts as they are.
         rng = np.random.default_rng([seed, user])
         history = world.history(user, rng, size, size)
         texts = world.texts(user)
@@ -132,6 +133,7 @@ class HistoryReadings:
         for person in tqdm(people, desc="histories"):
             self.encoded(person)
             self.traits(person)
+        # The base's pipeline needs their memory next.
         for name in ("mllm", "vision"):
             self.__dict__.pop(name, None)
 

@@ -54,6 +54,7 @@ def main() -> None:
         "seed_users": min(measure.SEED_USERS, len(people)),
         "seeds_each": measure.SEEDS,
     }
+    # Rows with weights of their own carry them in their names: the rest of the folder stays good when they change.
     key = hashlib.sha256(json.dumps([setting, weights["shipped"]]).encode()).hexdigest()[:16]
     painted = measure.PaintedRows(Store(args.runs / key), people, ablations)
     result = {

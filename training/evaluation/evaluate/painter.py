@@ -31,6 +31,7 @@ from . import reference
 
 GUIDANCE = 3.0
 STEPS = 20
+# The noise of a picture is seeded by where its batch starts and its place there: another BATCH is other noise.
 BATCH = 48
 HISTORY_SEED = 1
 
@@ -88,6 +89,7 @@ class Painter:
     @torch.inference_mode()
     def traits(self, liked: Pictures, disliked: Pictures) -> Traits:
         """What the MLLM says that is liked and disliked; of two tastes the first, since one prompt can't hold both."""
+        # The atelier's MLLM answers "likes a, b or c ; avoids d": "or" parts several tastes.
         said, _, avoided = self.mllm.answer(PreferenceHistory.from_images(liked, disliked)).partition(";")
         return Traits.of_answers(said.partition(" or ")[0], avoided)
 

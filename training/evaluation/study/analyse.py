@@ -139,6 +139,7 @@ def agreement(answers: list[Answer], key: dict, label: Callable[[Answer], Hashab
     by_trial = list(grouped(answers, lambda answer: answer.trial).values())
     counts = np.array([[sum(label(answer) == each for answer in own) for each in labels] for own in by_trial])
     owners = [user_of(own[0], key) for own in by_trial]
+    # Users are resampled, not trials: the trials of one user are of one taste.
     users = list(dict.fromkeys(owners))
     of_user = [users.index(owner) for owner in owners]
     value = alpha(counts)

@@ -71,6 +71,7 @@ def read_answers(files: list[Path], key: dict) -> Answers:
             if before is not answer:
                 duplicates += 1
                 conflicts += before.picture != answer.picture
+                # By their own clock, not by the order of the files: a judge may send a file twice.
                 latest[answer.judge, answer.trial] = max(before, answer, key=lambda a: a.time)
     return Answers(list(latest.values()), duplicates, conflicts)
 

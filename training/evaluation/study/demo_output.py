@@ -13,6 +13,7 @@ from PIL import Image
 from prefgen.atelier import users
 from prefgen.atelier.renderer import render
 
+# What each picture is painted with: nothing, the next user's history, the user's own, and the likes in the prompt.
 CONDITIONS = ("none", "mismatched", "prefgen", "oracle")
 LIKED = 8
 DISLIKED = 8

@@ -48,6 +48,7 @@ def make(pictures: Pictures, folder: Path, plan: Plan) -> str:
     partial = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the folder, so that it appears whole or not at all.
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         partial.chmod(0o755)
         shutil.copytree(PAGE, partial / "page")
@@ -91,6 +92,7 @@ def choose(pictures: Pictures, plan: Plan) -> tuple[list[Trial], int]:
         if not by_user and plan.pairs:
             raise DataError(f"No user and prompt has pictures of both {pair[0]!r} and {pair[1]!r}.")
         lists = list(by_user.values())
+        # A shorter study is the beginning of a longer one, with every user as often as it goes.
         for trials in lists:
             rng.shuffle(trials)
         rng.shuffle(lists)
@@ -175,6 +177,7 @@ class Blind:
         for name, (path, size) in sorted(self.shown.items()):
             file = folder / f"{name}.png"
             file.write_bytes(png(opened(path, size)))
+            # When a file was written would tell in which order pictures were named.
             os.utime(file, (0, 0))
 
 
