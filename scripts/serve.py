@@ -22,7 +22,8 @@ def main(arguments: list[str] | None = None) -> None:
     with ComfyServer(find_comfyui(), ROOT / "output" / "serve", port=options.port) as server:
         print(f"\n  PrefGen is up:  {server.address}\n")
         print("  Workflow > Browse Templates > prefgen > prefgen_atelier, then press Run (Queue).")
-        print(f"  Your own history: folders liked and disliked under {server.input_dir / 'prefgen'}/<a name>/")
+        print("  Your own taste: the sidebar Taste (the heart).")
+        print(f"  It is kept as folders liked and disliked under {server.input_dir / 'prefgen'}/<its name>/")
         print(f"  Pictures: {server.output_dir}\n  Stop with Ctrl-C.", flush=True)
         while True:
             time.sleep(1)

@@ -1,7 +1,7 @@
-"""Run a command of the repository up to where it has read its options: MODULE_OR_SCRIPT, then lines of words on stdin.
+"""Run commands of the repository up to where they have read their options.
 
-stdin: a JSON list of lists of words. Prints, for each, "parsed" or what argparse said. Nothing of the command runs but
-its imports and what comes before its options are read; one that reads none isn't run at all.
+stdin: a JSON list of [module or script, its words]. Prints a JSON list: for each "parsed", or what argparse said.
+Nothing of a command runs but its imports and what comes before its options are read; one that reads none isn't run.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import re
 import runpy
 import sys
+import warnings
 from pathlib import Path
 
 OWN = argparse.__name__
@@ -44,13 +45,14 @@ def source_of(name):
 
 
 def outcome(name, words):
-    if not re.search(r"argparse|\barguments\(", source_of(name)):
+    if not re.search(r"argparse|\barguments\(|parse_args", source_of(name)):
         return NO_OPTIONS
     sys.argv = [name, *words]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             if name.endswith(".py"):
+                sys.path.insert(0, str(Path(name).parent.resolve()))
                 runpy.run_path(name, run_name="__main__")
             else:
                 runpy.run_module(name, run_name="__main__", alter_sys=True)
@@ -62,8 +64,8 @@ def outcome(name, words):
 
 
 if __name__ == "__main__":
-    command = sys.argv[1]
-    sys.path[0] = str(Path(command).parent.resolve() if command.endswith(".py") else Path.cwd())
+    warnings.simplefilter("ignore")  # that a module is imported already, by another command
+    sys.path[0] = str(Path.cwd())
     for each in ("parse_args", "parse_known_args", "parse_intermixed_args", "parse_known_intermixed_args"):
         setattr(argparse.ArgumentParser, each, stopping(getattr(argparse.ArgumentParser, each)))
-    print(json.dumps([outcome(command, words) for words in json.load(sys.stdin)]))
+    print(json.dumps([outcome(name, words) for name, words in json.load(sys.stdin)]))

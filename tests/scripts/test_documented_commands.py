@@ -25,6 +25,11 @@ ELSEWHERE = {"pytest", "venv", "pip", "tests"}
 PROGRAMS = {"make", "sh", "accelerate", "pip", "git", "cd"}
 OTHER_BLOCKS = {"pickles.md": "tests/training/data/test_pickles_page.py"}
 PYTHON_BLOCKS = {"data.md", "evidence/README.md"}
+# What `sh` is given, and the stage that comes last.
+PIPELINES = {
+    ("training/runs/atelier.sh", "--runs", "runs/other"): "training.train_user_attention",
+    ("training/runs/sdxl.sh", "sdxl_24gb", "--set", "mllm=smolvlm2_2b"): "training.export",
+}
 
 
 def blocks(page):
@@ -68,11 +73,24 @@ def started(words, timeout=300, **options):
     return subprocess.run(line, capture_output=True, text=True, timeout=timeout, **options)
 
 
-def parsed(name, lines):
-    """What a command says to each of some lines of words: "parsed", or its complaint."""
-    ran = started(["tests/scripts/parse_only.py", name], input=json.dumps(lines))
+def lines_to_try(name, sub):
+    """Its help, an option that there isn't, and every line that a page prints of a command."""
+    lines = [words for words in commands()[name, sub] if not is_a_template(words)]
+    return [[*([sub] if sub else []), "--help"], ["--no-such-option"], *lines]
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """{command, or a pipeline's words: [(module or script, words, "parsed" or its complaint)]}, all of one process."""
+    tried = {command: [(command[0], words) for words in lines_to_try(*command)] for command in commands()}
+    tried |= {
+        words: [each for line in lines_of_a_pipeline(*words) for each in python_lines(line)] for words in PIPELINES
+    }
+    every = [line for lines in tried.values() for line in lines]
+    ran = started(["tests/scripts/parse_only.py"], timeout=900, input=json.dumps(every))
     assert ran.returncode == 0, ran.stderr[-2000:]
-    return json.loads(ran.stdout.splitlines()[-1])
+    said = iter(json.loads(ran.stdout.splitlines()[-1]))
+    return {key: [(name, words, next(said)) for name, words in lines] for key, lines in tried.items()}
 
 
 def test_the_pages_print_the_commands_that_we_know_of():
@@ -96,16 +114,15 @@ def is_a_template(words):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_a_printed_command_starts_and_reads_the_options_that_it_is_printed_with(command):
+def test_a_printed_command_starts_and_reads_the_options_that_it_is_printed_with(command, answers):
     name, sub = command
-    lines = [words for words in commands()[command] if not is_a_template(words)]
-    usage, unknown, *outcomes = parsed(name, [[*([sub] if sub else []), "--help"], ["--no-such-option"], *lines])
+    (_, _, usage), (_, _, unknown), *outcomes = answers[command]
     assert usage.startswith(("exit 0: usage:", "exit None: usage:"))
     hands_on = name == "scripts/any_cpu.py"  # to pytest
     assert unknown.startswith("exit 2: ") or hands_on, "the control: an option that there isn't"
     complaints = [
         (words, said)
-        for words, said in zip(lines, outcomes, strict=True)
+        for _, words, said in outcomes
         # A page may name a command without what it must be given: `python -m training.extract`.
         if said != "parsed" and not (words in ([], [sub]) and "required" in said)
     ]
@@ -145,19 +162,11 @@ def lines_of_a_pipeline(*words):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("words", "last"),
-    [
-        (["training/runs/atelier.sh", "--runs", "runs/other"], "training.train_user_attention"),
-        (["training/runs/sdxl.sh", "sdxl_24gb", "--set", "mllm=smolvlm2_2b"], "training.export"),
-    ],
-    ids=["atelier", "sdxl"],
-)
-def test_a_pipeline_on_one_page_gives_every_stage_options_that_it_reads(words, last):
-    stages = [found for line in lines_of_a_pipeline(*words) for found in python_lines(line)]
-    assert len(stages) > 8 and stages[-1][0] == last
-    outcomes = [(name, options, said) for name, options in stages for said in parsed(name, [options])]
-    complaints = [outcome for outcome in outcomes if outcome[-1] != "parsed"]
+@pytest.mark.parametrize("words", PIPELINES, ids=["atelier", "sdxl"])
+def test_a_pipeline_on_one_page_gives_every_stage_options_that_it_reads(words, answers):
+    stages = answers[words]
+    assert len(stages) > 8 and stages[-1][0] == PIPELINES[words]
+    complaints = [stage for stage in stages if stage[-1] != "parsed"]
     assert complaints in ([], [("training.atelier.tokenizers", [], "reads no options")])
 
 
@@ -172,7 +181,7 @@ def test_a_launcher_is_given_a_configuration_that_exists_and_a_stage():
     launched = [line for page in PAGES for line in lines_of(page) if "accelerate launch" in line]
     assert launched
     for line in launched:
-        (path,) = re.findall(r"--config_file (\S+)", line)
+        (path,) = re.findall(r"--config_file ([\w/.-]+)", line)
         assert yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))["distributed_type"]
         for module in re.findall(r" -m (training\.\w+)", line):
             assert (ROOT / (module.replace(".", "/") + ".py")).exists()
