@@ -19,6 +19,7 @@ from .aligner import LayerStandardiser, SemanticAligner
 from .errors import AdapterError
 from .files import file_sha256, file_state
 
+# Goes up when an older PrefGen would misread the file; entries that it can pass over leave it as it is.
 FORMAT_VERSION = 1
 FAMILY_NAMES = {"atelier": "the atelier", "sd15": "SD1.5", "sd2": "SD2", "sdxl": "SDXL", "sdxl_refiner": "SDXL refiner"}
 # By the width of the text states, which is all that an IP-Adapter file says of its UNet.

@@ -22,6 +22,7 @@ from .files import write_atomic
 from .ip_adapter import ImageAdapter, build_image_adapter, is_ip_adapter
 
 
+# ComfyUI runs nodes in inference mode, and what is made there is of no use to a gradient ever after.
 @torch.inference_mode(False)
 def load_adapter(path: str | os.PathLike) -> UserAdapter | ImageAdapter:
     """Read and check an adapter file: a PrefGen export, or a public IP-Adapter file, recognised by its keys.

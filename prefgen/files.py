@@ -143,6 +143,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         try:
             yield file
             file.close()
+            # A temporary file is its owner's alone.
             os.chmod(file.name, 0o644)
             os.replace(file.name, path)
         except BaseException:

@@ -92,6 +92,7 @@ class PreferenceHistory:
             liked_count, disliked_count = shares(len(liked_items), len(disliked_items))
             liked_items = liked_items[len(liked_items) - liked_count :]
             disliked_items = disliked_items[len(disliked_items) - disliked_count :]
+        # By turns, as in training (training/data/atelier_users.py: `interleaved`).
         turns = (item for pair in zip_longest(liked_items, disliked_items) for item in pair if item is not None)
         return cls(tuple(turns))
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .attributes import FAMILIES, PROPS, SUBJECTS
-from .models import IMAGE_SIZE, WEIGHTS
+from .models import IMAGE_SIZE, load_weights
 
 HEADS: dict[str, list[str]] = {
     "subject": list(SUBJECTS),
@@ -95,15 +95,8 @@ class Stage(nn.Module):
 
 def load_judge() -> Judge:
     """The shipped judge in eval mode, fp32."""
-    from safetensors.torch import load_file
-
     judge = Judge()
-    judge.load_state_dict(
-        {
-            key: value.float()
-            for key, value in load_file(str(WEIGHTS / "judge.safetensors")).items()
-            if "num_batches" not in key
-        },
-        strict=False,
-    )
+    # How many batches a norm has seen is a whole number that counts in training alone.
+    weights = {key: value for key, value in load_weights("judge").items() if "num_batches" not in key}
+    judge.load_state_dict(weights, strict=False)
     return judge.eval()

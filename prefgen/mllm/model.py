@@ -115,6 +115,7 @@ class PreferenceMLLM:
         key = history.digest
         if key in self._histories:
             self.stats["history_hits"] += 1
+            # A copy: what a caller does to it must not change what the next one gets.
             return self._histories[key].clone()
         total = len(history) + 1
         features = self.image_features(history.items, lambda n: progress and progress(n, total), interrupt)
