@@ -33,7 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACK_NAME = "prefgen"
 READY_SECONDS = 180.0
 STOP_SECONDS = 10.0
-TEXT_EVENT = struct.pack(">I", 3)  # BinaryEventTypes.TEXT of ComfyUI's protocol.py
+# BinaryEventTypes.TEXT of ComfyUI's protocol.py.
+TEXT_EVENT = struct.pack(">I", 3)
 
 
 class ServerError(RuntimeError):
@@ -67,8 +68,9 @@ def link_pack(base: Path, pack: Path = ROOT) -> Path:
 
 def _die_with_parent() -> None:
     """In the child, on Linux: be terminated when the process that started it is gone, however it went."""
+    # 1 is PR_SET_PDEATHSIG: after SIGKILL the parent can't stop anything any more, the kernel still can.
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 class ComfyServer:
@@ -161,7 +163,8 @@ class ComfyServer:
         ]
         environment = dict(os.environ, PYTHONUNBUFFERED="1", HF_HUB_OFFLINE="1", DO_NOT_TRACK="1")
         if self.comfyui.resolve() != ROOT / ".comfyui":
-            environment["PYTHONDONTWRITEBYTECODE"] = "1"  # a ComfyUI of the user's own is only read
+            # A ComfyUI of the user's own is only read.
+            environment["PYTHONDONTWRITEBYTECODE"] = "1"
         if self.threads:
             environment["OMP_NUM_THREADS"] = str(self.threads)
         with open(self.log_path, "wb") as log:
@@ -209,7 +212,8 @@ class ComfyServer:
                 process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 pass
-            _signal_group(process, getattr(signal, "SIGKILL", signal.SIGTERM))  # whatever the leader left behind
+            # Whatever the leader left behind: nodes may have started processes of their own.
+            _signal_group(process, getattr(signal, "SIGKILL", signal.SIGTERM))
             process.wait()
 
 
@@ -321,7 +325,8 @@ class ComfyClient:
                 sentences = []
             raise GraphError(sentences or [f"ComfyUI refused the graph (HTTP {error.code})."]) from None
         sentences = fault_sentences(answer)
-        if sentences:  # some outputs are valid and would run without the faulty ones
+        if sentences:
+            # Where some outputs are valid, ComfyUI has queued those without the faulty ones.
             self._request("/queue", {"delete": [answer["prompt_id"]]})
             raise GraphError(sentences)
         return answer["prompt_id"]

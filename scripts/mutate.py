@@ -36,10 +36,12 @@ from scripts.mutations import Mutation, Source, draw
 
 ROOT = Path(__file__).resolve().parent.parent
 JUDGEMENTS = ("equivalent", "dead", "missing")
-LINKED = (".venv", ".comfyui")  # what tests read beside the tracked files
+# What tests read beside the tracked files.
+LINKED = (".venv", ".comfyui")
 PRELOADED = ("numpy", "torch", "pytest", "PIL.Image", "safetensors.torch", "transformers", "diffusers")
-BASELINE_LIMIT = 1200.0  # seconds one test file may take unchanged
-UNMAPPED = 150.0  # seconds that a test file without a record is taken to need
+# Seconds: what one test file may take unchanged, and what one without a record is taken to need.
+BASELINE_LIMIT = 1200.0
+UNMAPPED = 150.0
 # A changed test file may take SLOWER times its time and GRACE seconds more.
 SLOWER = 4
 GRACE = 60

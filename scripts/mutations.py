@@ -85,8 +85,9 @@ class Source:
         self._starts = [0]
         for line in self.text.splitlines(keepends=True):
             self._starts.append(self._starts[-1] + len(line))
-        self.spans: dict[Mutation, tuple[int, int]] = {}  # bytes [start, end) of what is replaced
-        self.statements: dict[Mutation, tuple[int, int]] = {}  # first and last line of the statement around it
+        # Bytes [start, end) of what is replaced, and the first and last line of the statement around it.
+        self.spans: dict[Mutation, tuple[int, int]] = {}
+        self.statements: dict[Mutation, tuple[int, int]] = {}
         self._seen: Counter = Counter()
         self._visit(ast.parse(self.text), "", (1, 1))
 

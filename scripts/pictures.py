@@ -32,10 +32,12 @@ from scripts.demo_sheet import (
 IMAGES = ROOT / "docs" / "images"
 USERS = ("Ada", "Bruno", "Chiyo")
 PROMPTS = ("a sailing boat and a moon", "an owl and a moon", "a flower and a heart")
-BLOCK_HEIGHT = 724  # of one user on the sheet
-COLUMN_STEP = CELL + GAP + 8  # from one generated picture to the next on the sheet
+# On the sheet: the height of a user's block with three prompts, and from one generated picture to the next.
+BLOCK_HEIGHT = 724
+COLUMN_STEP = CELL + GAP + 8
 
-SIZE = 148  # of a generated picture here; a history picture has half of it
+# Of a generated picture here; a history picture has half of it.
+SIZE = 148
 SPACE = 8
 TOP = 62
 NAME_WIDTH = 76
@@ -95,7 +97,8 @@ def landscape(sheet: Sheet) -> Image.Image:
 
 def heart(size: int, colour: str) -> Image.Image:
     """A heart, [size, size] with transparency."""
-    large = Image.new("RGBA", (400, 400))  # drawn larger and shrunk, for smooth edges
+    # Drawn larger and shrunk, for smooth edges.
+    large = Image.new("RGBA", (400, 400))
     pen = ImageDraw.Draw(large)
     for x in (30, 190):
         pen.ellipse((x, 50, x + 180, 230), colour)

