@@ -66,6 +66,7 @@ class Journal:
                 print("No TensorBoard here (pip install tensorboard): the log is log.jsonl alone.", file=sys.stderr)
                 self._board = False
             else:
+                # What an earlier process logged from that step on is hidden: those steps are done again.
                 self._board = SummaryWriter(str(self.board_folder), purge_step=self._first_step)
         return self._board or None
 

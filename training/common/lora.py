@@ -21,6 +21,7 @@ def put_on(model: torch.nn.Module, decoder: torch.nn.Module, lora, seed: int):
     """The model with a LoRA on its decoder, as peft's PeftModel; nothing else is trained."""
     from peft import LoraConfig, get_peft_model
 
+    # A LoRA starts as a random A and a zero B: A is to be the same in every process and after every restart.
     torch.manual_seed(seed)
     config = LoraConfig(
         r=lora.rank,
