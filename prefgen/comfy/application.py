@@ -95,15 +95,19 @@ class Selection:
 
     def add(self, batch: torch.Tensor, residual: torch.Tensor) -> None:
         """Add a residual of these rows to a batch, in place."""
-        parts = residual.to(batch.dtype).split([end - start for start, end in self.spans])
-        for (start, end), part in zip(self.spans, parts, strict=True):
-            batch[start:end].add_(part)
+        residual = residual.to(batch.dtype)
+        first = 0
+        for start, end in self.spans:
+            batch[start:end].add_(residual[first : first + end - start])
+            first += end - start
 
 
 @dataclass(frozen=True, eq=False)
 class ActiveUser:
-    """One application that is on in a model call: with what weight, and added to which rows of the batch."""
+    """One application that is on in a model call: with what weight, and added to which rows of the batch. number: its
+    own among those of the run."""
 
+    number: int
     application: Application
     weight: float
     selection: Selection

@@ -95,11 +95,12 @@ class Run:
 
         def compute() -> Call:
             users = []
-            for application, weight in weights.items():
-                uncond = application.uncond
-                selection = self._selections.get((layout, uncond), partial(Selection.of, layout, uncond))
-                if selection.rows:
-                    users.append(ActiveUser(application, weight, selection))
+            for number, application in enumerate(self.applications):
+                if application in weights:
+                    uncond = application.uncond
+                    selection = self._selections.get((layout, uncond), partial(Selection.of, layout, uncond))
+                    if selection.rows:
+                        users.append(ActiveUser(number, application, weights[application], selection))
             return Call(layout, tuple(users))
 
         return self._calls.get((tuple(weights.items()), layout), compute)

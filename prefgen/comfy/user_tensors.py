@@ -12,69 +12,71 @@ import torch
 from ..apply_options import interpolated
 from ..branch import mask_to_tokens
 from .application import ActiveUser, Application
-from .cache import Cache
 from .layout import NODE, LayoutError, Place
 
 
 class UserTensors:
     """The tensors of all users of one run. `like` is always the queries [B, T, width] of the rows that a user is added
-    to: it says the device and the dtype."""
+    to: it says the device and the dtype.
+
+    Several threads may ask at once, one for each card: every entry is complete when it is written. This runs inside a
+    compiled model, where a plain dictionary and no function of its own in between costs no graph break.
+    """
 
     def __init__(self, applications: Sequence[Application]):
         with torch.no_grad():
-            self._projected = {application: application.user.keys_values() for application in applications}
-        self._keys_values = Cache()
-        self._weighted_values = Cache()
-        self._factors = Cache()
-        self._masks = Cache()
+            self._projected = [application.user.keys_values() for application in applications]
+        self._keys_values: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._weighted_values: dict[tuple, tuple[float, torch.Tensor | None, torch.Tensor]] = {}
+        self._factors: dict[tuple, torch.Tensor] = {}
+        self._masks: dict[tuple, torch.Tensor] = {}
 
     def keys_values(self, user: ActiveUser, block: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """K, and V times the user's weight in a block: [1 or B, N, width] each."""
         application = user.application
         weight = user.weight * application.block_weights[block]
         level = not application.weight_schedule and not application.item_weights
-
-        def compute() -> tuple[torch.Tensor, torch.Tensor]:
-            k, v = (x[list(user.selection.keys)] for x in self._projected[application][block])
+        key = (user.number, block, user.selection.keys, like.device, like.dtype)
+        if key not in self._keys_values:
+            k, v = (x[list(user.selection.keys)] for x in self._projected[user.number][block])
             v = v * weight if level else v
-            return k.to(device=like.device, dtype=like.dtype), v.to(device=like.device, dtype=like.dtype)
-
-        key = (application, block, user.selection.keys, like.device, like.dtype)
-        k, v = self._keys_values.get(key, compute)
+            self._keys_values[key] = tuple(x.to(device=like.device, dtype=like.dtype) for x in (k, v))
+        k, v = self._keys_values[key]
         if level:
             return k, v
         # Schedules and context windows change the weights from call to call: the last ones are kept.
-        items = tuple(row.item for row in user.selection.rows)
-        factors = self.item_factors(application, items, v)
-        weighted = self._weighted_values.get(
-            key, lambda: v * weight if factors is None else v * (factors * weight), source=(weight, items)
-        )
-        return k, weighted
+        factors = self.item_factors(user, v)
+        last = self._weighted_values.get(key)
+        if last is None or last[0] != weight or last[1] is not factors:
+            last = (weight, factors, v * weight if factors is None else v * (factors * weight))
+            self._weighted_values[key] = last
+        return k, last[2]
 
-    def item_factors(self, application: Application, items: tuple, like: torch.Tensor) -> torch.Tensor | None:
-        """The item weights of rows [B, 1, 1], brought to the device once a run; None without any."""
-        points = application.item_weights
+    def item_factors(self, user: ActiveUser, like: torch.Tensor) -> torch.Tensor | None:
+        """The item weights of the rows that a user is added to [B, 1, 1], brought to the device once a run; None
+        without any."""
+        points = user.application.item_weights
         if not points:
             return None
-
-        def compute() -> torch.Tensor:
-            factors = torch.tensor([interpolated(points, item) for item in items])
-            return factors[:, None, None].to(device=like.device, dtype=like.dtype)
-
-        return self._factors.get((application, items, like.device, like.dtype), compute)
+        items = tuple(row.item for row in user.selection.rows)
+        key = (user.number, items, like.device, like.dtype)
+        if key not in self._factors:
+            factors = torch.tensor([interpolated(points, item or 0) for item in items])
+            self._factors[key] = factors[:, None, None].to(device=like.device, dtype=like.dtype)
+        return self._factors[key]
 
     def mask(self, user: ActiveUser, like: torch.Tensor, extra: Mapping) -> torch.Tensor | None:
         """The mask for the rows that a user is added to: [1 or B, T or 1, 1], None without one. extra: ComfyUI's
         options of the block. Raises LayoutError for a block whose tokens aren't its picture's pixels."""
-        application = user.application
-        masks = application.attn_mask
+        masks = user.application.attn_mask
         if masks is None:
             return None
         # The size comes from the block itself: nodes such as Kohya's Deep Shrink change it inside the model.
-        height, width = extra["activations_shape"][-2:] if application.by_place else (1, 1)
-
-        def compute() -> torch.Tensor:
-            if application.by_place and height * width != like.shape[1]:
+        by_place = user.application.by_place
+        height, width = extra["activations_shape"][-2:] if by_place else (1, 1)
+        key = (user.number, user.selection, (height, width), like.device, like.dtype)
+        if key not in self._masks:
+            if by_place and height * width != like.shape[1]:
                 raise LayoutError(
                     f"The attn_mask of {NODE} can't follow this model: a block of {width} x {height} has "
                     f"{like.shape[1]} tokens. Leave the mask out."
@@ -86,9 +88,8 @@ class UserTensors:
                 for number, place in set(parts)
             }
             mask = torch.cat([tokens[part] for part in parts]) if len(tokens) > 1 else tokens[parts[0]]
-            return mask.to(device=like.device, dtype=like.dtype)
-
-        return self._masks.get((application, user.selection, (height, width), like.device, like.dtype), compute)
+            self._masks[key] = mask.to(device=like.device, dtype=like.dtype)
+        return self._masks[key]
 
 
 def mask_part(mask: torch.Tensor, place: Place | None) -> torch.Tensor:
