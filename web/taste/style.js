@@ -41,7 +41,7 @@ const STYLE = `
 .prefgen-stage { flex: 1; min-height: 0; display: flex; gap: 1rem; align-items: center; justify-content: center; overflow: auto; }
 .prefgen-stage img { max-width: 100%; max-height: 100%; object-fit: contain; image-rendering: auto; cursor: zoom-in; }
 .prefgen-stage img:only-child { height: 100%; }
-.prefgen-stage img + img, .prefgen-stage img:has(+ img) { max-width: calc(50% - .5rem); }
+.prefgen-stage img + img, .prefgen-stage img:has(+ img) { width: calc(50% - .5rem); height: 100%; }
 .prefgen-zoomed { align-items: flex-start; }
 .prefgen-zoomed img { max-width: none; max-height: none; height: auto; cursor: zoom-out; }
 :root { --color-datatype-PREFGEN_MLLM: #b48ead; --color-datatype-PREFGEN_PREFERENCE: #d08770; --color-datatype-PREFGEN_USER: #ebcb8b; }
