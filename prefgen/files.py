@@ -185,8 +185,9 @@ def safetensors_header(path: str | os.PathLike) -> tuple[dict[str, dict], dict]:
     header that is broken or of a file of another size, OSError where it can't be read.
     """
     # The file begins with its header's length (8 bytes) and the header in JSON; the tensors fill all the rest.
-    length = os.stat(path).st_size
-    with open(path, "rb") as stream:
+    path = Path(path)
+    length = path.stat().st_size
+    with path.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         text = stream.read(size) if size <= min(length - 8, LARGEST_HEADER) else b""
     try:
