@@ -1,5 +1,6 @@
 """What an artist reads on a node: locales/ says what the schemas say, and a help page names every input."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -25,9 +26,8 @@ def texts(node) -> dict:
 @pytest.fixture(scope="module")
 def nodes(pack):
     """Every node class of the pack by its id."""
-    module = pack("nodes")
-    classes = [value for value in vars(module).values() if hasattr(value, "define_schema") and value.__module__ != "io"]
-    return {node.define_schema().node_id: node for node in classes if node.__module__.startswith(module.__name__)}
+    classes = asyncio.run(pack("nodes").PrefGenExtension().get_node_list())
+    return {node.define_schema().node_id: node for node in classes}
 
 
 def test_the_english_locale_says_what_the_schemas_say(nodes):
