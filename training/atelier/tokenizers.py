@@ -10,9 +10,10 @@ outside the world is spelled instead of lost.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from prefgen.atelier.captions import corpus
 from prefgen.atelier.models import CLIP_TOKENIZER, MAX_TOKENS, MLLM_FOLDER
@@ -31,6 +32,9 @@ MLLM_SPECIALS = [
 # Words of the conversation itself: roles, verdicts, questions and answers.
 CONVERSATION = """user assistant liked disliked what does this user like avoid which would picture yes no nothing in
 particular is not and or the of a an in do pictures share taste : ? , . ( ) ; ! likes avoids unsure describe both"""
+
+
+END_OF_WORD = "</w>"
 
 
 def main() -> None:
@@ -55,22 +59,50 @@ def write_clip(folder: Path, lines: list[str]) -> int:
 
 def clip_bpe(lines: list[str]) -> dict:
     """Byte-level BPE with CLIP's end-of-word suffix, trained until every word of the world is one token."""
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=CLIP_SPECIALS[1]))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    splitter = pre_tokenizers.Sequence(
         [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
+    words = Counter(word for line in lines for word, _ in splitter.pre_tokenize_str(line.lower()))
+    merges = bpe_merges(words)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096, min_frequency=1, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(lines, trainer)
-    trained = json.loads(tokenizer.to_str())["model"]
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in trained["merges"]]
     # CLIP's own order: letters, letters that end a word, merges, specials last.
-    words = sorted(alphabet) + [c + "</w>" for c in sorted(alphabet)]
-    words += [a + b for a, b in merges if a + b not in set(words)] + CLIP_SPECIALS
-    return {"vocab": {w: i for i, w in enumerate(dict.fromkeys(words))}, "merges": merges}
+    tokens = sorted(alphabet) + [c + END_OF_WORD for c in sorted(alphabet)] + [a + b for a, b in merges] + CLIP_SPECIALS
+    return {"vocab": {token: i for i, token in enumerate(dict.fromkeys(tokens))}, "merges": merges}
+
+
+def bpe_merges(words: Counter) -> list[tuple[str, str]]:
+    """The merges of byte-pair encoding (Sennrich et al., arXiv 1508.07909) until every word is one token.
+
+    The trainer of the tokenizers library takes pairs of equal count in an order that changes from run to run; here the
+    first in the alphabet is taken, so that the same world always gives the same files.
+    """
+    pieces = {word: [*word[:-1], word[-1] + END_OF_WORD] for word in words}
+    merges = []
+    while pairs := _pair_counts(pieces, words):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for word, parts in pieces.items():
+            pieces[word] = _merged(parts, best)
+    return merges
+
+
+def _pair_counts(pieces: dict[str, list[str]], words: Counter) -> Counter:
+    pairs: Counter = Counter()
+    for word, parts in pieces.items():
+        for pair in zip(parts, parts[1:], strict=False):
+            pairs[pair] += words[word]
+    return pairs
+
+
+def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    """The parts of a word with every occurrence of a pair as one part, from left to right."""
+    merged: list[str] = []
+    for part in parts:
+        if merged and (merged[-1], part) == pair:
+            merged[-1] += part
+        else:
+            merged.append(part)
+    return merged
 
 
 def write_mllm(folder: Path, lines: list[str]) -> int:
