@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import scipy.linalg
 import torch
 
 from ..common.mmd import mmd2
@@ -87,8 +86,9 @@ def frechet(pictures: np.ndarray, liked: np.ndarray) -> float:
     spread = np.cov(pictures, rowvar=False)
     liked_spread = np.cov(liked, rowvar=False)
     between_means = ((pictures.mean(0) - liked.mean(0)) ** 2).sum()
-    # The root of a product of covariances has an imaginary part by rounding alone.
-    shared = np.trace(scipy.linalg.sqrtm(spread @ liked_spread).real)
+    # The trace of a root is the sum of the eigenvalues' roots. scipy's sqrtm says the same, but warns where there are
+    # fewer pictures than features, as here. Below zero an eigenvalue is by rounding alone.
+    shared = np.sqrt(np.linalg.eigvals(spread @ liked_spread).real.clip(0)).sum()
     return float(between_means + np.trace(spread) + np.trace(liked_spread) - 2 * shared)
 
 
