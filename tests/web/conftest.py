@@ -1,29 +1,16 @@
 """A real browser on a real ComfyUI: Debian's Chromium, driven by Playwright."""
 
 import json
-import os
-import shutil
 import urllib.request
 
 import pytest
 
 from scripts import setup_env
 from scripts.comfy_server import ComfyServer
+from tests.browser import chromium  # noqa: F401
 
-CHROMIUM = os.environ.get("PREFGEN_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 # Of the front end itself: they are there without any pack.
 NOT_OURS = ("Failed to load resource", "onChange", "api.comfy.org", "ERR_", "Vue warn", "[Vue", "deprecat", "Deprecat")
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here: install Debian's chromium, or name one in PREFGEN_CHROMIUM")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +27,7 @@ def set_up(server, settings: dict) -> None:
 
 
 @pytest.fixture(params=["classic", "nodes 2.0"])
-def page(chromium, server, request):
+def page(chromium, server, request):  # noqa: F811
     """ComfyUI's page, empty, in either renderer; afterwards no error of ours stands in its console."""
     context = chromium.new_context(viewport={"width": 1400, "height": 900})
     page = context.new_page()

@@ -1,20 +1,17 @@
 """The study with human judges: nothing tells the methods apart, the page works by keys alone, figures are right."""
 
-import base64
 import csv
 import json
 import random
-import shutil
-import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from tests.browser import chromium  # noqa: F401
 from training.common import statistics as bootstrap
 from training.data.errors import DataError
 from training.evaluation.study import __main__ as command
@@ -23,7 +20,6 @@ from training.evaluation.study.answers import COLUMNS, read_answers, read_key
 from training.evaluation.study.make import Plan, make
 
 METHODS = ("prefgen", "none", "oracle")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def save(path, rng, size=24):
@@ -332,98 +328,39 @@ def test_the_crossed_interval_widens_with_judges_who_differ_and_covers(monkeypat
     assert len(draws) < 400 and set(draws) == {1.0}, "a draw without any answer has no mean"
 
 
-class Browser:
-    """A real Chromium over its debugging protocol."""
-
-    def __init__(self, folder):
-        websocket = pytest.importorskip("websocket", reason="websocket-client is not installed")
-        line = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900", "--no-first-run"]
-        line += ["--remote-debugging-port=0", "--remote-allow-origins=*", f"--user-data-dir={folder / 'profile'}"]
-        self.process = subprocess.Popen([*line, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        port, deadline = folder / "profile" / "DevToolsActivePort", time.monotonic() + 900
-        while not (port.exists() and port.read_text().count("\n")):
-            assert time.monotonic() < deadline and self.process.poll() is None, "Chromium doesn't start"
-            time.sleep(0.1)
-        address = f"http://127.0.0.1:{port.read_text().split()[0]}/json"
-        pages = []
-        while not pages:
-            pages = [t for t in json.load(urllib.request.urlopen(address)) if t["type"] == "page"]
-        self.socket, self.number, self.errors = websocket.create_connection(pages[0]["webSocketDebuggerUrl"]), 0, []
-        self.socket.settimeout(90)
-        for domain in ("Runtime", "Page", "Network"):
-            self.call(f"{domain}.enable")
-        self.downloads = folder / "downloads"
-        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(self.downloads))
-        self.requested = []
-
-    def call(self, method, **options):
-        self.number += 1
-        self.socket.send(json.dumps({"id": self.number, "method": method, "params": options}))
-        while True:
-            message = json.loads(self.socket.recv())
-            if message.get("method") == "Runtime.exceptionThrown":
-                self.errors.append(message["params"]["exceptionDetails"])
-            if message.get("method") == "Network.requestWillBeSent":
-                self.requested.append(message["params"]["request"]["url"])
-            if message.get("id") == self.number:
-                return message.get("result", message)
-
-    def value(self, expression):
-        found = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
-        return found["result"].get("value")
-
-    def until(self, expression):
-        deadline = time.monotonic() + 900
-        while not self.value(expression):
-            assert time.monotonic() < deadline, f"{expression} stays false; {self.errors}"
-            time.sleep(0.05)
-
-    def press(self, key, text=None):
-        code = {"ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40, "Enter": 13, " ": 32, "Tab": 9}
-        options = {"key": key, "windowsVirtualKeyCode": code.get(key, ord(key[0].upper()))}
-        if text or len(key) == 1 or key == "Enter":
-            options["text"] = text or {"Enter": "\r"}.get(key, key)
-        self.call("Input.dispatchKeyEvent", type="keyDown", **options)
-        self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
-
-    def picture(self, path):
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
-
-    def close(self):
-        self.socket.close()
-        self.process.terminate()
-        self.process.wait(30)
-
-
 @pytest.fixture
-def browser(tmp_path):
-    if not CHROMIUM:
-        pytest.skip("no Chromium on this machine")
-    browser = Browser(tmp_path)
-    yield browser
-    browser.close()
+def page(chromium):  # noqa: F811
+    """A page that notes its errors and every address it asks for."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    page = context.new_page()
+    page.errors = []
+    page.requested = []
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on("request", lambda request: page.requested.append(request.url))
+    yield page
+    context.close()
 
 
 @pytest.mark.slow
-def test_a_judge_with_keys_alone_does_the_whole_study_in_the_real_page(browser, tmp_path):
+def test_a_judge_with_keys_alone_does_the_whole_study_in_the_real_page(page, tmp_path):
     key = made(tmp_path, Plan(trials=0, repeats=2), methods=("prefgen", "none"))
     methods = {name: method for entry in key["trials"].values() for name, method in entry["pictures"].items()}
     side = "document.getElementById('{}').src.slice(-20, -4)"
 
     def begin():
-        browser.call("Page.navigate", url=(tmp_path / "study/page/index.html").as_uri())
-        browser.until("document.readyState === 'complete' && document.activeElement.id === 'judge'")
-        for letter in "Ann":
-            browser.press(letter)
-        browser.press("Enter")
+        page.goto((tmp_path / "study/page/index.html").as_uri())
+        page.wait_for_function("document.readyState === 'complete' && document.activeElement.id === 'judge'")
+        page.keyboard.type("Ann")
+        page.keyboard.press("Enter")
 
     def ready(number):
-        browser.until(f"shownAt !== null && document.getElementById('place').textContent === 'Choice {number} of 8'")
-        return {methods[browser.value(side.format(s))]: s for s in ("left", "right")}
+        place = f"document.getElementById('place').textContent === 'Choice {number} of 8'"
+        page.wait_for_function(f"shownAt !== null && {place}")
+        return {methods[page.evaluate(side.format(s))]: s for s in ("left", "right")}
 
     def choose(number):
-        found = ready(number)["prefgen"]
-        browser.press({"left": "ArrowLeft", "right": "ArrowRight"}[found])
+        better = ready(number)["prefgen"]
+        page.keyboard.press({"left": "ArrowLeft", "right": "ArrowRight"}[better])
 
     began = time.monotonic()
     begin()
@@ -432,31 +369,31 @@ def test_a_judge_with_keys_alone_does_the_whole_study_in_the_real_page(browser, 
     ready(4)
     shown = "[...document.querySelectorAll('#trial img')].map(i => i.alt).join()"
     expected = "Liked picture 1 of 2,Liked picture 2 of 2,Disliked picture 1 of 1,Left picture,Right picture"
-    assert browser.value(shown) == expected
-    assert browser.value("document.activeElement.id") == "place"
-    assert browser.value("document.getElementById('prompt').innerHTML").startswith("a &lt;b&gt;cat")
+    assert page.evaluate(shown) == expected
+    assert page.evaluate("document.activeElement.id") == "place"
+    assert page.evaluate("document.getElementById('prompt').innerHTML").startswith("a &lt;b&gt;cat")
     begin()  # as if the tab had been closed
     ready(4)
-    browser.press(" ")
+    page.keyboard.press("Space")
     ready(5)
-    browser.press("u")
+    page.keyboard.press("u")
     ready(4)
     for number in (4, 5, 6, 7):
         choose(number)
     ready(8)
-    browser.press("ArrowDown")
-    browser.until("!document.getElementById('end').hidden")
-    browser.press("u")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function("!document.getElementById('end').hidden")
+    page.keyboard.press("u")
     ready(8)
-    browser.press("ArrowDown")
-    browser.until("document.activeElement.id === 'save'")
-    browser.press("Enter")
-    file, deadline = browser.downloads / f"answers-{key['study']}-Ann.csv", time.monotonic() + 900
-    while not file.exists():
-        assert time.monotonic() < deadline, "nothing was saved"
-        time.sleep(0.1)
-    assert not browser.errors
-    assert all(url.startswith(("file:", "data:", "blob:", "about:")) for url in browser.requested)
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function("document.activeElement.id === 'save'")
+    with page.expect_download() as download:
+        page.keyboard.press("Enter")
+    file = tmp_path / download.value.suggested_filename
+    download.value.save_as(file)
+    assert file.name == f"answers-{key['study']}-Ann.csv"
+    assert not page.errors
+    assert all(url.startswith(("file:", "data:", "blob:", "about:")) for url in page.requested)
 
     answers = read_answers([file], key)
     assert len(answers.latest) == 8 and answers.duplicates == 0
