@@ -90,8 +90,9 @@ class Clip:
 class Csd:
     """Style descriptors (Somepalli et al., arXiv 2404.01292): CLIP's ViT-L/14 tower and a projection to style.
 
-    file: the published weights as safetensors, under their own names, which are open_clip's. The authors say that the
-    weights they published don't reproduce their paper's figures; a report has to repeat that.
+    file: the published weights as safetensors, under their own names, which are open_clip's, or under transformers', as
+    the one public copy in safetensors has them. The authors say that the weights they published don't reproduce their
+    paper's figures; a report has to repeat that.
     """
 
     DISCLAIMER = "CSD's authors state that the published weights differ from those behind their paper's figures."
@@ -105,7 +106,7 @@ class Csd:
                 key.removeprefix("backbone."): value for key, value in weights.items() if key.startswith("backbone.")
             }
             # The style projection stands where CLIP has its own, so that the tower's output is the descriptor.
-            self.model = vision_tower(tower | {"proj": weights["last_layer_style"]}).to(device)
+            self.model = vision_tower(open_clip_names(tower) | {"proj": weights["last_layer_style"]}).to(device)
         except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ScoreError(
@@ -115,6 +116,40 @@ class Csd:
     def __call__(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Unit style descriptors, float32 [B, s]."""
         return unit_embeddings(self.model, pictures, self.model.image_size[0], self.model.proj)
+
+
+# A vision tower's parts in transformers and in open_clip.
+PART_NAMES = {
+    "embeddings.class_embedding": "class_embedding",
+    "embeddings.patch_embedding": "conv1",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "pre_layrnorm": "ln_pre",
+    "post_layernorm": "ln_post",
+    "encoder.layers": "transformer.resblocks",
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+def open_clip_names(tower: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A vision tower's tensors under open_clip's names, from those or from transformers'."""
+    if "conv1.weight" in tower:
+        return tower
+    state = {}
+    for key, value in tower.items():
+        name = key.removeprefix("vision_model.")
+        for theirs, ours in PART_NAMES.items():
+            name = name.replace(theirs, ours)
+        if not name.endswith("position_ids"):
+            state[name] = value
+    # open_clip has the three projections of an attention in one.
+    for name in [name for name in state if ".self_attn.q_proj." in name]:
+        parts = [state.pop(name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
+        state[name.replace("self_attn.q_proj.", "attn.in_proj_")] = torch.cat(parts)
+    return state
 
 
 def vision_tower(state: dict[str, torch.Tensor]):

@@ -86,10 +86,13 @@ def tower():
     return CLIPVisionModel(CLIPVisionConfig(**options)).eval()
 
 
-def test_csd_is_the_tower_and_its_projection(tower, tmp_path):
+@pytest.mark.parametrize("naming", ["openai", "transformers"])
+def test_csd_is_the_tower_and_its_projection_in_either_naming(tower, tmp_path, naming):
     style = torch.randn(64, STYLE, generator=torch.Generator().manual_seed(2))
-    state = {f"module.backbone.{k}": v.contiguous() for k, v in openai_names(tower).items()}
-    save_file(state | {"module.last_layer_style": style}, tmp_path / "csd.safetensors")
+    own = openai_names(tower) if naming == "openai" else tower.state_dict()
+    prefix = "module." if naming == "openai" else ""
+    state = {f"{prefix}backbone.{k}": v.contiguous() for k, v in own.items()}
+    save_file(state | {f"{prefix}last_layer_style": style}, tmp_path / "csd.safetensors")
     with torch.inference_mode():
         features = tower(pixel_values=clip_pixels(pictures(3), SIDE)).pooler_output
     expected = F.normalize(features @ style, dim=1)
