@@ -9,6 +9,7 @@ from .describe import DescribePreference
 from .history import EncodePreferenceHistory, LoadPreferenceHistory
 from .mllm import LoadPreferenceMLLM
 from .user import ApplyUserCrossAttention, FuseUserVector
+from .users import BlendUsers, LoadUser, SaveUser
 
 
 class PrefGenExtension(ComfyExtension):
@@ -27,4 +28,7 @@ class PrefGenExtension(ComfyExtension):
             ApplyUserCrossAttention,
             DescribePreference,
             LoadAtelier,
+            SaveUser,
+            LoadUser,
+            BlendUsers,
         ]

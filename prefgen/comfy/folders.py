@@ -17,9 +17,12 @@ import folder_paths
 
 from ..atelier import users
 from ..atelier.models import MLLM_FOLDER, WEIGHTS
-from ..files import file_state, is_hidden
+from ..files import file_state, is_hidden, write_atomic
+from ..fusion import FusedUser
 from ..history_folder import HistoryFolder
+from ..tastes.names import checked_name, file_name
 from ..tastes.taste import Taste
+from ..user_file import user_bytes
 
 EMBEDDED = "atelier"
 EXAMPLE = "example: "
@@ -27,7 +30,8 @@ NO_LORA = "none"
 REVISION = re.compile("[0-9a-f]{8}")  # behind a taste's name and an @
 HISTORY_FOLDER = "prefgen"  # below ComfyUI's input folder
 SUFFIXES = (".safetensors", ".sft")
-NOT_ADAPTERS = ("mllm", "mllm_lora", "users")  # folders of models/prefgen for other things
+USERS = "users"  # below models/prefgen
+NOT_ADAPTERS = ("mllm", "mllm_lora", USERS)  # folders of models/prefgen for other things
 
 _MODELS = Path(folder_paths.models_dir)
 folder_paths.add_model_folder_path("prefgen", str(_MODELS / "prefgen"))
@@ -53,6 +57,37 @@ def adapters() -> dict[str, Path]:
                     if os.path.splitext(file)[1].lower() in SUFFIXES and os.path.isfile(path):
                         choices.setdefault(prefix + _name(path, root), Path(path))
     return choices
+
+
+def users_saved() -> dict[str, Path]:
+    """Combo entry -> user file: every .safetensors file below the folders prefgen/users."""
+    choices: dict[str, Path] = {}
+    for root in (os.path.join(root, USERS) for root in _roots("prefgen")):
+        for folder, _, files in _walk(root):
+            for file in files:
+                path = os.path.join(folder, file)
+                if os.path.splitext(file)[1].lower() in SUFFIXES and os.path.isfile(path):
+                    choices.setdefault(_name(path, root), Path(path))
+    return choices
+
+
+def user_path(name: str) -> Path:
+    return resolve(users_saved(), name, "user", "models/prefgen/users")
+
+
+def save_user_as(user: FusedUser, name: str, taste: str) -> Path:
+    """Write a user file into the first folder prefgen/users, under a name that no other user has. Returns it."""
+    name = checked_name(name)
+    folder = Path(_roots("prefgen")[0]) / USERS
+    folder.mkdir(parents=True, exist_ok=True)
+    data = user_bytes(user, name, taste)
+    same = [path for path in folder.glob("*.safetensors") if path.stat().st_size == len(data)]
+    for path in same:
+        if path.read_bytes() == data:
+            return path
+    target = folder / file_name(f"{name}.safetensors", ".safetensors", os.listdir(folder))
+    write_atomic(target, data)
+    return target
 
 
 def mllms() -> dict[str, Path]:

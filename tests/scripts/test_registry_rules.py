@@ -64,6 +64,9 @@ def test_the_managers_scanner_finds_every_node():
         "PrefGen_ApplyUserCrossAttention",
         "PrefGen_DescribePreference",
         "PrefGen_LoadAtelier",
+        "PrefGen_SaveUser",
+        "PrefGen_LoadUser",
+        "PrefGen_BlendUsers",
     }
 
 

@@ -1,0 +1,160 @@
+"""A fused user as one small file: a taste made ready for one adapter, without its pictures.
+
+The file holds the user's tensors and says which adapter they are for, by name and checksum: with another adapter the
+same numbers would paint somebody else. safetensors, with one JSON header entry `prefgen_user`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from .adapter import AdapterFile, UserAdapter
+from .adapter_file import load_adapter_once
+from .errors import AdapterError
+from .fusion import FusedUser
+from .ip_adapter import ImageAdapter
+
+ENTRY = "prefgen_user"
+FORMAT_VERSION = 1
+USER, NO_USER = ("user", "no_user")
+
+
+@dataclass(frozen=True)
+class UserHeader:
+    """What a user file says of itself.
+
+    adapter, digest: name and SHA-256 of the adapter's file. negative: the unconditional half gets disliked pictures.
+    taste: what it was made of, such as sea@1a2b3c4d; "" where nobody said.
+    """
+
+    format_version: int
+    name: str
+    adapter: str
+    digest: str
+    negative: bool = False
+    taste: str = ""
+
+
+def user_bytes(user: FusedUser, name: str, taste: str = "") -> bytes:
+    """A user file's bytes. Raises AdapterError for an adapter that was not read from a file."""
+    file = file_of(user.adapter)
+    header = UserHeader(FORMAT_VERSION, name, file.path.name, file.digest, user.negative, taste)
+    tensors = {USER: user.vector.detach().float().cpu().contiguous()}
+    if user.no_user is not None:
+        tensors[NO_USER] = user.no_user.detach().float().cpu().contiguous()
+    return save(tensors, metadata={ENTRY: json.dumps(asdict(header))})
+
+
+def file_of(adapter: UserAdapter | ImageAdapter) -> AdapterFile:
+    """The file that an adapter was read from."""
+    if adapter.file is None:
+        raise AdapterError("This user's adapter was not read from a file: fuse the user with an adapter from a file.")
+    return adapter.file
+
+
+def load_user(path: str | os.PathLike, adapters: Mapping[str, Path]) -> FusedUser:
+    """The user of a file, with its adapter, which is looked for among `adapters` (by name first, then by checksum).
+
+    Raises AdapterError with one sentence for a file that can't be used and for an adapter that isn't there.
+    """
+    path = Path(path)
+    header, tensors = read_user(path)
+    adapter = load_adapter_once(adapter_of(header, adapters))
+    vector = tensors[USER]
+    no_user = tensors.get(NO_USER)
+    if not fits(vector, adapter) or (no_user is not None and no_user.shape != vector.shape):
+        raise AdapterError(f"{path.name} is damaged: its numbers don't fit its own adapter. Save the user again.")
+    return FusedUser(vector, adapter, no_user, header.negative)
+
+
+def read_user(path: Path) -> tuple[UserHeader, dict[str, torch.Tensor]]:
+    """(header, tensors) of a user file. Raises AdapterError."""
+    try:
+        with safe_open(path, "pt") as file:
+            entry = (file.metadata() or {}).get(ENTRY)
+            tensors = {key: file.get_tensor(key) for key in file.keys() if key in (USER, NO_USER)}  # noqa: SIM118
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise AdapterError(f"{path.name} can't be read as a user file: save the user again.") from error
+    if entry is None:
+        raise AdapterError(f"{path.name} is no user file: choose one that Save User has written.")
+    try:
+        raw = json.loads(entry)
+        if int(raw["format_version"]) > FORMAT_VERSION:
+            raise AdapterError(f"{path.name} was written by a newer PrefGen: update PrefGen.")
+        names = {field.name for field in fields(UserHeader)}
+        header = UserHeader(**{key: value for key, value in raw.items() if key in names})
+    except AdapterError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise AdapterError(f"{path.name} has a mangled header: save the user again.") from error
+    finite = all(tensor.is_floating_point() and bool(tensor.isfinite().all()) for tensor in tensors.values())
+    if USER not in tensors or not finite:
+        raise AdapterError(f"{path.name} is damaged: it holds no user's numbers. Save the user again.")
+    return header, {key: tensor.float() for key, tensor in tensors.items()}
+
+
+_digests: dict[AdapterFile, str] = {}
+
+
+def adapter_of(header: UserHeader, adapters: Mapping[str, Path]) -> Path:
+    """The adapter's file that a user is for; those of the same name first, since a checksum reads all of a file."""
+    named_first = sorted(adapters.values(), key=lambda path: path.name != header.adapter)
+    for path in named_first:
+        if not path.is_file():
+            continue
+        file = AdapterFile.of(path)
+        if file not in _digests:
+            _digests[file] = file.digest
+        if _digests[file] == header.digest:
+            return path
+    taste = f" {header.taste}" if header.taste else ""
+    raise AdapterError(
+        f"The user {header.name} is for the adapter {header.adapter}, which isn't here as it was: put that file back, "
+        f"or encode the taste{taste} anew and fuse it with another adapter."
+    )
+
+
+def fits(vector: torch.Tensor, adapter: UserAdapter | ImageAdapter) -> bool:
+    """Whether a user's tensor has the shape that an adapter reads."""
+    if isinstance(adapter, ImageAdapter):
+        return vector.ndim in (2, 3) and vector.shape[-1] == adapter.header.image_width
+    return tuple(vector.shape) == (adapter.header.user_width,)
+
+
+def blend_users(users: Sequence[FusedUser], weights: Sequence[float]) -> FusedUser:
+    """Several users of one adapter as one: their weighted mean, the weights brought to a sum of 1.
+
+    Blended is e_u, where the adapter has one, else what it reads of pictures. Raises AdapterError for users of
+    different adapters, or of different numbers of pictures, and for weights without a positive sum.
+    """
+    total = float(sum(weights))
+    if min(weights) < 0 or total <= 0:
+        raise AdapterError("The weights of Blend Users are 0 or more, and at least one is above 0.")
+    first = users[0]
+    for user in users[1:]:
+        if user.adapter is not first.adapter and file_of(user.adapter).digest != file_of(first.adapter).digest:
+            raise AdapterError(
+                f"These users are for different adapters ({first.adapter.name} and {user.adapter.name}): fuse both "
+                "with the same one."
+            )
+        if user.vector.shape != first.vector.shape:
+            raise AdapterError(
+                "These users are made of different numbers of pictures: fuse them with a pooling that makes one of "
+                "all, such as push away."
+            )
+    shares = [weight / total for weight in weights]
+    vector = sum(share * user.vector.float() for share, user in zip(shares, users, strict=True))
+    no_user = None
+    if any(user.no_user is not None for user in users):
+        zeros = torch.zeros_like(first.vector).float()
+        parts = [zeros if user.no_user is None else user.no_user.float() for user in users]
+        no_user = sum(share * part for share, part in zip(shares, parts, strict=True))
+    return FusedUser(vector, first.adapter, no_user, any(user.negative for user in users))

@@ -1,0 +1,135 @@
+"""Users as files: the same user when it comes back, bound to its adapter, and mixed by weight."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from prefgen import user_file
+from prefgen.adapter_file import load_adapter_once, save_adapter
+from prefgen.errors import AdapterError
+from prefgen.fusion import FusedUser
+from prefgen.user_file import blend_users, load_user, read_user, user_bytes
+
+
+@pytest.fixture
+def adapters(new_adapter, tmp_path) -> dict:
+    """{combo entry: file} of two adapters with other weights."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    paths = {}
+    for seed, name in enumerate(("one", "two")):
+        paths[name] = folder / f"{name}.safetensors"
+        save_adapter(new_adapter(seed=seed), paths[name])
+    return paths
+
+
+@pytest.fixture
+def user(adapters) -> FusedUser:
+    adapter = load_adapter_once(adapters["one"])
+    return FusedUser(torch.randn(adapter.header.user_width, generator=torch.Generator().manual_seed(1)), adapter)
+
+
+def written(user: FusedUser, path, **words):
+    path.write_bytes(user_bytes(user, **{"name": "sea"} | words))
+    return path
+
+
+def test_a_user_comes_back_with_the_same_keys_and_values(user, adapters, tmp_path):
+    file = written(user, tmp_path / "sea.safetensors", taste="sea@1a2b3c4d")
+    back = load_user(file, adapters)
+    for ours, theirs in zip(user.keys_values(), back.keys_values(), strict=True):
+        assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
+    header, _ = read_user(file)
+    assert (header.name, header.adapter, header.taste) == ("sea", "one.safetensors", "sea@1a2b3c4d")
+    assert user_bytes(user, "sea") == user_bytes(user, "sea"), "the same user, the same bytes"
+
+
+def test_disliked_pictures_of_the_other_half_come_back_as_well(user, adapters, tmp_path):
+    negative = FusedUser(user.vector, user.adapter, torch.full_like(user.vector, 0.5), negative=True)
+    back = load_user(written(negative, tmp_path / "n.safetensors"), adapters)
+    assert back.negative and torch.equal(back.no_user, negative.no_user)
+
+
+def test_the_adapter_is_found_by_its_checksum_whatever_it_is_called_now(user, adapters, tmp_path):
+    file = written(user, tmp_path / "sea.safetensors")
+    os.rename(adapters["one"], adapters["one"].with_name("renamed.safetensors"))
+    moved = {"two": adapters["two"], "renamed": adapters["one"].with_name("renamed.safetensors")}
+    assert load_user(file, moved).adapter.name == "renamed.safetensors"
+
+
+def test_another_adapter_of_the_same_name_is_not_taken(user, adapters, tmp_path, one_sentence):
+    file = written(user, tmp_path / "sea.safetensors", taste="sea@1a2b3c4d")
+    adapters["one"].write_bytes(adapters["two"].read_bytes())
+    with pytest.raises(AdapterError) as raised:
+        load_user(file, adapters)
+    text = one_sentence(raised)
+    assert "for the adapter one.safetensors" in text and "sea@1a2b3c4d" in text
+
+
+@pytest.mark.parametrize(
+    "harm",
+    ["empty", "no safetensors", "an adapter", "no header", "newer", "mangled", "no numbers", "nan", "other shape"],
+)
+def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(user, adapters, tmp_path, harm, one_sentence):
+    file = tmp_path / "sea.safetensors"
+    header = json.loads(json.dumps(read_user(written(user, file))[0].__dict__))
+    tensors = {"user": user.vector}
+    if harm == "empty":
+        file.write_bytes(b"")
+    elif harm == "no safetensors":
+        file.write_bytes(b"{" * 100)
+    elif harm == "an adapter":
+        file.write_bytes(adapters["one"].read_bytes())
+    elif harm == "no header":
+        save_file(tensors, file)
+    else:
+        changed = {"newer": {"format_version": 99}, "mangled": {"format_version": "x"}}.get(harm, {})
+        odd = {"no numbers": {"other": user.vector}, "nan": {"user": user.vector * float("nan")}}
+        odd["other shape"] = {"user": torch.zeros(3)}
+        save_file(odd.get(harm, tensors), file, metadata={"prefgen_user": json.dumps(header | changed)})
+    with pytest.raises(AdapterError) as raised:
+        load_user(file, adapters)
+    assert "sea.safetensors" in one_sentence(raised)
+
+
+def test_a_user_whose_adapter_came_from_no_file_is_not_saved(new_adapter):
+    adapter = new_adapter()
+    with pytest.raises(AdapterError, match="not read from a file"):
+        user_bytes(FusedUser(torch.zeros(adapter.header.user_width), adapter), "sea")
+
+
+def test_a_blend_goes_from_one_user_to_the_other_in_a_straight_line(user):
+    other = FusedUser(-2 * user.vector, user.adapter, torch.ones_like(user.vector), negative=True)
+    ends = [blend_users([user, other], weights) for weights in ((1, 0), (0, 5))]
+    assert torch.equal(ends[0].vector, user.vector) and torch.equal(ends[1].vector, other.vector)
+    middle = blend_users([user, other], (3, 1))
+    assert torch.allclose(middle.vector, 0.75 * user.vector + 0.25 * other.vector)
+    assert torch.allclose(middle.no_user, torch.full_like(user.vector, 0.25)) and middle.negative
+    assert blend_users([user], [2.0]).no_user is None
+
+
+def test_what_cannot_be_blended_is_said(user, adapters, one_sentence):
+    stranger = load_adapter_once(adapters["two"])
+    for others, weights, words in (
+        ([FusedUser(user.vector, stranger)], (1, 1), "for different adapters"),
+        ([FusedUser(user.vector[:4], user.adapter)], (1, 1), "different numbers of pictures"),
+        ([user], (0, 0), "0 or more"),
+        ([user], (2, -1), "0 or more"),
+    ):
+        with pytest.raises(AdapterError) as raised:
+            blend_users([user, *others], weights)
+        assert words in one_sentence(raised)
+
+
+def test_an_adapter_is_read_for_its_checksum_once(user, adapters, tmp_path, monkeypatch):
+    file = written(user, tmp_path / "sea.safetensors")
+    user_file._digests.clear()
+    read = []
+    real = user_file.AdapterFile.digest.func
+    monkeypatch.setattr(user_file.AdapterFile.digest, "func", lambda self: read.append(self.path.name) or real(self))
+    for _ in range(3):
+        load_user(file, adapters)
+    assert read == ["one.safetensors"]
