@@ -7,6 +7,20 @@ from .choices import checked, only
 from .sockets import CATEGORY, MLLM, Preference
 
 
+def prompts_of(pictures: list | None, prompts: list | None) -> list[str]:
+    """The prompts of a list of pictures, one each. ValueError where the lists don't go together: which prompt is whose
+    would be a guess."""
+    if not prompts:
+        return []
+    count = sum(1 if picture.ndim == 3 else len(picture) for picture in pictures or [])
+    if len(prompts) != count:
+        raise ValueError(
+            f"{count} pictures and {len(prompts)} prompts don't go together: connect both from the same Load "
+            "Preference History, or leave the prompts out."
+        )
+    return list(prompts)
+
+
 class LoadPreferenceHistory(io.ComfyNode):
     """A folder of rated pictures -> liked and disliked IMAGE lists."""
 
@@ -37,6 +51,18 @@ class LoadPreferenceHistory(io.ComfyNode):
                     display_name="disliked",
                     is_output_list=True,
                     tooltip="The disliked pictures, if there are any.",
+                ),
+                io.String.Output(
+                    "liked_prompts",
+                    display_name="liked_prompts",
+                    is_output_list=True,
+                    tooltip="The prompt of each liked picture, empty where nobody knows it.",
+                ),
+                io.String.Output(
+                    "disliked_prompts",
+                    display_name="disliked_prompts",
+                    is_output_list=True,
+                    tooltip="The prompt of each disliked picture, empty where nobody knows it.",
                 ),
             ],
         )
@@ -85,15 +111,33 @@ class EncodePreferenceHistory(io.ComfyNode):
                     tooltip="The CLIP vision model that the adapter was trained with. It adds the image part of the "
                     "user; for an IP-Adapter it is all you need.",
                 ),
+                io.String.Input(
+                    "liked_prompts",
+                    optional=True,
+                    force_input=True,
+                    tooltip="What the liked pictures were asked for, from Load Preference History: then the MLLM can "
+                    "tell your taste from what you asked for. Leave it out for an MLLM that was tuned without prompts, "
+                    "as the atelier's was.",
+                ),
+                io.String.Input(
+                    "disliked_prompts",
+                    optional=True,
+                    force_input=True,
+                    tooltip="The same for the disliked pictures.",
+                ),
             ],
             outputs=[Preference.Output(display_name="PREFGEN_PREFERENCE", tooltip="For Fuse User Vector.")],
         )
 
     @classmethod
-    def execute(cls, liked, mllm=None, disliked=None, clip_vision=None) -> io.NodeOutput:
+    def execute(
+        cls, liked, mllm=None, disliked=None, clip_vision=None, liked_prompts=None, disliked_prompts=None
+    ) -> io.NodeOutput:
         from ..prefgen.comfy.encoding import encode_history
         from ..prefgen.history import PreferenceHistory, montage
 
-        history = PreferenceHistory.from_images(liked, disliked or [])
+        history = PreferenceHistory.from_images(
+            liked, disliked or [], prompts_of(liked, liked_prompts), prompts_of(disliked, disliked_prompts)
+        )
         encoded = encode_history(history, only(mllm, "mllm"), only(clip_vision, "clip_vision"))
         return io.NodeOutput(encoded, ui=ui.PreviewImage(montage(history), cls=cls))

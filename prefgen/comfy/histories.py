@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import comfy.model_management
 import comfy.utils
@@ -17,8 +18,17 @@ EXAMPLE_PICTURES = 8  # of each side
 EXAMPLE_SEED = 1
 
 
-def load(history: Path | folders.Revision | int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """(liked, disliked): pictures [1, H, W, 3] in 0..1, each in its own size up to what a history keeps.
+class LoadedHistory(NamedTuple):
+    """Pictures [1, H, W, 3] in 0..1, each in its own size up to what a history keeps, and a prompt for each or ""."""
+
+    liked: list[torch.Tensor]
+    disliked: list[torch.Tensor]
+    liked_prompts: list[str]
+    disliked_prompts: list[str]
+
+
+def load(history: Path | folders.Revision | int) -> LoadedHistory:
+    """The pictures of a history, oldest first.
 
     history: a folder (see `PreferenceHistory.from_folder` for what is refused), a revision of one, or the number of an
     example user. Shows ComfyUI's progress bar, stops at its interrupt, and tells on the node which pictures can't be
@@ -35,7 +45,12 @@ def load(history: Path | folders.Revision | int) -> tuple[list[torch.Tensor], li
         revision=revision,
     )
     _tell(read.left_out)
-    return [item.image[None] for item in read.liked], [item.image[None] for item in read.disliked]
+    return LoadedHistory(
+        [item.image[None] for item in read.liked],
+        [item.image[None] for item in read.disliked],
+        [item.prompt for item in read.liked],
+        [item.prompt for item in read.disliked],
+    )
 
 
 def _tell(message: str) -> None:
@@ -46,10 +61,14 @@ def _tell(message: str) -> None:
         server.send_progress_text(message, context.node_id)
 
 
-def _draw(number: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def _draw(number: int) -> LoadedHistory:
     from ..atelier import users
     from ..atelier.renderer import render
 
     examples = users.history(users.user(number), EXAMPLE_PICTURES, EXAMPLE_PICTURES, EXAMPLE_SEED)
-    drawn = [(torch.from_numpy(render(e.scene)).float()[None] / 255, e.liked) for e in examples]
-    return [p for p, liked in drawn if liked], [p for p, liked in drawn if not liked]
+    pictures: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+    prompts: dict[bool, list[str]] = {True: [], False: []}
+    for example in examples:
+        pictures[example.liked].append(torch.from_numpy(render(example.scene)).float()[None] / 255)
+        prompts[example.liked].append(example.prompt)
+    return LoadedHistory(pictures[True], pictures[False], prompts[True], prompts[False])

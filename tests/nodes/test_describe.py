@@ -18,7 +18,7 @@ def described(pack, mllm):
     world, histories = pack("prefgen.atelier.users"), pack("prefgen.comfy.histories")
     found = []
     for number in world.EXAMPLE_USERS.values():
-        liked, disliked = histories.load(number)
+        liked, disliked = histories.load(number)[:2]
         output = pack("nodes").DescribePreference.execute(mllm=[mllm], liked=liked, disliked=disliked)
         positive, negative, document = output.args
         told = json.loads(document)
@@ -50,7 +50,7 @@ def test_what_is_said_is_true_far_more_often_than_by_chance(described, pack):
 def test_typed_traits_take_the_place_of_the_mllms(pack, mllm, described):
     from prefgen.atelier.users import EXAMPLE_USERS
 
-    liked, disliked = pack("prefgen.comfy.histories").load(next(iter(EXAMPLE_USERS.values())))
+    liked, disliked = pack("prefgen.comfy.histories").load(next(iter(EXAMPLE_USERS.values())))[:2]
     describe = pack("nodes").DescribePreference.execute
     output = describe(mllm=[mllm], liked=liked, disliked=disliked, liked_traits=["boats"], disliked_traits=[""])
     assert output.args[0] == "boats" and output.args[1] == ", ".join(described[0][2])
@@ -61,7 +61,7 @@ def test_typed_traits_take_the_place_of_the_mllms(pack, mllm, described):
 def test_without_disliked_pictures_nothing_is_said_of_them(pack, mllm):
     from prefgen.atelier.users import EXAMPLE_USERS
 
-    liked, _ = pack("prefgen.comfy.histories").load(next(iter(EXAMPLE_USERS.values())))
+    liked, _ = pack("prefgen.comfy.histories").load(next(iter(EXAMPLE_USERS.values())))[:2]
     output = pack("nodes").DescribePreference.execute(mllm=[mllm], liked=liked)
     assert output.args[0] and output.args[1] == ""
 
@@ -70,7 +70,7 @@ def test_words_for_all_that_there_are_pictures_of_leave_the_mllm_alone(pack, mll
     """It is neither run nor loaded: ComfyUI asks for an input that is lazy only if the node names it."""
     from prefgen.atelier.users import EXAMPLE_USERS
 
-    liked, disliked = pack("prefgen.comfy.histories").load(next(iter(EXAMPLE_USERS.values())))
+    liked, disliked = pack("prefgen.comfy.histories").load(next(iter(EXAMPLE_USERS.values())))[:2]
     node = pack("nodes").DescribePreference
     assert next(i for i in node.define_schema().inputs if i.id == "mllm").lazy
     given = [

@@ -72,7 +72,7 @@ def test_the_node_reads_what_it_can_and_tells_the_artist_the_rest(root, pack, mo
     server = SimpleNamespace(PromptServer=SimpleNamespace(instance=instance))
     monkeypatch.setitem(sys.modules, "server", server)
     with CurrentNodeContext("prompt", "17"):
-        liked, disliked = pack("nodes.history").LoadPreferenceHistory.execute("ada").args
+        liked, disliked = pack("nodes.history").LoadPreferenceHistory.execute("ada").args[:2]
     assert [image.shape for image in liked] == [(1, 4, 8, 3), (1, 4, 7, 3), (1, 4, 6, 3)] and disliked == []
     ((sentence, node),) = told
     assert node == "17" and "broken.png" in sentence and "isn't a picture" in sentence
@@ -108,7 +108,7 @@ def test_a_folder_and_core_load_image_give_the_same_history(root, pack):
     pixels = torch.randint(0, 256, (700, 1500, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     (root / "ada" / "liked").mkdir(parents=True)
     Image.fromarray(pixels.numpy()).save(root / "ada" / "liked" / "a.png", compress_level=1)
-    liked, _ = pack("nodes.history").LoadPreferenceHistory.execute("ada").args
+    liked, _ = pack("nodes.history").LoadPreferenceHistory.execute("ada").args[:2]
     assert folder_paths.get_input_directory() == str(root.parent)
     connected, _ = LoadImage().load_image("prefgen/ada/liked/a.png")
     read = pack("prefgen.history").PreferenceHistory.from_images
@@ -122,3 +122,22 @@ def test_the_fingerprint_of_the_node_follows_the_folder(root, pack):
     assert node.fingerprint_inputs("ada") == before
     (root / "ada" / "liked" / "a.txt").write_text("a boat")
     assert node.fingerprint_inputs("ada") != before
+
+
+def test_prompts_go_with_their_pictures_into_what_the_mllm_reads(pack, tmp_path, monkeypatch):
+    import torch
+
+    encode = pack("nodes.history").EncodePreferenceHistory
+    read = []
+    monkeypatch.setattr(pack("prefgen.comfy.encoding"), "encode_history", lambda history, *_: read.append(history))
+    liked = [torch.rand(1, 8, 8, 3), torch.rand(2, 8, 8, 3)]
+    encode.execute(liked, liked_prompts=["a boat", "", "an owl"], disliked=[torch.rand(1, 8, 8, 3)])
+    assert [(item.prompt, item.liked) for item in read[0].items] == [
+        ("a boat", True), ("", False), ("", True), ("an owl", True),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="3 pictures and 2 prompts don't go together"):
+        encode.execute(liked, liked_prompts=["a boat", "an owl"])
+    with pytest.raises(ValueError, match="0 pictures and 1 prompts"):
+        encode.execute(liked, disliked_prompts=["a boat"])
+    loaded = pack("nodes.history").LoadPreferenceHistory.execute("example: ada").args
+    assert [len(part) for part in loaded] == [8, 8, 8, 8] and all(isinstance(text, str) and text for text in loaded[2])

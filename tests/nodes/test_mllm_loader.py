@@ -118,7 +118,7 @@ def test_nf4_reads_under_comfyuis_memory_management(memory, node, pack, nf4):
     assert mllm.fingerprint["precision"] == "nf4"
     assert packed.patcher.model_size() < whole.patcher.model_size() / 2
     for user in pack("prefgen.atelier.users").EXAMPLE_USERS.values():
-        history = read(*histories.load(user))
+        history = read(*histories.load(user)[:2])
         expected, found = encode(history, whole).hidden, encode(history, packed).hidden
         assert torch.nn.functional.cosine_similarity(found, expected, dim=-1).min() > 0.99
         assert not torch.equal(found, expected)

@@ -24,7 +24,7 @@ def painted(pack):
     mllm = memory.load_mllm(models.MLLM_FOLDER, "auto", "cpu")
 
     def fused(person):
-        pictures = history.PreferenceHistory.from_images(*histories.load(person.id))
+        pictures = history.PreferenceHistory.from_images(*histories.load(person.id)[:2])
         read = encoding.encode_history(pictures, mllm, clip_vision)
         return fusion.FusedUser(fusion.fuse_user_vector(adapter, read), adapter)
 
