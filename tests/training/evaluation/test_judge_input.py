@@ -11,8 +11,8 @@ from prefgen.atelier.judge import load_judge
 from prefgen.atelier.renderer import random_scene, render
 from training.common.atelier_clip import image_features
 from training.data.atelier_users import users_of
-from training.evaluation import metrics
 from training.evaluation.evaluate.painter import Painter, stacked
+from training.evaluation.evaluate.readings import LIKED_DRAWN, liked_pictures, read
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +46,16 @@ def share_right(readings, scenes):
 
 def test_known_pictures_are_read_right(painter, pictures, scenes):
     assert pictures.min() < -0.9 and pictures.max() > 0.9
-    assert share_right(metrics.read(painter, pictures), scenes) > 0.9
+    assert share_right(read(painter, pictures), scenes) > 0.9
 
 
 def test_pictures_in_another_range_would_be_noticed(painter, pictures, scenes):
     for wrong in (pictures * 0.5 + 0.5, pictures - 1, pictures * 0.5 - 0.5, pictures * 2):
-        assert share_right(metrics.read(painter, wrong), scenes) < 0.75
+        assert share_right(read(painter, wrong), scenes) < 0.75
 
 
 def test_the_embeddings_are_the_judges_and_clips_own(painter, pictures):
-    found = metrics.read(painter, pictures[:3])
+    found = read(painter, pictures[:3])
     with torch.inference_mode():
         judged = painter.judge.features(pictures[:3] / 2 + 0.5)
         seen = torch.nn.functional.normalize(image_features(painter.clip, pictures[:3]), dim=1)
@@ -68,8 +68,8 @@ def test_pictures_that_a_user_would_like_align_with_that_user_and_not_with_the_n
     people = users_of("test", 4)
     own, other = [], []
     for person, neighbour in zip(people, people[1:] + people[:1], strict=True):
-        readings = metrics.liked_pictures(painter, person, [("owl", "moon"), ("cat", "heart")])
-        assert len(readings) == metrics.LIKED_DRAWN
+        readings = liked_pictures(painter, person, [("owl", "moon"), ("cat", "heart")])
+        assert len(readings) == LIKED_DRAWN
         own.append(np.mean([users.alignment(r["attributes"], person) for r in readings]))
         other.append(np.mean([users.alignment(r["attributes"], neighbour) for r in readings]))
     assert min(own) > 0.55 and max(other) < 0.55 and np.mean(own) > np.mean(other) + 0.5
