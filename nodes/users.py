@@ -106,7 +106,7 @@ class BlendUsers(io.ComfyNode):
                     max=10.0,
                     step=0.05,
                     optional=number > 1,
-                    tooltip=f"How much user {number} counts beside the others: 3 and 1 give three quarters and one.",
+                    tooltip=f"How much user {number} counts: 3 and 1 are three quarters and a quarter.",
                 )
             )
         return io.Schema(

@@ -41,3 +41,18 @@ def test_every_node_has_a_help_page_that_names_its_inputs(nodes):
         assert page.startswith(f"# {schema.display_name}\n")
         if name != "PrefGen_LoadPreferenceHistory":  # its one input is a folder, drawn as a tree
             assert all(entry.id in page for entry in schema.inputs), name
+
+
+@pytest.mark.parametrize("language", [folder.name for folder in (ROOT / "locales").iterdir() if folder.name != "en"])
+def test_another_language_has_every_text_and_leaves_names_of_sockets_alone(language):
+    translated = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert list(translated) == list(LOCALE)
+    for name, entry in LOCALE.items():
+        own = translated[name]
+        assert own["display_name"] != entry["display_name"] and own["description"] != entry["description"], name
+        for side in ("inputs", "outputs"):
+            assert own.get(side, {}).keys() == entry.get(side, {}).keys(), name
+            for key, text in entry.get(side, {}).items():
+                assert own[side][key]["name"] == text["name"] and own[side][key]["tooltip"], (name, key)
+                # What an artist types or chooses stays as it is: paths, options, examples.
+                assert own[side][key]["tooltip"] != text["tooltip"], (name, key)
