@@ -10,6 +10,9 @@ ROOT = str(Path(__file__).resolve().parent.parent)
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
+# One for all tests of a process: Playwright starts once.
+from tests.browser import chromium  # noqa: E402, F401
+
 # Modules that compare numbers: those of these folders but for what only reads and refuses, and some of training's.
 # They pass on any CPU: scripts/any_cpu.py. Subprocesses of a whole pipeline are too slow for its eleven variants.
 NUMBERS = {"nodes", "prefgen"}

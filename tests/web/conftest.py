@@ -7,7 +7,6 @@ import pytest
 
 from scripts import setup_env
 from scripts.comfy_server import ComfyServer
-from tests.browser import chromium  # noqa: F401
 
 # Of the front end itself: they are there without any pack.
 NOT_OURS = ("Failed to load resource", "onChange", "api.comfy.org", "ERR_", "Vue warn", "[Vue", "deprecat", "Deprecat")
@@ -27,7 +26,7 @@ def set_up(server, settings: dict) -> None:
 
 
 @pytest.fixture(params=["classic", "nodes 2.0"])
-def page(chromium, server, request):  # noqa: F811
+def page(chromium, server, request):
     """ComfyUI's page, empty, in either renderer; afterwards no error of ours stands in its console."""
     context = chromium.new_context(viewport={"width": 1400, "height": 900})
     page = context.new_page()

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from tests.browser import chromium  # noqa: F401
 from training.common import statistics as bootstrap
 from training.data.errors import DataError
 from training.evaluation.study import __main__ as command
@@ -329,7 +328,7 @@ def test_the_crossed_interval_widens_with_judges_who_differ_and_covers(monkeypat
 
 
 @pytest.fixture
-def page(chromium):  # noqa: F811
+def page(chromium):
     """A page that notes its errors and every address it asks for."""
     context = chromium.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
     page = context.new_page()
