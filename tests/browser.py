@@ -9,7 +9,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = os.environ.get("PREFGEN_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
-@pytest.fixture(scope="session")
+# For a module alone: while Playwright runs, its event loop keeps others in the process from starting one.
+@pytest.fixture(scope="module")
 def chromium():
     """The browser; tests make pages of their own in it."""
     if CHROMIUM is None:
