@@ -37,8 +37,6 @@ def guarded(handler: Handler) -> Handler:
             return refused(str(error), 400)
         except web.HTTPException:
             raise
-        except asyncio.CancelledError:
-            raise
         except Exception:
             logging.exception("PrefGen's route %s failed.", request.path)
             return refused("PrefGen failed inside: the log of ComfyUI says where. Please report it.", 500)

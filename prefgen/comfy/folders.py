@@ -49,26 +49,14 @@ def adapters() -> dict[str, Path]:
     """
     choices = {EMBEDDED: WEIGHTS / "adapter.safetensors"}
     for kind, prefix, reserved in (("prefgen", "", NOT_ADAPTERS), ("ipadapter", "ipadapter/", ())):
-        for root in _roots(kind):
-            for folder, _, files in _walk(root, reserved):
-                for file in files:
-                    path = os.path.join(folder, file)
-                    # A link whose file is gone counts as a file for os.walk.
-                    if os.path.splitext(file)[1].lower() in SUFFIXES and os.path.isfile(path):
-                        choices.setdefault(prefix + _name(path, root), Path(path))
+        for name, path in _weight_files(_roots(kind), reserved).items():
+            choices.setdefault(prefix + name, path)
     return choices
 
 
 def users_saved() -> dict[str, Path]:
     """Combo entry -> user file: every .safetensors file below the folders prefgen/users."""
-    choices: dict[str, Path] = {}
-    for root in (os.path.join(root, USERS) for root in _roots("prefgen")):
-        for folder, _, files in _walk(root):
-            for file in files:
-                path = os.path.join(folder, file)
-                if os.path.splitext(file)[1].lower() in SUFFIXES and os.path.isfile(path):
-                    choices.setdefault(_name(path, root), Path(path))
-    return choices
+    return _weight_files([os.path.join(root, USERS) for root in _roots("prefgen")])
 
 
 def user_path(name: str) -> Path:
@@ -107,6 +95,19 @@ def mllm_loras() -> dict[str, Path | None]:
 def _roots(kind: str) -> list[str]:
     """Model folders of a kind in core's order, as text: other packs add paths of their own."""
     return [os.fspath(root) for root in folder_paths.get_folder_paths(kind)]
+
+
+def _weight_files(roots: list[str], reserved: Collection[str] = ()) -> dict[str, Path]:
+    """Combo entry -> every file below the roots with one of SUFFIXES; reserved: as of `_walk`."""
+    choices: dict[str, Path] = {}
+    for root in roots:
+        for folder, _, files in _walk(root, reserved):
+            for file in files:
+                path = os.path.join(folder, file)
+                # A link whose file is gone counts as a file for os.walk.
+                if os.path.splitext(file)[1].lower() in SUFFIXES and os.path.isfile(path):
+                    choices.setdefault(_name(path, root), Path(path))
+    return choices
 
 
 def _folders_with(file: str, roots: list[str]) -> dict[str, Path]:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from ..history_folder import JOURNAL
 
-FILE = JOURNAL
 VERSION = 1
 
 
@@ -49,7 +48,7 @@ def append(folder: Path, *events: Event) -> None:
     """
     lines = [json.dumps({"version": VERSION} | asdict(event), ensure_ascii=False) for event in events]
     data = "".join(f"{line}\n" for line in lines).encode()
-    with open(folder / FILE, "a+b", buffering=0) as file:
+    with open(folder / JOURNAL, "a+b", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         if size:
             file.seek(size - 1)
@@ -68,7 +67,7 @@ def append(folder: Path, *events: Event) -> None:
 def read(folder: Path) -> list[Event]:
     """All events, oldest first. Lines that aren't ours (half ones, a newer version's) are passed over."""
     try:
-        data = (folder / FILE).read_bytes()
+        data = (folder / JOURNAL).read_bytes()
     except FileNotFoundError:
         return []
     return [event for event in map(parsed, data.split(b"\n")) if event is not None]
