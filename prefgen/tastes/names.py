@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from .. import pictures
 from ..errors import MendableError
 
 MAX_NAME = 80  # characters; 255 bytes is the limit of most file systems, and a suffix has to fit
@@ -72,5 +73,5 @@ def cut(text: str, characters: int) -> str:
 
 def printable(name: str) -> str:
     """A name that fits into a sentence: one line, no control signs, not too long."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in name)
+    shown = pictures.printable(name)
     return shown if len(shown) <= 60 else f"{shown[:57]}..."

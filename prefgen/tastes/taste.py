@@ -135,8 +135,11 @@ class Taste:
 
     def revision(self, pictures: Iterable[Picture] | None = None) -> str:
         """The first 8 hexadecimal digits of SHA-256 over the lines `sha256 verdict prompt`, oldest verdict first."""
-        pictures = self.pictures() if pictures is None else pictures
-        return _revision([(p.sha256, p.verdict, self.prompt_of(p)) for p in pictures])
+        return _revision(self.rows(self.pictures() if pictures is None else pictures))
+
+    def rows(self, pictures: Iterable[Picture]) -> list[tuple[str, str, str]]:
+        """[(sha256, verdict, prompt)]: what a revision is made of. Looks for every picture's text file."""
+        return [(picture.sha256, picture.verdict, self.prompt_of(picture)) for picture in pictures]
 
     def _files(self) -> Iterator[tuple[str, os.DirEntry]]:
         """(verdict, entry) of every picture that counts: those of history_folder.HistoryFolder."""
@@ -329,10 +332,12 @@ class Taste:
 
     # --- revisions ---
 
-    def keep_revision(self, pictures: list[Picture] | None = None) -> str:
-        """Write down which pictures make up the taste as it is, so that name@revision finds them later. Returns it."""
-        pictures = self.pictures() if pictures is None else pictures
-        rows = [(picture.sha256, picture.verdict, self.prompt_of(picture)) for picture in pictures]
+    def keep_revision(self, rows: list[tuple[str, str, str]] | None = None) -> str:
+        """Write down which pictures make up the taste as it is, so that name@revision finds them later. Returns it.
+
+        rows: of its pictures, where they are read already.
+        """
+        rows = self.rows(self.pictures()) if rows is None else rows
         revision = _revision(rows)
         path = self.folder / REVISIONS / f"{revision}.json"
         if not path.exists():
