@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import guessed_text, is_hidden
+from .files import guessed_text, is_hidden, is_hidden_name
 from .pictures import PictureError, picture_suffixes, printable, read_picture
 
 VERDICTS = ("liked", "disliked")
@@ -152,6 +153,20 @@ def picture_files(folder: Path) -> list[Path]:
     """Pictures directly in a folder, in no particular order: whatever has a picture's suffix and isn't hidden."""
     suffixes = picture_suffixes()
     return [file for file in entries_of(folder) if file.suffix.lower() in suffixes and not is_hidden(file)]
+
+
+def picture_entries(folder: Path) -> list[os.DirEntry]:
+    """Pictures directly in a folder, in no order; [] where there is no such folder. What counts is what
+    `picture_files` counts, listed without a path for each."""
+    suffixes = picture_suffixes()
+    try:
+        with os.scandir(folder) as entries:
+            named = [entry for entry in entries if os.path.splitext(entry.name)[1].lower() in suffixes]
+    except FileNotFoundError:
+        return []
+    if os.name == "nt":
+        return [entry for entry in named if not is_hidden(Path(entry.path))]
+    return [entry for entry in named if not is_hidden_name(entry.name)]
 
 
 def entries_of(folder: Path) -> list[Path]:

@@ -104,8 +104,10 @@ async def show_taste(request: web.Request) -> web.Response:
 
 async def thumbnail(request: web.Request) -> web.Response:
     taste = taste_of(request)
-    picture = await in_thread(picture_of, taste, request.match_info["sha256"])
-    data = await in_thread(taste.thumbnail, picture)
+    sha256 = request.match_info["sha256"]
+    data = await in_thread(taste.stored_thumbnail, sha256)
+    if data is None:
+        data = await in_thread(taste.thumbnail, await in_thread(picture_of, taste, sha256))
     # A checksum always names the same picture.
     headers = NO_SNIFFING | {"Cache-Control": "private, max-age=31536000, immutable"}
     return web.Response(body=data, content_type="image/webp", headers=headers)

@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -22,9 +23,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from ..files import disk_full, file_sha256, is_hidden, is_hidden_name, write_atomic
-from ..history_folder import VERDICTS, entries_of, picture_files, prompt_of
-from ..pictures import PictureError, open_picture, picture_suffixes, to_pixels
+from ..files import disk_full, file_sha256, write_atomic
+from ..history_folder import VERDICTS, entries_of, picture_entries, picture_files, prompt_of
+from ..pictures import PictureError, open_picture, to_pixels
 from . import journal
 from .index import Index
 from .journal import Event
@@ -38,6 +39,7 @@ LOCK = ".lock"
 LOCK_SECONDS = 30.0
 MAX_BYTES = 256 << 20  # of one picture's file
 THUMB_SIDE = 256
+SHA256 = re.compile("[0-9a-f]{64}")
 REVISION_DIGITS = 8
 SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
 
@@ -396,6 +398,11 @@ class Taste:
 
     # --- what the browser shows ---
 
+    def stored_thumbnail(self, sha256: str) -> bytes | None:
+        """The thumbnail of a checksum, None where none was made yet. Lists nothing: a panel asks for hundreds."""
+        path = self.folder / THUMBS / f"{sha256}.webp"
+        return path.read_bytes() if SHA256.fullmatch(sha256) and path.is_file() else None
+
     def thumbnail(self, picture: Picture) -> bytes:
         """A WebP of at most THUMB_SIDE pixels a side, made once. Raises PictureError."""
         path = self.folder / THUMBS / f"{picture.sha256 or file_sha256(picture.path)}.webp"
@@ -419,20 +426,6 @@ class Taste:
             for path in paths:
                 path.unlink(missing_ok=True)
             return len(paths)
-
-
-def picture_entries(folder: Path) -> list[os.DirEntry]:
-    """Pictures directly in a folder, in no order; [] where there is no such folder. What counts is what
-    history_folder.picture_files counts, listed without a path for each."""
-    suffixes = picture_suffixes()
-    try:
-        with os.scandir(folder) as entries:
-            named = [entry for entry in entries if os.path.splitext(entry.name)[1].lower() in suffixes]
-    except FileNotFoundError:
-        return []
-    if os.name == "nt":
-        return [entry for entry in named if not is_hidden(Path(entry.path))]
-    return [entry for entry in named if not is_hidden_name(entry.name)]
 
 
 def checked_picture(data: bytes, name: str) -> str:

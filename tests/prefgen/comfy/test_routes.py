@@ -286,3 +286,11 @@ def test_a_revision_can_be_chosen_by_its_name_and_stays_what_it_was(browser, pac
     assert len(node.execute("sea").result[0]) == 1
     for wrong in ("sea@00000000", "nobody@1a2b3c4d", "../sea@1a2b3c4d"):
         assert isinstance(node.validate_inputs(wrong), str)
+
+
+def test_a_thumbnail_that_is_there_is_shown_without_a_look_at_the_folder(browser, pack, monkeypatch):
+    browser("POST", "/prefgen/tastes/sea/upload", form=form_of("liked", {"1.png": picture(1)}))
+    address = f"/prefgen/tastes/sea/thumbnail/{sha256(picture(1))}"
+    first = browser("GET", address)
+    monkeypatch.setattr(pack("prefgen.comfy.routes"), "picture_of", lambda *_: 1 / 0)
+    assert browser("GET", address) == first
