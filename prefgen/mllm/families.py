@@ -6,8 +6,8 @@ fixed size, so its image tokens depend on nothing but itself and can be cached.
 A new family is a subclass of `Family` in FAMILIES, and its name in SUPPORTED. model.py, prompt.py and reading.py ask
 the family and its folder's tokenizer, and stay as they are. What else there is to look at:
 - ../compat.py: VISION_PARTS, where its vision parts have other names, and what transformers calls otherwise by version;
-- training/data/readers.py: how its chat template ends an answer; training/common/config/shapes.py: its sizes, for
-  `--plan`; training/configs/mllm/: a configuration, whose `lora.targets` name linear layers of its decoder;
+- training/data/readers.py: how its chat template ends an answer; training/configs/mllm/: a configuration, whose
+  `lora.targets` name linear layers of its decoder;
 - tests/prefgen/tiny_mllms.py: a tiny random model of it, for every test of families and of training's reader, and
   test_mllm_families.py: the same conversation spelt out for transformers' own forward, which ours must equal;
 - ../download/sets.json: a set to fetch; nodes/mllm.py with its page in web/docs: what artists are told.

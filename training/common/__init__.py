@@ -45,5 +45,5 @@ adapters.py       the adapter around its trained parts
 lora.py           LoRA on the MLLM's decoder
 clip_vision.py    the image encoder of e_img; atelier_clip.py: the atelier's CLIP
 stage_outputs.py  what one stage leaves and others read
-config/           what a configuration may say, the stages' command line, --plan
+config/           what a configuration may say, and the stages' command line
 """

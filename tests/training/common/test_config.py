@@ -1,18 +1,14 @@
-"""Configurations: every shipped one loads and plans, known counts come out, and bad input is one clear sentence."""
+"""Configurations: every shipped one loads, and bad input is one clear sentence."""
 
-import json
 import os
-import re
 import subprocess
 import sys
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
 
-from training.common.config import plan, shapes
 from training.common.config.command import ConfigError, fingerprint, load, section_of
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -22,26 +18,17 @@ MLLMS = sorted(path.stem for path in (CONFIGS / "mllm").glob("*.yaml"))
 REAL = [name for name in SHIPPED if name != "atelier"]
 
 
-@cache
-def planned(name):
-    return plan.plan(name, load(name))
-
-
 def test_the_configurations_are_named_by_base_and_memory():
     assert {"atelier", "sd15_12gb", "sdxl_24gb", "sdxl_8x80gb"} <= set(SHIPPED)
     assert {"smolvlm2_2b", "idefics2_8b", "qwen25_vl_7b", "qwen3_vl_4b"} == set(MLLMS)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_configuration_loads_plans_and_says_what_it_is_for(name):
+def test_a_shipped_configuration_loads_and_says_what_it_is_for(name):
     config, header = load(name), (CONFIGS / f"{name}.yaml").read_text()
     assert header.startswith("#") and f"--config {name}" in header or name == "atelier"
     assert config.expected == "not run by us" or name == "atelier"
-    text = planned(name)
-    stages = ("train_mllm", "extract", "probe_layers", "train_alignment", "train_user_attention")
-    for stage in (*stages, *(("export",) if name in REAL else ("atelier.vae",))):
-        assert f"-m training.{stage} --config {name}" in text
-    assert config.hardware in text and config.expected in text and "no estimate" not in text
+    assert config.hardware and "--plan" not in header
 
 
 @pytest.mark.parametrize("name", MLLMS)
@@ -51,96 +38,7 @@ def test_every_mllm_goes_with_every_real_base(name):
     for base in REAL:
         config = load(base, [f"mllm={name}"])
         assert config.mllm.lora.rank == config.mllm.lora.alpha == 8 and config.train_mllm.lr == 1e-5
-        assert not config.train_mllm.batch % (config.train_mllm.accumulate * config.devices)
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_a_plan_fits_the_memory_that_the_configuration_is_named_for(name):
-    room = int(re.search(r"(\d+)gb", name)[1])
-    needs = [float(found) for found in re.findall(r"([\d.]+) GiB a device", planned(name))]
-    assert len(needs) == 5 and 1 < max(needs) < 0.85 * room
-
-
-@pytest.mark.slow
-def test_gradient_checkpointing_lower_batches_and_4_bit_weights_need_less_memory():
-    def needs(stage, *changes):
-        config = load("sd15_12gb", list(changes))
-        facts = getattr(plan, f"_{stage}")(config, plan._reader(config))
-        return float(re.match(r"[\d.]+", facts[1])[0])
-
-    assert needs("train_user_attention", "base.gradient_checkpointing=true") < needs("train_user_attention")
-    assert needs("train_user_attention", "train_user_attention.accumulate=16") < needs("train_user_attention")
-    assert needs("train_mllm", "mllm.gradient_checkpointing=false") > needs("train_mllm")
-    assert needs("train_mllm", "mllm.nf4=true") < needs("train_mllm") - 1.5
-
-
-@pytest.mark.parametrize("name, millions", [("sd15_12gb", 859.52), ("sdxl_24gb", 2567.46)])
-def test_the_unets_have_their_published_number_of_weights(name, millions):
-    assert shapes.parameters(shapes.unet(load(name))) / 1e6 == pytest.approx(millions, abs=0.01)
-
-
-@pytest.mark.parametrize("name, millions", [("sd15_12gb", 83.65), ("sdxl_24gb", 83.65)])
-def test_the_vae_has_its_published_number_of_weights(name, millions):
-    assert shapes.parameters(shapes.vae(load(name))) / 1e6 == pytest.approx(millions, abs=0.01)
-
-
-@pytest.mark.parametrize(
-    "name, billions, modules",
-    [
-        ("smolvlm2_2b", 2.246785, 7 * 24),
-        ("idefics2_8b", 8.402768, 7 * 32),
-        ("qwen25_vl_7b", 8.292167, 7 * 28),
-        ("qwen3_vl_4b", 4.437816, 7 * 36),
-    ],
-)
-def test_the_mllms_have_their_published_number_of_weights(name, billions, modules):
-    reader = plan._reader(load("sdxl_24gb", [f"mllm={name}"]))
-    assert reader.parameters / 1e9 == pytest.approx(billions, abs=1e-6)
-    assert reader.modules == modules, "LoRA on every linear layer of the decoder, on none of the vision tower"
-
-
-def test_the_branch_has_as_many_weights_as_public_ip_adapters():
-    from tests.prefgen.ip_adapter_files import TEXT, WIDTHS
-
-    for name, family in (("sd15_12gb", "sd15"), ("sdxl_24gb", "sdxl")):
-        wanted = 2 * TEXT[family] * sum(10 * width for width in WIDTHS[family])  # that file's widths are a tenth
-        assert plan.branch_parameters(shapes.unet(load(name))) == wanted
-
-
-def test_a_forward_pass_counts_its_operations_and_what_it_keeps():
-    import torch
-    from torch import nn
-
-    with torch.device("meta"):
-        layers = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4)).requires_grad_(False)
-        x = torch.empty(5, 8, requires_grad=True)
-    cost = plan.cost_of(lambda: layers(x), layers)
-    assert cost.flops == 2 * 5 * (8 * 16 + 16 * 4)
-    assert cost.saved == 5 * 16, "frozen linear layers keep no input, GELU keeps its own"
-
-
-def test_a_folders_own_configuration_goes_before_the_published_shape(tmp_path):
-    (tmp_path / "sdxl/unet").mkdir(parents=True)
-    small = shapes.SD15 | {"block_out_channels": [32, 64], "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"]}
-    small |= {"up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}
-    (tmp_path / "sdxl/unet/config.json").write_text(json.dumps(small | {"_class_name": "UNet2DConditionModel"}))
-    unet = shapes.unet(load("sdxl_24gb", [f"base.path={tmp_path / 'sdxl'}"]))
-    assert shapes.parameters(unet) < 10e6
-
-
-def test_an_unknown_mllm_is_said_to_have_no_estimate():
-    text = plan.plan("x", load("sdxl_24gb", ["mllm.path=models/another-7b"]))
-    assert "models/another-7b isn't there" in text and "no estimate" in text
-
-
-def test_an_mllm_of_an_unknown_family_is_said_to_be_one(tmp_path):
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
-
-    one_layer = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**one_layer), text_config=LlamaConfig(**one_layer))
-    config.save_pretrained(tmp_path / "llava")
-    text = plan.plan("x", load("sdxl_24gb", [f"mllm.path={tmp_path / 'llava'}"]))
-    assert "llava is of a family that PrefGen doesn't know: no estimate" in text
+        assert not config.train_mllm.batch % (config.train_mllm.accumulate * (8 if "8x" in base else 1))
 
 
 def test_set_reaches_every_kind_of_value():
@@ -230,13 +128,6 @@ def command(*words):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-m", "training.train_alignment", *words]
     return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
-
-
-@pytest.mark.slow
-def test_the_command_prints_the_plan_and_leaves_nothing_behind(tmp_path):
-    result = command("--config", "sdxl_24gb", "--plan", "--runs", tmp_path / "runs")
-    assert result.returncode == 0 and "train_user_attention" in result.stdout, result.stderr
-    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow

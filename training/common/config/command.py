@@ -67,15 +67,9 @@ def arguments(
     parser.add_argument("--runs", type=Path, help="folder that holds every stage's run; runs/NAME by default")
     parser.add_argument("--start-from", type=Path, help="folder with earlier weights (such as the shipped ones)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all")
-    parser.add_argument("--plan", action="store_true", help="say what the whole pipeline needs, and end")
     options = parser.parse_args()
     with exit_with_message():
         config = load(options.config, options.set)
-    if options.plan:
-        from .plan import plan
-
-        print(plan(options.config, config))
-        raise SystemExit(0)
     if options.threads:
         import torch
 

@@ -343,9 +343,6 @@ class Config(Section):
     # What it is meant for, and the figures to expect.
     hardware: str
     expected: str = "not run by us"
-    # For the plan alone: how many devices, and what each is assumed to reach.
-    devices: Count = 1
-    tflops: Annotated[float, Field(gt=0)] = 50
     data: Data = Data()
     base: Base = Base()
     mllm: Mllm = Mllm()
