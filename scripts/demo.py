@@ -6,12 +6,14 @@ into the prompt (`oracle`, the ceiling). All come out of workflows/prefgen_ateli
 histories are PNG files that the graph's own node reads. The judge, which never saw a generated picture, reads the saved
 files.
 
-Leaves output/demo/sheet.png, output/demo/report.json and the pictures in output/demo/pictures.
+Leaves output/demo/sheet.png, output/demo/report.json, the pictures in output/demo/pictures, and pictures.jsonl, the
+table of them that `training.evaluation.study` reads.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -28,25 +30,24 @@ from tqdm import tqdm
 
 from prefgen.atelier import captions, users
 from prefgen.atelier.judge import load_judge
+from prefgen.atelier.renderer import render
+from prefgen.files import write_atomic
 from prefgen.pictures import read_picture
 from scripts import demo_sheet
 from scripts.comfy_server import ROOT, ComfyClient, ComfyServer, GraphError, ServerError, exit_on_terminate, remove_base
 from scripts.graph import find, load, only, to_api
 from scripts.setup_env import SetupError, find_comfyui
 from training.common.statistics import bootstrap
-from training.evaluation.study.demo_output import (
-    CONDITIONS,
-    history_name,
-    picture_prefix,
-    spread,
-    unseen_users,
-    write_histories,
-)
 
 WORKFLOW = ROOT / "workflows" / "prefgen_atelier.json"
 PROMPT_TITLE = "Prompt"
 PLAIN_TITLE = "Save without preference"
 USER_TITLE = "Save with preference"
+# What each picture is painted with: nothing, the next user's history, the user's own, and the likes in the prompt.
+CONDITIONS = ("none", "mismatched", "prefgen", "oracle")
+LIKED = 8
+DISLIKED = 8
+HISTORY_SEED = 1
 SHEET_USERS = 3
 SHEET_PROMPTS = 3
 
@@ -81,9 +82,12 @@ def main(arguments: list[str] | None = None) -> dict:
         demo_sheet.save_sheet(draw_sheet(people, shown, prompts, pictures, report), options.out / "sheet.png")
         report["seconds"] = round(time.monotonic() - started, 1)
         write_json(report, options.out / "report.json")
+        shutil.copytree(base / "input" / "prefgen", fresh / "histories")
+        table = study_table(jobs, prompts, fresh / "histories")
         # Only now do the pictures of an earlier run go: a stopped demo leaves them as they were.
         shutil.rmtree(options.out / "pictures", ignore_errors=True)
         fresh.rename(options.out / "pictures")
+        write_atomic(options.out / "pictures.jsonl", table.encode())
     finally:
         remove_base(base)
         shutil.rmtree(fresh, ignore_errors=True)
@@ -103,7 +107,62 @@ class Job:
 
     @property
     def prefix(self) -> str:
-        return picture_prefix(self.user, self.prompt, self.condition)
+        """Where the picture lies below `pictures/`, without its suffix."""
+        return f"user{self.user:02d}/prompt{self.prompt:02d}_{self.condition}"
+
+
+def history_name(user: int) -> str:
+    return f"demo_user_{user:02d}"
+
+
+def unseen_users(count: int) -> list[users.User]:
+    """`count` users of the test split: the bundled examples, who are on the sheet, then the others by number."""
+    numbers = list(users.EXAMPLE_USERS.values())
+    others = (number for number in itertools.count() if users.split(number) == "test" and number not in numbers)
+    numbers += itertools.islice(others, max(0, count - len(numbers)))
+    return [users.user(number) for number in numbers[:count]]
+
+
+def spread(items: list, count: int) -> list:
+    """`count` of `items`, evenly spread, so that subjects differ. All of them if there are fewer."""
+    return [items[index * len(items) // count] for index in range(count)] if count < len(items) else list(items)
+
+
+def write_histories(folder: Path, people: list[users.User]) -> list[tuple[list[Image.Image], list[Image.Image]]]:
+    """Render every user's history to `folder`/<name>/{liked,disliked}/NN.png, as an artist would lay pictures down.
+
+    Returns the (liked, disliked) pictures of each user.
+    """
+    shown = []
+    for index, person in enumerate(people):
+        pictures = {"liked": [], "disliked": []}
+        for example in users.history(person, LIKED, DISLIKED, HISTORY_SEED):
+            pictures["liked" if example.liked else "disliked"].append(Image.fromarray(render(example.scene)))
+        for verdict, images in pictures.items():
+            target = folder / history_name(index) / verdict
+            target.mkdir(parents=True)
+            for number, picture in enumerate(images):
+                picture.save(target / f"{number:02d}.png")
+        shown.append((pictures["liked"], pictures["disliked"]))
+    return shown
+
+
+def study_table(jobs: list[Job], prompts: list[tuple], histories: Path) -> str:
+    """pictures.jsonl: the histories' pictures with their verdicts, then the painted ones with what made them."""
+    rows = [
+        {"user": file.parts[0], "verdict": file.parts[1], "image": f"pictures/histories/{file.as_posix()}"}
+        for file in (path.relative_to(histories) for path in sorted(histories.glob("*/*/*.png")))
+    ]
+    rows += [
+        {
+            "user": history_name(job.user),
+            "prompt": captions.neutral(*prompts[job.prompt]),
+            "method": job.condition,
+            "image": f"pictures/{job.prefix}.png",
+        }
+        for job in jobs
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def seed_of(base: int, user: int, prompt: int) -> int:

@@ -50,7 +50,7 @@ def write_table(folder, users=3, prompts=2, methods=METHODS, liked=2, disliked=1
 def made(folder, plan, **options):
     """A study of small pictures; returns its key."""
     write_table(folder / "in", **options)
-    make(pictures.read(folder / "in", folder / "scratch"), folder / "study", plan)
+    make(pictures.read(folder / "in"), folder / "study", plan)
     return read_key(folder / "study")
 
 
@@ -139,24 +139,25 @@ def test_parquet_says_the_same_as_lines(tmp_path):
 
     rows = write_table(tmp_path)
     pq.write_table(pa.Table.from_pylist([dict.fromkeys(pictures.TEXTS) | row for row in rows]), tmp_path / "t.parquet")
-    assert pictures.read(tmp_path / "t.parquet", tmp_path) == pictures.read(tmp_path / "pictures.jsonl", tmp_path)
+    assert pictures.read(tmp_path / "t.parquet") == pictures.read(tmp_path / "pictures.jsonl")
 
 
 def test_the_demo_s_output_becomes_a_study(tmp_path):
     from scripts import demo
 
-    (tmp_path / "report.json").write_text(json.dumps({"users": 2, "prompts": 2}))
-    for user in range(2):
-        for prompt in range(2):
-            for condition in demo.CONDITIONS:
-                prefix = demo.Job(user, prompt, condition, 0, {}).prefix
-                save(tmp_path / "pictures" / f"{prefix}.png", np.random.default_rng(user + prompt))
-    found = pictures.read(tmp_path, tmp_path / "scratch")
-    assert found.methods == list(demo.CONDITIONS) and len(found.painted) == 4
-    assert all(len(files) == 8 for sides in found.histories.values() for files in sides.values())
+    people = demo.unseen_users(2)
+    prompts = demo.spread(demo.captions.heldout_prompts(), 2)
+    demo.write_histories(tmp_path / "pictures/histories", people)
+    jobs = [demo.Job(u, p, condition, 0, {}) for u in range(2) for condition in demo.CONDITIONS for p in range(2)]
+    for job in jobs:
+        save(tmp_path / "pictures" / f"{job.prefix}.png", np.random.default_rng(job.user + job.prompt))
+    (tmp_path / "pictures.jsonl").write_text(demo.study_table(jobs, prompts, tmp_path / "pictures/histories"))
+    read = pictures.read(tmp_path)
+    assert read.methods == list(demo.CONDITIONS) and len(read.painted) == 4
+    assert all(len(files) == 8 for sides in read.histories.values() for files in sides.values())
     (tmp_path / "pictures/user01/prompt01_none.png").unlink()
-    with pytest.raises(DataError, match="prompt01_none.png: run make demo again"):
-        pictures.read(tmp_path, tmp_path / "scratch2")
+    with pytest.raises(DataError, match="there is no picture .*prompt01_none.png"):
+        pictures.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_pictures_that_make_no_study_are_explained_and_leave_nothing(tmp_path, c
     change(rows)
     (tmp_path / "pictures.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(DataError, match=sentence):
-        make(pictures.read(tmp_path, tmp_path / "scratch"), tmp_path / "out" / "study", Plan())
+        make(pictures.read(tmp_path), tmp_path / "out" / "study", Plan())
     assert not list(tmp_path.glob("out/*")) and not list(tmp_path.glob("out/.*"))
 
 
@@ -191,7 +192,7 @@ def test_pictures_that_make_no_study_are_explained_and_leave_nothing(tmp_path, c
         ("make IN study --pairs prefgen", "write two methods as A:B"),
         ("make IN study --pairs prefgen:magic", "no method 'magic'"),
         ("make IN IN", "is not empty"),
-        ("make . study", "nor the output of make demo"),
+        ("make . study", "as the output of make demo does"),
         ("make IN study --trials -1", "no whole number"),
         ("analyse IN a.csv", "There is no IN/key.json"),
         ("analyse IN a.csv --min-consistency 2", "no number from 0 to 1"),

@@ -11,7 +11,6 @@ figures.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 
 from ...common.arguments import natural
@@ -27,8 +26,7 @@ def main() -> None:
         if args.command == "make":
             options = {"title": args.question} if args.question else {}
             plan = Plan(tuple(args.pairs), args.trials, args.repeats, args.seed, **options)
-            with tempfile.TemporaryDirectory(prefix="prefgen-study-") as scratch:
-                print(make(read(args.pictures, Path(scratch)), args.folder, plan))
+            print(make(read(args.pictures), args.folder, plan))
         else:
             print(analyse(args.folder, args.answers, args.min_consistency))
 
@@ -57,7 +55,9 @@ def arguments() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     maker = commands.add_parser("make", help="write the page and its key")
-    maker.add_argument("pictures", type=Path, help="a .jsonl or .parquet table, a folder with one, or output/demo")
+    maker.add_argument(
+        "pictures", type=Path, help="a .jsonl or .parquet table, or a folder with one, such as output/demo"
+    )
     maker.add_argument("folder", type=Path, help="the study's folder, new or empty")
     maker.add_argument(
         "--pairs", type=pair, nargs="+", default=[], metavar="A:B", help="methods to compare; all if none"

@@ -1,4 +1,4 @@
-"""The pictures a study is made of, from a table or from the demo's output."""
+"""The pictures a study is made of, from a table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from prefgen.files import TextError, read_text
 
 from ...data.errors import DataError
-from . import demo_output
 
 VERDICTS = ("liked", "disliked")
 TABLES = ("pictures.jsonl", "pictures.parquet")
@@ -29,17 +28,13 @@ class Pictures:
         return list(dict.fromkeys(method for files in self.painted.values() for method in files))
 
 
-def read(source: Path, scratch: Path) -> Pictures:
-    """What `source` names: a table, a folder with one, or the folder that `make demo` left.
-
-    scratch: a folder for pictures that have to be drawn first. DataError when there is nothing to compare.
-    """
+def read(source: Path) -> Pictures:
+    """What `source` names: a table, or a folder with one, such as `make demo` leaves. DataError when there is nothing
+    to compare."""
     if source.is_dir():
         tables = [source / name for name in TABLES if (source / name).is_file()]
-        if not tables and (source / "report.json").is_file():
-            return read_demo(source, scratch)
         if not tables:
-            raise DataError(f"{source} holds neither {' nor '.join(TABLES)} nor the output of make demo.")
+            raise DataError(f"{source} holds neither {' nor '.join(TABLES)}, as the output of make demo does.")
         source = tables[0]
     pictures = read_table(source)
     if not pictures.painted:
@@ -93,33 +88,4 @@ def read_table(file: Path) -> Pictures:
             if row["method"] in methods:
                 raise DataError(f"{where}: a second picture of the same user, prompt and method; keep one of them.")
             methods[row["method"]] = image
-    return pictures
-
-
-def read_demo(folder: Path, scratch: Path) -> Pictures:
-    """What `make demo` left in `folder`; the histories, which it doesn't keep, are drawn again into `scratch`."""
-    from prefgen.atelier import captions
-
-    try:
-        report = json.loads(read_text(folder / "report.json"))
-        people = demo_output.unseen_users(int(report["users"]))
-        prompts = demo_output.spread(captions.heldout_prompts(), int(report["prompts"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / 'report.json'} is no report of make demo: run make demo again.") from error
-    pictures = Pictures()
-    demo_output.write_histories(scratch, people)
-    for user in range(len(people)):
-        name = f"user{user:02d}"
-        pictures.histories[name] = {
-            verdict: sorted((scratch / demo_output.history_name(user) / verdict).iterdir()) for verdict in VERDICTS
-        }
-        for prompt, words in enumerate(prompts):
-            files = {
-                condition: folder / "pictures" / f"{demo_output.picture_prefix(user, prompt, condition)}.png"
-                for condition in demo_output.CONDITIONS
-            }
-            for file in files.values():
-                if not file.is_file():
-                    raise DataError(f"There is no picture {file}: run make demo again.")
-            pictures.painted[name, captions.neutral(*words)] = files
     return pictures
