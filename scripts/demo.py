@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -37,6 +36,7 @@ from scripts import demo_sheet
 from scripts.comfy_server import ROOT, ComfyClient, ComfyServer, GraphError, ServerError, exit_on_terminate, remove_base
 from scripts.graph import find, load, only, to_api
 from scripts.setup_env import SetupError, find_comfyui
+from training.common.files import save_image
 from training.common.statistics import bootstrap
 
 WORKFLOW = ROOT / "workflows" / "prefgen_atelier.json"
@@ -79,9 +79,9 @@ def main(arguments: list[str] | None = None) -> dict:
             "seeds": sorted({job.seed for job in jobs}),
             "command": "make demo" + (f" ARGS={shlex.quote(shlex.join(words))}" if words else ""),
         }
-        demo_sheet.save_sheet(draw_sheet(people, shown, prompts, pictures, report), options.out / "sheet.png")
+        save_image(draw_sheet(people, shown, prompts, pictures, report), options.out / "sheet.png", optimize=True)
         report["seconds"] = round(time.monotonic() - started, 1)
-        write_json(report, options.out / "report.json")
+        write_atomic(options.out / "report.json", (json.dumps(report, indent=2) + "\n").encode())
         shutil.copytree(base / "input" / "prefgen", fresh / "histories")
         table = study_table(jobs, prompts, fresh / "histories")
         # Only now do the pictures of an earlier run go: a stopped demo leaves them as they were.
@@ -308,12 +308,6 @@ def draw_sheet(
         "Users and prompts that no training stage saw. In a row, every picture has the same prompt and the same seed.",
         footer,
     )
-
-
-def write_json(content: dict, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
 
 
 def say(report: dict, out: Path) -> None:

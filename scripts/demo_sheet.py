@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -137,10 +135,3 @@ def draw_sheet(users: list[SheetUser], title: str, subtitle: str, footer: list[s
     for index, line in enumerate(footer):
         draw.text((MARGIN, y + 20 + index * 26), line, FAINT, _font(16))
     return sheet
-
-
-def save_sheet(sheet: Image.Image, path: Path) -> None:
-    """Write the sheet as PNG, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.png")
-    sheet.save(partial, optimize=True)
-    partial.replace(path)

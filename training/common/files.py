@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from prefgen.files import atomic_file, write_atomic
 
@@ -40,8 +40,10 @@ def grid_of(pictures: torch.Tensor, columns: int = 8) -> torch.Tensor:
 
 def picture_grid(pictures: torch.Tensor, path: Path, columns: int = 8) -> None:
     """Save pictures [B, 3, H, W] in -1..1 as one PNG, atomically."""
-    from PIL import Image
+    save_image(Image.fromarray(grid_of(pictures, columns).movedim(0, -1).numpy()), path)
 
-    data = io.BytesIO()
-    Image.fromarray(grid_of(pictures, columns).movedim(0, -1).numpy()).save(data, "PNG")
-    write_atomic(path, data.getvalue())
+
+def save_image(image: Image.Image, path: Path, **options) -> None:
+    """Write a picture atomically, in the format that its name ends in. options: Pillow's, such as quality."""
+    with atomic_file(path) as file:
+        image.save(file, Image.registered_extensions()[path.suffix], **options)

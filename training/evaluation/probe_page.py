@@ -65,22 +65,19 @@ def decoder_layers(rows: dict) -> list[str]:
 
 def draw(figures: dict, path: Path) -> None:
     """One panel a measure: every layer with its interval, and the controls."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     rows = figures["table"]
     layers = decoder_layers(rows)
     names = [name for name in MEASURES if name in rows["colour"]]
-    sheet, axes = pyplot.subplots(1, len(names), figsize=(3.4 * len(names), 3.5), layout="constrained", sharey=True)
+    sheet = Figure(figsize=(3.4 * len(names), 3.5), layout="constrained")
+    axes = sheet.subplots(1, len(names), sharey=True)
     for axis, name in zip(axes, names, strict=True):
         draw_panel(axis, rows, layers, name)
     axes[0].set_ylabel("share, unseen users")
     shown = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     sheet.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown), fontsize="small")
     sheet.savefig(path, dpi=110)
-    pyplot.close(sheet)
 
 
 def draw_panel(axis, rows: dict, layers: list[str], name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Iterator
@@ -16,8 +15,8 @@ from tqdm import tqdm
 
 from prefgen.adapter_file import load_adapter
 from prefgen.dtypes import DTYPES
-from prefgen.files import write_atomic
 
+from ...common.files import save_image
 from ...data.errors import DataError
 from ..rows import ROWS, Row
 from .people import HistoryReadings, Person
@@ -161,7 +160,7 @@ def paint_row(
         pictures = painter.paint(prompts, negatives, seeds, vectors)
         spent = time.monotonic() - start
         for job, picture in zip(batch, pictures, strict=True):
-            save(picture, folder / job.name)
+            save_image(picture, folder / job.name)
         with open(folder / "time.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"pictures": len(batch), "seconds": round(spent, 3)}) + "\n")
         yield len(batch)
@@ -176,9 +175,3 @@ def texts_of(row: Row, job: Job, person: Person, readings: HistoryReadings) -> t
         words = traits.positive
         negative = traits.negative if row.negative else ""
     return ", ".join(filter(None, (person.prompts[job.prompt], words))), negative
-
-
-def save(picture: Image.Image, path: Path) -> None:
-    data = io.BytesIO()
-    picture.save(data, "PNG")
-    write_atomic(path, data.getvalue())

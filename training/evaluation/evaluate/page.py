@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,9 +12,10 @@ from PIL import Image, ImageDraw
 
 from prefgen.atelier import users
 from prefgen.atelier.models import IMAGE_SIZE
-from prefgen.files import write_atomic
+from prefgen.files import atomic_file, write_atomic
 from prefgen.pictures import read_picture
 
+from ...common.files import save_image
 from ..rows import CONTROLS, METHODS, PARTS, ROWS, SIZES, TRAINED, WEIGHTS
 from ..tables import estimate, table
 from .painter import GUIDANCE, STEPS, history_of
@@ -213,13 +213,11 @@ def group_alignments(groups: dict, names: list[str]) -> str:
 
 def draw_sizes(rows: dict, path: Path) -> None:
     """Alignment by history size, with none and oracle as bands."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     sizes = {n: rows[name]["alignment"] for n, name in SIZE_ROWS.items() if name in rows}
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
     for name, colour in (("oracle", "tab:green"), ("none", "tab:grey")):
         axes.axhspan(*rows[name]["alignment"]["ci95"], color=colour, alpha=0.2, label=rows[name]["label"])
     means = np.array([entry["mean"] for entry in sizes.values()])
@@ -229,10 +227,8 @@ def draw_sizes(rows: dict, path: Path) -> None:
     axes.set_xticks(list(sizes), [f"{n} + {n}" for n in sizes])
     axes.set(xlabel="liked + disliked pictures", ylabel="alignment")
     axes.legend(loc="center right", fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    plt.close(figure)
-    write_atomic(path, buffer.getvalue())
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
 
 
 def draw_side_by_side(pictures: dict[str, Path], people: list[users.User], prompts: int, path: Path) -> None:
@@ -256,7 +252,7 @@ def draw_side_by_side(pictures: dict[str, Path], people: list[users.User], promp
                 sheet.paste(thumb, (i * small, top + line * small))
         for column, name in enumerate(names):
             sheet.paste(saved_picture(pictures[name], row * prompts), (left + column * (side + 4), top))
-    save_image(sheet, path)
+    save_image(sheet, path, quality=90)
 
 
 def save_pictures(pictures: torch.Tensor, path: Path) -> None:
@@ -274,9 +270,3 @@ def saved_picture(path: Path, number: int) -> Image.Image:
     top, left = (IMAGE_SIZE * place for place in divmod(number, SHEET_COLUMNS))
     sheet = read_picture(path, long_side=None)
     return Image.fromarray(sheet[top : top + IMAGE_SIZE, left : left + IMAGE_SIZE])
-
-
-def save_image(image: Image.Image, path: Path) -> None:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG" if path.suffix == ".jpg" else "PNG", quality=90)
-    write_atomic(path, buffer.getvalue())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
@@ -176,7 +175,7 @@ class Blind:
         folder.mkdir()
         for name, (path, size) in sorted(self.shown.items()):
             file = folder / f"{name}.png"
-            file.write_bytes(png(opened(path, size)))
+            opened(path, size).save(file)
             # When a file was written would tell in which order pictures were named.
             os.utime(file, (0, 0))
 
@@ -188,9 +187,3 @@ def opened(path: Path, size: int | None = None) -> Image.Image:
         return Image.fromarray(read_picture(path, size))
     except PictureError as error:
         raise DataError(f"Can't read the picture {path}: {error.reason}.") from error
-
-
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
