@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from training.common.config.command import StageArgs
-from training.common.config.schema import Config, Training
+from training.common.config.schema import Config
+from training.common.config.sections import Training
 from training.common.optim import Ema, cosine, parameter_groups
 from training.common.order import batch_indices
 from training.common.run import Run

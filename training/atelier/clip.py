@@ -22,8 +22,8 @@ from prefgen.atelier.attributes import FAMILIES
 from prefgen.atelier.models import WEIGHTS, clip_config, clip_tokenizer
 
 from ..common.atelier_clip import image_features, text_features, tokenize
+from ..common.config.atelier import Clip
 from ..common.config.command import arguments
-from ..common.config.schema import Clip
 from ..common.files import save_weights
 from ..common.optim import cosine, parameter_groups
 from ..common.order import batch_indices

@@ -20,7 +20,7 @@ from prefgen.atelier.judge import HEADS, Judge
 from prefgen.atelier.models import WEIGHTS
 from prefgen.atelier.renderer import random_scene, render
 
-from ..common.config import schema
+from ..common.config import atelier
 from ..common.config.command import arguments
 from ..common.files import save_weights
 from ..common.optim import cosine, parameter_groups
@@ -34,7 +34,7 @@ WEIGHTS_OF_HEADS = {"shape": 3.0, "line": 1.5, "subject": 1.5}
 
 
 def main() -> None:
-    args = arguments(schema.Judge, __doc__)
+    args = arguments(atelier.Judge, __doc__)
     section = args.section
     run = Run(args)
     if run.finished:

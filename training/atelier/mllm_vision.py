@@ -21,8 +21,8 @@ from tqdm import tqdm
 from prefgen.atelier.models import load_clip
 from prefgen.files import write_atomic
 
+from ..common.config.atelier import MllmVision
 from ..common.config.command import arguments
-from ..common.config.schema import MllmVision
 from ..common.files import save_array, save_weights
 from ..common.optim import cosine, parameter_groups
 from ..common.order import batch_indices

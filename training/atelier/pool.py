@@ -18,8 +18,8 @@ from prefgen.atelier.models import IMAGE_SIZE
 from prefgen.atelier.renderer import Scene, random_scene, render
 
 from ..common.cache import cached
+from ..common.config.atelier import Pool
 from ..common.config.command import arguments
-from ..common.config.schema import Pool
 from ..common.run import Run
 from ..data.picture_pool import CLASS_COUNTS, scene_labels
 

@@ -31,8 +31,8 @@ from prefgen.atelier.models import (
 )
 
 from ..common.atelier_clip import text_features, tokenize
+from ..common.config.atelier import Unet
 from ..common.config.command import arguments
-from ..common.config.schema import Unet
 from ..common.files import save_weights
 from ..common.optim import Ema, cosine, parameter_groups
 from ..common.order import batch_indices

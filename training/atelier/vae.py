@@ -18,8 +18,8 @@ from diffusers import AutoencoderKL
 
 from prefgen.atelier.models import VAE_CONFIG, WEIGHTS
 
+from ..common.config.atelier import Vae
 from ..common.config.command import arguments
-from ..common.config.schema import Vae
 from ..common.files import save_weights
 from ..common.optim import Ema, cosine, parameter_groups
 from ..common.order import batch_indices

@@ -18,7 +18,7 @@ from prefgen.errors import out_of_memory
 
 from . import sharded
 from .config.command import StageArgs
-from .config.schema import Training
+from .config.sections import Training
 from .files import grid_of, picture_grid
 from .folder import RunFolder
 from .order import step_seed

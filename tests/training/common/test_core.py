@@ -22,7 +22,7 @@ from tests.training import toy_stage
 from tests.training.commands import FSDP, LAUNCHER
 from training.common.checkpoints import last_state
 from training.common.config.command import StageArgs
-from training.common.config.schema import Training
+from training.common.config.sections import Training
 from training.common.order import batch_indices, step_seed
 from training.common.run import Run
 

@@ -10,7 +10,7 @@ import pytest
 
 from prefgen.adapter_file import load_adapter
 from prefgen.atelier import models
-from training.common.config import schema
+from training.common.config import atelier, schema, sections
 from training.common.config.command import FOLDER, load, section_of
 
 FILE = Path(__file__).with_name("defaults.json")
@@ -31,7 +31,8 @@ def values_of(name):
 
 def defaults():
     """{"Section.key": its value where a configuration says nothing}."""
-    kinds = [kind for kind in vars(schema).values() if isinstance(kind, type) and issubclass(kind, schema.Section)]
+    everything = [*vars(atelier).values(), *vars(schema).values()]
+    kinds = [kind for kind in everything if isinstance(kind, type) and issubclass(kind, sections.Section)]
     fields = {f"{kind.__name__}.{name}": f.default for kind in kinds for name, f in kind.model_fields.items()}
     return {key: json.loads(json.dumps(value, default=repr)) for key, value in fields.items()}
 

@@ -16,7 +16,8 @@ from prefgen.errors import MendableError
 from prefgen.files import TextError, read_text, visible_files
 
 from ..errors import exit_with_message
-from .schema import Config, Section, StageSection
+from .schema import Config
+from .sections import Section, StageSection
 
 FOLDER = Path(__file__).parents[2] / "configs"
 

@@ -6,24 +6,16 @@ One file describes a whole pipeline: the data, the base model, the MLLM, and a s
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from .atelier import Atelier
+from .sections import Count, Natural, Rate, Section, Share, StageSection, Training, Weight
 
 PARTS = ("semantic", "core", "image")
 Part = Literal["semantic", "core", "image"]
 Precision = Literal["fp32", "bf16", "fp16"]
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0, lt=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """Part of a configuration: no unknown keys, no change after it was read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Data(Section):
@@ -95,28 +87,6 @@ class ClipVision(Section):
 
     # A transformers CLIP vision folder; none for the atelier's own.
     path: Path | None = None
-
-
-class StageSection(Section):
-    """What a stage is set by."""
-
-    # Its name on the command line, and the sections besides its own that its result depends on.
-    stage: ClassVar[str]
-    reads: ClassVar[tuple[str, ...]] = ()
-
-
-class Training(StageSection):
-    """What every trained stage has. The optimiser is AdamW."""
-
-    steps: Natural
-    # Samples of a step, of all processes together.
-    batch: Count
-    # Into how many micro-batches each process cuts its share of the batch: less memory for the same batch.
-    accumulate: Count = 1
-    # The peak; after warm-up a cosine goes down to a fiftieth of it.
-    lr: Rate
-    # Of first weights, order of samples, and all that is drawn.
-    seed: Natural
 
 
 class TrainMllm(Training):
@@ -244,97 +214,6 @@ class TrainUserAttention(Training):
     # How many test users (of a data set: users that training left out) the finished adapter is measured on.
     users: Natural = 48
     seed: Natural = 12
-
-
-class Pool(StageSection):
-    """Draw the pictures that the atelier's other stages learn from."""
-
-    stage = "atelier.pool"
-
-    count: Count = 40000
-    # How many draw at once.
-    processes: Count = 2
-    seed: Natural = 0
-
-
-class Vae(Training):
-    """The atelier's VAE."""
-
-    stage = "atelier.vae"
-
-    steps: Natural = 5500
-    # Of crops; a quarter of it of full pictures.
-    batch: Count = 16
-    lr: Rate = 1.5e-3
-    # Weight of the KL divergence from a standard normal distribution.
-    kl: Weight = 1e-4
-    seed: Natural = 1
-
-
-class Judge(Training):
-    """The judge, which reads the atelier's attributes off a picture."""
-
-    stage = "atelier.judge"
-
-    steps: Natural = 4000
-    batch: Count = 64
-    lr: Rate = 2.5e-3
-    # Fresh renders that its accuracy is measured on.
-    heldout: Count = 2000
-    seed: Natural = 2
-
-
-class Clip(Training):
-    """The atelier's CLIP."""
-
-    stage = "atelier.clip"
-
-    steps: Natural = 1600
-    batch: Count = 96
-    lr: Rate = 1e-3
-    # Weight of the heads that name the attributes, beside the contrastive loss.
-    heads: Weight = 1.0
-    seed: Natural = 3
-
-
-class Unet(Training):
-    """The atelier's text-conditioned UNet."""
-
-    stage = "atelier.unet"
-
-    steps: Natural = 4600
-    batch: Count = 64
-    lr: Rate = 1e-3
-    # Share of samples without a text, for guidance, and of captions without attributes.
-    empty: Share = 0.1
-    neutral: Share = 0.15
-    # Decay of the weights' moving average, which is what is exported.
-    ema: Rate = 0.9985
-    # Held-out prompts that it is measured on.
-    pictures: Count = 160
-    seed: Natural = 4
-
-
-class MllmVision(Training):
-    """Vision tower and connector of the atelier's MLLM."""
-
-    stage = "atelier.mllm_vision"
-
-    steps: Natural = 2000
-    batch: Count = 96
-    lr: Rate = 1e-3
-    seed: Natural = 7
-
-
-class Atelier(Section):
-    """The stages that make the atelier's base models; real bases come trained."""
-
-    pool: Pool = Pool()
-    vae: Vae = Vae()
-    judge: Judge = Judge()
-    clip: Clip = Clip()
-    unet: Unet = Unet()
-    mllm_vision: MllmVision = MllmVision()
 
 
 class Config(Section):

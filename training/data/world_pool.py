@@ -1,0 +1,77 @@
+"""The second world's pool of pictures (`training.atelier.world.pool`), its labels, and the latents of all of it."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from prefgen.atelier.world.prompts import Prompt
+from prefgen.atelier.world.scenes import Scene, random_scene
+from prefgen.atelier.world.subjects import CLASS_OF
+
+# Pictures that encoders don't learn from: the last ones.
+UNSEEN = 2000
+# Pictures, so that the mapped pool is never in memory as a whole.
+HASHED_AT_ONCE = 512
+
+
+def pool_scene(seed: int, index: int) -> Scene:
+    """Scene number `index` of the pool: everything uniform, but no pair of class and setting that is held out."""
+    rng = np.random.default_rng([seed, index])
+    while True:
+        scene = random_scene(rng)
+        if not prompt_of(scene).heldout:
+            return scene
+
+
+def prompt_of(scene: Scene) -> Prompt:
+    """The closed prompt of a scene."""
+    return Prompt(CLASS_OF[scene.subject], scene.subject, scene.number, scene.setting, scene.companion)
+
+
+class WorldPool:
+    """Read access to a drawn pool.
+
+    pictures: uint8 [n, 128, 128, 3]; large: uint8 [m, 256, 256, 3], the first m of them; both memory-mapped. classes:
+    int64 [n, 12]; values: float32 [n, 13], shares of the ranges; seen: bool [n, 13]. SystemExit where the stage hasn't
+    finished.
+    """
+
+    def __init__(self, runs: Path):
+        folder = runs / "atelier.world.pool"
+        if not (folder / "done").exists():
+            raise SystemExit("The pool is not drawn yet: run `python -m training.atelier.world.pool` first.")
+        self.pictures = np.load(folder / "pictures.npy", mmap_mode="r")
+        self.large = np.load(folder / "large.npy", mmap_mode="r")
+        self.classes = torch.from_numpy(np.load(folder / "classes.npy").astype(np.int64))
+        self.values = torch.from_numpy(np.load(folder / "values.npy"))
+        self.seen = torch.from_numpy(np.load(folder / "seen.npy"))
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @property
+    def train_count(self) -> int:
+        """How many pictures the encoders learn from; the rest shows how well they read unseen ones."""
+        return len(self) - min(UNSEEN, len(self) // 4)
+
+    def batch(self, where: slice | np.ndarray) -> torch.Tensor:
+        """Pictures [B, 3, 128, 128] in -1..1; where: a slice or indices."""
+        return as_tensor(self.pictures[where])
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all small pictures and labels, for the key of what was computed from them."""
+        digest = hashlib.sha256(self.classes.numpy().tobytes() + self.values.numpy().tobytes())
+        for start in range(0, len(self), HASHED_AT_ONCE):
+            digest.update(np.ascontiguousarray(self.pictures[start : start + HASHED_AT_ONCE]))
+        return digest.hexdigest()
+
+
+def as_tensor(pictures: np.ndarray) -> torch.Tensor:
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in -1..1."""
+    return torch.from_numpy(np.array(pictures)).movedim(-1, 1).float() / 127.5 - 1
