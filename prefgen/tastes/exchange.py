@@ -8,6 +8,7 @@ import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -81,25 +82,16 @@ def import_zip(taste: Taste, source: BinaryIO, tick: Callable[[int, int], None] 
     manifest. Nothing is unpacked by its own name, and everything is bounded before it is read."""
     try:
         archive = zipfile.ZipFile(source)
-        entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise TasteError("This isn't a zip file that can be read: export it again, or choose another.") from error
-    if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_TOTAL:
-        raise TasteError(f"The zip holds more than {MAX_FILES} files or {MAX_TOTAL >> 30} GB: import it in parts.")
-    rows = _manifest(archive, entries)
-    pictures = [entry for entry in entries if _verdict_of(entry.filename) and _is_picture(entry.filename)]
-    if not pictures:
-        raise TasteError("The zip has no pictures in folders called liked or disliked: sort them into these first.")
-    order = {place: number for number, place in enumerate(rows)}
-    pictures.sort(key=lambda entry: (order.get(_place_of(entry.filename), len(order)), entry.filename))
+    pictures = rated_entries(archive)
     done = Imported()
     group = uuid.uuid4().hex
-    for number, entry in enumerate(pictures):
+    for number, (entry, verdict, row) in enumerate(pictures):
         name = PurePosixPath(entry.filename).name
-        row = rows.get(_place_of(entry.filename), {})
         try:
-            data = _bounded(archive, entry)
-            _count(done, taste.rate(data, _verdict_of(entry.filename), name, "import", _origin(row), group).events)
+            data = bounded(archive, entry)
+            _count(done, taste.rate(data, verdict, name, "import", _origin(row), group).events)
         except TasteError as error:
             done.refused.append((printable(name), str(error)))
         except (
@@ -115,6 +107,35 @@ def import_zip(taste: Taste, source: BinaryIO, tick: Callable[[int, int], None] 
         if tick:
             tick(number + 1, len(pictures))
     return done
+
+
+def rated_entries(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, str, dict]]:
+    """(entry, verdict, its row of the manifest or {}) of the pictures in folders called liked and disliked, in the
+    order of the manifest. Raises TasteError for a zip without any, and for one that holds too much."""
+    entries = archive.infolist()
+    if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_TOTAL:
+        raise TasteError(f"The zip holds more than {MAX_FILES} files or {MAX_TOTAL >> 30} GB: import it in parts.")
+    rows = _manifest(archive, entries)
+    pictures = [entry for entry in entries if _verdict_of(entry.filename) and _is_picture(entry.filename)]
+    if not pictures:
+        raise TasteError("The zip has no pictures in folders called liked or disliked: sort them into these first.")
+    order = {place: number for number, place in enumerate(rows)}
+    pictures.sort(key=lambda entry: (order.get(_place_of(entry.filename), len(order)), entry.filename))
+    return [(entry, _verdict_of(entry.filename), rows.get(_place_of(entry.filename), {})) for entry in pictures]
+
+
+def user_of(filename: str) -> str:
+    """The name of an entry's taste: of the folder around its folder of verdicts; "" for none."""
+    return PurePosixPath(_place_of(filename)[0]).name
+
+
+def bounded(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """An entry's bytes. TasteError where it holds more than a picture may, whatever it says of itself."""
+    with archive.open(entry) as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise TasteError(f"it has more than {MAX_BYTES >> 20} MB: shrink it first")
+    return data
 
 
 def import_folder(taste: Taste, folder: Path, verdict: str = "") -> Imported:
@@ -167,10 +188,14 @@ def _verdict_of(filename: str) -> str:
     return next((part for part in reversed(parts) if part in VERDICTS), "")
 
 
-def _place_of(filename: str) -> str:
-    """verdict/file of an entry, as a manifest names it."""
+def _place_of(filename: str) -> tuple[str, str]:
+    """(folder of the taste, verdict/file) of an entry, as the manifest in that folder names it."""
     path = PurePosixPath(filename.replace("\\", "/"))
-    return f"{_verdict_of(filename)}/{path.name}"
+    verdict = _verdict_of(filename)
+    parts = [part.lower() for part in path.parts[:-1]]
+    # The innermost folder of verdicts counts, as in `_verdict_of`.
+    depth = len(parts) - 1 - parts[::-1].index(verdict) if verdict else len(parts)
+    return PurePosixPath(*path.parts[:depth]).as_posix(), f"{verdict}/{path.name}"
 
 
 def _is_picture(filename: str) -> bool:
@@ -179,26 +204,19 @@ def _is_picture(filename: str) -> bool:
     return path.suffix.lower() in picture_suffixes() and not hidden
 
 
-def _bounded(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    """An entry's bytes. TasteError where it holds more than a picture may, whatever it says of itself."""
-    with archive.open(entry) as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise TasteError(f"it has more than {MAX_BYTES >> 20} MB: shrink it first")
-    return data
-
-
-def _manifest(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> dict[str, dict]:
-    """{verdict/file: its row} of a zip of ours; {} for any other."""
-    entry = next((each for each in entries if PurePosixPath(each.filename).name == MANIFEST), None)
-    if entry is None or entry.file_size > MAX_MANIFEST:
-        return {}
-    try:
-        with archive.open(entry) as file:
-            rows = json.loads(file.read(MAX_MANIFEST))["pictures"]
-        return {row["file"]: row for row in rows if isinstance(row["file"], str)}
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError, zipfile.BadZipFile, RecursionError):
-        return {}
+def _manifest(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> dict[tuple[str, str], dict]:
+    """{(folder of the taste, verdict/file): its row} of a zip of ours, which may hold several tastes; {} for any
+    other."""
+    rows: dict[tuple[str, str], dict] = {}
+    for entry in entries:
+        if PurePosixPath(entry.filename).name != MANIFEST or entry.file_size > MAX_MANIFEST:
+            continue
+        folder = PurePosixPath(entry.filename).parent.as_posix()
+        with suppress(ValueError, KeyError, TypeError, RuntimeError, OSError, zipfile.BadZipFile, RecursionError):
+            with archive.open(entry) as file:
+                pictures = json.loads(file.read(MAX_MANIFEST))["pictures"]
+            rows |= {(folder, row["file"]): row for row in pictures if isinstance(row["file"], str)}
+    return rows
 
 
 def _origin(row: dict) -> Origin | None:

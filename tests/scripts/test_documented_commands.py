@@ -18,7 +18,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SUBCOMMANDS = {"training.data": ("check",), "training.evaluation.study": ("make", "analyse")}
+SUBCOMMANDS = {"training.data": ("check", "import"), "training.evaluation.study": ("make", "analyse")}
 # pytest and its kind are others'; the tests that are printed as commands write their fixtures anew.
 ELSEWHERE = {"pytest", "venv", "pip", "tests"}
 # How a line of a fence may begin, beside `python`: programs of others, and a block that is run by a test of its page.

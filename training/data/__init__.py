@@ -1,7 +1,9 @@
 """Preference data: the sets on disk, and how the stages see users, histories and pictures.
 
 schema.py, store.py         the one schema of every set, and how a set is written
-agents/, pickapic/, vqa/    what makes sets: simulated users, Pick-a-Pic, questions about users
+agents/, pickapic/          what makes sets: simulated users, Pick-a-Pic
+ratings/                    and people's own ratings
+vqa/                        questions about a set's users
 check.py, card.py           whether a set is whole, and what is in it
 worlds.py                   users with their histories and targets: the atelier's, or a set's
 atelier_users.py            histories of simulated users, sampled from the pool of picture_pool.py

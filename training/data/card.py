@@ -35,6 +35,11 @@ ORIGIN = {
     "configuration, the user and the item.",
     "pickapic": "Choices between two pictures, merged for each user: the net score of a picture makes it liked or "
     "disliked.",
+    "ratings": "People's own ratings. Scores are turned into verdicts on each user's own scale: liked above, disliked "
+    "below their mean, nothing within a margin of it; choices into wins less losses; verdicts are taken as they are, "
+    "the newest of a picture.",
+    "pamela": "PAMELA's scores from 1 to 5, turned into verdicts on each participant's own scale: liked above, "
+    "disliked below their mean, nothing within a margin of it. Its own splits are not taken over.",
 }
 LICENCE = {
     "agents": "The users, prompts and attributes are made by PrefGen's code and are free of rights of real people. "
@@ -43,11 +48,18 @@ LICENCE = {
     "pickapic": "Derived from Pick-a-Pic, which has its own licence and terms of access; this set may be shared only "
     "as they allow. Its users are real people known by number: don't try to learn who they are. Prompts and pictures "
     "come from an open service and may offend; `--nsfw-words` leaves prompts out by a list of yours.",
+    "ratings": "Pictures and verdicts belong to those who made them: ask before the set, or an adapter made of it, is "
+    "shared. `source_users.csv` says who is who: leave it out of what you share.",
+    "pamela": "PAMELA is published under CC BY 4.0: name its authors. Its participants are real people known by "
+    "number: don't try to learn who they are.",
 }
 CITE = {
     "agents": "PrefGen (this repository), with the configuration above; the same configuration makes the same set.",
     "pickapic": "Kirstain et al., *Pick-a-Pic: An Open Dataset of User Preferences for Text-to-Image Generation*, "
     "2023; and PrefGen (this repository) for the cleaning, with the configuration above.",
+    "ratings": "The people who gave the ratings; and PrefGen (this repository), with the configuration above.",
+    "pamela": "Maerten et al., *Personalizing Text-to-Image Generation to Individual Taste*, arXiv 2604.07427; and "
+    "PrefGen (this repository) for the verdicts, with the configuration above.",
 }
 
 

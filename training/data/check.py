@@ -145,9 +145,10 @@ def _leakage(db: duckdb.DuckDBPyConnection) -> Iterator[str]:
 
 
 def _prompts(db: duckdb.DuckDBPyConnection, split: str) -> set[str]:
-    """A split's prompts as the split sees them, since a leak may differ in case or spacing."""
+    """A split's prompts as the split sees them, since a leak may differ in case or spacing. Pictures whose prompt
+    nobody knows have none in common."""
     rows = db.execute("SELECT DISTINCT prompt FROM pictures WHERE split = ?", [split]).fetchall()
-    return {normal_prompt(prompt) for (prompt,) in rows}
+    return {normal_prompt(prompt) for (prompt,) in rows} - {""}
 
 
 def _pairs(db: duckdb.DuckDBPyConnection) -> Iterator[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from prefgen.files import TextError, read_text
 
-from ...common.arguments import natural, positive
+from ...common.arguments import natural, positive, ratio
 from ...common.errors import exit_with_message
 from ..cli import add_engine, engine_of
 from ..errors import DataError
@@ -46,14 +46,6 @@ def words(file: Path | None) -> tuple[str, ...]:
     if not listed:
         raise DataError(f"{file} holds no word, and so would drop no prompt: write one a line, or leave it out.")
     return tuple(listed)
-
-
-def ratio(text: str) -> float:
-    """ "1.8" -> 1.8; 0 or from 1 on."""
-    value = float(text)
-    if value and not 1 <= value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r}: write 0 for no limit, or a number from 1 on")
-    return value
 
 
 def memory(text: str) -> str:

@@ -89,8 +89,10 @@ class Material:
     def history(self, asked: tuple[Picture, ...] = ()) -> tuple[Picture, ...] | None:
         """Liked and disliked by turns, a random number of each, none held out, asked, or on an asked picture's prompt.
         None where too few are left."""
-        barred = {normal_prompt(picture.prompt) for picture in asked}
-        free = [p for p in self.pictures if not p.heldout and normal_prompt(p.prompt) not in barred]
+        # Pictures whose prompt nobody knows have none in common.
+        barred = {normal_prompt(picture.prompt) for picture in asked} - {""}
+        others = [p for p in self.pictures if not p.heldout and p not in asked]
+        free = [p for p in others if normal_prompt(p.prompt) not in barred]
         sides = []
         for liked in (True, False):
             side = [picture for picture in free if picture.liked == liked]
