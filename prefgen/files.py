@@ -11,7 +11,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -147,7 +147,9 @@ def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
             os.chmod(file.name, 0o644)
             os.replace(file.name, path)
         except BaseException:
-            file.close()
+            # On a full disk what is still in memory can't be written either.
+            with suppress(OSError):
+                file.close()
             os.unlink(file.name)
             raise
 

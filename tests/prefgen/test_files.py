@@ -112,3 +112,20 @@ def test_a_file_that_is_not_written_to_its_end_leaves_the_old_one_alone(tmp_path
         file.write(b"half")
         raise KeyboardInterrupt
     assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_part_of_the_new_one(tmp_path):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError), atomic_file(path) as file:
+            file.write(bytes(99_000))
+            # In memory when the limit is met: it can't be written when the file is closed either.
+            file.write(bytes(5000))
+            file.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
