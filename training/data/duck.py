@@ -79,42 +79,73 @@ def explained(folder: Path, options: str = "") -> Iterator[None]:
         raise DataError(_sentence(folder, options, error)) from error
 
 
-DAMAGED = ("not a valid duckdb", "version number", "corrupt", "checksum", "serializ", "deserializ", "storage")
-NO_ROOM = ("no space", "quota", "disk full", "file too large")
-WRONG_VALUES = (
-    duckdb.ConversionException,
-    duckdb.InvalidInputException,
-    duckdb.InvalidTypeException,
-    duckdb.TypeMismatchException,
-    duckdb.OutOfRangeException,
-    duckdb.DataError,
+# What DuckDB's errors mean for a person, the first that fits: (classes, words of which the text has one, the sentence).
+# DuckDB tells some causes apart by its words alone; without words the class decides.
+CAUSES = (
+    (
+        duckdb.Error,
+        ("conflicting lock", "already open", "used by another process"),
+        "Another command works in {folder}: wait for it, or stop it ({reason}).",
+    ),
+    (
+        duckdb.OutOfMemoryException,
+        ("max_temp_directory_size", "no space"),
+        "DuckDB has no room to spill to in {folder} ({reason}): make room there, and run it again.",
+    ),
+    (
+        duckdb.OutOfMemoryException,
+        (),
+        "DuckDB's memory is full ({reason}): {more_memory}, and run it again.",
+    ),
+    (
+        duckdb.IOException,
+        ("not a valid duckdb", "version number", "corrupt", "checksum", "serializ", "deserializ", "storage"),
+        "What lies in {folder} is damaged or of another version of DuckDB ({reason}): delete it, run it again.",
+    ),
+    (
+        (duckdb.BinderException, duckdb.CatalogException),
+        (),
+        "A table of {folder} has other columns than the layout ({reason}): make the set again.",
+    ),
+    (
+        duckdb.Error,
+        ("no space", "quota", "disk full", "file too large"),
+        "Can't work in {folder} ({reason}): make room there, and run it again.",
+    ),
+    (
+        (duckdb.IOException, duckdb.TransactionException),
+        (),
+        "Can't work in {folder} ({reason}): see that it can be read and written and that its disk has room, and run it "
+        "again.",
+    ),
+    (
+        (
+            duckdb.ConversionException,
+            duckdb.InvalidInputException,
+            duckdb.InvalidTypeException,
+            duckdb.TypeMismatchException,
+            duckdb.OutOfRangeException,
+            duckdb.DataError,
+        ),
+        (),
+        "A table of {folder} holds values that don't belong there ({reason}): make the set again.",
+    ),
+    (
+        duckdb.Error,
+        (),
+        "DuckDB failed in {folder} ({reason}): delete what the command left there, and run it again.",
+    ),
 )
 
 
 def _sentence(folder: Path, options: str, error: duckdb.Error) -> str:
-    """What an error means for a person. DuckDB tells some causes apart by its words alone."""
+    """What an error means for a person."""
     text = str(error).strip()
     reason = text.splitlines()[0].rstrip(".") if text else type(error).__name__
-
-    def says(*words: str) -> bool:
-        return any(word in text.lower() for word in words)
-
-    if says("conflicting lock", "already open", "used by another process"):
-        return f"Another command works in {folder}: wait for it, or stop it ({reason})."
-    if isinstance(error, duckdb.OutOfMemoryException):
-        if says("max_temp_directory_size", "no space"):
-            return f"DuckDB has no room to spill to in {folder} ({reason}): make room there, and run it again."
-        remedy = f"give it more by {options}" if options else "close other programs"
-        return f"DuckDB's memory is full ({reason}): {remedy}, and run it again."
-    if isinstance(error, duckdb.IOException) and says(*DAMAGED):
-        return f"What lies in {folder} is damaged or of another version of DuckDB ({reason}): delete it, run it again."
-    if isinstance(error, (duckdb.BinderException, duckdb.CatalogException)):
-        return f"A table of {folder} has other columns than the layout ({reason}): make the set again."
-    if says(*NO_ROOM):
-        return f"Can't work in {folder} ({reason}): make room there, and run it again."
-    if isinstance(error, (duckdb.IOException, duckdb.TransactionException)):
-        remedy = "see that it can be read and written and that its disk has room"
-        return f"Can't work in {folder} ({reason}): {remedy}, and run it again."
-    if isinstance(error, WRONG_VALUES):
-        return f"A table of {folder} holds values that don't belong there ({reason}): make the set again."
-    return f"DuckDB failed in {folder} ({reason}): delete what the command left there, and run it again."
+    more_memory = f"give it more by {options}" if options else "close other programs"
+    fitting = (
+        sentence
+        for classes, words, sentence in CAUSES
+        if isinstance(error, classes) and (not words or any(word in text.lower() for word in words))
+    )
+    return next(fitting).format(folder=folder, reason=reason, more_memory=more_memory)
