@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefgen.files import disk_full, file_sha256, is_hidden, read_text, visible_files, write_atomic
+from prefgen.files import atomic_file, disk_full, file_sha256, is_hidden, read_text, visible_files, write_atomic
 
 from .errors import DataError
 from .schema import FORMAT_VERSION, INDEX, PICTURES
@@ -78,8 +77,6 @@ class Store:
     def write(self, name: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
         """Stream tables to one Parquet file, a row group each. Returns its rows. Does nothing when it is finished."""
         if not self.finished(name):
-            for leftover in self.folder.glob(f"{name}.*.tmp"):
-                leftover.unlink(missing_ok=True)
             write_parquet(self.folder / name, schema, tables)
             self._write_note(name)
         return json.loads(read_text(self._note(name)))["rows"]
@@ -175,23 +172,13 @@ def write_parquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> 
 
     DataError when the disk is full or not writable; no part of the file stays.
     """
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")
-    try:
-        with _explained(path), os.fdopen(handle, "wb") as file:
-            with pq.ParquetWriter(file, schema, **_options(schema)) as writer:
-                for table in tables:
-                    writer.write_table(table, row_group_size=max(1, len(table)))
-            file.flush()
-            # Before the rename: after a power cut the new name must not stand for a file that never reached the disk.
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with _explained(path), atomic_file(path) as file:
+        with pq.ParquetWriter(file, schema, **_options(schema)) as writer:
+            for table in tables:
+                writer.write_table(table, row_group_size=max(1, len(table)))
+        file.flush()
+        # Before the rename: after a power cut the new name must not stand for a file that never reached the disk.
+        os.fsync(file.fileno())
 
 
 def _options(schema: pa.Schema) -> dict:
