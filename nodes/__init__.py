@@ -2,12 +2,13 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..prefgen.comfy import routes
+from ..prefgen.comfy import folders, provenance, routes
 from ..prefgen.comfy.running import prompt_server
 from .atelier import LoadAtelier
 from .describe import DescribePreference
 from .history import EncodePreferenceHistory, LoadPreferenceHistory
 from .mllm import LoadPreferenceMLLM
+from .taste import ApplyTaste
 from .user import ApplyUserCrossAttention, FuseUserVector
 from .users import BlendUsers, LoadUser, SaveUser
 
@@ -20,7 +21,10 @@ class PrefGenExtension(ComfyExtension):
         server = prompt_server()
         if server is not None:
             routes.register(server)
+            provenance.register(server)
+            folders.make_folders()
         return [
+            ApplyTaste,
             LoadPreferenceMLLM,
             LoadPreferenceHistory,
             EncodePreferenceHistory,

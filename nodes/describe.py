@@ -28,6 +28,7 @@ class DescribePreference(io.ComfyNode):
             description="The MLLM puts into words what you like and dislike, for the prompts of any model, including "
             "those that no adapter reaches (Flux, SD3, Qwen-Image).",
             is_input_list=True,
+            is_output_node=True,
             inputs=[
                 MLLM.Input(
                     "mllm",

@@ -92,6 +92,7 @@ class EncodePreferenceHistory(io.ComfyNode):
             description="The MLLM looks at all liked and disliked pictures together and works out the taste behind "
             "them; CLIP vision captures how they look. Pictures that were read before are not read again.",
             is_input_list=True,
+            is_output_node=True,
             inputs=[
                 MLLM.Input(
                     "mllm",

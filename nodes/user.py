@@ -194,6 +194,7 @@ class ApplyUserCrossAttention(io.ComfyNode):
         weight_schedule="",
         item_weights="",
     ) -> io.NodeOutput:
+        from ..prefgen.comfy import provenance
         from ..prefgen.comfy.patcher import apply_user
 
         # ComfyUI 0.3.75 lets any combo value through: apply_user refuses what it does not know.
@@ -210,4 +211,5 @@ class ApplyUserCrossAttention(io.ComfyNode):
             weight_schedule=weight_schedule,
             item_weights=item_weights,
         )
+        provenance.note(None if patched is model else user, weight)
         return io.NodeOutput(patched)

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save
 
 from .adapter import FORMAT_VERSION, AdapterFile, AdapterHeader, UserAdapter, UserProjection
-from .adapter_weights import AGAIN, assign, check_to_write, read_header, read_weights, weight_of
+from .adapter_weights import AGAIN, assign, check_dtypes, check_to_write, read_header, read_weights, weight_of
 from .aligner import LayerStandardiser, SemanticAligner
 from .errors import AdapterError
-from .files import write_atomic
+from .files import safetensors_header, write_atomic
 from .ip_adapter import ImageAdapter, build_image_adapter, is_ip_adapter
 
 
@@ -35,20 +35,33 @@ def load_adapter(path: str | os.PathLike) -> UserAdapter | ImageAdapter:
     dtypes, metadata = read_header(path)
     header = _parse_header(path, metadata["prefgen"]) if "prefgen" in metadata else None
     weights, names = read_weights(path, dtypes)
-    if header is None and not is_ip_adapter(names):
-        raise AdapterError(
-            f"{path.name} is not a PrefGen adapter and not an IP-Adapter: choose a file from a PrefGen training export "
-            "or an IP-Adapter for SD1.5 or SDXL."
-        )
     try:
         if header is None:
-            return build_image_adapter(path.name, weights, file)
+            return _build_image_adapter(path.name, weights, names, file)
         return _build_user_adapter(path.name, weights, header, file)
     except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, AdapterError):
             raise
         against = "each other" if header is None else "its own header"
         raise AdapterError(f"{path.name} is damaged: its weights don't match {against}. {AGAIN}") from error
+
+
+def adapter_header(path: str | os.PathLike) -> AdapterHeader:
+    """What an adapter is for, by its file's header alone: no weight is read. Raises AdapterError with one sentence for
+    a file that isn't an adapter, or that `load_adapter` would refuse for its names, dtypes or shapes."""
+    path = Path(path)
+    dtypes, metadata = read_header(path)
+    if "prefgen" in metadata:
+        return _parse_header(path, metadata["prefgen"])
+    check_dtypes(path.name, dtypes)
+    try:
+        entries = safetensors_header(path)[0] if dtypes else {}
+        shapes = {name: torch.empty(entry["shape"], device="meta") for name, entry in entries.items()}
+        return _build_image_adapter(path.name, shapes, list(shapes), None).header
+    except (OSError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, AdapterError):
+            raise
+        raise AdapterError(f"{path.name} is damaged: its weights don't match each other. {AGAIN}") from error
 
 
 _last: dict[AdapterFile, UserAdapter | ImageAdapter] = {}
@@ -78,6 +91,18 @@ def save_adapter(adapter: UserAdapter, path: str | os.PathLike) -> None:
     check_to_write(Path(path).name, tensors)
     # One entry only: safetensors orders several at random, and equal adapters should be equal files.
     write_atomic(path, save(tensors, metadata={"prefgen": json.dumps(asdict(adapter.header))}))
+
+
+def _build_image_adapter(
+    name: str, weights: dict[str, torch.Tensor], names: list[str], file: AdapterFile | None
+) -> ImageAdapter:
+    """`build_image_adapter`, which is refused for a file that is no adapter of any kind. names: of all its tensors."""
+    if not is_ip_adapter(names):
+        raise AdapterError(
+            f"{name} is not a PrefGen adapter and not an IP-Adapter: choose a file from a PrefGen training export or "
+            "an IP-Adapter for SD1.5 or SDXL."
+        )
+    return build_image_adapter(name, weights, file)
 
 
 def _parse_header(path: Path, entry: str) -> AdapterHeader:

@@ -49,7 +49,7 @@ def read_weights(path: Path, dtypes: Mapping[str, str]) -> tuple[dict[str, torch
     The weights are copies: what a file maps into memory changes when somebody writes over the file. Raises
     AdapterError with one sentence that names the file, and the tensor where it is about one.
     """
-    _check_dtypes(path.name, dtypes)
+    check_dtypes(path.name, dtypes)
     try:
         with safe_open(str(path), "pt") as file:
             names = list(file.keys())
@@ -63,7 +63,7 @@ def read_weights(path: Path, dtypes: Mapping[str, str]) -> tuple[dict[str, torch
     return weights, names
 
 
-def _check_dtypes(file: str, dtypes: Mapping[str, str]) -> None:
+def check_dtypes(file: str, dtypes: Mapping[str, str]) -> None:
     """Refuse weights that aren't plain floats before they are read: torch casts whole numbers without a word."""
     scale = next((name for name in dtypes if SCALES.search(name)), None)
     if scale is not None and any(name.startswith(WEIGHTS) for name in dtypes):

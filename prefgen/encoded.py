@@ -17,6 +17,7 @@ class EncodedPreference:
     `image_encoder.described` tells of it, or empty. digest: of the history (`PreferenceHistory.digest`).
     image_states_liked, image_states_disliked: CLIP vision's penultimate hidden states [n, T, E], or None;
     image_states_none [T, E]: those of an all-zero input, which adapters that read states take for no picture.
+    taste: the name of what was read, such as sea@1a2b3c4d; "" for pictures that nobody named.
     """
 
     hidden: torch.Tensor | None
@@ -28,3 +29,4 @@ class EncodedPreference:
     image_states_liked: torch.Tensor | None = None
     image_states_disliked: torch.Tensor | None = None
     image_states_none: torch.Tensor | None = None
+    taste: str = ""

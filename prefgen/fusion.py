@@ -5,7 +5,9 @@ For a public IP-Adapter file, which reads pictures alone, the user is what CLIP 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -21,13 +23,24 @@ class FusedUser:
 
     vector: e_u [C + D + I]; for an IP-Adapter file k pictures side by side, embeddings [k, I] or states [k, T, E].
     no_user: what stands for no user, of the same shape; None is zeros. negative: `no_user` holds disliked pictures, and
-    the unconditional half gets it in any case.
+    the unconditional half gets it in any case. taste: what it was made of, such as sea@1a2b3c4d; "" where nobody said.
     """
 
     vector: torch.Tensor
     adapter: UserAdapter | ImageAdapter
     no_user: torch.Tensor | None = None
     negative: bool = False
+    taste: str = ""
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of its numbers: the same adapter with the same digest paints the same user."""
+        digest = hashlib.sha256(str(int(self.negative)).encode())
+        for part in (self.vector, self.no_user):
+            if part is not None:
+                digest.update(str(tuple(part.shape)).encode())
+                digest.update(part.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def keys_values(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """K and V [2, N, width] of every block in file order, fp32 on the CPU: row 0 the user, row 1 no user."""
@@ -48,7 +61,8 @@ def fuse_user(
     `pooling` and `push` (see `pool_pictures`) for IP-Adapter files, `image` for both."""
     if isinstance(adapter, ImageAdapter):
         return _fuse_pictures(adapter, encoded, image, pooling, push)
-    return FusedUser(fuse_user_vector(adapter, encoded, semantic, core, image), adapter)
+    vector = fuse_user_vector(adapter, encoded, semantic, core, image)
+    return FusedUser(vector, adapter, taste=encoded.taste)
 
 
 @torch.no_grad()
@@ -100,4 +114,4 @@ def _fuse_pictures(
     if image != 1:
         user = torch.lerp(no_picture.expand_as(user), user, image)
     no_user = no_picture if negative is None else torch.lerp(no_picture.expand_as(negative), negative, push)
-    return FusedUser(user, adapter, no_user.expand_as(user), negative is not None)
+    return FusedUser(user, adapter, no_user.expand_as(user), negative is not None, encoded.taste)

@@ -47,10 +47,11 @@ class HistoryItem:
 @dataclass(frozen=True, eq=False)
 class PreferenceHistory:
     """Items in the order in which the MLLM reads them. left_out: what to tell of pictures that a folder holds and that
-    can't be read, "" for none."""
+    can't be read, "" for none. revision: of a taste with a journal, 8 hexadecimal digits."""
 
     items: tuple[HistoryItem, ...]
     left_out: str = ""
+    revision: str = ""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -67,6 +68,12 @@ class PreferenceHistory:
     def digest(self) -> str:
         """sha256 of pictures, verdicts and prompts in order."""
         lines = [f"{item.digest} {int(item.liked)} {item.prompt}" for item in self.items]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @cached_property
+    def pictures_digest(self) -> str:
+        """sha256 of pictures and verdicts in order, whatever their prompts."""
+        lines = [f"{item.digest} {int(item.liked)}" for item in self.items]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @classmethod
@@ -126,7 +133,7 @@ class PreferenceHistory:
             [picture.prompt for picture in pictures["liked"]],
             [picture.prompt for picture in pictures["disliked"]],
         )
-        return replace(history, left_out=message)
+        return replace(history, left_out=message, revision=folder.revision)
 
 
 def _items(images: Sequence[torch.Tensor], prompts: Sequence[str], liked: bool) -> list[HistoryItem]:

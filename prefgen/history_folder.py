@@ -46,6 +46,7 @@ class HistoryFolder:
                 f"The history folder {self.name} is not there: choose another, or create it with a "
                 "`liked` subfolder of pictures."
             )
+        self.revision = ""  # of a taste with a journal, see tastes/reading.py
         self.prompts: dict[Path, str] = {}
         self._files: dict[str, list[Path]] = {verdict: [] for verdict in VERDICTS}
         self._folders = [e for e in entries_of(self.path) if e.name.lower() in VERDICTS and e.is_dir()]

@@ -44,9 +44,10 @@ class UserHeader:
 
 
 def user_bytes(user: FusedUser, name: str, taste: str = "") -> bytes:
-    """A user file's bytes. Raises AdapterError for an adapter that was not read from a file."""
+    """A user file's bytes. taste: in place of what the user itself says of it. Raises AdapterError for an adapter that
+    was not read from a file."""
     file = file_of(user.adapter)
-    header = UserHeader(FORMAT_VERSION, name, file.path.name, file.digest, user.negative, taste)
+    header = UserHeader(FORMAT_VERSION, name, file.path.name, file.digest, user.negative, taste or user.taste)
     tensors = {USER: user.vector.detach().float().cpu().contiguous()}
     if user.no_user is not None:
         tensors[NO_USER] = user.no_user.detach().float().cpu().contiguous()
@@ -72,7 +73,7 @@ def load_user(path: str | os.PathLike, adapters: Mapping[str, Path]) -> FusedUse
     no_user = tensors.get(NO_USER)
     if not fits(vector, adapter) or (no_user is not None and no_user.shape != vector.shape):
         raise AdapterError(f"{path.name} is damaged: its numbers don't fit its own adapter. Save the user again.")
-    return FusedUser(vector, adapter, no_user, header.negative)
+    return FusedUser(vector, adapter, no_user, header.negative, header.taste)
 
 
 def read_user(path: Path) -> tuple[UserHeader, dict[str, torch.Tensor]]:
@@ -157,4 +158,11 @@ def blend_users(users: Sequence[FusedUser], weights: Sequence[float]) -> FusedUs
         zeros = torch.zeros_like(first.vector).float()
         parts = [zeros if user.no_user is None else user.no_user.float() for user in users]
         no_user = sum(share * part for share, part in zip(shares, parts, strict=True))
-    return FusedUser(vector, first.adapter, no_user, any(user.negative for user in users))
+    return FusedUser(vector, first.adapter, no_user, any(user.negative for user in users), mixed_name(users, shares))
+
+
+def mixed_name(users: Sequence[FusedUser], shares: Sequence[float]) -> str:
+    """What users are made of together, such as "0.75 sea@1a2b3c4d + 0.25 city"; "" where nobody said of any."""
+    if not any(user.taste for user in users):
+        return ""
+    return " + ".join(f"{share:.3g} {user.taste or 'unnamed'}" for share, user in zip(shares, users, strict=True))

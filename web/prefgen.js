@@ -1,5 +1,7 @@
 // PrefGen in the browser: the sidebar, the grid in Load Preference History, Like and Dislike on any picture.
 import { app } from "../../scripts/app.js";
+import { dressFuseNode } from "./nodes/fuse.js";
+import { dressTextNode } from "./nodes/text.js";
 import { menuItems, rateNodes, selectedNodes } from "./taste/anywhere.js";
 import { showFaults } from "./taste/faults.js";
 import { dressHistoryNode } from "./taste/node.js";
@@ -53,7 +55,11 @@ app.registerExtension({
     };
   },
 
-  nodeCreated: dressHistoryNode,
+  nodeCreated(node) {
+    dressHistoryNode(node);
+    dressFuseNode(node);
+    dressTextNode(node);
+  },
 
   afterConfigureGraph() {
     // Setting them in setup() doesn't hold: the front end writes its own colours when a graph is loaded.

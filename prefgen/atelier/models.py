@@ -38,7 +38,7 @@ CLIP_TEXT_CONFIG = {
     "hidden_act": "gelu_pytorch_tanh",
     "projection_dim": 128,
 }
-CLIP_VISION_CONFIG = {
+CLIP_VISION_CONFIG: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 512,
     "num_hidden_layers": 4,

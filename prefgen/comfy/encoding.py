@@ -13,6 +13,7 @@ from ..history import HistoryItem, PreferenceHistory
 from ..image_encoder import CLIP, described
 from ..lru import LeastRecentlyUsed
 from ..mllm.traits import Traits
+from .histories import name_of
 from .memory import ManagedMLLM
 
 NOTHING = ""  # in place of a picture's digest
@@ -61,6 +62,7 @@ def encode_history(
         image_states_liked=states_liked,
         image_states_disliked=states_disliked,
         image_states_none=states_none,
+        taste=name_of(history),
     )
 
 

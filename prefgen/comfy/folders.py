@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,15 @@ class ChoiceError(ValueError):
     """A combo value that names nothing, in one sentence."""
 
 
+def make_folders() -> None:
+    """Make the folders that artists are told of, so that they find them; where that isn't allowed, they are missing."""
+    wanted = [Path(folder_paths.get_input_directory()) / HISTORY_FOLDER]
+    wanted += [Path(folder_paths.get_folder_paths(kind)[0]) for kind in ("prefgen", "ipadapter")]
+    for folder in wanted:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
 def adapters() -> dict[str, Path]:
     """Combo entry -> adapter file: the embedded one, every .safetensors and .sft file below the prefgen model folders,
     then those below the ipadapter folders as `ipadapter/<name>`. A name in two folders is the first one's, as in core.
@@ -52,6 +62,21 @@ def adapters() -> dict[str, Path]:
         for name, path in _weight_files(_roots(kind), reserved).items():
             choices.setdefault(prefix + name, path)
     return choices
+
+
+def clip_visions() -> dict[str, Path | None]:
+    """Combo entry -> CLIP vision file: the embedded one (None), then those that Load CLIP Vision offers and that are
+    safetensors."""
+    choices: dict[str, Path | None] = {EMBEDDED: None}
+    for name in folder_paths.get_filename_list("clip_vision"):
+        path = folder_paths.get_full_path("clip_vision", name)
+        if path is not None and os.path.splitext(name)[1].lower() in SUFFIXES:
+            choices.setdefault(name.replace("\\", "/"), Path(path))
+    return choices
+
+
+def clip_vision_path(name: str) -> Path | None:
+    return resolve(clip_visions(), name, "CLIP vision model", "models/clip_vision")
 
 
 def users_saved() -> dict[str, Path]:

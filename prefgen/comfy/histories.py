@@ -10,12 +10,17 @@ import comfy.utils
 import torch
 from comfy_execution.utils import get_executing_context
 
+from ..atelier import users
 from ..history import PreferenceHistory
+from ..lru import LeastRecentlyUsed
 from . import folders
 from .running import prompt_server
 
 EXAMPLE_PICTURES = 8  # of each side
 EXAMPLE_SEED = 1
+NAMED = 64
+# Digest of pictures and verdicts -> the name of the taste that they were read from: IMAGE sockets carry no names.
+_names: LeastRecentlyUsed = LeastRecentlyUsed(NAMED)
 
 
 class LoadedHistory(NamedTuple):
@@ -35,7 +40,10 @@ def load(history: Path | folders.Revision | int) -> LoadedHistory:
     read.
     """
     if isinstance(history, int):
-        return _draw(history)
+        drawn = _draw(history)
+        names = {number: folders.EXAMPLE + name for name, number in users.EXAMPLE_USERS.items()}
+        name_pictures(PreferenceHistory.from_images(drawn.liked, drawn.disliked), names[history])
+        return drawn
     path, revision = history if isinstance(history, folders.Revision) else (history, "")
     bar = comfy.utils.ProgressBar(1)
     read = PreferenceHistory.from_folder(
@@ -45,12 +53,23 @@ def load(history: Path | folders.Revision | int) -> LoadedHistory:
         revision=revision,
     )
     _tell(read.left_out)
+    name_pictures(read, f"{path.name}@{read.revision}" if read.revision else path.name)
     return LoadedHistory(
         [item.image[None] for item in read.liked],
         [item.image[None] for item in read.disliked],
         [item.prompt for item in read.liked],
         [item.prompt for item in read.disliked],
     )
+
+
+def name_pictures(history: PreferenceHistory, name: str) -> None:
+    """Remember what the taste is called that these pictures were read from."""
+    _names[history.pictures_digest] = name
+
+
+def name_of(history: PreferenceHistory) -> str:
+    """The name of the taste that these very pictures were read from last, such as sea@1a2b3c4d; "" for others."""
+    return _names[history.pictures_digest] if history.pictures_digest in _names else ""
 
 
 def _tell(message: str) -> None:
@@ -62,7 +81,6 @@ def _tell(message: str) -> None:
 
 
 def _draw(number: int) -> LoadedHistory:
-    from ..atelier import users
     from ..atelier.renderer import render
 
     examples = users.history(users.user(number), EXAMPLE_PICTURES, EXAMPLE_PICTURES, EXAMPLE_SEED)

@@ -23,6 +23,7 @@ from ..tastes.names import TasteError, printable
 from ..tastes.shelf import Shelf
 from ..tastes.taste import MAX_BYTES, Change, Picture, Taste
 from . import folders
+from .auto import adapter_kinds
 from .doors import file_of, guarded, in_thread, json_of, refused, text_of, texts_of
 from .running import prompt_server
 
@@ -66,6 +67,10 @@ def tell(name: str) -> None:
 
 async def recent(_: web.Request) -> web.Response:
     return web.json_response({"pictures": await in_thread(newest_outputs)})
+
+
+async def list_adapters(_: web.Request) -> web.Response:
+    return web.json_response({"adapters": await in_thread(adapter_kinds)})
 
 
 async def list_tastes(_: web.Request) -> web.Response:
@@ -170,6 +175,7 @@ async def import_file(request: web.Request) -> web.Response:
 
 ROUTES = {
     ("GET", "/prefgen/recent"): recent,
+    ("GET", "/prefgen/adapters"): list_adapters,
     ("GET", "/prefgen/tastes"): list_tastes,
     ("POST", "/prefgen/tastes"): new_taste,
     ("POST", "/prefgen/tastes/{name}/copy"): copy_taste,

@@ -20,9 +20,8 @@ def history_folder(path: str | Path, revision: str = "") -> HistoryFolder:
     taste = Taste(path)
     pictures = taste.frozen(revision) if revision else taste.pictures()
     rows = taste.rows(pictures)
-    if not revision:
-        # What is read now can be asked for by its name later.
-        taste.keep_revision(rows)
+    # What is read now can be asked for by its name later.
+    folder.revision = revision or taste.keep_revision(rows)
     files = {verdict: [picture.path for picture in pictures if picture.verdict == verdict] for verdict in VERDICTS}
     folder.use(files, {picture.path: prompt for picture, (_, _, prompt) in zip(pictures, rows, strict=True)})
     return folder

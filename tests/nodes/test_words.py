@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,33 @@ def test_every_node_has_a_help_page_that_names_its_inputs(nodes):
             assert all(entry.id in page for entry in schema.inputs), name
 
 
-@pytest.mark.parametrize("language", [folder.name for folder in (ROOT / "locales").iterdir() if folder.name != "en"])
+def outline(page: str) -> list[tuple[str, int]]:
+    """A help page's paragraphs by their kind: headings, lists, and tables with their number of rows."""
+    parts = []
+    for part in page.strip().split("\n\n"):
+        kind = part[0] if part[0] in "#|`" else "1" if part[0].isdigit() else "text"
+        parts.append((kind, part.count("\n")))
+    return parts
+
+
+LANGUAGES = [folder.name for folder in (ROOT / "locales").iterdir() if folder.name != "en"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_help_page_is_there_in_another_language_paragraph_by_paragraph(nodes, language):
+    own = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    for name in nodes:
+        english = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        page = (ROOT / "web" / "docs" / name / f"{language}.md").read_text(encoding="utf-8")
+        assert page.startswith(f"# {own[name]['display_name']}\n"), name
+        assert outline(page) == outline(english), name
+        # What an artist types or looks for stays as it is.
+        assert set(re.findall(r"`([^`\n]+)`", page)) == set(re.findall(r"`([^`\n]+)`", english)), name
+        inputs = [entry.id for entry in nodes[name].define_schema().inputs]
+        assert all(entry in page for entry in inputs if entry in english), name
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_another_language_has_every_text_and_leaves_names_of_sockets_alone(language):
     translated = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
     assert list(translated) == list(LOCALE)

@@ -57,6 +57,7 @@ def test_the_managers_scanner_finds_every_node():
                 assert len(ids) == 1, f"{path.name}: {node.name} needs one literal node_id"
                 found.add(ids[0])
     assert found == {
+        "PrefGen_ApplyTaste",
         "PrefGen_LoadPreferenceMLLM",
         "PrefGen_LoadPreferenceHistory",
         "PrefGen_EncodePreferenceHistory",

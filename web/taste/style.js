@@ -27,6 +27,7 @@ const STYLE = `
 .prefgen-grid figure:hover .prefgen-verdicts, .prefgen-grid figure:focus-within .prefgen-verdicts { display: flex; }
 .prefgen-verdicts .prefgen-button { min-width: 1.6rem; height: 1.6rem; padding: 0; }
 .prefgen-verdicts [aria-pressed=true] { background: var(--p-primary-color, #4a90d9); }
+.prefgen-text { height: 100%; box-sizing: border-box; padding: 4px 6px; overflow: auto; white-space: pre-wrap; user-select: text; color: var(--input-text); background: var(--comfy-input-bg); border-radius: 4px; font-size: 11px; }
 .prefgen-node { display: flex; gap: 4px; height: 100%; position: relative; color: var(--input-text); font-size: 11px; }
 .prefgen-node.prefgen-over .prefgen-half { outline: 2px dashed var(--p-primary-color, #4a90d9); outline-offset: -2px; }
 .prefgen-half { flex: 1; min-width: 0; display: flex; flex-direction: column; background: var(--comfy-input-bg); border-radius: 4px; padding: 4px; }
