@@ -43,7 +43,7 @@ def main() -> None:
     print(json.dumps(sizes))
 
 
-def write_clip(folder: Path, lines: list[str]) -> int:
+def write_clip(folder: Path, lines: list[str], max_tokens: int = MAX_TOKENS) -> int:
     """Write CLIP's tokenizer as a folder of transformers. Returns how many tokens it knows."""
     bpe = clip_bpe(lines)
     write_atomic(folder / "vocab.json", json.dumps(bpe["vocab"], ensure_ascii=False).encode())
@@ -51,7 +51,7 @@ def write_clip(folder: Path, lines: list[str]) -> int:
     write_atomic(folder / "merges.txt", merges.encode())
     start, end = CLIP_SPECIALS
     specials = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
-    config = specials | {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_TOKENS, "do_lower_case": True}
+    config = specials | {"tokenizer_class": "CLIPTokenizer", "model_max_length": max_tokens, "do_lower_case": True}
     write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=1).encode())
     write_atomic(folder / "special_tokens_map.json", json.dumps(specials, indent=1).encode())
     return len(bpe["vocab"])

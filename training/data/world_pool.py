@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from prefgen.atelier.world.models import LATENT_SIZE, VAE_CONFIG, load_vae
 from prefgen.atelier.world.prompts import Prompt
+from prefgen.atelier.world.render import render
 from prefgen.atelier.world.scenes import Scene, random_scene
 from prefgen.atelier.world.subjects import CLASS_OF
+
+from ..common.cache import cached, digest_of
 
 # Pictures that encoders don't learn from: the last ones.
 UNSEEN = 2000
@@ -75,3 +79,21 @@ class WorldPool:
 def as_tensor(pictures: np.ndarray) -> torch.Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in -1..1."""
     return torch.from_numpy(np.array(pictures)).movedim(-1, 1).float() / 127.5 - 1
+
+
+def pool_latents(runs: Path, pool: WorldPool, seed: int) -> torch.Tensor:
+    """Latents of the whole pool, float16 [n, 8, 32, 32]: its pictures drawn again at 256 px, encoded once, stored
+    in the runs folder. seed: the pool's.
+
+    SystemExit where they were made by another VAE, or of another pool.
+    """
+    vae = load_vae()
+
+    def fill(start: int, stop: int) -> dict[str, np.ndarray]:
+        pictures = as_tensor(np.stack([render(pool_scene(seed, i)) for i in range(start, stop)]))
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            return {"latents": vae.encode(pictures).latent_dist.mean.half().numpy()}
+
+    key = {"vae": digest_of(vae), "pool": pool.digest}
+    columns = {"latents": ((VAE_CONFIG["latent_channels"], LATENT_SIZE, LATENT_SIZE), np.float16)}
+    return torch.from_numpy(np.array(cached(runs, "world_latents", len(pool), columns, key, fill, 64)["latents"]))

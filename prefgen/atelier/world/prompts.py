@@ -100,21 +100,51 @@ def fits(scene: Scene, prompt: Prompt) -> bool:
     )
 
 
-def phrases(scene: Scene) -> list[str]:
-    """How the scene's look is said: one phrase for every named trait and every visible trait that has bins."""
+def phrases(scene: Scene) -> dict[str, str]:
+    """How the scene's look is said, {trait: phrase}: every named trait, and every visible trait that has bins."""
     kinds = scene.kinds
     numbers = scene.numbers
-    said = [NAMED[trait][kind] for trait, kind in kinds.items()]
+    said = {trait: NAMED[trait][kind] for trait, kind in kinds.items()}
     for name in COARSE:
         if visible(name, kinds, numbers):
-            said.append(CONTINUOUS[name].bins[CONTINUOUS[name].bin(numbers[name])])
+            said[name] = CONTINUOUS[name].bins[CONTINUOUS[name].bin(numbers[name])]
     return said
 
 
-def caption(scene: Scene, rng: np.random.Generator, keep: float = 0.5, open_share: float = 0.4) -> str:
-    """The scene in words: open words for the subject in `open_share` of the captions, each phrase with p = `keep`."""
+@dataclass(frozen=True)
+class Caption:
+    """A caption, and what it names: keys of `phrases`, and "subject", "number", "setting" and "companion"."""
+
+    text: str
+    names: frozenset[str]
+
+
+def caption(
+    scene: Scene, rng: np.random.Generator, keep: float = 0.5, open_share: float = 0.4, bare: bool = False
+) -> Caption:
+    """The scene in words: open words for the subject in `open_share` of the captions, each phrase with p = `keep`.
+
+    bare: phrases alone, at least one of them.
+    """
     subject = OPEN if rng.random() < open_share else scene.subject
     asked = asked_words(subject, CLASS_OF[scene.subject], scene.number, scene.setting, scene.companion)
-    said = [phrase for phrase in phrases(scene) if rng.random() < keep]
+    look = phrases(scene)
+    said = [trait for trait in look if rng.random() < keep]
+    if bare and not said:
+        said = [list(look)[rng.integers(len(look))]]
     rng.shuffle(said)
-    return ", ".join([asked, *said])
+    words = [look[trait] for trait in said]
+    if bare:
+        return Caption(", ".join(words), frozenset(said))
+    content = {"number", "setting", "companion"} | ({"subject"} if subject else set())
+    return Caption(", ".join([asked, *words]), frozenset(content | set(said)))
+
+
+def every_word() -> list[str]:
+    """Every phrase of the world, for building vocabularies."""
+    lines = [asked_words(s, CLASS_OF[s], n, "none", "none") for s in SUBJECTS for n in NUMBERS]
+    lines += [asked_words(OPEN, kind, number, "none", "none") for kind in CLASSES for number in NUMBERS]
+    lines += [*SETTINGS.values(), *COMPANIONS.values(), OPEN_SETTING, OPEN_COMPANION, "and , "]
+    lines += [phrase for kinds in NAMED.values() for phrase in kinds.values()]
+    lines += [phrase for name in COARSE for phrase in CONTINUOUS[name].bins]
+    return [*lines, *SUBJECTS, *CLASSES, *NAMED]

@@ -91,9 +91,9 @@ def test_captions_say_names_and_bins_and_nothing_of_the_traits_without_words():
         said = [caption(one, np.random.default_rng(n), keep=1.0) for one in (each, other)]
         assert said[0] == said[1]
     bold, thin = (scene(stroke_width=width) for width in (11.0, 3.0))
-    assert "bold lines" in phrases(bold) and "thin lines" in phrases(thin)
+    assert phrases(bold)["stroke_width"] == "bold lines" and phrases(thin)["stroke_width"] == "thin lines"
     assert phrases(scene(stroke_width=9.0)) == phrases(scene(stroke_width=11.9))
-    assert "bold lines" not in phrases(scene(stroke_width=11.0, line="none"))
+    assert "stroke_width" not in phrases(scene(stroke_width=11.0, line="none"))
 
 
 def test_prompts_say_what_they_ask_for_and_held_out_ones_are_never_of_training():

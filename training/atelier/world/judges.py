@@ -13,8 +13,10 @@ from prefgen.atelier.models import WEIGHTS
 from prefgen.atelier.world.judge import PERIODIC, Judge, distances, shares_of
 from prefgen.atelier.world.labels import CLASSES, class_labels, value_labels, visible_traits
 from prefgen.atelier.world.models import as_read
+from prefgen.atelier.world.prompts import Prompt
 from prefgen.atelier.world.render import render
 from prefgen.atelier.world.scenes import random_scene
+from prefgen.atelier.world.subjects import CLASS_OF
 from prefgen.atelier.world.traits import CONTINUOUS
 
 from ...common.config.command import StageArgs
@@ -26,6 +28,7 @@ from ...common.run import Run
 from ...data.world_pool import WorldPool, as_tensor
 
 HELDOUT_SEED = 900_001
+SUBJECT, SETTING = (list(CLASSES).index(name) for name in ("subject", "setting"))
 # A step before the log variances count: an untrained mean would be answered by a large variance.
 CALIBRATED_FROM = 500
 Augmentation = Callable[[torch.Tensor], torch.Tensor]
@@ -39,6 +42,7 @@ def train_judge(args: StageArgs[WorldJudge], name: str, augment: Augmentation) -
         return
     pool = WorldPool(args.runs)
     judge = Judge(section.width)
+    paired = paired_subjects()
     optimiser = torch.optim.AdamW(parameter_groups(judge, 0.02), betas=(0.9, 0.99))
     run.resume(model=judge, optimiser=optimiser)
 
@@ -50,6 +54,11 @@ def train_judge(args: StageArgs[WorldJudge], name: str, augment: Augmentation) -
         with run.timer("forward"), torch.autocast("cpu", torch.bfloat16):
             logits, values, log_variances = judge(pictures)
         truth = pool.classes[chosen]
+        # What training never shows together is no wrong answer: otherwise the judge would learn that a held-out pair of
+        # subject and setting can't be.
+        subjects, settings = truth[:, SUBJECT], truth[:, SETTING]
+        logits["subject"] = logits["subject"].float().masked_fill(~paired[settings], -1e4)
+        logits["setting"] = logits["setting"].float().masked_fill(~paired[:, subjects].T, -1e4)
         losses = [F.cross_entropy(logits[head].float(), truth[:, i]) for i, head in enumerate(CLASSES)]
         reading = value_loss(values, log_variances, pool.values[chosen], pool.seen[chosen], step >= CALIBRATED_FROM)
         loss = torch.stack(losses).sum() + reading
@@ -60,6 +69,15 @@ def train_judge(args: StageArgs[WorldJudge], name: str, augment: Augmentation) -
     judge.eval()
     save_weights(judge.state_dict(), WEIGHTS / f"{name}.safetensors")
     run.finish(**figures(judge, section.heldout))
+
+
+def paired_subjects() -> torch.Tensor:
+    """Which subjects training shows in each setting, bool [settings, subjects]."""
+    rows = [
+        [not Prompt(CLASS_OF[subject], subject, "one", setting, "none").heldout for subject in CLASSES["subject"]]
+        for setting in CLASSES["setting"]
+    ]
+    return torch.tensor(rows)
 
 
 def value_loss(
@@ -97,7 +115,8 @@ def figures(judge: Judge, count: int) -> dict:
     by what covers 90 % of as many other renders (split conformal prediction, arXiv 2107.07511)."""
     fresh = _read_fresh(judge, 0, count)
     others = _read_fresh(judge, count, count)
-    accuracy = (fresh["classes"] == fresh["true_classes"]).float().mean(0).tolist()
+    right = fresh["classes"] == fresh["true_classes"]
+    unpaired = ~paired_subjects()[fresh["true_classes"][:, SETTING], fresh["true_classes"][:, SUBJECT]]
     covered = {}
     explained = {}
     for i, name in enumerate(CONTINUOUS):
@@ -110,8 +129,9 @@ def figures(judge: Judge, count: int) -> dict:
         ratios = (distances(others["shares"], others["values"]) / others["errors"])[elsewhere, i]
         within = error <= ratios.quantile(0.9) * fresh["errors"][seen, i]
         covered[name] = round(within.float().mean().item(), 3)
-    rounded = {name: round(share, 4) for name, share in zip(CLASSES, accuracy, strict=True)}
-    return {"accuracy": rounded, "r2": explained, "covered": covered, "renders": count}
+    accuracy = {name: round(right[:, i].float().mean().item(), 4) for i, name in enumerate(CLASSES)}
+    accuracy["subject of a held-out pair"] = round(right[unpaired, SUBJECT].float().mean().item(), 4)
+    return {"accuracy": accuracy, "r2": explained, "covered": covered, "renders": count}
 
 
 def _read_fresh(judge: Judge, first: int, count: int) -> dict[str, torch.Tensor]:

@@ -1,0 +1,173 @@
+"""The second world's stages: each runs from nothing at a tiny size, and what they rest on holds."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from prefgen.atelier.models import PREDICTION, alphas_cumprod
+from prefgen.atelier.world.judge import PERIODIC, Judge, shares_of
+from prefgen.atelier.world.labels import CLASSES, class_labels, scene_of, value_labels
+from prefgen.atelier.world.models import VAE_CONFIG, as_read
+from prefgen.atelier.world.prompts import phrases
+from prefgen.atelier.world.render import render
+from prefgen.atelier.world.scenes import random_scene
+from prefgen.atelier.world.traits import CONTINUOUS
+from tests.closeness import assert_close
+from tests.training.commands import start
+from training.atelier.world import judges, unet, vae
+from training.atelier.world.captions import named_classes, random_caption
+from training.atelier.world.obedience import heldout_requests
+from training.common.sampling import NoiseSchedule
+from training.data.trait_tokens import TRAITS, TraitTokens, random_said
+from training.data.world_pool import WorldPool, as_tensor, pool_scene, prompt_of
+
+SIZES = {
+    "pool": ["count=48", "large=16", "processes=1"],
+    "vae": ["steps=5", "batch=4", "heldout=2"],
+    "judge_a": ["steps=3", "batch=8", "heldout=40"],
+    "judge_b": ["steps=3", "batch=8", "heldout=40"],
+    "tokenizers": [],
+    "clip": ["steps=3", "batch=8"],
+    "unet": ["steps=4", "batch=4", "pictures=2", "measure_every=3"],
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    for name, sizes in SIZES.items():
+        options = [word for size in sizes for word in ("--set", f"atelier.world.{name}.{size}")]
+        runs = [] if name == "tokenizers" else ["--runs", folder / "runs"]
+        process = start(
+            f"atelier.world.{name}", *options, *runs, environment={"PREFGEN_ATELIER_WEIGHTS": str(folder / "weights")}
+        )
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors[-3000:]
+    return folder
+
+
+@pytest.mark.slow
+def test_every_stage_leaves_weights_and_figures(trained):
+    weights = {path.stem for path in (trained / "weights").glob("*.safetensors")}
+    assert weights == {"vae", "judge_a", "judge_b", "clip", "unet", "trait_tokens"}
+    for name in ("vae", "judge_a", "clip", "unet"):
+        assert json.loads((trained / f"runs/atelier.world.{name}/done").read_text())
+    obeyed = json.loads((trained / "runs/atelier.world.unet/done").read_text())
+    assert {"subject", "number", "setting", "companion", "trait tokens"} <= set(obeyed)
+
+
+@pytest.mark.slow
+def test_the_pool_is_what_its_scenes_show_and_holds_no_pair_of_the_tests(trained):
+    pool = WorldPool(trained / "runs")
+    for i in (0, 17, 40):
+        scene = pool_scene(0, i)
+        assert pool.classes[i].tolist() == class_labels(scene)
+        drawn = as_tensor(render(scene)[None])
+        # Averaged in whole numbers there, in floats here.
+        assert (as_read(drawn) - pool.batch(slice(i, i + 1))).abs().max() <= 1.01 / 127.5
+    assert np.array_equal(pool.large[5], render(pool_scene(0, 5)))
+    assert not any(prompt_of(pool_scene(0, i)).heldout for i in range(300))
+    assert all(request.prompt.heldout for request in heldout_requests(20))
+
+
+def test_a_scene_comes_back_from_its_labels():
+    for n in range(20):
+        scene = random_scene(np.random.default_rng(n))
+        back = scene_of(class_labels(scene), value_labels(scene))
+        assert back.with_traits(seed=scene.seed).named == scene.named and back.subject == scene.subject
+        assert_close(torch.tensor(back.values), torch.tensor(scene.values))
+
+
+def test_latents_get_unit_variance_and_pictures_stay():
+    torch.manual_seed(0)
+    model = AutoencoderKL(**VAE_CONFIG).eval()
+    pictures = torch.rand(4, 3, 64, 64) * 2 - 1
+    with torch.inference_mode():
+        before = model.decode(model.encode(pictures).latent_dist.mean).sample
+        variances = model.encode(pictures).latent_dist.logvar
+    mean, std = vae.channel_statistics(model, pictures)
+    assert (std - 1).abs().max() > 0.1
+    vae.fold_scale(model, mean, std)
+    with torch.inference_mode():
+        posterior = model.encode(pictures).latent_dist
+        assert_close(model.decode(posterior.mean).sample, before)
+    folded_mean, folded_std = vae.channel_statistics(model, pictures)
+    assert folded_mean.abs().max() < 1e-3 and (folded_std - 1).abs().max() < 1e-3
+    assert_close(posterior.logvar + 2 * std.log()[:, None, None], variances)
+
+
+def test_a_judges_loss_is_least_where_it_says_the_truth_and_how_sure_it_is():
+    truth = torch.rand(64, len(CONTINUOUS))
+    angles = truth * 2 * torch.pi
+    exact = torch.where(
+        PERIODIC[:, None], torch.stack([angles.cos(), angles.sin()], -1), truth[..., None].expand(-1, -1, 2)
+    )
+    assert_close(shares_of(exact), truth)
+    seen = torch.rand(truth.shape) < 0.7
+    sure, unsure = torch.full_like(truth, -8.0), torch.full_like(truth, -2.0)
+    right = judges.value_loss(exact, sure, truth, seen, calibrated=True)
+    assert right < judges.value_loss(exact, unsure, truth, seen, calibrated=True)
+    wrong = exact.roll(1, 0)
+    assert judges.value_loss(wrong, unsure, truth, seen, True) < judges.value_loss(wrong, sure, truth, seen, True)
+    # What can't be seen costs nothing.
+    assert judges.value_loss(wrong, sure, truth, torch.zeros_like(seen), True) == 0
+
+
+def test_a_judge_reads_pictures_of_any_size_the_same():
+    torch.manual_seed(0)
+    judge = Judge(8).eval()
+    scene = random_scene(np.random.default_rng(3))
+    whole = as_tensor(render(scene)[None])
+    for one, other in zip(judge.read(whole), judge.read(as_read(whole)), strict=True):
+        assert one.scene == other.scene and one.errors == other.errors
+    assert set(CLASSES["subject"]) >= {judge.read(whole)[0].scene.subject}
+
+
+def test_shifted_timesteps_are_noisier_by_the_shift():
+    schedule = NoiseSchedule(alphas_cumprod(), PREDICTION)
+    shifted = unet.shifted_timesteps(schedule)
+    assert (shifted >= torch.arange(1000)).all() and (shifted.diff() >= 0).all()
+    ratios = schedule.snr.log()
+    inside = torch.arange(10, 850)
+    # One timestep is the finest there is: at most 0.2 of a unit apart there.
+    assert (ratios[inside] - ratios[shifted[inside]] - unet.SHIFT).abs().max() < 0.2
+    torch.manual_seed(0)
+    assert unet.random_timesteps(shifted, 500, fine=True).max() < unet.FINE
+
+
+def test_trait_tokens_hear_what_is_said_and_nothing_else():
+    torch.manual_seed(0)
+    module = TraitTokens(32)
+    scenes = [random_scene(np.random.default_rng(n)) for n in range(6)]
+    classes = torch.tensor([class_labels(scene) for scene in scenes])
+    values = torch.tensor([value_labels(scene) for scene in scenes])
+    nothing = module(classes, values, torch.zeros(6, TRAITS, dtype=torch.bool))
+    assert_close(nothing, nothing[:1].expand_as(nothing))
+    said = torch.zeros(6, TRAITS, dtype=torch.bool)
+    said[:, len(CLASSES) + list(CONTINUOUS).index("tilt")] = True
+    tilt = list(CONTINUOUS).index("tilt")
+    same_tilt = values.clone()
+    same_tilt[:, tilt] = 0.25
+    assert_close(module(classes, same_tilt, said), module(classes[:1], same_tilt[:1], said[:1]).expand(6, -1, -1))
+    assert (module(classes, values, said)[0] - module(classes, same_tilt, said)[0]).abs().max() > 1e-3
+    seen = torch.rand(200, len(CONTINUOUS)) < 0.5
+    drawn = random_said(seen, torch.full((200,), 0.5))
+    assert not (drawn[:, len(CLASSES) :] & ~seen).any() and 0.4 < drawn[:, : len(CLASSES)].float().mean() < 0.6
+    assert random_said(seen, torch.ones(200))[:, len(CLASSES) :].equal(seen)
+
+
+def test_captions_name_what_they_say():
+    rng = np.random.default_rng(0)
+    for n in range(200):
+        scene = random_scene(np.random.default_rng(n))
+        bare = random_caption(scene, rng, neutral=0.0, bare=1.0)
+        assert bare.text and not bare.names & {"subject", "number", "setting", "companion"}
+        neutral = random_caption(scene, rng, neutral=1.0)
+        assert ", " not in neutral.text
+        whole = random_caption(scene, rng, neutral=0.0)
+        look = phrases(scene)
+        assert sorted(whole.text.split(", ")[1:]) == sorted(look[name] for name in whole.names if name in look)
+    assert not named_classes([neutral])[0, list(CLASSES).index("palette")]
