@@ -32,6 +32,7 @@ SUBJECT, SETTING = (list(CLASSES).index(name) for name in ("subject", "setting")
 # A step before the log variances count: an untrained mean would be answered by a large variance.
 CALIBRATED_FROM = 500
 Augmentation = Callable[[torch.Tensor], torch.Tensor]
+Through = Callable[[torch.Tensor], torch.Tensor]
 
 
 def train_judge(args: StageArgs[WorldJudge], name: str, augment: Augmentation) -> None:
@@ -110,11 +111,14 @@ def shade(pictures: torch.Tensor, gain: float, noise: float) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def figures(judge: Judge, count: int) -> dict:
+def figures(judge: Judge, count: int, through: Through | None = None) -> dict:
     """Accuracy of every head and R2 of every trait on `count` fresh renders, and how much 90 % intervals cover, scaled
-    by what covers 90 % of as many other renders (split conformal prediction, arXiv 2107.07511)."""
-    fresh = _read_fresh(judge, 0, count)
-    others = _read_fresh(judge, count, count)
+    by what covers 90 % of as many other renders (split conformal prediction, arXiv 2107.07511).
+
+    through: what the renders [B, 3, 256, 256] in -1..1 pass before they are read, such as a VAE there and back.
+    """
+    fresh = _read_fresh(judge, 0, count, through)
+    others = _read_fresh(judge, count, count, through)
     right = fresh["classes"] == fresh["true_classes"]
     unpaired = ~paired_subjects()[fresh["true_classes"][:, SETTING], fresh["true_classes"][:, SUBJECT]]
     covered = {}
@@ -134,14 +138,15 @@ def figures(judge: Judge, count: int) -> dict:
     return {"accuracy": accuracy, "r2": explained, "covered": covered, "renders": count}
 
 
-def _read_fresh(judge: Judge, first: int, count: int) -> dict[str, torch.Tensor]:
+def _read_fresh(judge: Judge, first: int, count: int, through: Through | None) -> dict[str, torch.Tensor]:
     """What a judge reads off fresh renders, and what is true, by name: [count, ...]."""
     rows: dict[str, list] = {name: [] for name in ("classes", "true_classes", "shares", "values", "errors", "seen")}
     for start in tqdm(range(first, first + count, 64), desc="fresh renders", mininterval=5):
         stop = min(start + 64, first + count)
         scenes = [random_scene(np.random.default_rng([HELDOUT_SEED, i])) for i in range(start, stop)]
-        pictures = as_read(as_tensor(np.stack([render(scene) for scene in scenes])))
-        logits, values, log_variances = judge(pictures * 0.5 + 0.5)
+        pictures = as_tensor(np.stack([render(scene) for scene in scenes]))
+        pictures = through(pictures) if through else pictures
+        logits, values, log_variances = judge(as_read(pictures) * 0.5 + 0.5)
         rows["classes"].append(torch.stack([logits[name].argmax(1) for name in CLASSES], 1))
         rows["true_classes"].append(torch.tensor([class_labels(scene) for scene in scenes]))
         rows["shares"].append(shares_of(values))
