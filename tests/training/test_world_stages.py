@@ -31,6 +31,8 @@ SIZES = {
     "judge_b": ["steps=3", "batch=8", "heldout=40"],
     "tokenizers": [],
     "clip": ["steps=3", "batch=8"],
+    "mllm_vision": ["steps=3", "batch=8"],
+    "captioning": ["steps=3", "batch=8"],
     "unet": ["steps=4", "batch=4", "pictures=2", "measure_every=3"],
 }
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
+from transformers import CLIPModel
 
 from prefgen.atelier.models import load_clip
 from prefgen.files import write_atomic
@@ -43,7 +44,7 @@ def main() -> None:
         return
     pool = PicturePool(args.runs)
     model = new_mllm()
-    print(f"{start_from_clip(model.model.vision_model)} tensors from CLIP", flush=True)
+    print(f"{start_from_clip(model.model.vision_model, load_clip())} tensors from CLIP", flush=True)
     run.warm_start(model, "mllm/model")
     vision = vision_parts(model)
     heads = AttributeHeads(4 * model.config.text_config.hidden_size)
@@ -74,9 +75,9 @@ def main() -> None:
     run.finish(heads=[round(share, 4) for share in accuracy])
 
 
-def start_from_clip(vision: nn.Module) -> int:
+def start_from_clip(vision: nn.Module, model: CLIPModel) -> int:
     """Copy the CLIP tower's matching weights into the SmolVLM tower. Returns how many tensors were copied."""
-    clip = load_clip().vision_model.state_dict()
+    clip = model.vision_model.state_dict()
     copied = {}
     for key, value in vision.state_dict().items():
         if key not in clip:
@@ -90,7 +91,7 @@ def start_from_clip(vision: nn.Module) -> int:
 
 
 def image_tokens(model, pictures: torch.Tensor) -> torch.Tensor:
-    """Pictures [B, 3, 128, 128] in -1..1 -> image tokens [B, 4, 192]."""
+    """Pictures [B, 3, 128, 128] in -1..1 -> image tokens [B, n, 192]."""
     patch = model.config.vision_config.patch_size
     mask = torch.ones(len(pictures), *(side // patch for side in pictures.shape[-2:]), dtype=torch.bool)
     states = model.model.vision_model(pixel_values=pictures, patch_attention_mask=mask).last_hidden_state

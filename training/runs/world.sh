@@ -19,9 +19,17 @@ stage pool "$@"                      # 50,000 pictures with labels
 
 (stage vae "$@") &                   # pictures <-> latents
 vae=$!
-(stage judge_a "$@"; stage judge_b "$@"; stage clip "$@") &    # what reads pictures
+(
+    stage judge_a "$@"               # reads scenes off pictures; for choices
+    stage clip "$@"                  # captions <-> pictures
+    stage judge_b "$@"               # the same as judge A; for what is reported
+    stage mllm_vision "$@"           # the MLLM's vision tower
+) &
 readers=$!
 wait $vae
 wait $readers
 stage gate_vae "$@"
-stage unet "$@"                      # captions and trait tokens -> latents
+stage unet "$@" &                    # captions and trait tokens -> latents
+unet=$!
+stage captioning "$@"                # the MLLM's language model
+wait $unet

@@ -13,12 +13,15 @@ from ..models import CLIP_TEXT_CONFIG as FIRST_TEXT
 from ..models import CLIP_TOKENIZER, CLIP_VISION_CONFIG, load_weights
 from ..models import UNET_CONFIG as FIRST_UNET
 from ..models import VAE_CONFIG as FIRST_VAE
+from ..models import mllm_config as first_mllm_config
 from .render import SIZE
 
 READ_SIZE = 128
 LATENT_SIZE = SIZE // 8
 # A caption that says every trait has up to 57 tokens.
 MAX_TOKENS = 64
+
+MLLM_SCALE_FACTOR = 2  # 8 x 8 patches become 4 x 4 image tokens
 
 CLIP_TEXT_CONFIG = FIRST_TEXT | {"max_position_embeddings": MAX_TOKENS}
 
@@ -69,3 +72,10 @@ def load_vae():
     model = AutoencoderKL(**VAE_CONFIG, scaling_factor=1.0)
     model.load_state_dict(load_weights("vae"))
     return model.eval()
+
+
+def mllm_config():
+    """SmolVLMConfig of the preference MLLM: 16 image tokens a picture, since angles and spacings have to be seen."""
+    config = first_mllm_config()
+    config.scale_factor = MLLM_SCALE_FACTOR
+    return config

@@ -1,1 +1,1 @@
-"""The stages of the second world's base models, in their order: pool, vae, judge_a, judge_b, clip, unet."""
+"""The stages of the second world's base models. `training/runs/world.sh` has their order."""

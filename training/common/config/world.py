@@ -94,6 +94,28 @@ class WorldUnet(Training):
     seed: Natural = 4
 
 
+class WorldMllmVision(Training):
+    """Vision tower and connector of the MLLM."""
+
+    stage = "atelier.world.mllm_vision"
+
+    steps: Natural = 3000
+    batch: Count = 96
+    lr: Rate = 1e-3
+    seed: Natural = 7
+
+
+class WorldCaptioning(Training):
+    """The MLLM's language model, before it reads histories: it captions single pictures."""
+
+    stage = "atelier.world.captioning"
+
+    steps: Natural = 2000
+    batch: Count = 64
+    lr: Rate = 1e-3
+    seed: Natural = 6
+
+
 class World(Section):
     """The second world's stages."""
 
@@ -103,3 +125,5 @@ class World(Section):
     judge_b: WorldSecondJudge = WorldSecondJudge()
     clip: WorldClip = WorldClip()
     unet: WorldUnet = WorldUnet()
+    mllm_vision: WorldMllmVision = WorldMllmVision()
+    captioning: WorldCaptioning = WorldCaptioning()
