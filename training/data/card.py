@@ -5,21 +5,22 @@ from __future__ import annotations
 import io
 import json
 import platform
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 import duckdb
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageOps
 
 from prefgen.files import read_text
 from prefgen.pictures import PUBLISHED, PictureError, read_picture
 
 from .duck import open_set, scalar
+from .errors import DataError
 from .schema import DISLIKED, LIKED
-from .store import Store, shards_of
+from .store import Store, images_at
 
 SHEET_USERS = 8  # rows
 SHEET_PICTURES = 6  # of each verdict
@@ -191,17 +192,15 @@ def contact_sheet(folder: Path, db: duckdb.DuckDBPyConnection, seed: int = 0) ->
     width = SHEET_PICTURES * SHEET_SIDE
     height = SHEET_SIDE + SHEET_TEXT
     sheet = Image.new("RGB", (2 * width + SHEET_GAP, max(1, len(users)) * height), "white")
-    shards = shards_of(folder)
     any_picture = False
     for row, user in enumerate(users):
         ImageDraw.Draw(sheet).text((2, row * height + 1), f"user {user}", fill="black")
         for column, verdict in enumerate((LIKED, DISLIKED)):
-            for i, image in enumerate(_first_pictures(shards, db, user, verdict)):
-                if image is not None:
-                    any_picture = True
-                    x = column * (width + SHEET_GAP) + i * SHEET_SIDE
-                    y = row * height + SHEET_TEXT - 1
-                    sheet.paste(ImageOps.contain(image, (SHEET_SIDE - 2, SHEET_SIDE - 2)), (x, y))
+            for place, image in _first_pictures(folder, db, user, verdict):
+                any_picture = True
+                x = column * (width + SHEET_GAP) + place * SHEET_SIDE
+                y = row * height + SHEET_TEXT - 1
+                sheet.paste(ImageOps.contain(image, (SHEET_SIDE - 2, SHEET_SIDE - 2)), (x, y))
     if not any_picture:
         return None
     file = io.BytesIO()
@@ -210,30 +209,14 @@ def contact_sheet(folder: Path, db: duckdb.DuckDBPyConnection, seed: int = 0) ->
 
 
 def _first_pictures(
-    shards: list[Path], db: duckdb.DuckDBPyConnection, user: int, verdict: str
-) -> list[Image.Image | None]:
-    """The first of a user's history; None for one that is absent or can't be read, which the check names."""
+    folder: Path, db: duckdb.DuckDBPyConnection, user: int, verdict: str
+) -> Iterator[tuple[int, Image.Image]]:
+    """(place, picture) of the first of a user's history; what is absent or can't be read, the check names."""
     places = db.execute(
         "SELECT shard, row FROM pictures WHERE user = ? AND verdict = ? AND NOT heldout ORDER BY item LIMIT ?",
         [user, verdict, SHEET_PICTURES],
     ).fetchall()
-    images = []
-    for shard, row in places:
-        image = None
-        with suppress(PictureError, OSError):
-            image = read_image(shards[shard], row)
-        images.append(image)
-    return images
-
-
-def read_image(shard: Path, row: int) -> Image.Image | None:
-    """One picture of a shard, RGB, no larger than a history keeps it; reads the row group that it is in and nothing
-    else. PictureError for one that can't be read."""
-    with pq.ParquetFile(shard) as file:
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if row < rows:
-                data = file.read_row_group(group, columns=["image"])["image"][row].as_py()
-                return None if data is None else Image.fromarray(read_picture(data, formats=PUBLISHED))
-            row -= rows
-    raise IndexError(f"{shard} has no such row")
+    with suppress(DataError):
+        for place, data in images_at(folder, *np.array(places, np.int64).reshape(-1, 2).T):
+            with suppress(PictureError):
+                yield place, Image.fromarray(read_picture(data or b"", formats=PUBLISHED))

@@ -35,11 +35,9 @@ def check(folder: Path, pictures: bool = False) -> Iterator[tuple[str, list[str]
     if file_faults or schema_faults:
         return
     with open_set(folder) as db:
-        yield "index", [*_index_and_shards(db, folder), *_index(db)]
-        yield "leakage", list(_leakage(db))
-        yield "held-out pairs", list(_pairs(db))
-        yield "users", list(_users(db))
-        yield "balance", list(_balance(db))
+        more = {"index": _index_and_shards(db, folder), "leakage": _leaked_prompts(db), "balance": _balance(db)}
+        for name in COUNTS:
+            yield name, [*more.get(name, ()), *_counted(db, name)]
     if pictures:
         yield "pictures", list(_pictures(folder))
 
@@ -113,84 +111,84 @@ def _index_and_shards(db: duckdb.DuckDBPyConnection, folder: Path) -> Iterator[s
         yield f"{lost} pictures of the index are in no shard"
 
 
-def _index(db: duckdb.DuckDBPyConnection) -> Iterator[str]:
-    twice = scalar(db, "SELECT count(*) FROM (SELECT 1 FROM pictures GROUP BY user, picture HAVING count(*) > 1)")
-    if twice:
-        yield f"{twice} pictures come twice for one user"
-    unknown = scalar(db, "SELECT count(*) FROM pictures WHERE verdict NOT IN (?, ?)", [LIKED, DISLIKED])
-    if unknown:
-        yield f"{unknown} pictures have a verdict that is neither {LIKED} nor {DISLIKED}"
+# (query, what is said of the number that it counts, unless that is 0), in the order of the checks.
+COUNTS = {
+    "index": [
+        (
+            "SELECT count(*) FROM (SELECT 1 FROM pictures GROUP BY user, picture HAVING count(*) > 1)",
+            "pictures come twice for one user",
+        ),
+        (
+            f"SELECT count(*) FROM pictures WHERE verdict NOT IN ('{LIKED}', '{DISLIKED}')",
+            f"pictures have a verdict that is neither {LIKED} nor {DISLIKED}",
+        ),
+    ],
+    "leakage": [
+        *(
+            (
+                f"SELECT count(*) FROM (SELECT {column} FROM pictures WHERE split IN ('{TRAIN}', '{TEST}') "
+                "GROUP BY 1 HAVING count(DISTINCT split) > 1)",
+                f"{column}s are in {TRAIN} and in {TEST}",
+            )
+            for column in ("user", "picture")
+        ),
+        (
+            "SELECT count(*) FROM pictures LEFT JOIN users USING (user) "
+            f"WHERE pictures.split IS DISTINCT FROM users.split AND pictures.split IS DISTINCT FROM '{MIXED}'",
+            "pictures are in another split than their user in users.parquet",
+        ),
+    ],
+    "held-out pairs": [
+        *(
+            (
+                "SELECT count(*) FROM pairs LEFT JOIN pictures "
+                f"ON pictures.user = pairs.user AND picture = pairs.{verdict} "
+                f"WHERE verdict IS DISTINCT FROM '{verdict}' OR NOT heldout OR pictures.split != pairs.split",
+                f"pairs name a {verdict} picture that is missing, not held out, of another split or verdict",
+            )
+            for verdict in (LIKED, DISLIKED)
+        ),
+        (
+            "SELECT count(*) FROM pictures WHERE heldout AND NOT EXISTS (SELECT 1 FROM pairs "
+            "WHERE pairs.user = pictures.user AND picture IN (pairs.liked, pairs.disliked))",
+            "pictures are held out and in no pair",
+        ),
+    ],
+    "users": [
+        (
+            f"""SELECT count(*) FROM users FULL JOIN (
+                SELECT user, count(*) FILTER (verdict = '{LIKED}' AND NOT heldout) AS n_liked,
+                       count(*) FILTER (verdict = '{DISLIKED}' AND NOT heldout) AS n_disliked
+                FROM pictures GROUP BY user
+            ) USING (user) WHERE liked IS DISTINCT FROM n_liked OR disliked IS DISTINCT FROM n_disliked""",
+            "users have other numbers of pictures than users.parquet says",
+        ),
+    ],
+    "balance": [("SELECT count(*) FROM users WHERE liked = 0 OR disliked = 0", "users like everything or nothing")],
+}
 
 
-def _leakage(db: duckdb.DuckDBPyConnection) -> Iterator[str]:
-    for column in ("user", "picture"):
-        both = scalar(
-            db,
-            f"SELECT count(*) FROM (SELECT {column} FROM pictures WHERE split IN (?, ?) "
-            "GROUP BY 1 HAVING count(DISTINCT split) > 1)",
-            [TRAIN, TEST],
-        )
-        if both:
-            yield f"{both} {column}s are in {TRAIN} and in {TEST}"
-    train, test = (_prompts(db, split) for split in (TRAIN, TEST))
+def _counted(db: duckdb.DuckDBPyConnection, name: str) -> Iterator[str]:
+    """The faults of one part of COUNTS."""
+    for query, fault in COUNTS[name]:
+        if number := scalar(db, query):
+            yield f"{number} {fault}"
+
+
+def _leaked_prompts(db: duckdb.DuckDBPyConnection) -> Iterator[str]:
+    # As the split sees them, since a leak may differ in case or spacing.
+    prompts = "SELECT DISTINCT prompt FROM pictures WHERE split = ?"
+    train, test = (
+        {normal_prompt(prompt) for (prompt,) in db.execute(prompts, [split]).fetchall()} for split in (TRAIN, TEST)
+    )
     if train & test:
         yield f"{len(train & test)} prompts are in {TRAIN} and in {TEST}, such as {min(train & test)!r}"
-    moved = scalar(
-        db,
-        "SELECT count(*) FROM pictures LEFT JOIN users USING (user) "
-        f"WHERE pictures.split IS DISTINCT FROM users.split AND pictures.split IS DISTINCT FROM '{MIXED}'",
-    )
-    if moved:
-        yield f"{moved} pictures are in another split than their user in users.parquet"
-
-
-def _prompts(db: duckdb.DuckDBPyConnection, split: str) -> set[str]:
-    """A split's prompts as the split sees them, since a leak may differ in case or spacing. Pictures whose prompt
-    nobody knows have none in common."""
-    rows = db.execute("SELECT DISTINCT prompt FROM pictures WHERE split = ?", [split]).fetchall()
-    return {normal_prompt(prompt) for (prompt,) in rows} - {""}
-
-
-def _pairs(db: duckdb.DuckDBPyConnection) -> Iterator[str]:
-    for verdict in (LIKED, DISLIKED):
-        wrong = scalar(
-            db,
-            "SELECT count(*) FROM pairs LEFT JOIN pictures "
-            f"ON pictures.user = pairs.user AND picture = pairs.{verdict} "
-            "WHERE verdict IS DISTINCT FROM ? OR NOT heldout OR pictures.split != pairs.split",
-            [verdict],
-        )
-        if wrong:
-            yield f"{wrong} pairs name a {verdict} picture that is missing, not held out, of another split or verdict"
-    unpaired = scalar(
-        db,
-        "SELECT count(*) FROM pictures WHERE heldout AND NOT EXISTS (SELECT 1 FROM pairs "
-        "WHERE pairs.user = pictures.user AND picture IN (pairs.liked, pairs.disliked))",
-    )
-    if unpaired:
-        yield f"{unpaired} pictures are held out and in no pair"
-
-
-def _users(db: duckdb.DuckDBPyConnection) -> Iterator[str]:
-    wrong = scalar(
-        db,
-        """SELECT count(*) FROM users FULL JOIN (
-            SELECT user, count(*) FILTER (verdict = ? AND NOT heldout) AS n_liked,
-                   count(*) FILTER (verdict = ? AND NOT heldout) AS n_disliked FROM pictures GROUP BY user
-        ) USING (user) WHERE liked IS DISTINCT FROM n_liked OR disliked IS DISTINCT FROM n_disliked""",
-        [LIKED, DISLIKED],
-    )
-    if wrong:
-        yield f"{wrong} users have other numbers of pictures than users.parquet says"
 
 
 def _balance(db: duckdb.DuckDBPyConnection) -> Iterator[str]:
     share = scalar(db, "SELECT avg((verdict = ?)::INT) FROM pictures WHERE NOT heldout", [LIKED])
     if share is not None and not BALANCE[0] <= share <= BALANCE[1]:
         yield f"{share:.0%} of the histories' pictures are liked: outside {BALANCE[0]:.0%} to {BALANCE[1]:.0%}"
-    one_sided = scalar(db, "SELECT count(*) FROM users WHERE liked = 0 OR disliked = 0")
-    if one_sided:
-        yield f"{one_sided} users like everything or nothing"
 
 
 def _pictures(folder: Path) -> Iterator[str]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -165,6 +166,27 @@ def shard_name(number: int) -> str:
 def shards_of(folder: Path) -> list[Path]:
     """The picture shards of a set in order; what a system hides among them is none."""
     return visible_files(folder / "pictures", "*.parquet")
+
+
+def images_at(folder: Path, shards: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, bytes | None]]:
+    """(place in the arguments, encoded picture) of a set's pictures by shard and row. Every row group is read once, for
+    all that lie in it. DataError for a shard that is damaged or missing."""
+    for shard in np.unique(shards):
+        path = folder / shard_name(shard)
+        inside = np.flatnonzero(shards == shard)
+        try:
+            with pq.ParquetFile(path) as file:
+                sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+                starts = np.cumsum([0, *sizes])
+                groups = np.searchsorted(starts, rows[inside], side="right") - 1
+                for group in np.unique(groups):
+                    images = file.read_row_group(int(group), columns=["image"])["image"]
+                    for i in inside[groups == group]:
+                        yield int(i), images[int(rows[i] - starts[group])].as_py()
+        except (OSError, pa.ArrowException, IndexError) as error:
+            raise DataError(
+                f"{path} is damaged or missing: delete it and run the command that made the set again."
+            ) from error
 
 
 def write_parquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:

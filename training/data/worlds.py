@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +27,7 @@ from .atelier_users import ATTRIBUTE_INDEX, PoolSampler, interleaved, users_of
 from .errors import DataError
 from .picture_pool import PicturePool, label_names
 from .schema import LIKED, TEST, TRAIN
-from .store import shard_name
+from .store import images_at
 
 
 @dataclass(frozen=True)
@@ -286,38 +285,17 @@ class DataSetWorld(World):
 
     def pictures(self, numbers, long_side: int | None = LONG_SIDE) -> list[np.ndarray]:
         numbers = np.asarray(numbers)
-        files = dict(self._picture_files(numbers))
+        files = dict(images_at(self.folder, *(self.index[name].to_numpy()[numbers] for name in ("shard", "row"))))
         pictures = []
-        for number in numbers.tolist():
+        for place, number in enumerate(numbers.tolist()):
             try:
-                pictures.append(read_picture(files[number] or b"", long_side, formats=PUBLISHED))
+                pictures.append(read_picture(files[place] or b"", long_side, formats=PUBLISHED))
             except PictureError as error:
                 raise DataError(
                     f"Picture {number} of {self.folder} can't be read ({error.reason}): run "
                     "`python -m training.data check` on the set."
                 ) from error
         return pictures
-
-    def _picture_files(self, numbers: np.ndarray) -> Iterator[tuple[int, bytes]]:
-        """(number, encoded picture) of each. Every row group is read once for the numbers that lie in it."""
-        shards = self.index["shard"].to_numpy()[numbers]
-        rows = self.index["row"].to_numpy()[numbers]
-        for shard in np.unique(shards):
-            path = self.folder / shard_name(shard)
-            try:
-                with pq.ParquetFile(path) as file:
-                    sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-                    starts = np.cumsum([0, *sizes])
-                    inside = np.flatnonzero(shards == shard)
-                    groups = np.searchsorted(starts, rows[inside], side="right") - 1
-                    for group in np.unique(groups):
-                        images = file.read_row_group(int(group), columns=["image"])["image"]
-                        for i in inside[groups == group]:
-                            yield int(numbers[i]), images[int(rows[i] - starts[group])].as_py()
-            except (OSError, pa.ArrowException, IndexError) as error:
-                raise DataError(
-                    f"{path} is damaged or missing: delete it and run the command that made the set again."
-                ) from error
 
 
 def open_world(config, runs: Path) -> World:

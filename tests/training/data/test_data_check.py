@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from prefgen.files import file_sha256
+from prefgen.pictures import read_picture
 from training.data import card, store
 from training.data.agents.make import Population, make
 from training.data.agents.renderers import Atelier
@@ -305,9 +307,13 @@ def test_one_picture_is_read_from_the_place_that_the_index_names(sound):
         table = pq.read_table(sound / shard_name(shard))
         expected = Image.open(io.BytesIO(table["image"][row].as_py()))
         assert table["picture"][row].as_py() == picture
-        assert card.read_image(sound / shard_name(shard), row).tobytes() == expected.convert("RGB").tobytes()
-    with pytest.raises(IndexError):
-        card.read_image(sound / shard_name(0), 10_000)
+        assert read_picture(image_at(sound, shard, row)).tobytes() == expected.convert("RGB").tobytes()
+    with pytest.raises(DataError, match="pictures-00000.parquet is damaged or missing"):
+        image_at(sound, 0, 10_000)
+
+
+def image_at(folder, shard, row):
+    return dict(store.images_at(folder, np.array([shard]), np.array([row])))[0]
 
 
 @pytest.mark.parametrize("number, words", [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "Permission denied")])

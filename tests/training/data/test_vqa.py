@@ -5,15 +5,17 @@ import sys
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from prefgen.pictures import read_picture
 from tests.training.commands import content
 from training.data.agents.make import Population, make
 from training.data.agents.renderers import Atelier
-from training.data.card import read_image
 from training.data.errors import DataError
 from training.data.schema import TEST, TRAIN, normal_prompt, user_split
+from training.data.store import images_at
 from training.data.vqa import __main__ as command
 from training.data.vqa import make as make_module
 from training.data.vqa.control import TextOnly, beats_chance
@@ -89,9 +91,10 @@ def test_traits_are_told_from_the_history_s_own_pictures(made, data):
 
 def test_the_named_rows_hold_the_pictures(data, made):
     row = next(r for r in made[2][TEST] if r["kind"] == "which")
-    shards = sorted((data / "pictures").glob("*.parquet"))
-    for place in (*row["history"], *row["asked"]):
-        assert read_image(shards[place["shard"]], place["row"]).size == (16, 16)
+    places = [*row["history"], *row["asked"]]
+    shards, rows = (np.array([place[name] for place in places]) for name in ("shard", "row"))
+    pictures = [read_picture(image) for _, image in images_at(data, shards, rows)]
+    assert [picture.shape for picture in pictures] == [(16, 16, 3)] * len(places)
 
 
 def test_the_same_command_makes_the_same_bytes_and_another_is_refused(data, made, tmp_path):
