@@ -16,10 +16,12 @@ the family and its folder's tokenizer, and stay as they are. What else there is 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
-from ..compat import decoder_of, image_token_of, merged_tokens, module_of
+from ..compat import decoder_of, hidden_states_of, image_token_of, merged_tokens, module_of
 
 # How pictures in 0..1 are normalised: as SigLIP's towers take them, and as OpenAI's CLIP does (arXiv 2103.00020).
 HALF = (0.5, 0.5, 0.5)
@@ -235,6 +237,26 @@ class Qwen3VLFamily(Qwen25VLFamily):
         own, *deeper = pictures.split(embeds.shape[-1], -1)
         deep = {"visual_pos_masks": places, "deepstack_visual_embeds": deeper}
         return super().text_inputs(embeds, places, own) | deep
+
+
+@contextmanager
+def layer_outputs(decoder: torch.nn.Module, take: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
+    """Inside, take(layer, states [B, T, D]) is called after every layer of a decoder. It may raise."""
+
+    def hook_of(layer: int):
+        def hook(_module, _inputs, output):
+            take(layer, hidden_states_of(output))
+
+        return hook
+
+    # The last layer is taken after the final norm, as transformers' own hidden_states have it.
+    taps = [*decoder.layers[:-1], decoder.norm]
+    hooks = [module.register_forward_hook(hook_of(layer)) for layer, module in enumerate(taps)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 FAMILIES = (Idefics3Family, Idefics2Family, Qwen25VLFamily, Qwen3VLFamily, LlavaOnevisionFamily)

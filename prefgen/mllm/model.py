@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from ..compat import hidden_states_of, lost_its_head
+from ..compat import lost_its_head
 from ..history import HistoryItem, PreferenceHistory
 from ..lru import LeastRecentlyUsed
 from ..pictures import resize
-from .families import family_parts
+from .families import family_parts, layer_outputs
 from .files import MLLMError, check_folder, weights_digest
 from .loading import load_model, load_tokenizer
 from .lora import check_lora, merge_lora
@@ -226,16 +226,19 @@ class PreferenceMLLM:
     def _inputs(self, history: PreferenceHistory, features: list[torch.Tensor], question: str) -> dict:
         """The conversation as the decoder's arguments."""
         items = [(item.liked, item.prompt) for item in history.items]
-        ids = torch.tensor([self.token_ids(items, question)], device=self.device)
-        embeds = self.model.get_input_embeddings()(ids)
-        places = ids == self.family.image_token_id
-        pictures = torch.cat(features).to(embeds)
-        if int(places.sum()) != len(pictures):
+        return self.text_inputs(self.token_ids(items, question), torch.cat(features))
+
+    def text_inputs(self, ids: list[int], image_tokens: torch.Tensor) -> dict:
+        """The decoder's arguments for tokens [T] with pictures [n, D] in the image tokens' places."""
+        places = ids.count(self.family.image_token_id)
+        if places != len(image_tokens):
             raise MLLMError(
-                f"{self.name}'s tokenizer wrote {int(places.sum())} image tokens for {len(pictures)}: its files "
-                "don't belong together."
+                f"{self.name}'s tokenizer wrote {places} image tokens for {len(image_tokens)}: its files don't belong "
+                "together."
             )
-        return self.family.text_inputs(embeds, places, pictures)
+        tokens = torch.tensor([ids], device=self.device)
+        embeds = self.model.get_input_embeddings()(tokens)
+        return self.family.text_inputs(embeds, tokens == self.family.image_token_id, image_tokens.to(embeds))
 
     def _read(
         self, history: PreferenceHistory, features: list[torch.Tensor], interrupt: Callable[[], None] | None
@@ -243,27 +246,17 @@ class PreferenceMLLM:
         """H of a history: one prefill with hooks on every decoder layer, which take the last token only, so that the
         states of all others are let go, and may interrupt."""
         inputs = self._inputs(history, features, CLOSING_QUESTION)
-        decoder = self.family.text
-        last_token: dict[int, torch.Tensor] = {}
+        last_tokens: list[torch.Tensor] = []
 
-        def take_last_token(index: int):
-            def hook(_module, _inputs, output):
-                if interrupt:
-                    interrupt()
-                last_token[index] = hidden_states_of(output)[0, -1].float().cpu()
+        def take_last_token(_layer: int, states: torch.Tensor) -> None:
+            if interrupt:
+                interrupt()
+            last_tokens.append(states[0, -1].float().cpu())
 
-            return hook
-
-        # The last layer is taken after the final norm, as transformers' own hidden_states have it.
-        taps = [*decoder.layers[:-1], decoder.norm]
-        hooks = [module.register_forward_hook(take_last_token(i)) for i, module in enumerate(taps)]
-        try:
-            decoder(**inputs, use_cache=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with layer_outputs(self.family.text, take_last_token):
+            self.family.text(**inputs, use_cache=False)
         self.stats["prefill_runs"] += 1
-        states = torch.stack([last_token[i] for i in range(len(taps))])
+        states = torch.stack(last_tokens)
         if not torch.isfinite(states).all():
             raise self._not_numbers()
         return states

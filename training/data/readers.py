@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from prefgen.atelier.models import MLLM_FOLDER
-from prefgen.compat import hidden_states_of
 from prefgen.dtypes import DTYPES
+from prefgen.mllm.families import layer_outputs
 from prefgen.mllm.files import MLLMError
 from prefgen.mllm.model import PreferenceMLLM
 from prefgen.mllm.prompt import CLOSING_QUESTION
@@ -81,12 +81,8 @@ class Reader:
             items = list(zip(history.liked.tolist(), history.prompts, strict=True))
             prompt = self.mllm.token_ids(items, conversation.question, len(conversation.shown))
             answer = self.answer_ids(conversation.answer)
-            ids = torch.tensor([prompt + answer], device=device)
-            embeds = self.mllm.model.get_input_embeddings()(ids)
             pictures = np.concatenate([history.pictures, conversation.shown]).astype(np.int64)
-            image_tokens = self.features(pictures.tolist()).to(embeds)
-            places = ids == self.mllm.family.image_token_id
-            rows.append(self.mllm.family.text_inputs(embeds, places, image_tokens))
+            rows.append(self.mllm.text_inputs(prompt + answer, self.features(pictures.tolist())))
             labels.append(torch.tensor([-100] * len(prompt) + answer))
             last.append(len(prompt) - 1)
         lengths = torch.tensor([len(row) for row in labels])
@@ -106,23 +102,13 @@ class Reader:
         def ends(states: torch.Tensor) -> torch.Tensor:  # [B, T, D] -> [B, D]
             return states[rows, batch.last].float()
 
-        def tap(index: int):
-            def hook(_module, _inputs, output):
-                states = hidden_states_of(output)
-                # Gradient checkpointing runs a layer again without this hook: nothing may be computed in it then.
-                states_of[index] = states if learning else ends(states)
+        def take(layer: int, states: torch.Tensor) -> None:
+            # Gradient checkpointing runs a layer again without its hook: nothing may be computed in it then.
+            states_of[layer] = states if learning else ends(states)
 
-            return hook
-
-        # The last layer's state is taken after the norm, as the nodes do.
-        modules = [*text.layers[:-1], text.norm]
-        hooks = [module.register_forward_hook(tap(i)) for i, module in enumerate(modules)]
-        try:
+        with layer_outputs(text, take):
             last_states = text(**batch.inputs, use_cache=False).last_hidden_state
-        finally:
-            for hook in hooks:
-                hook.remove()
-        layers = [ends(states_of[i]) if learning else states_of[i] for i in range(len(modules))]
+        layers = [ends(states) if learning else states for _, states in sorted(states_of.items())]
         return torch.stack(layers, 1), last_states
 
     @torch.no_grad()
