@@ -92,8 +92,11 @@ def frechet(pictures: np.ndarray, liked: np.ndarray) -> float:
     return float(between_means + np.trace(spread) + np.trace(liked_spread) - 2 * shared)
 
 
-def diversity(readings: list[dict], each: int) -> np.ndarray:
-    """Mean 1 - cosine of CLIP embeddings between pictures that differ in the seed alone: `each` in a row, [groups]."""
-    groups = np.array([r["clip"] for r in readings]).reshape(-1, each, len(readings[0]["clip"]))
+def diversity(groups: np.ndarray) -> np.ndarray:
+    """Mean 1 - cosine between pictures that differ in the seed alone, [groups], of unit embeddings [groups, seeds, d];
+    NaN with one seed."""
+    seeds = groups.shape[1]
+    if seeds < 2:
+        return np.full(len(groups), np.nan)
     cosine = groups @ groups.transpose(0, 2, 1)
-    return 1 - (cosine.sum((1, 2)) - np.trace(cosine, axis1=1, axis2=2)) / (each * (each - 1))
+    return 1 - (cosine.sum((1, 2)) - np.trace(cosine, axis1=1, axis2=2)) / (seeds * (seeds - 1))

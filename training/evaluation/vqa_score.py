@@ -33,7 +33,6 @@ from ..common.arguments import natural, positive
 from ..common.config.command import load
 from ..common.devices import default_device
 from ..common.errors import exit_with_message
-from ..common.statistics import bootstrap
 from ..data.errors import DataError
 from ..data.image_tokens import new_mllm, pool_image_tokens
 from ..data.preference_questions import Questions
@@ -42,6 +41,7 @@ from ..data.schema import TEST, TRAIN
 from ..data.vqa.control import TextOnly
 from ..data.vqa.questions import ANSWERS, WOULD, Picture, Question
 from ..data.worlds import World, open_world
+from .metrics import interval
 from .tables import estimate, table
 
 RANKED = "ranked"
@@ -206,10 +206,9 @@ def summary(shares: dict[str, dict[str, dict[int, float]]]) -> dict:
         for kind, users in kinds.items():
             own = np.array([users[user] for user in sorted(users)])
             tuned = np.array([shares[TUNED][kind][user] for user in sorted(users)])
-            figures[name][kind] = {"mean": round(float(own.mean()), 4), "ci95": bootstrap(own), "users": len(own)}
+            figures[name][kind] = interval(own)
             if name != TUNED:
-                margin = tuned - own
-                figures[name][kind]["tuned_more"] = {"mean": round(float(margin.mean()), 4), "ci95": bootstrap(margin)}
+                figures[name][kind]["tuned_more"] = interval(tuned - own)
     return figures
 
 

@@ -78,8 +78,8 @@ def test_the_frechet_distance_is_that_of_two_normal_distributions():
 
 
 def test_diversity_is_0_for_one_picture_again_and_1_for_unrelated_ones():
-    same, apart = [{"clip": [1.0, 0.0, 0.0]}] * 3, [{"clip": row} for row in np.eye(3).tolist()]
-    assert metrics.diversity(same + apart, 3).tolist() == pytest.approx([0.0, 1.0])
+    same = [[1.0, 0.0, 0.0]] * 3
+    assert metrics.diversity(np.array([same, np.eye(3)])).tolist() == pytest.approx([0.0, 1.0])
 
 
 def test_reference_attention_is_the_plain_one_at_weight_0_and_reads_each_half_its_own():

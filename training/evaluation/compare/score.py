@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from prefgen.pictures import read_picture
 
-from ..metrics import cmmd, interval
+from ..metrics import cmmd, diversity, interval
 from ..scores import Clip, Csd, ViperProxy
 from .painter import Job
 from .people import HistoryReadings, Person
@@ -66,7 +66,7 @@ def score_person(
         "clip_t": float(100 * (embeds * judges.clip.texts(prompts)).sum(1).mean()),
         "clip_i": float(100 * cosine_to_mean(embeds, judges.clip.images, liked)),
         "cmmd": float("nan"),
-        "diversity": diversity(embeds, jobs),
+        "diversity": float(diversity(embeds.view(len(person.prompts), -1, embeds.shape[1]).numpy()).mean()),
     }
     # An unbiased distance needs two pictures on each side.
     if min(len(liked), len(pictures)) >= 2:
@@ -89,17 +89,6 @@ def cosine_to_mean(
         return torch.tensor(float("nan"))
     mean = torch.nn.functional.normalize(embed(liked).mean(0), dim=0)
     return (embeds @ mean).mean()
-
-
-def diversity(embeds: torch.Tensor, jobs: list[Job]) -> float:
-    """Mean 1 - cosine between pictures that differ in the seed alone; NaN with one seed."""
-    distances = []
-    for prompt in {job.prompt for job in jobs}:
-        same = embeds[[i for i, job in enumerate(jobs) if job.prompt == prompt]]
-        if len(same) > 1:
-            cosine = same @ same.T
-            distances.append(float(1 - (cosine.sum() - cosine.trace()) / (len(same) * (len(same) - 1))))
-    return float(np.mean(distances)) if distances else float("nan")
 
 
 def summary(values: dict[str, list[float]], reference: dict[str, list[float]]) -> dict:

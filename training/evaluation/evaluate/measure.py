@@ -117,7 +117,8 @@ def measure(painted: PaintedRows, names: list[str], requests: list[Request]) -> 
             figures[name]["minus_words"] = metrics.interval(aligned[name] - aligned["described_both"])
         if name in seeds:
             figures[name]["fid"] = {"mean": round(distance_to_all(seen[name], liked), 4), "ci95": None}
-            figures[name]["diversity"] = metrics.interval(metrics.diversity(seeds[name]["readings"], SEEDS))
+            embeds = np.array([reading["clip"] for reading in seeds[name]["readings"]])
+            figures[name]["diversity"] = metrics.interval(metrics.diversity(embeds.reshape(-1, SEEDS, embeds.shape[1])))
     return {"rows": figures, "groups": groups(seen, aligned, painted.people, requests)}
 
 
