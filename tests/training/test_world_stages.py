@@ -1,6 +1,7 @@
 """The second world's stages: each runs from nothing at a tiny size, and what they rest on holds."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,15 +15,18 @@ from prefgen.atelier.world.models import VAE_CONFIG, as_read
 from prefgen.atelier.world.prompts import phrases
 from prefgen.atelier.world.render import render
 from prefgen.atelier.world.scenes import random_scene
-from prefgen.atelier.world.traits import CONTINUOUS
+from prefgen.atelier.world.traits import CONTINUOUS, NAMED
 from tests.closeness import assert_close
 from tests.training.commands import start
 from training.atelier.world import judges, unet, vae
 from training.atelier.world.captions import named_classes, random_caption
 from training.atelier.world.obedience import heldout_requests
+from training.atelier.world.people import People, make
 from training.common.sampling import NoiseSchedule
+from training.data.check import check
 from training.data.trait_tokens import TRAITS, TraitTokens, random_said
 from training.data.world_pool import WorldPool, as_tensor, pool_scene, prompt_of
+from training.data.worlds import DataSetWorld
 
 SIZES = {
     "pool": ["count=48", "large=16", "processes=1"],
@@ -173,3 +177,21 @@ def test_captions_name_what_they_say():
         look = phrases(scene)
         assert sorted(whole.text.split(", ")[1:]) == sorted(look[name] for name in whole.names if name in look)
     assert not named_classes([neutral])[0, list(CLASSES).index("palette")]
+
+
+def test_the_worlds_users_are_a_data_set_whose_users_like_what_they_say(tmp_path):
+    make(People(users=5, seed=1, shard_users=3), tmp_path / "people", processes=1)
+    assert not [fault for _, faults in check(tmp_path / "people") for fault in faults]
+    world = DataSetWorld(tmp_path / "people")
+    likes = Counter()
+    for user in world.users("train"):
+        wanted = {world.attributes[a] for a in world.tastes(user)[0]}
+        avoided = {world.attributes[a] for a in world.dislikes(user)}
+        history = world.history(user, np.random.default_rng(0), 12, 8)
+        shown = [set(world.index["attributes"][int(i)].as_py()) for i in history.pictures]
+        liked = [one for one, like in zip(shown, history.liked, strict=True) if like]
+        likes["shown"] += sum(len(wanted & one) for one in liked)
+        likes["asked"] += len(wanted) * len(liked)
+        assert not any(avoided & one & {a for a in avoided if a.split("/")[0] in NAMED} for one in liked)
+    # Favourites and company show only where a prompt leaves them open.
+    assert likes["shown"] / likes["asked"] > 0.5

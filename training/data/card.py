@@ -34,6 +34,10 @@ ORIGIN = {
     "taste and shows no strong dislike; a disliked one shows at least two. Items 2n and 2n + 1 of a user are liked "
     "and disliked on the same prompt; the last whole pair is held out. Everything is a pure function of the "
     "configuration, the user and the item.",
+    "world": "Simulated users of the atelier's second world, with about nine opinions each: named kinds, continuous "
+    "traits of which some have no words, favourite and avoided subjects and company. Half of them have habits, traits "
+    "of most of their pictures without an opinion; half of the disliked pictures show much of what is liked. The last "
+    "two pictures of a user are a held-out pair of one prompt.",
     "pickapic": "Choices between two pictures, merged for each user: the net score of a picture makes it liked or "
     "disliked.",
     "ratings": "People's own ratings. Scores are turned into verdicts on each user's own scale: liked above, disliked "
@@ -46,6 +50,7 @@ LICENCE = {
     "agents": "The users, prompts and attributes are made by PrefGen's code and are free of rights of real people. "
     "Pictures of the atelier are drawn by the same code. Pictures of a diffusion pipeline fall under the terms of "
     "that model: read its licence before publishing the set.",
+    "world": "Users, prompts and pictures are made by PrefGen's code and are free of rights of real people.",
     "pickapic": "Derived from Pick-a-Pic, which has its own licence and terms of access; this set may be shared only "
     "as they allow. Its users are real people known by number: don't try to learn who they are. Prompts and pictures "
     "come from an open service and may offend; `--nsfw-words` leaves prompts out by a list of yours.",
@@ -56,6 +61,7 @@ LICENCE = {
 }
 CITE = {
     "agents": "PrefGen (this repository), with the configuration above; the same configuration makes the same set.",
+    "world": "PrefGen (this repository), with the configuration above; the same configuration makes the same set.",
     "pickapic": "Kirstain et al., *Pick-a-Pic: An Open Dataset of User Preferences for Text-to-Image Generation*, "
     "2023; and PrefGen (this repository) for the cleaning, with the configuration above.",
     "ratings": "The people who gave the ratings; and PrefGen (this repository), with the configuration above.",

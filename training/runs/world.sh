@@ -3,14 +3,16 @@
 # cores it takes a night or two. A finished stage is skipped and a stopped one goes on where it was, so the same command
 # always continues. Two stages at a time, one thread each: on small models two processes do more than two threads.
 #
-#     PREFGEN_ATELIER_WEIGHTS=/somewhere sh training/runs/world.sh --runs /elsewhere
+#     PREFGEN_ATELIER_WEIGHTS=/somewhere RUNS=/elsewhere sh training/runs/world.sh
+#     sh training/runs/world.sh --set atelier.world.unet.steps=9000       every stage takes the same options
 set -eu
 cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+RUNS="${RUNS:-runs/world}"
 
 stage() {
     started=$(date +%s)
-    ${PYTHON:-.venv/bin/python} -m "training.atelier.world.$@" || { echo "$1 stopped; the same command goes on from there." >&2; exit 1; }
+    ${PYTHON:-.venv/bin/python} -m "training.atelier.world.$@" --runs "$RUNS" || { echo "$1 stopped; the same command goes on from there." >&2; exit 1; }
     echo "$1: $(($(date +%s) - started)) s"
 }
 
@@ -32,4 +34,5 @@ stage gate_vae "$@"
 stage unet "$@" &                    # captions and trait tokens -> latents
 unet=$!
 stage captioning "$@"                # the MLLM's language model
+${PYTHON:-.venv/bin/python} -m training.atelier.world.people "$RUNS/people" --processes 1
 wait $unet
