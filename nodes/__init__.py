@@ -7,6 +7,7 @@ from ..prefgen.comfy.running import prompt_server
 from .atelier import LoadAtelier
 from .describe import DescribePreference
 from .history import EncodePreferenceHistory, LoadPreferenceHistory
+from .look import LookAtPictures
 from .mllm import LoadPreferenceMLLM
 from .taste import ApplyTaste
 from .user import ApplyUserCrossAttention, FuseUserVector
@@ -32,6 +33,7 @@ class PrefGenExtension(ComfyExtension):
             ApplyUserCrossAttention,
             DescribePreference,
             LoadAtelier,
+            LookAtPictures,
             SaveUser,
             LoadUser,
             BlendUsers,

@@ -2,7 +2,8 @@
 
 from comfy_api.latest import io, ui
 
-from .choices import only
+from ..prefgen.comfy import tastes
+from .choices import checked, only
 from .sockets import CATEGORY, MLLM
 
 
@@ -41,6 +42,15 @@ class DescribePreference(io.ComfyNode):
                 ),
                 traits("liked_traits", "like", "positive"),
                 traits("disliked_traits", "dislike", "negative"),
+                io.Combo.Input(
+                    "taste",
+                    options=tastes.choices(),
+                    default=tastes.NO_TASTE,
+                    optional=True,
+                    tooltip="The taste whose words these are. Words that you struck out in the sidebar Taste never "
+                    "appear, words that you added always do, and what the MLLM understood is shown there. none: as the "
+                    "MLLM says it.",
+                ),
             ],
             outputs=[
                 io.String.Output(
@@ -52,18 +62,34 @@ class DescribePreference(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, taste=None):
+        return checked(tastes.chosen, only(taste, "taste") if isinstance(taste, list) else taste)
+
+    @classmethod
+    def fingerprint_inputs(cls, taste=None, **_):
+        # The journal changes without an input: queued again, new words count.
+        return tastes.words_of(taste[0] if isinstance(taste, list) else taste).digest()
+
+    @classmethod
     def check_lazy_status(cls, disliked=None, liked_traits=None, disliked_traits=None, **_):
         pictures = any(batch is not None and len(batch) for batch in disliked or [])
         return ["mllm"] if _typed(liked_traits, disliked_traits).lacks(pictures) else []
 
     @classmethod
-    def execute(cls, mllm, liked, disliked=None, liked_traits=None, disliked_traits=None) -> io.NodeOutput:
+    def execute(cls, mllm, liked, disliked=None, liked_traits=None, disliked_traits=None, taste=None) -> io.NodeOutput:
         from ..prefgen.comfy.encoding import describe_history
         from ..prefgen.history import PreferenceHistory
 
+        name = only(taste, "taste")
         history = PreferenceHistory.from_images(liked, disliked or [])
-        typed = _typed(liked_traits, disliked_traits)
-        traits = typed.or_else(lambda: describe_history(history, only(mllm, "mllm")), bool(history.disliked))
+
+        def read():
+            traits = describe_history(history, only(mllm, "mllm"))
+            tastes.understood(traits, name)
+            return traits
+
+        traits = _typed(liked_traits, disliked_traits).or_else(read, bool(history.disliked))
+        traits = tastes.in_its_words(traits, name)
         shown = ui.PreviewText(f"liked: {traits.positive}\ndisliked: {traits.negative}")
         return io.NodeOutput(traits.positive, traits.negative, traits.to_json(), ui=shown)
 

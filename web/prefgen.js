@@ -9,15 +9,16 @@ import { renderPanel } from "./taste/panel.js";
 import { openRateView } from "./taste/rate.js";
 import { SOCKETS, addStyle } from "./taste/style.js";
 import { listen } from "./taste/tastes.js";
+import { t } from "./taste/texts.js";
 
 let closePanel = null;
 
 app.registerExtension({
   name: "PrefGen.Taste",
   commands: [
-    { id: "PrefGen.Like", label: "Like the picture", icon: "pi pi-thumbs-up", function: () => rateNodes(selectedNodes(), "liked") },
-    { id: "PrefGen.Dislike", label: "Dislike the picture", icon: "pi pi-thumbs-down", function: () => rateNodes(selectedNodes(), "disliked") },
-    { id: "PrefGen.Rate", label: "Rate pictures", icon: "pi pi-clone", function: openRateView },
+    { id: "PrefGen.Like", label: t("Like the picture"), icon: "pi pi-thumbs-up", function: () => rateNodes(selectedNodes(), "liked") },
+    { id: "PrefGen.Dislike", label: t("Dislike the picture"), icon: "pi pi-thumbs-down", function: () => rateNodes(selectedNodes(), "disliked") },
+    { id: "PrefGen.Rate", label: t("Rate pictures"), icon: "pi pi-clone", function: openRateView },
   ],
   keybindings: [
     { commandId: "PrefGen.Like", combo: { key: "l", alt: true } },
@@ -31,8 +32,8 @@ app.registerExtension({
     app.extensionManager?.registerSidebarTab?.({
       id: "prefgen-taste",
       icon: "pi pi-heart",
-      title: "Taste",
-      tooltip: "Taste",
+      title: t("Taste"),
+      tooltip: t("Taste"),
       type: "custom",
       render: (element) => {
         closePanel?.();

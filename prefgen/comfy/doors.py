@@ -19,7 +19,11 @@ from ..tastes.names import DEVICES, TasteError, printable
 
 SAFE_METHODS = ("GET", "HEAD")
 MAX_JSON = 4 << 20  # bytes: names and checksums of some thousand pictures
+MOST_FILES = 1000  # in one request
 PLACES = ("input", "output", "temp")
+
+# Pictures are shown as what they are or not at all: never as a page.
+NO_SNIFFING = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -91,6 +95,14 @@ def texts_of(content: dict, key: str) -> list[str]:
     value = content.get(key)
     if not isinstance(value, list) or not value or not all(isinstance(each, str) for each in value):
         raise TasteError(f"The request lacks the list {key}: reload the page and try again.")
+    return value
+
+
+def files_of(content: dict) -> list[dict]:
+    """The list `pictures` of a request, each as core names pictures; `file_of` gives the file of one."""
+    value = content.get("pictures")
+    if not isinstance(value, list) or len(value) > MOST_FILES or not all(isinstance(each, dict) for each in value):
+        raise TasteError(f"The request lacks a list of at most {MOST_FILES} pictures: reload the page and try again.")
     return value
 
 

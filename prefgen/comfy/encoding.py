@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import comfy.model_management
@@ -12,6 +13,7 @@ from ..encoded import EncodedPreference
 from ..history import HistoryItem, PreferenceHistory
 from ..image_encoder import CLIP, described
 from ..lru import LeastRecentlyUsed
+from ..mllm.answer import Answer
 from ..mllm.traits import Traits
 from .histories import name_of
 from .memory import ManagedMLLM
@@ -38,7 +40,7 @@ def encode_history(
     reads_pictures = clip_vision is not None and encoder.get("architecture", CLIP) == CLIP
     mllm_steps = len(history) + 1 if managed is not None else 0
     bar = comfy.utils.ProgressBar(mllm_steps + (len(history) if reads_pictures else 0))
-    _interrupt()
+    interrupt()
     hidden = None
     if managed is not None:
         hidden = hidden_states(history, managed, bar)
@@ -71,20 +73,29 @@ def hidden_states(history: PreferenceHistory, managed: ManagedMLLM, bar) -> torc
     if managed.mllm.has_encoded(history):
         return managed.mllm.encode(history)
     with managed.on_device() as mllm:
-        return mllm.encode(history, progress=lambda done, _: bar.update_absolute(done), interrupt=_interrupt)
+        return mllm.encode(history, progress=lambda done, _: bar.update_absolute(done), interrupt=interrupt)
 
 
 def describe_history(history: PreferenceHistory, managed: ManagedMLLM) -> Traits:
-    """What the MLLM says that the user likes and dislikes, with progress and interruption."""
+    """What the MLLM says that the user likes and dislikes and how sure it is, with progress and interruption."""
     bar = comfy.utils.ProgressBar(len(history) + 1)
+    answers: list[Answer] = []
     with managed.on_device() as mllm:
 
         def answer(question: str) -> str:
-            return mllm.answer(
-                history, question, progress=lambda done, _: bar.update_absolute(done), interrupt=_interrupt
+            answers.append(
+                mllm.spoken(history, question, progress=lambda done, _: bar.update_absolute(done), interrupt=interrupt)
             )
+            return answers[-1].text
 
-        return Traits.asked(answer, bool(history.disliked))
+        traits = Traits.asked(answer, bool(history.disliked))
+    return replace(traits, sure=sureness(traits, answers))
+
+
+def sureness(traits: Traits, answers: list[Answer]) -> dict[str, float]:
+    """How sure an MLLM was of each trait, from the answers that name it."""
+    sure = {trait: [each.sureness(trait) for each in answers] for trait in (*traits.liked, *traits.disliked)}
+    return {trait: max(filter(None, numbers)) for trait, numbers in sure.items() if any(numbers)}
 
 
 def encoder_of(clip_vision) -> dict:
@@ -95,7 +106,7 @@ def encoder_of(clip_vision) -> dict:
     return dict(_described[model])
 
 
-def _interrupt() -> None:
+def interrupt() -> None:
     """Raise ComfyUI's own exception if the artist has stopped the queue."""
     comfy.model_management.throw_exception_if_processing_interrupted()
 
@@ -106,12 +117,12 @@ def read_pictures(clip_vision, items: tuple[HistoryItem, ...], bar) -> tuple[tor
     cache = _read.setdefault(clip_vision.model, LeastRecentlyUsed(CACHED_PICTURES))
     rows = []
     for item in items:
-        _interrupt()
+        interrupt()
         if item.digest not in cache:
             output = clip_vision.encode_image(item.image[None])
             states = getattr(output, "penultimate_hidden_states", None)
             row = (output["image_embeds"][0].float().cpu(), None if states is None else states[0].float().cpu())
-            _check_read(row)
+            check_read(row)
             cache[item.digest] = row
         rows.append(cache[item.digest])
         bar.update(1)
@@ -119,7 +130,7 @@ def read_pictures(clip_vision, items: tuple[HistoryItem, ...], bar) -> tuple[tor
     return torch.stack(embeds), None if states[0] is None else torch.stack(states)
 
 
-def _check_read(row: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+def check_read(row: tuple[torch.Tensor, torch.Tensor | None]) -> None:
     """ComfyUI fills what a CLIP vision file lacks with whatever the memory holds, and only its log says so."""
     embedding = row[0]
     sound = all(torch.isfinite(part).all() for part in row if part is not None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import heapq
 import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,18 +17,16 @@ from aiohttp import web
 from comfy.cli_args import args as comfy_args
 
 from ..files import is_hidden_name
-from ..tastes.exchange import Imported, export_zip, import_zip
+from ..tastes.journal import Event
 from ..tastes.names import TasteError, printable
-from ..tastes.shelf import Shelf
 from ..tastes.taste import MAX_BYTES, Change, Picture, Taste
-from . import folders
+from ..tastes.words import understood
+from . import downloads, tastes
 from .auto import adapter_kinds
-from .doors import file_of, guarded, in_thread, json_of, refused, text_of, texts_of
-from .running import prompt_server
+from .doors import NO_SNIFFING, file_of, files_of, guarded, in_thread, json_of, text_of, texts_of
+from .tastes import shelf, tell
+from .uploads import receive, receive_import, send_zip
 
-EVENT = "prefgen.taste"
-MAX_UPLOAD = 4 << 30  # bytes of a zip
-CHUNK = 1 << 20
 RECENT = 200  # pictures of the output folder that the panel shows
 # Pictures are shown as what they are or not at all: never as a page.
 SHOWN_AS = {
@@ -39,27 +36,14 @@ SHOWN_AS = {
     ".webp": "image/webp",
     ".gif": "image/gif",
 }
-NO_SNIFFING = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
-
-
-def shelf() -> Shelf:
-    """The tastes in ComfyUI's input folder."""
-    return Shelf(Path(folder_paths.get_input_directory()) / folders.HISTORY_FOLDER)
 
 
 def register(server) -> None:
     """Add the routes to ComfyUI's PromptServer, unless they are there."""
     if any(getattr(route, "path", "") == "/prefgen/tastes" for route in server.routes):
         return
-    for (method, path), handler in ROUTES.items():
+    for (method, path), handler in (ROUTES | downloads.ROUTES).items():
         server.routes.route(method, path)(guarded(handler))
-
-
-def tell(name: str) -> None:
-    """Tell every open page that a taste has changed."""
-    server = prompt_server()
-    if server is not None:
-        server.send_sync(EVENT, {"name": name})
 
 
 # --- the routes ---
@@ -155,6 +139,19 @@ async def undo_or_redo(request: web.Request) -> web.Response:
     return web.json_response(answer(change))
 
 
+async def say(request: web.Request) -> web.Response:
+    content = await json_of(request)
+    taste = taste_of(request)
+    await in_thread(taste.say, *(text_of(content, key) for key in ("word", "side", "state")))
+    tell(taste.name)
+    return web.json_response({"words": taste.words().shown()})
+
+
+async def looked_at(request: web.Request) -> web.Response:
+    content = await json_of(request)
+    return web.json_response({"pictures": await in_thread(tastes.looked_at, taste_of(request), files_of(content))})
+
+
 async def empty_trash(request: web.Request) -> web.Response:
     await json_of(request)
     taste = taste_of(request)
@@ -168,7 +165,7 @@ async def export(request: web.Request) -> web.StreamResponse:
 
 async def import_file(request: web.Request) -> web.Response:
     taste = taste_of(request)
-    done = await receive_zip(request, taste)
+    done = await receive_import(request, taste)
     tell(taste.name)
     return web.json_response(asdict(done))
 
@@ -188,6 +185,8 @@ ROUTES = {
     ("POST", "/prefgen/tastes/{name}/upload"): upload,
     ("POST", "/prefgen/tastes/{name}/place"): place,
     ("POST", "/prefgen/tastes/{name}/{act:undo|redo}"): undo_or_redo,
+    ("POST", "/prefgen/tastes/{name}/words"): say,
+    ("POST", "/prefgen/tastes/{name}/looked_at"): looked_at,
     ("POST", "/prefgen/tastes/{name}/empty_trash"): empty_trash,
     ("GET", "/prefgen/tastes/{name}/export"): export,
     ("POST", "/prefgen/tastes/{name}/import"): import_file,
@@ -225,11 +224,14 @@ def description(taste: Taste) -> dict:
     """A taste as the panel shows it, its newest pictures last."""
     pictures = taste.pictures()
     done, undone = taste.acts()
+    words = taste.words()
     return {
         "name": taste.name,
         "revision": taste.revision(pictures),
         "can_undo": bool(done),
         "can_redo": bool(undone),
+        "settled": tastes.settled(taste, {picture.sha256: picture.verdict for picture in pictures}),
+        "words": words.shown() | {"understood": understood(taste.folder), "revision": words.digest()},
         "pictures": [shown(picture) for picture in pictures],
     }
 
@@ -251,7 +253,11 @@ def shown(picture: Picture) -> dict:
 
 def answer(change: Change) -> dict:
     """What an act did: {"moved": [{"sha256", "before", "after"}], "refused": [[file, why]]}."""
-    moved = [{"sha256": event.sha256, "before": event.before, "after": event.after} for event in change.events]
+    moved = [
+        {"sha256": event.sha256, "before": event.before, "after": event.after}
+        for event in change.events
+        if isinstance(event, Event)
+    ]
     return {"moved": moved, "refused": [list(each) for each in change.refused]}
 
 
@@ -273,86 +279,3 @@ def rate(taste: Taste, path: Path, verdict: str) -> Change:
     if path.stat().st_size > MAX_BYTES:
         raise TasteError(f"The picture {printable(path.name)} has more than {MAX_BYTES >> 20} MB: shrink it first.")
     return taste.rate(path.read_bytes(), verdict, path.name, "output")
-
-
-# --- uploads and downloads ---
-
-
-async def receive(request: web.Request, taste: Taste) -> Imported:
-    """Rate the files of a multipart form: a field `verdict`, then the files, in their order."""
-    if request.content_type != "multipart/form-data":
-        raise TasteError("The pictures aren't sent as a form: use the panel, or multipart/form-data.")
-    done = Imported()
-    verdict = ""
-    async for part in await request.multipart():
-        if part.name == "verdict":
-            verdict = (await part.read_chunk(64)).decode(errors="replace")
-            continue
-        if not part.filename:
-            continue
-        data = await bounded(part, MAX_BYTES)
-        if data is None:
-            done.refused.append((printable(part.filename), f"more than {MAX_BYTES >> 20} MB"))
-            continue
-        try:
-            change = await in_thread(taste.rate, data, verdict, part.filename, "drop")
-            done.added += bool(change.events)
-            done.there += not change.events
-        except TasteError as error:
-            done.refused.append((printable(part.filename), str(error)))
-    return done
-
-
-async def bounded(part, limit: int) -> bytes | None:
-    """A part's bytes, or None where it has more than `limit`; its rest is then read and thrown away."""
-    chunks = []
-    size = 0
-    while chunk := await part.read_chunk(CHUNK):
-        size += len(chunk)
-        if size <= limit:
-            chunks.append(chunk)
-        else:
-            chunks.clear()
-    return b"".join(chunks) if size <= limit else None
-
-
-async def receive_zip(request: web.Request, taste: Taste) -> Imported:
-    """Import the zip that is a multipart form's first file."""
-    if request.content_type != "multipart/form-data":
-        raise TasteError("The zip isn't sent as a form: use the panel, or multipart/form-data.")
-    async for part in await request.multipart():
-        if part.filename:
-            with tempfile.TemporaryFile(dir=temp_folder()) as file:
-                while chunk := await part.read_chunk(CHUNK):
-                    file.write(chunk)
-                    if file.tell() > MAX_UPLOAD:
-                        raise TasteError(f"The zip has more than {MAX_UPLOAD >> 30} GB: import it in parts.")
-                file.seek(0)
-                return await in_thread(import_zip, taste, file)
-    raise TasteError("The form holds no file: choose a zip.")
-
-
-def temp_folder() -> str:
-    """ComfyUI's folder for what is gone after a restart."""
-    temp = folder_paths.get_temp_directory()
-    os.makedirs(temp, exist_ok=True)
-    return temp
-
-
-async def send_zip(request: web.Request, taste: Taste, private: bool) -> web.StreamResponse:
-    """Send a taste as a zip, made in ComfyUI's temp folder and deleted when it is sent."""
-    with tempfile.TemporaryFile(dir=temp_folder()) as file:
-        left_out = await in_thread(export_zip, taste, file, private)
-        if left_out and not taste.pictures():
-            return refused(f"Nothing of {printable(taste.name)} can be read: {left_out[0][1]}.", 400)
-        size = file.tell()
-        file.seek(0)
-        name = f"{taste.name}.zip".encode("ascii", "replace").decode().replace('"', "'")
-        headers = NO_SNIFFING | {"Content-Disposition": f'attachment; filename="{name}"', "Content-Length": str(size)}
-        headers["X-PrefGen-Left-Out"] = str(len(left_out))
-        response = web.StreamResponse(headers=headers | {"Content-Type": "application/zip"})
-        await response.prepare(request)
-        while chunk := await in_thread(file.read, CHUNK):
-            await response.write(chunk)
-        await response.write_eof()
-        return response

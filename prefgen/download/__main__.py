@@ -16,10 +16,10 @@ import sys
 from pathlib import Path
 
 if __package__:
-    from .fetch import DownloadError, FileSet, fetch, load_sets
+    from .fetch import DownloadError, FileSet, PinnedFile, fetch, load_sets
 else:
     # Run by this folder's path: an embedded Python looks for no module in the current folder.
-    from fetch import DownloadError, FileSet, fetch, load_sets  # type: ignore[import-not-found, no-redef]
+    from fetch import DownloadError, FileSet, PinnedFile, fetch, load_sets  # type: ignore[import-not-found, no-redef]
 
 PACK = Path(__file__).resolve().parents[2]
 
@@ -48,6 +48,20 @@ def listed(sets: dict[str, FileSet]) -> str:
     return "\n".join(f"{name:<{width}} {size(s.bytes):>8}  {s.licence:<11} {s.what}" for name, s in sets.items())
 
 
+class ProgressLine:
+    """Writes how far each file is to standard error, on one line a file."""
+
+    def __init__(self) -> None:
+        self.shown: tuple[str, int] | None = None
+
+    def __call__(self, file: PinnedFile, done: int) -> None:
+        percent = min(100, 100 * done // file.bytes)
+        if self.shown != (file.to, percent):
+            self.shown = (file.to, percent)
+            end = "\n" if percent == 100 else ""
+            print(f"\r{Path(file.to).name}: {percent}% of {size(file.bytes)}", end=end, file=sys.stderr, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m prefgen.download", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -69,7 +83,7 @@ def main() -> None:
         chosen = sets[args.name]
         free = size(shutil.disk_usage(folder).free)
         print(f"{args.name}: {size(chosen.bytes)}, {chosen.licence}, into {folder} ({free} free)", flush=True)
-        for path in fetch(chosen, folder):
+        for path in fetch(chosen, folder, ProgressLine()):
             print(path, flush=True)
     except DownloadError as error:
         raise SystemExit(str(error)) from error

@@ -1,4 +1,8 @@
-"""One set of files: checked against its pins before anything is put in its place."""
+"""One set of files: checked against its pins before anything is put in its place.
+
+The one file of PrefGen that uses the network, by the standard library alone: the command and the sidebar's buttons call
+`fetch`, and nothing else does.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError, URLError
+from urllib.parse import quote
 from urllib.request import Request, urlopen
-
-from tqdm import tqdm
 
 SETS = Path(__file__).with_name("sets.json")
 # In the models folder, so that a finished file is renamed and not copied; gone when nothing is half there.
@@ -24,6 +27,11 @@ STAGING = ".prefgen-download"
 SPARE = 256 << 20  # bytes that a disk keeps free
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds
+HUB = "https://huggingface.co"  # HF_ENDPOINT names another one
+YES = {"1", "on", "yes", "true"}  # what the hub's own client takes for yes in HF_HUB_OFFLINE
+
+# progress(file, bytes of it that are there); called often, and may raise to stop: what came stays for the next run.
+Progress = Callable[["PinnedFile", int], None]
 
 
 class DownloadError(Exception):
@@ -80,7 +88,7 @@ def _file_set(files: list[dict], revision: str, **entry: str) -> FileSet:
     return FileSet(files=pinned, revision=revision, **entry)
 
 
-def fetch(file_set: FileSet, models: Path) -> Iterator[Path]:
+def fetch(file_set: FileSet, models: Path, progress: Progress = lambda file, done: None) -> Iterator[Path]:
     """Yield each file's path as soon as it is there and right. DownloadError names what is wrong and what to do.
 
     OSError with its file's name where a folder or file can't be used.
@@ -98,7 +106,7 @@ def fetch(file_set: FileSet, models: Path) -> Iterator[Path]:
     if missing:
         _check_space(models, missing)
     for file in missing:
-        downloaded = _download(file_set, file, staging)
+        downloaded = _download(file_set, file, staging, progress)
         if not _is_pinned(downloaded, file):
             downloaded.unlink()
             raise DownloadError(
@@ -121,8 +129,7 @@ def _is_pinned(path: Path, file: PinnedFile) -> bool:
 
 def _check_space(models: Path, missing: list[PinnedFile]) -> None:
     """DownloadError if the disk has no room for what is missing and hasn't come yet."""
-    parts = [models / STAGING / _part(file) for file in missing]
-    present = sum(part.stat().st_size for part in parts if part.exists())
+    present = sum(staged(models, file) for file in missing)
     needed = sum(file.bytes for file in missing) - present + SPARE
     free = shutil.disk_usage(models).free
     if free < needed:
@@ -145,27 +152,35 @@ def _move(file: Path, target: Path) -> None:
         file.unlink()
 
 
+def staged(models: Path, file: PinnedFile) -> int:
+    """Bytes of a file that an earlier run has fetched."""
+    part = models / STAGING / _part(file)
+    return part.stat().st_size if part.is_file() else 0
+
+
 def _part(file: PinnedFile) -> str:
     return f"{file.sha256}.part"
 
 
-def _download(file_set: FileSet, file: PinnedFile, staging: Path) -> Path:
-    """The file in the staging folder, from where an earlier run broke off: the hub's own client begins anew."""
-    # ComfyUI brings it; HF_ENDPOINT names another hub.
-    from huggingface_hub import constants, hf_hub_url
+def address(file_set: FileSet, file: PinnedFile) -> str:
+    """Where a file lies at its pinned revision."""
+    hub = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+    return f"{hub}/{quote(file_set.repository)}/resolve/{file_set.revision}/{quote(file.path)}"
 
+
+def _download(file_set: FileSet, file: PinnedFile, staging: Path, progress: Progress) -> Path:
+    """The file in the staging folder, from where an earlier run broke off: the hub's own client begins anew."""
     name = f"{file.path} of {file_set.repository}"
-    if constants.HF_HUB_OFFLINE:
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in YES:
         raise DownloadError("HF_HUB_OFFLINE is set: unset it to download.")
     staging.mkdir(exist_ok=True)
     part = staging / _part(file)
     present = part.stat().st_size if part.exists() else 0
     try:
         if present < file.bytes:
-            url = hf_hub_url(file_set.repository, file.path, revision=file_set.revision)
-            request = Request(url, headers={"Range": f"bytes={present}-", "User-Agent": "prefgen"})
+            request = Request(address(file_set, file), headers={"Range": f"bytes={present}-", "User-Agent": "prefgen"})
             with urlopen(request, timeout=TIMEOUT) as answer:
-                _write(answer, part, present if answer.status == 206 else 0, file)
+                _write(answer, part, present if answer.status == 206 else 0, file, progress)
     except HTTPError as error:
         if error.code in (401, 403):
             raise DownloadError(f"{name} asks for an agreement: accept it in a browser, fetch it by hand.") from error
@@ -184,15 +199,13 @@ def _download(file_set: FileSet, file: PinnedFile, staging: Path) -> Path:
     return part
 
 
-def _write(answer, part: Path, start: int, file: PinnedFile) -> None:
+def _write(answer, part: Path, start: int, file: PinnedFile, progress: Progress) -> None:
     """Append what comes to the first `start` bytes of a part, a little more than pinned at most."""
     with open(part, "r+b" if start else "wb") as target:
         target.seek(start)
-        title = PurePosixPath(file.to).name
-        with tqdm(total=file.bytes, initial=start, desc=title, unit="B", unit_scale=True, mininterval=0.5) as bar:
-            while target.tell() <= file.bytes and (chunk := answer.read(CHUNK)):
-                target.write(chunk)
-                bar.update(len(chunk))
+        while target.tell() <= file.bytes and (chunk := answer.read(CHUNK)):
+            target.write(chunk)
+            progress(file, target.tell())
 
 
 def sha256(path: Path) -> str:

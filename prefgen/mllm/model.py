@@ -15,6 +15,7 @@ from ..compat import lost_its_head
 from ..history import HistoryItem, PreferenceHistory
 from ..lru import LeastRecentlyUsed
 from ..pictures import resize
+from .answer import Answer
 from .families import family_parts, layer_outputs
 from .files import MLLMError, check_folder, weights_digest
 from .loading import load_model, load_tokenizer
@@ -127,7 +128,6 @@ class PreferenceMLLM:
             progress(total, total)
         return states.clone()
 
-    @torch.inference_mode()
     def answer(
         self,
         history: PreferenceHistory,
@@ -136,7 +136,19 @@ class PreferenceMLLM:
         progress: Callable[[int, int], None] | None = None,
         interrupt: Callable[[], None] | None = None,
     ) -> str:
-        """What the MLLM answers to a question about the history, in its likeliest words, at most `limit` tokens long.
+        """What the MLLM answers to a question about the history: the text of `spoken`."""
+        return self.spoken(history, question, limit, progress, interrupt).text
+
+    @torch.inference_mode()
+    def spoken(
+        self,
+        history: PreferenceHistory,
+        question: str = CLOSING_QUESTION,
+        limit: int = ANSWER_TOKENS,
+        progress: Callable[[int, int], None] | None = None,
+        interrupt: Callable[[], None] | None = None,
+    ) -> Answer:
+        """An answer in the MLLM's likeliest words, at most `limit` tokens long, with the probability of each.
 
         progress(done, total) is called as pictures are read; interrupt() is called before every word and may raise.
         Raises MLLMError with one sentence for values that are not numbers. The host waits once for every word.
@@ -149,6 +161,7 @@ class PreferenceMLLM:
         total = len(history) + 1
         features = self.image_features(history.items, lambda n: progress and progress(n, total), interrupt)
         tokens: list[int] = []
+        probabilities: list[float] = []
         end_tokens = self._end_tokens()
         inputs = self._inputs(history, features, question)
         past = None
@@ -158,18 +171,26 @@ class PreferenceMLLM:
             output = self.family.text(**inputs, past_key_values=past, use_cache=True)
             logits = self.model.get_output_embeddings()(output.last_hidden_state[:, -1])
             likeliest = logits.argmax(-1)
-            # The token and whether it means anything come to the host together: one wait, not two.
-            token = int(torch.where(logits.isfinite().all(), likeliest, -1))
+            # The token, its probability and whether both mean anything come to the host together: one wait, not three.
+            # A 32-bit number holds every token below 2^24, and no vocabulary has more.
+            probability = logits.float().softmax(-1).amax(-1)
+            number, sure = torch.where(
+                logits.isfinite().all(), torch.cat([likeliest.float(), probability]), -1
+            ).tolist()
+            token = int(number)
             if token < 0:
                 raise self._not_numbers()
             if token in end_tokens:
                 break
             tokens.append(token)
+            probabilities.append(sure)
             inputs = self.family.next_inputs(inputs, self.model.get_input_embeddings()(likeliest)[None])
             past = output.past_key_values
         if progress:
             progress(total, total)
-        return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        return Answer.of_tokens(
+            tokens, probabilities, lambda part: self.tokenizer.decode(part, skip_special_tokens=True)
+        )
 
     def _end_tokens(self) -> set[int]:
         """The tokens that end an answer."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from .prompt import AVOID_QUESTION, CLOSING_QUESTION
 
@@ -15,10 +15,14 @@ AVOIDS = r"\b(?:avoids?|dislikes?)\b"
 
 @dataclass(frozen=True)
 class Traits:
-    """What a user likes and dislikes in pictures, in the MLLM's words, most telling first."""
+    """What a user likes and dislikes in pictures, in the MLLM's words, most telling first.
+
+    sure: how sure the MLLM was of a trait, in 0..1 (`Answer.sureness`); empty where nobody asked.
+    """
 
     liked: tuple[str, ...]
     disliked: tuple[str, ...]
+    sure: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def positive(self) -> str:
@@ -70,7 +74,7 @@ class Traits:
         if not self.lacks(disliked):
             return self
         other = read()
-        return Traits(self.liked or other.liked, self.disliked or other.disliked)
+        return Traits(self.liked or other.liked, self.disliked or other.disliked, other.sure)
 
     @classmethod
     def typed(cls, liked: str, disliked: str) -> Traits:

@@ -11,12 +11,15 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from ..history_folder import JOURNAL
+from ..history_folder import JOURNAL, VERDICTS
 
 VERSION = 1
+AnyEvent = TypeVar("AnyEvent", bound="Event | WordEvent")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,24 @@ class Event:
     group: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
-def append(folder: Path, *events: Event) -> None:
+@dataclass(frozen=True)
+class WordEvent:
+    """A word of the taste's description that an artist added or struck out.
+
+    side: "liked" or "disliked"; before, after: "added", "struck" or "" (as the MLLM understands it); time, group and
+    undoes: as in `Event`.
+    """
+
+    word: str
+    side: str
+    before: str
+    after: str
+    undoes: str = ""
+    time: float = field(default_factory=time.time)
+    group: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+def append(folder: Path, *events: Event | WordEvent) -> None:
     """Write events behind what is there; on the disk when it returns. Call it under the taste's lock.
 
     Raises OSError where there is no room; the journal then is as it was.
@@ -65,7 +85,12 @@ def append(folder: Path, *events: Event) -> None:
 
 
 def read(folder: Path) -> list[Event]:
-    """All events, oldest first. Lines that aren't ours (half ones, a newer version's) are passed over."""
+    """All events of pictures, oldest first. Lines that aren't ours (half ones, a newer version's) are passed over."""
+    return [event for event in read_all(folder) if isinstance(event, Event)]
+
+
+def read_all(folder: Path) -> list[Event | WordEvent]:
+    """All events, of pictures and of words, oldest first."""
     try:
         data = (folder / JOURNAL).read_bytes()
     except FileNotFoundError:
@@ -73,28 +98,39 @@ def read(folder: Path) -> list[Event]:
     return [event for event in map(parsed, data.split(b"\n")) if event is not None]
 
 
-def parsed(line: bytes) -> Event | None:
+def parsed(line: bytes) -> Event | WordEvent | None:
     """The event of a line, None for anything else."""
     try:
         row = json.loads(line)
         if row["version"] != VERSION:
             return None
-        row = {name: value for name, value in row.items() if name in Event.__dataclass_fields__}
-        event = Event(**row)
+        kind = WordEvent if "word" in row else Event
+        event = kind(**{name: value for name, value in row.items() if name in kind.__dataclass_fields__})
     except (ValueError, KeyError, TypeError):
         return None
-    texts = (event.sha256, event.file, event.source, event.prompt, event.model, event.undoes, event.group)
-    well_formed = {type(text) for text in texts} == {str} and isinstance(event.time, (int, float))
-    return event if well_formed and {event.before, event.after} <= {"", "liked", "disliked"} else None
+    return event if _well_formed(event) else None
 
 
-def acts(events: list[Event]) -> tuple[list[list[Event]], list[list[Event]]]:
+def _well_formed(event: Event | WordEvent) -> bool:
+    texts: tuple = (event.undoes, event.group)
+    if isinstance(event, WordEvent):
+        texts += (event.word, event.side)
+        states = {"", "added", "struck"}
+    else:
+        texts += (event.sha256, event.file, event.source, event.prompt, event.model)
+        states = {"", *VERDICTS}
+    typed = all(isinstance(text, str) for text in texts) and isinstance(event.time, (int, float))
+    sided = isinstance(event, Event) or event.side in VERDICTS
+    return typed and sided and {event.before, event.after} <= states
+
+
+def acts(events: Sequence[AnyEvent]) -> tuple[list[list[AnyEvent]], list[list[AnyEvent]]]:
     """(acts that count, acts that were undone), each the events of one group, the last one last."""
-    groups: dict[str, list[Event]] = {}
+    groups: dict[str, list[AnyEvent]] = {}
     for event in events:
         groups.setdefault(event.group, []).append(event)
-    done: list[list[Event]] = []
-    undone: list[list[Event]] = []
+    done: list[list[AnyEvent]] = []
+    undone: list[list[AnyEvent]] = []
     for act in groups.values():
         target = act[0].undoes
         if not target:

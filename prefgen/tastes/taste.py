@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
 import os
 import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,21 +25,21 @@ from PIL import Image
 from ..files import disk_full, file_sha256, write_atomic
 from ..history_folder import VERDICTS, entries_of, picture_entries, picture_files, prompt_of
 from ..pictures import PictureError, open_picture, to_pixels
-from . import journal
+from . import journal, revisions
 from .index import Index
-from .journal import Event
+from .journal import Event, WordEvent
 from .names import TasteError, file_name, printable
 from .origin import Origin, origin_of
+from .revisions import REVISION_DIGITS, revision_of
+from .words import STATES, Words, checked_word
 
 TRASH = ".trash"
-REVISIONS = ".revisions"
 THUMBS = ".thumbs"
 LOCK = ".lock"
 LOCK_SECONDS = 30.0
 MAX_BYTES = 256 << 20  # of one picture's file
 THUMB_SIDE = 256
 SHA256 = re.compile("[0-9a-f]{64}")
-REVISION_DIGITS = 8
 SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
 
 
@@ -68,7 +67,7 @@ class Picture:
 class Change:
     """What an act did: the events it wrote, and what it couldn't do with which file and why."""
 
-    events: tuple[Event, ...]
+    events: tuple[Event | WordEvent, ...]
     refused: tuple[tuple[str, str], ...] = ()
 
 
@@ -126,9 +125,13 @@ class Taste:
         names = [verdict for verdict, _ in self._files()]
         return {verdict: names.count(verdict) for verdict in VERDICTS}
 
-    def acts(self) -> tuple[list[list[Event]], list[list[Event]]]:
+    def acts(self) -> tuple[list[list[Event | WordEvent]], list[list[Event | WordEvent]]]:
         """(acts that count, acts that were undone), the last one last: what undo and redo would turn to."""
-        return journal.acts(journal.read(self.folder))
+        return journal.acts(journal.read_all(self.folder))
+
+    def words(self) -> Words:
+        """The words that were added and struck out."""
+        return Words.of_events(event for event in journal.read_all(self.folder) if isinstance(event, WordEvent))
 
     def prompt_of(self, picture: Picture) -> str:
         """A picture's prompt: of a revision as it was then, else of the text file beside it, else what the picture's
@@ -137,7 +140,7 @@ class Taste:
 
     def revision(self, pictures: Iterable[Picture] | None = None) -> str:
         """The first 8 hexadecimal digits of SHA-256 over the lines `sha256 verdict prompt`, oldest verdict first."""
-        return _revision(self.rows(self.pictures() if pictures is None else pictures))
+        return revision_of(self.rows(self.pictures() if pictures is None else pictures))
 
     def rows(self, pictures: Iterable[Picture]) -> list[tuple[str, str, str]]:
         """[(sha256, verdict, prompt)]: what a revision is made of. Looks for every picture's text file."""
@@ -213,9 +216,7 @@ class Taste:
             done, _ = self.acts()
             if not done:
                 raise TasteError(f"There is nothing to undo in {printable(self.name)}.")
-            events = done[-1]
-            moves = [(event.sha256, event.before) for event in reversed(events)]
-            return self._place(moves, uuid.uuid4().hex, undoes=events[0].group)
+            return self._turn([(event, event.before) for event in reversed(done[-1])])
 
     def redo(self) -> Change:
         """Do again what was undone last, as long as nothing else was done since."""
@@ -223,9 +224,31 @@ class Taste:
             _, undone = self.acts()
             if not undone:
                 raise TasteError(f"There is nothing to do again in {printable(self.name)}.")
-            events = undone[-1]
-            moves = [(event.sha256, event.after) for event in events]
-            return self._place(moves, uuid.uuid4().hex, undoes=events[0].group)
+            return self._turn([(event, event.after) for event in undone[-1]])
+
+    def say(self, word: str, side: str, state: str) -> Change:
+        """Add a word to what describes a side, strike it out, or ("") leave it to the MLLM again."""
+        if side not in VERDICTS or state not in STATES:
+            raise TasteError("A word is added or struck out, and of what is liked or disliked.")
+        word = checked_word(word)
+        with self.changing():
+            before = self.words().state_of(word, side)
+            return self._write([WordEvent(word, side, before, state)] if before != state else [], back=[])
+
+    def _turn(self, turns: list[tuple[Event | WordEvent, str]]) -> Change:
+        """Bring what the events of one act changed to the states beside them."""
+        undoes = turns[0][0].group
+        words = self.words()
+        group = uuid.uuid4().hex
+        said = [
+            WordEvent(event.word, event.side, words.state_of(event.word, event.side), state, undoes, group=group)
+            for event, state in turns
+            if isinstance(event, WordEvent)
+        ]
+        if said:
+            return self._write(said, back=[])
+        moves = [(event.sha256, state) for event, state in turns if isinstance(event, Event)]
+        return self._place(moves, group, undoes)
 
     def _place(self, moves: list[tuple[str, str]], group: str, undoes: str = "") -> Change:
         """Move pictures, known by their checksums, to a verdict's folder or the trash, and write it down."""
@@ -300,7 +323,7 @@ class Taste:
             raise self._unwritten(error) from error
         return folder
 
-    def _write(self, events: list[Event], back: list[tuple[Path, Path | None]]) -> Change:
+    def _write(self, events: Sequence[Event | WordEvent], back: list[tuple[Path, Path | None]]) -> Change:
         """Append events; where that fails, put files back. back: (each file, where it was or None)."""
         if not events:
             return Change(())
@@ -340,19 +363,12 @@ class Taste:
         rows: of its pictures, where they are read already.
         """
         rows = self.rows(self.pictures()) if rows is None else rows
-        revision = _revision(rows)
-        path = self.folder / REVISIONS / f"{revision}.json"
-        if not path.exists():
-            try:
-                write_atomic(path, json.dumps(rows, ensure_ascii=False).encode())
-            except OSError as error:
-                logging.warning("PrefGen can't note the revision %s of %s: %s.", revision, self.name, error.strerror)
-        return revision
+        return revisions.keep(self.folder, rows)
 
     def frozen(self, revision: str) -> list[Picture]:
         """The pictures of an earlier revision, from the folders and the trash, in its order. TasteError names what is
         missing."""
-        rows = self._rows_of(revision)
+        rows = revisions.rows_of(self.folder, revision)
         places = {sha256: path for sha256, (_, path) in self._places().items()}
         missing = [sha256 for sha256, _, _ in rows if sha256 not in places]
         if missing:
@@ -375,26 +391,6 @@ class Taste:
             )
             for number, (sha256, verdict, prompt) in enumerate(rows)
         ]
-
-    def _rows_of(self, revision: str) -> list[tuple[str, str, str]]:
-        """[(sha256, verdict, prompt)] of a revision: as it was written down, else as the journal says."""
-        path = self.folder / REVISIONS / f"{revision}.json"
-        if path.parent.is_dir() and path.name in os.listdir(path.parent):
-            rows = [tuple(row) for row in json.loads(path.read_bytes())]
-            if _revision(rows) == revision:
-                return rows
-        # The order of verdicts is the journal's own: an act that was undone moves its pictures back to their places, so
-        # revisions between an act and its undoing are found as well, later ones by their files alone.
-        placed: dict[str, tuple[str, str]] = {}
-        for event in journal.read(self.folder):
-            prompt = event.prompt or placed.get(event.sha256, ("", ""))[1]
-            placed.pop(event.sha256, None)
-            if event.after:
-                placed[event.sha256] = (event.after, prompt)
-            rows = [(sha256, *rest) for sha256, rest in placed.items()]
-            if _revision(rows) == revision:
-                return rows
-        raise TasteError(f"{printable(self.name)} has no revision {printable(revision)}: choose it without one.")
 
     # --- what the browser shows ---
 
@@ -439,8 +435,3 @@ def checked_picture(data: bytes, name: str) -> str:
     except PictureError as error:
         raise TasteError(str(error)) from error
     return SUFFIXES.get(form, f".{form.lower()}")
-
-
-def _revision(rows: Iterable[tuple[str, str, str]]) -> str:
-    lines = "".join(f"{sha256} {verdict} {prompt}\n" for sha256, verdict, prompt in rows)
-    return hashlib.sha256(lines.encode(errors="surrogatepass")).hexdigest()[:REVISION_DIGITS]

@@ -3,6 +3,7 @@ import { app } from "../../../scripts/app.js";
 import { attempt, say, viewOf } from "./parts.js";
 import { recent } from "./recent.js";
 import { rate } from "./tastes.js";
+import { t } from "./texts.js";
 
 /** What a node shows: the picture that is looked at, or all of them. */
 export function picturesOf(node) {
@@ -16,13 +17,13 @@ export function rateNodes(nodes, verdict) {
   return attempt(async () => {
     const pictures = nodes.flatMap(picturesOf);
     if (!pictures.length) {
-      say("Select a node that shows a picture, such as Save Image.", "warn");
+      say(t("Select a node that shows a picture, such as Save Image."), "warn");
       return;
     }
     const answer = await rate(pictures, verdict);
     recent.remember(pictures, verdict, answer);
-    const count = pictures.length === 1 ? "1 picture" : `${pictures.length} pictures`;
-    say(`${count} ${verdict} in ${answer.name}.`, "success");
+    const values = { n: pictures.length, name: answer.name };
+    say(verdict === "liked" ? t("Liked in {name}: {n}", values) : t("Disliked in {name}: {n}", values), "success");
   });
 }
 
@@ -36,7 +37,7 @@ export function selectedNodes() {
 export function menuItems(node) {
   if (!picturesOf(node).length) return [];
   return [
-    { content: "Like (Alt+L)", callback: () => rateNodes([node], "liked") },
-    { content: "Dislike (Alt+D)", callback: () => rateNodes([node], "disliked") },
+    { content: t("Like (Alt+L)"), callback: () => rateNodes([node], "liked") },
+    { content: t("Dislike (Alt+D)"), callback: () => rateNodes([node], "disliked") },
   ];
 }

@@ -3,6 +3,7 @@ import { app } from "../../../scripts/app.js";
 import { iconButton, make } from "./parts.js";
 import { onDrop } from "./panel.js";
 import { ask, choose, listen, path, thumbnail } from "./tastes.js";
+import { t } from "./texts.js";
 
 const NODE = "PrefGen_LoadPreferenceHistory";
 const HEIGHT = 150; // of the grid, which scrolls: without a bound it would cover the node below
@@ -26,10 +27,17 @@ export function dressHistoryNode(node) {
     stop();
     return removed?.apply(this, words);
   };
-  const take = (event) => {
+  const take = async (event) => {
     const rectangle = box.getBoundingClientRect();
     const left = event.clientX < rectangle.left + rectangle.width / 2;
-    return onDrop(event, left ? "liked" : "disliked", combo.value).then(() => app.refreshComboInNodes?.());
+    const own = isTaste(combo.value) ? combo.value : undefined;
+    const name = await onDrop(event, left ? "liked" : "disliked", own);
+    await app.refreshComboInNodes?.();
+    // Dropped on an example user or a revision, which take nothing: the open taste took it and is read from now on.
+    if (name && name !== combo.value) {
+      combo.value = name;
+      combo.callback?.(name);
+    }
   };
   box.addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -49,20 +57,26 @@ export function dressHistoryNode(node) {
   setTimeout(draw);
 }
 
+/** Whether a history is a taste that goes on: no bundled user, no revision. */
+function isTaste(name) {
+  return Boolean(name) && !name.startsWith("example: ") && !/@[0-9a-f]{8}$/.test(name);
+}
+
 async function fill(box, name) {
   box.dataset.name = name ?? "";
   let taste = null;
-  if (name && !name.startsWith("example: ")) taste = await ask("GET", path(name)).catch(() => null);
+  if (isTaste(name)) taste = await ask("GET", path(name)).catch(() => null);
   if (box.dataset.name !== (name ?? "")) return; // chosen anew meanwhile
   const halves = ["liked", "disliked"].map((verdict) => half(taste, name, verdict));
-  const open = taste ? iconButton("pi-external-link", "Open in panel", () => showPanel(name)) : null;
+  const open = taste ? iconButton("pi-external-link", t("Open in panel"), () => showPanel(name)) : null;
   box.replaceChildren(...halves, ...(open ? [open] : []));
 }
 
 function half(taste, name, verdict) {
   const pictures = (taste?.pictures ?? []).filter((picture) => picture.verdict === verdict).reverse();
   const images = pictures.slice(0, SHOWN).map((picture) => make("img", { src: thumbnail(name, picture.sha256), alt: picture.file, title: picture.file, loading: "lazy" }));
-  const title = taste ? `${pictures.length} ${verdict}` : verdict === "liked" ? "Drop what you like" : "Drop what you don't";
+  const [counted, empty] = verdict === "liked" ? [t("{n} liked", { n: pictures.length }), t("Drop what you like")] : [t("{n} disliked", { n: pictures.length }), t("Drop what you don't")];
+  const title = taste ? counted : empty;
   return make("div", { class: "prefgen-half", "data-verdict": verdict }, make("span", {}, title), make("div", {}, ...images));
 }
 

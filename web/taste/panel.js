@@ -1,20 +1,25 @@
 // The sidebar "Taste": which taste is open, what was painted lately, what is liked and disliked.
 import { api } from "../../../scripts/api.js";
+import { hasAssets, importByTags } from "./assets.js";
 import { askForText, attempt, confirm, filesOf, iconButton, make, uploaded, viewsOf } from "./parts.js";
+import { openModels } from "./models.js";
 import { openRateView } from "./rate.js";
 import { recent } from "./recent.js";
-import { ask, choose, listen, make as makeTaste, path, place, rate, refresh, tastes, thumbnail, undo, upload } from "./tastes.js";
+import { ask, choose, listen, make as makeTaste, needed, path, place, rate, refresh, tastes, thumbnail, undo, upload } from "./tastes.js";
+import { t } from "./texts.js";
+import { wordsTab } from "./words.js";
 
 const WORKS = 6; // liked pictures that give a first taste
 const SETTLED = 24; // pictures beyond which more change little: a matter of count until an encoder says more
-const TABS = { recent: "Recent", liked: "Liked", disliked: "Disliked" };
+const TABS = { recent: "Recent", liked: "Liked", disliked: "Disliked", words: "Words" };
 
 let tab = "recent";
+let assets = false; // whether this ComfyUI has them
 const selected = new Set();
 let last = null; // where a range of Shift begins
 
 export function renderPanel(container) {
-  const panel = make("section", { class: "prefgen-panel", tabindex: "-1", "aria-label": "Taste" });
+  const panel = make("section", { class: "prefgen-panel", tabindex: "-1", "aria-label": t("Taste") });
   container.replaceChildren(panel);
   const draw = () => panel.isConnected && fill(panel);
   const unlisten = [listen(draw), recent.listen(draw)];
@@ -24,68 +29,91 @@ export function renderPanel(container) {
   fill(panel);
   attempt(refresh);
   attempt(() => recent.load());
+  hasAssets().then((there) => {
+    assets = there;
+    draw();
+  });
   return () => unlisten.forEach((stop) => stop());
 }
 
 function fill(panel) {
   const focused = document.activeElement?.dataset?.key;
   const top = panel.querySelector(".prefgen-grid")?.scrollTop ?? 0;
-  panel.replaceChildren(head(), meter(), tabs(), grid(), foot());
-  panel.querySelector(".prefgen-grid").scrollTop = top;
-  if (focused) panel.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
+  const typed = panel.querySelector("[data-key]:focus")?.value;
+  panel.replaceChildren(head(), meter(), tabs(), tab === "words" ? wordsTab() : grid(), foot());
+  const scrolled = panel.querySelector(".prefgen-grid");
+  if (scrolled) scrolled.scrollTop = top;
+  const field = focused && panel.querySelector(`[data-key="${CSS.escape(focused)}"]`);
+  field?.focus();
+  if (field?.matches?.("input") && typed) field.value = typed;
 }
 
 function head() {
   const options = tastes.all.map(({ name }) => make("option", { value: name, selected: name === tastes.name }, name));
-  const list = make("select", { "aria-label": "Taste", "data-key": "list", onchange: (event) => attempt(() => choose(event.target.value)) }, ...options);
+  const list = make("select", { "aria-label": t("Taste"), "data-key": "list", onchange: (event) => attempt(() => choose(event.target.value)) }, ...options);
   list.disabled = !options.length;
   return make(
     "header",
     {},
     list,
-    iconButton("pi-plus", "New taste", () => attempt(newTaste)),
-    iconButton("pi-clone", "Rate", () => openRateView(), { "data-key": "rate" }),
+    iconButton("pi-plus", t("New taste"), () => attempt(newTaste)),
+    iconButton("pi-clone", t("Rate"), () => openRateView(), { "data-key": "rate" }),
     menu(),
   );
 }
 
 async function newTaste() {
-  const name = await askForText("New taste", "What is it called?");
+  const name = await askForText(t("New taste"), t("What is it called?"));
   if (name) await makeTaste(name);
 }
 
 function menu() {
-  const entries = {
-    "Rename…": async () => {
-      const name = await askForText("Rename", "What is it called from now on?", tastes.name);
-      if (name) await choose((await ask("POST", path(tastes.name, "/rename"), { name })).name);
-    },
-    "Copy…": async () => {
-      const name = await askForText("Copy", "What is the copy called?", `${tastes.name} 2`);
-      if (name) await choose((await ask("POST", path(tastes.name, "/copy"), { name })).name);
-    },
-    "Export (without prompts and places)": () => download("/export"),
-    "Export with prompts and metadata": () => download("/export?private=1"),
-    "Import a zip…": () => pickFiles(".zip", false, importZip),
-    "Empty the trash": async () => {
-      if (await confirm("Empty the trash", "Old revisions may then miss pictures. Delete them for good?")) {
-        await ask("POST", path(tastes.name, "/empty_trash"), {});
-      }
-    },
-    "Forget this taste…": async () => {
-      const sure = await confirm("Forget this taste", `${tastes.name}: pictures, journal and trash are deleted for good.`);
-      if (!sure) return;
-      await ask("DELETE", path(tastes.name));
-      await refresh();
-    },
-  };
-  const buttons = Object.entries(entries).map(([label, action]) =>
-    make("button", { type: "button", role: "menuitem", disabled: !tastes.name, onclick: () => attempt(action) }, label),
-  );
-  const summary = make("summary", { class: "prefgen-button", title: "More", "aria-label": "More" }, make("i", { class: "pi pi-ellipsis-h", "aria-hidden": "true" }));
+  const entries = [
+    [t("Rename…"), renameTaste],
+    [t("Copy…"), copyTaste],
+    [t("Export (without prompts and places)"), () => download("/export")],
+    [t("Export with prompts and metadata"), () => download("/export?private=1")],
+    [t("Import a zip…"), () => pickFiles({ accept: ".zip" }, importFiles)],
+    [t("Import a folder…"), () => pickFiles({ multiple: true, webkitdirectory: true }, importFiles)],
+    [t("Import by tags of assets…"), importTagged, !assets],
+    [t("Empty the trash"), emptyTrash],
+    [t("Forget this taste…"), forgetTaste],
+  ];
+  const button = (label, action, disabled) => make("button", { type: "button", role: "menuitem", disabled, onclick: () => attempt(action) }, label);
+  const buttons = entries.filter(([, , hidden]) => !hidden).map(([label, action]) => button(label, action, !tastes.name));
+  buttons.push(button(t("Model files…"), openModels, false));
+  const sign = make("i", { class: "pi pi-ellipsis-h", "aria-hidden": "true" });
+  const summary = make("summary", { class: "prefgen-button", title: t("More"), "aria-label": t("More"), "data-key": "more" }, sign);
   const details = make("details", { class: "prefgen-menu" }, summary, make("div", { role: "menu" }, ...buttons));
   details.addEventListener("click", (event) => event.target.role === "menuitem" && details.removeAttribute("open"));
   return details;
+}
+
+async function renameTaste() {
+  const name = await askForText(t("Rename"), t("What is it called from now on?"), tastes.name);
+  if (name) await choose((await ask("POST", path(tastes.name, "/rename"), { name })).name);
+}
+
+async function copyTaste() {
+  const name = await askForText(t("Copy"), t("What is the copy called?"), `${tastes.name} 2`);
+  if (name) await choose((await ask("POST", path(tastes.name, "/copy"), { name })).name);
+}
+
+async function emptyTrash() {
+  const sure = await confirm(t("Empty the trash"), t("Old revisions may then miss pictures. Delete them for good?"));
+  if (sure) await ask("POST", path(tastes.name, "/empty_trash"), {});
+}
+
+async function forgetTaste() {
+  const sure = await confirm(t("Forget this taste"), t("{name}: pictures, journal and trash are deleted for good.", { name: tastes.name }));
+  if (!sure) return;
+  await ask("DELETE", path(tastes.name));
+  await refresh();
+}
+
+async function importTagged() {
+  const done = await importByTags();
+  if (done) uploaded(done, t("Imported"));
 }
 
 function download(rest) {
@@ -93,33 +121,37 @@ function download(rest) {
   link.click();
 }
 
-async function importZip([file]) {
+async function importFiles(files) {
   const form = new FormData();
-  form.append("file", file, file.name);
-  uploaded(await ask("POST", path(tastes.name, "/import"), undefined, form), "imported");
+  for (const file of files) form.append("file", file, file.path ?? (file.webkitRelativePath || file.name));
+  uploaded(await ask("POST", path(tastes.name, "/import"), undefined, form), t("Imported"));
   await refresh();
 }
 
-export function pickFiles(accept, multiple, action) {
-  const input = make("input", { type: "file", accept, multiple });
+export function pickFiles(options, action) {
+  const input = make("input", { type: "file", ...options });
   input.addEventListener("change", () => input.files.length && attempt(() => action([...input.files])));
   input.click();
 }
 
+/** How settled the taste is: by leave-one-out agreement where CLIP vision has looked at it, else by count. */
 function meter() {
   const pictures = tastes.open?.pictures ?? [];
   const liked = pictures.filter((picture) => picture.verdict === "liked").length;
-  const share = Math.min(1, pictures.length / SETTLED);
-  let words = "Drop pictures you like here, or like one that you have painted.";
-  if (liked >= WORKS) words = pictures.length < SETTLED ? "Works. Each further verdict helps." : "Settled.";
-  else if (liked) words = `Works already; ${WORKS - liked} more liked ones make it clearer.`;
-  const bar = make("div", { class: "prefgen-meter", role: "meter", "aria-label": "How settled the taste is", "aria-valuenow": Math.round(100 * share), "aria-valuemin": 0, "aria-valuemax": 100 }, make("div", { style: `width: ${100 * share}%` }));
-  const shared = tastes.multiUser ? make("p", { class: "prefgen-note" }, "All users of this server share its tastes.") : null;
+  const settled = tastes.open?.settled;
+  const share = settled ? settled.agreement : Math.min(1, pictures.length / SETTLED);
+  let words = t("Drop pictures you like here, or like one that you have painted.");
+  if (settled) words = t("{percent}% of {n} verdicts follow from the others.", { percent: Math.round(100 * share), n: settled.pictures });
+  else if (liked >= WORKS) words = pictures.length < SETTLED ? t("Works. Each further verdict helps.") : t("Settled.");
+  else if (liked) words = t("Works already; {n} more liked ones make it clearer.", { n: WORKS - liked });
+  const percent = Math.round(100 * share);
+  const bar = make("div", { class: "prefgen-meter", role: "meter", "aria-label": t("How settled the taste is"), "aria-valuenow": percent, "aria-valuemin": 0, "aria-valuemax": 100 }, make("div", { style: `width: ${percent}%` }));
+  const shared = tastes.multiUser ? make("p", { class: "prefgen-note" }, t("All users of this server share its tastes.")) : null;
   return make("div", {}, bar, make("p", { class: "prefgen-note" }, words), shared);
 }
 
 function tabs() {
-  const counts = { recent: recent.pictures.length };
+  const counts = { recent: recent.pictures.length, words: "" };
   for (const { verdict } of tastes.open?.pictures ?? []) counts[verdict] = (counts[verdict] ?? 0) + 1;
   const buttons = Object.entries(TABS).map(([key, label]) => {
     const onclick = () => {
@@ -128,13 +160,14 @@ function tabs() {
       const panel = document.querySelector(".prefgen-panel");
       if (panel) fill(panel);
     };
-    return make("button", { type: "button", role: "tab", "aria-selected": String(tab === key), "data-key": `tab ${key}`, onclick }, `${label} ${counts[key] ?? 0}`);
+    return make("button", { type: "button", role: "tab", "aria-selected": String(tab === key), "data-key": `tab ${key}`, onclick }, `${t(label)} ${counts[key] ?? 0}`.trim());
   });
   return make("nav", { role: "tablist" }, ...buttons);
 }
 
 /** What the open tab shows, newest first: [{key, source, title, verdict, like(verdict)}]. */
 function shown() {
+  if (tab === "words") return [];
   if (tab === "recent") {
     const verdicts = recent.verdicts();
     return recent.pictures.map((picture) => ({
@@ -157,8 +190,8 @@ function shown() {
 
 function grid() {
   const cells = shown().map((item) => cell(item));
-  const words = tab === "recent" ? "Nothing painted yet." : `Nothing ${tab} yet.`;
-  return make("div", { class: "prefgen-grid", role: "listbox", "aria-multiselectable": "true", "aria-label": TABS[tab] }, ...(cells.length ? cells : [make("p", { class: "prefgen-note" }, words)]));
+  const words = { recent: t("Nothing painted yet."), liked: t("Nothing liked yet."), disliked: t("Nothing disliked yet.") }[tab];
+  return make("div", { class: "prefgen-grid", role: "listbox", "aria-multiselectable": "true", "aria-label": t(TABS[tab]) }, ...(cells.length ? cells : [make("p", { class: "prefgen-note" }, words)]));
 }
 
 function cell(item) {
@@ -166,9 +199,9 @@ function cell(item) {
   const buttons = make(
     "span",
     { class: "prefgen-verdicts" },
-    iconButton("pi-thumbs-up", "Like", (event) => act(event, [item], "liked"), { "aria-pressed": String(item.verdict === "liked"), tabindex: "-1" }),
-    iconButton("pi-thumbs-down", "Dislike", (event) => act(event, [item], "disliked"), { "aria-pressed": String(item.verdict === "disliked"), tabindex: "-1" }),
-    item.sha256 ? iconButton("pi-times", "Remove", (event) => act(event, [item], ""), { tabindex: "-1" }) : null,
+    iconButton("pi-thumbs-up", t("Like"), (event) => act(event, [item], "liked"), { "aria-pressed": String(item.verdict === "liked"), tabindex: "-1" }),
+    iconButton("pi-thumbs-down", t("Dislike"), (event) => act(event, [item], "disliked"), { "aria-pressed": String(item.verdict === "disliked"), tabindex: "-1" }),
+    item.sha256 ? iconButton("pi-times", t("Remove"), (event) => act(event, [item], ""), { tabindex: "-1" }) : null,
   );
   return make(
     "figure",
@@ -214,7 +247,7 @@ function act(event, items, verdict) {
 }
 
 function onKey(event) {
-  if (event.target.closest("select, input, summary")) return;
+  if (event.target.closest("select, input, summary, .prefgen-words, .prefgen-menu")) return;
   const key = event.key.toLowerCase();
   if ((event.ctrlKey || event.metaKey) && key === "z") {
     consume(event);
@@ -249,13 +282,18 @@ function consume(event) {
   event.stopPropagation();
 }
 
+/** Rate what was dropped in the taste `name`, else in the open one; the name of the taste that took it. */
 export async function onDrop(event, verdict, name) {
   consume(event);
   const views = viewsOf(event);
-  const files = filesOf(event);
-  await attempt(async () => {
-    if (views.length) await rate(views, verdict);
-    else if (files.length) uploaded(await upload(files, verdict, name), verdict);
+  const dropped = filesOf(event); // before anything is waited for
+  return attempt(async () => {
+    const files = await dropped;
+    if (!views.length && !files.length) return undefined;
+    const target = name ?? (await needed());
+    if (views.length) await rate(views, verdict, target);
+    else uploaded(await upload(files, verdict, target), verdict === "liked" ? t("Liked") : t("Disliked"));
+    return target;
   });
 }
 
@@ -264,9 +302,9 @@ function foot() {
   return make(
     "footer",
     {},
-    iconButton("pi-undo", "Undo (Ctrl+Z)", () => attempt(() => undo()), { disabled: !open?.can_undo, "data-key": "undo" }),
-    iconButton("pi-refresh", "Redo (Ctrl+Shift+Z)", () => attempt(() => undo(true)), { disabled: !open?.can_redo, "data-key": "redo" }),
-    iconButton("pi-upload", "Like files…", () => pickFiles("image/*", true, async (files) => uploaded(await upload(files, "liked"), "liked"))),
-    make("span", { class: "prefgen-note", title: "The revision: what is read now, by name" }, open ? `${open.name}@${open.revision}` : ""),
+    iconButton("pi-undo", t("Undo (Ctrl+Z)"), () => attempt(() => undo()), { disabled: !open?.can_undo, "data-key": "undo" }),
+    iconButton("pi-refresh", t("Redo (Ctrl+Shift+Z)"), () => attempt(() => undo(true)), { disabled: !open?.can_redo, "data-key": "redo" }),
+    iconButton("pi-upload", t("Like files…"), () => pickFiles({ accept: "image/*", multiple: true }, async (files) => uploaded(await upload(files, "liked"), t("Liked")))),
+    make("span", { class: "prefgen-note", title: t("The revision: what is read now, by name") }, open ? `${open.name}@${open.revision}` : ""),
   );
 }

@@ -1,5 +1,6 @@
 // Small parts that every view is made of.
 import { app } from "../../../scripts/app.js";
+import { t } from "./texts.js";
 
 /** An element: make("button", {class: "x", onclick}, child, "text"). */
 export function make(tag, attributes = {}, ...children) {
@@ -35,10 +36,13 @@ export async function attempt(action) {
 }
 
 /** What an upload did, in one sentence. */
-export function uploaded({ added, there, refused }, verdict) {
-  const parts = [`${added} ${verdict}`];
-  if (there) parts.push(`${there} there already`);
-  if (refused.length) parts.push(`${refused.length} left out: ${refused.map(([name, why]) => `${name} (${why})`).join("; ")}`);
+export function uploaded({ added, there, refused }, summary) {
+  const parts = [`${summary}: ${added}`];
+  if (there) parts.push(t("{n} there already", { n: there }));
+  if (refused.length) {
+    const files = refused.map(([name, why]) => `${name} (${why})`).join("; ");
+    parts.push(t("{n} left out: {files}", { n: refused.length, files }));
+  }
   say(parts.join(", "), refused.length ? "warn" : "success");
 }
 
@@ -54,9 +58,43 @@ export async function confirm(title, message) {
   return window.confirm(message);
 }
 
-/** The picture files of a drop; folders and texts are not among them. */
-export function filesOf(event) {
-  return [...(event.dataTransfer?.files ?? [])];
+/** A window over the page; true where it was left by the button `accept`, false where it was closed. */
+export function modal(title, content, accept = "") {
+  const close = iconButton("pi-times", t("Close (Esc)"), () => dialog.close());
+  const button = accept ? make("button", { type: "button", class: "prefgen-button", onclick: () => dialog.close("accept") }, accept) : null;
+  const dialog = make("dialog", { class: "prefgen-dialog", "aria-label": title }, make("header", {}, make("h2", {}, title), close), ...content, button);
+  dialog.addEventListener("keydown", (event) => event.stopPropagation()); // ComfyUI's own keys stay out
+  document.body.append(dialog);
+  dialog.showModal();
+  return new Promise((resolve) =>
+    dialog.addEventListener("close", () => {
+      dialog.remove();
+      resolve(dialog.returnValue === "accept");
+    }),
+  );
+}
+
+/** The files of a drop, those of dropped folders as well, each with the path that it has in them. */
+export async function filesOf(event) {
+  // Before anything is waited for: afterwards the browser has emptied the list.
+  const entries = [...(event.dataTransfer?.items ?? [])].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  const plain = [...(event.dataTransfer?.files ?? [])];
+  if (!entries.some((entry) => entry.isDirectory)) return plain;
+  return (await Promise.all(entries.map(filesBelow))).flat();
+}
+
+async function filesBelow(entry) {
+  if (entry.isFile) {
+    const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+    return [Object.assign(file, { path: entry.fullPath })];
+  }
+  const reader = entry.createReader();
+  const files = [];
+  for (;;) {
+    const inner = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    if (!inner.length) return files;
+    for (const each of inner) files.push(...(await filesBelow(each)));
+  }
 }
 
 /** Pictures of ComfyUI's own that a drop carries: from the assets panel, or an <img> of this server. */

@@ -1,13 +1,15 @@
 // Pictures that were saved lately: of this page's runs, and what the output folder holds.
 import { api } from "../../../scripts/api.js";
-import { ask, tastes } from "./tastes.js";
+import { ask, path, tastes } from "./tastes.js";
 
 const MOST = 400;
 const listeners = new Set();
 
 export const recent = {
   pictures: [], // [{filename, subfolder, type}], newest first
-  marks: new Map(), // key -> sha256 of what was rated from here
+  marks: new Map(), // key -> sha256 of what was rated or looked at from here
+  differences: new Map(), // key -> how much nearer to what is liked than to what is disliked; near 0 is least sure
+  temporary: new Set(), // prompt ids whose previews count as well: those that the Rate view queued
 
   listen(listener) {
     listeners.add(listener);
@@ -26,6 +28,21 @@ export const recent = {
   async load() {
     const { pictures } = await ask("GET", "recent");
     add(pictures, true);
+    await recent.look();
+  },
+
+  /** Ask which of them the open taste holds, and how sure it is of the others. */
+  async look() {
+    if (!tastes.name || !recent.pictures.length) return;
+    const asked = [...recent.pictures];
+    const { pictures } = await ask("POST", path(tastes.name, "/looked_at"), { pictures: asked });
+    pictures.forEach((seen, number) => {
+      const key = recent.key(asked[number]);
+      if (seen) recent.marks.set(key, seen.sha256);
+      if (seen?.difference == null) recent.differences.delete(key);
+      else recent.differences.set(key, seen.difference);
+    });
+    for (const listener of listeners) listener();
   },
 
   /** Which of them are rated in the open taste: Map key -> verdict. */
@@ -51,6 +68,7 @@ function add(pictures, behind = false) {
 }
 
 api.addEventListener("executed", ({ detail }) => {
-  const images = (detail?.output?.images ?? []).filter((image) => image.type === "output" && image.filename);
+  const wanted = (type) => type === "output" || recent.temporary.has(detail?.prompt_id);
+  const images = (detail?.output?.images ?? []).filter((image) => wanted(image.type) && image.filename);
   add(images.map(({ filename, subfolder = "", type }) => ({ filename, subfolder, type })));
 });

@@ -43,6 +43,37 @@ const STYLE = `
 .prefgen-stage img { max-width: 100%; max-height: 100%; object-fit: contain; image-rendering: auto; cursor: zoom-in; }
 .prefgen-stage img:only-child { height: 100%; }
 .prefgen-stage img + img, .prefgen-stage img:has(+ img) { width: calc(50% - .5rem); height: 100%; }
+.prefgen-nine { display: grid; grid-template: repeat(3, minmax(0, 1fr)) / repeat(3, minmax(0, 1fr)); gap: 6px; overflow: hidden; }
+.prefgen-cell { position: relative; width: 100%; height: 100%; min-height: 0; display: flex; align-items: center; justify-content: center; border: 2px solid transparent; border-radius: 4px; box-sizing: border-box; }
+.prefgen-cell[aria-current=true] { border-color: var(--p-primary-color, #4a90d9); }
+.prefgen-cell img, .prefgen-cell img:only-child { width: auto; height: 100%; max-width: 100%; object-fit: contain; }
+.prefgen-cell:hover .prefgen-verdicts, .prefgen-cell[aria-current=true] .prefgen-verdicts { display: flex; }
+.prefgen-zoomed .prefgen-cell { height: auto; }
+.prefgen-rate header > strong { flex: none; }
+.prefgen-words { flex: 1; min-height: 0; overflow-y: auto; display: flex; flex-direction: column; gap: .75rem; }
+.prefgen-words h3 { margin: 0 0 .3rem; font-size: .85rem; font-weight: 600; }
+.prefgen-words ul { display: flex; flex-wrap: wrap; gap: .3rem; margin: 0 0 .4rem; padding: 0; list-style: none; }
+.prefgen-words input { width: 100%; box-sizing: border-box; padding: .3rem; color: var(--input-text); background: var(--comfy-input-bg); border: 1px solid var(--border-color); border-radius: 4px; }
+.prefgen-chip { display: inline-flex; align-items: center; gap: .3rem; padding: 0 .1rem 0 .55rem; font-size: .85rem; color: var(--input-text); background: var(--comfy-input-bg); border: 1px solid var(--border-color); border-radius: 1rem; }
+.prefgen-chip small { color: var(--descrip-text); }
+.prefgen-chip[data-state=struck] span { text-decoration: line-through; opacity: .6; }
+.prefgen-chip[data-state=added] { border-color: var(--p-primary-color, #4a90d9); }
+.prefgen-chip .prefgen-button { min-width: 1.5rem; height: 1.5rem; padding: 0; border: 0; background: none; }
+.prefgen-dialog { width: min(40rem, 92vw); max-height: 85vh; padding: 1rem; color: var(--fg-color); background: var(--comfy-menu-bg); border: 1px solid var(--border-color); border-radius: 8px; }
+.prefgen-dialog::backdrop { background: #0008; }
+.prefgen-dialog header { display: flex; align-items: center; justify-content: space-between; margin-bottom: .5rem; }
+.prefgen-dialog h2 { margin: 0; font-size: 1.1rem; }
+.prefgen-dialog label { display: flex; justify-content: space-between; align-items: center; gap: 1rem; margin: .5rem 0; }
+.prefgen-dialog select { min-width: 12rem; padding: .3rem; color: var(--input-text); background: var(--comfy-input-bg); border: 1px solid var(--border-color); border-radius: 4px; }
+.prefgen-models { display: flex; flex-direction: column; gap: .5rem; margin-top: .75rem; }
+.prefgen-models article { display: flex; align-items: center; justify-content: space-between; gap: 1rem; padding-bottom: .5rem; border-bottom: 1px solid var(--border-color); }
+.prefgen-models article > div { display: flex; flex-direction: column; min-width: 0; flex: 1; }
+.prefgen-models .prefgen-button, .prefgen-models article > span { flex: none; white-space: nowrap; }
+.prefgen-models progress { width: 100%; margin-top: .3rem; accent-color: var(--p-primary-color, #4a90d9); }
+.prefgen-fault { position: fixed; left: 50%; bottom: 4.5rem; transform: translateX(-50%); z-index: 9500; display: flex; align-items: center; gap: .75rem; max-width: min(46rem, 90vw); padding: .75rem 1rem; color: var(--fg-color); background: var(--comfy-menu-bg); border: 1px solid #c5483f; border-left-width: 5px; border-radius: 6px; box-shadow: 0 4px 18px #0006; }
+.prefgen-fault > i { color: #c5483f; font-size: 1.3rem; }
+.prefgen-fault p { margin: .2rem 0 0; }
+.prefgen-fault .prefgen-button { flex: none; white-space: nowrap; }
 .prefgen-zoomed { align-items: flex-start; }
 .prefgen-zoomed img { max-width: none; max-height: none; height: auto; cursor: zoom-out; }
 :root { --color-datatype-PREFGEN_MLLM: #b48ead; --color-datatype-PREFGEN_PREFERENCE: #d08770; --color-datatype-PREFGEN_USER: #ebcb8b; }

@@ -1,5 +1,6 @@
 // The tastes as the server has them: one place that asks, one that remembers which taste is open, and who wants to know.
 import { api } from "../../../scripts/api.js";
+import { t } from "./texts.js";
 
 const OPEN_TASTE = "prefgen.taste"; // in localStorage
 const listeners = new Set();
@@ -29,10 +30,10 @@ export async function ask(method, path, content, form) {
   try {
     response = await api.fetchApi(`/prefgen/${path}`, options);
   } catch {
-    throw new Error("ComfyUI doesn't answer: is it still running?");
+    throw new Error(t("ComfyUI doesn't answer: is it still running?"));
   }
   const answer = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(answer.error ?? `ComfyUI refused this (${response.status}).`);
+  if (!response.ok) throw new Error(answer.error ?? t("ComfyUI refused this ({status}).", { status: response.status }));
   return answer;
 }
 
@@ -69,13 +70,13 @@ export async function make(name) {
 /** The open taste's name; asks for one where there is none yet. */
 export async function needed() {
   if (!tastes.all.length) await refresh();
-  if (!tastes.name) await make("My taste");
+  if (!tastes.name) await make(t("My taste"));
   return tastes.name;
 }
 
 /** Like or dislike pictures that ComfyUI shows: [{filename, subfolder, type}]. */
-export async function rate(pictures, verdict) {
-  const name = await needed();
+export async function rate(pictures, verdict, name) {
+  name ??= await needed();
   const moved = [];
   for (const picture of pictures) {
     const answer = await ask("POST", path(name, "/rate"), { ...picture, verdict });

@@ -68,9 +68,9 @@ def folders_of_comfy(tmp_path, monkeypatch):
 @pytest.fixture
 def browser(pack, folders_of_comfy, monkeypatch):
     server = Server()
-    routes = pack("prefgen.comfy.routes")
-    routes.register(server)
-    monkeypatch.setattr(routes, "prompt_server", lambda: server)
+    pack("prefgen.comfy.routes").register(server)
+    monkeypatch.setattr(pack("prefgen.comfy.tastes"), "prompt_server", lambda: server)
+    monkeypatch.setattr(pack("prefgen.comfy.downloads"), "prompt_server", lambda: server)
     browser = Browser(server)
     assert browser("POST", "/prefgen/tastes", json={"name": "sea"}) == (200, {"name": "sea"})
     server.events.clear()
@@ -246,7 +246,7 @@ def test_odd_acts_are_refused(browser, content):
 
 
 def test_uploads_are_bounded_and_decoded(browser, pack, monkeypatch):
-    monkeypatch.setattr(pack("prefgen.comfy.routes"), "MAX_BYTES", 5000)
+    monkeypatch.setattr(pack("prefgen.comfy.uploads"), "MAX_BYTES", 5000)
     big = {
         "big.png": b"\x89PNG" + b"\0" * 10_000,
         "small.png": picture(1),
@@ -257,10 +257,8 @@ def test_uploads_are_bounded_and_decoded(browser, pack, monkeypatch):
     polyglot = picture(2) + b"<script>alert(1)</script>"
     browser("POST", "/prefgen/tastes/sea/upload", form=form_of("liked", {"both.html": polyglot}))
     assert sorted(shown["file"] for shown in pictures_of(browser)) == ["both.png", "small.png"]
-    monkeypatch.setattr(pack("prefgen.comfy.routes"), "MAX_UPLOAD", 100)
-    assert "import it in parts" in browser.sentence(
-        "POST", "/prefgen/tastes/sea/import", form=form_of("", {"a.zip": b"0" * 300})
-    )
+    monkeypatch.setattr(pack("prefgen.comfy.uploads"), "MAX_UPLOAD", 100)
+    assert "in parts" in browser.sentence("POST", "/prefgen/tastes/sea/import", form=form_of("", {"a.zip": b"0" * 300}))
     empty = b"--x\r\nContent-Disposition: form-data; name=verdict\r\n\r\nliked\r\n--x--\r\n"
     kind = "multipart/form-data; boundary=x"
     assert "holds no file" in browser.sentence("POST", "/prefgen/tastes/sea/import", raw=empty, Content_Type=kind)

@@ -1,0 +1,62 @@
+// Model files: the sets that PrefGen can fetch, as buttons. Nothing is fetched without a click.
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+import { attempt, make, modal, say } from "./parts.js";
+import { t } from "./texts.js";
+import { ask } from "./tastes.js";
+
+let current = null; // {name, state, done, total, error} of the set that is on its way
+let redraw = () => {};
+
+api.addEventListener("prefgen.download", ({ detail }) => {
+  const before = current?.state;
+  current = detail;
+  if (detail.state === "failed") say(detail.error, "error");
+  if (detail.state === "done") {
+    say(t("{name} is there.", { name: detail.name }), "success");
+    app.refreshComboInNodes?.();
+  }
+  redraw(before !== detail.state);
+});
+
+export async function openModels() {
+  const list = make("div", { class: "prefgen-models" });
+  const draw = async (anew = true) => {
+    if (anew) sets = (await attempt(() => ask("GET", "downloads"))) ?? sets;
+    if (sets.current && !current) current = sets.current;
+    list.replaceChildren(...sets.sets.map(row));
+  };
+  let sets = { sets: [], current: null };
+  redraw = draw;
+  const note = make("p", { class: "prefgen-note" }, t("Fetched only when you click, checked by size and SHA-256, into ComfyUI's models folder."));
+  modal(t("Model files"), [note, list]).then(() => (redraw = () => {}));
+  await draw();
+}
+
+function row(set) {
+  const running = current?.name === set.name && current.state === "running";
+  const about = `${size(set.bytes)}, ${set.licence}`;
+  let action;
+  if (running) {
+    action = make("button", { type: "button", class: "prefgen-button", onclick: () => attempt(() => ask("DELETE", address(set))) }, t("Cancel"));
+  } else if (set.missing) {
+    const label = set.begun ? t("Go on ({size} to go)", { size: size(set.missing - set.begun) }) : t("Download {size}", { size: size(set.missing) });
+    action = make("button", { type: "button", class: "prefgen-button", onclick: () => attempt(() => begin(set)) }, label);
+  } else action = make("span", {}, t("is there"));
+  const bar = running ? make("progress", { max: String(current.total), value: String(current.done), "aria-label": set.name }) : null;
+  return make("article", { "data-set": set.name }, make("div", {}, make("strong", {}, set.name), make("span", { class: "prefgen-note" }, `${set.what} (${about})`), bar), action);
+}
+
+async function begin(set) {
+  current = await ask("POST", address(set), {});
+  redraw(true);
+}
+
+function address(set) {
+  return `downloads/${encodeURIComponent(set.name)}`;
+}
+
+/** In powers of ten, as model hubs count. */
+function size(bytes) {
+  return bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)} GB` : `${Math.max(1, Math.round(bytes / 1e6))} MB`;
+}
