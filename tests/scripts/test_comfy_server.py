@@ -20,6 +20,7 @@ NODE_IDS = {
     "PrefGen_FuseUserVector",
     "PrefGen_ApplyUserCrossAttention",
     "PrefGen_LoadAtelier",
+    "PrefGen_LookAtPictures",
 }
 PICTURE = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 255}},

@@ -65,6 +65,7 @@ def test_the_managers_scanner_finds_every_node():
         "PrefGen_ApplyUserCrossAttention",
         "PrefGen_DescribePreference",
         "PrefGen_LoadAtelier",
+        "PrefGen_LookAtPictures",
         "PrefGen_SaveUser",
         "PrefGen_LoadUser",
         "PrefGen_BlendUsers",
