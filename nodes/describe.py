@@ -45,11 +45,11 @@ class DescribePreference(io.ComfyNode):
                 io.Combo.Input(
                     "taste",
                     options=tastes.choices(),
-                    default=tastes.NO_TASTE,
+                    default=tastes.AUTO,
                     optional=True,
-                    tooltip="The taste whose words these are. Words that you struck out in the sidebar Taste never "
-                    "appear, words that you added always do, and what the MLLM understood is shown there. none: as the "
-                    "MLLM says it.",
+                    tooltip="Whose words these are: words that you struck out in the sidebar Taste never appear, words "
+                    "that you added always do, and what the MLLM understood is shown there. auto: the taste that the "
+                    "pictures were read from. none: as the MLLM says it.",
                 ),
             ],
             outputs=[
@@ -67,8 +67,9 @@ class DescribePreference(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, taste=None, **_):
-        # The journal changes without an input: queued again, new words count.
-        return tastes.words_of(taste[0] if isinstance(taste, list) else taste).digest()
+        # New words are no new input. For auto the history's own fingerprint changes with them.
+        own = tastes.chosen(only(taste, "taste") if isinstance(taste, list) else taste)
+        return own.words().digest() if own else ""
 
     @classmethod
     def check_lazy_status(cls, disliked=None, liked_traits=None, disliked_traits=None, **_):
@@ -78,18 +79,19 @@ class DescribePreference(io.ComfyNode):
     @classmethod
     def execute(cls, mllm, liked, disliked=None, liked_traits=None, disliked_traits=None, taste=None) -> io.NodeOutput:
         from ..prefgen.comfy.encoding import describe_history
+        from ..prefgen.comfy.histories import name_of
         from ..prefgen.history import PreferenceHistory
 
-        name = only(taste, "taste")
         history = PreferenceHistory.from_images(liked, disliked or [])
+        own = tastes.chosen(only(taste, "taste"), name_of(history))
 
         def read():
             traits = describe_history(history, only(mllm, "mllm"))
-            tastes.understood(traits, name)
+            tastes.understood(traits, own)
             return traits
 
         traits = _typed(liked_traits, disliked_traits).or_else(read, bool(history.disliked))
-        traits = tastes.in_its_words(traits, name)
+        traits = tastes.in_its_words(traits, own)
         shown = ui.PreviewText(f"liked: {traits.positive}\ndisliked: {traits.negative}")
         return io.NodeOutput(traits.positive, traits.negative, traits.to_json(), ui=shown)
 

@@ -20,7 +20,9 @@ class LookAtPictures(io.ComfyNode):
             "queues this by itself: it then shows first what the taste is least sure of, and how settled the taste is.",
             inputs=[
                 io.ClipVision.Input("clip_vision", tooltip="Any CLIP vision model; each keeps embeddings of its own."),
-                io.Combo.Input("taste", options=tastes.choices(), tooltip="The taste whose pictures are looked at."),
+                io.Combo.Input(
+                    "taste", options=tastes.shelf().names(), tooltip="The taste whose pictures are looked at."
+                ),
                 io.String.Input(
                     "pictures",
                     default="[]",
@@ -49,7 +51,7 @@ class LookAtPictures(io.ComfyNode):
 
         target = tastes.chosen(taste)
         if target is None:
-            raise ValueError("Look at Pictures has no taste: choose one.")
+            raise ValueError("Look at Pictures has no taste: choose one of the list.")
         look(clip_vision, target, pictures)
         tastes.tell(target.name)
         return io.NodeOutput()

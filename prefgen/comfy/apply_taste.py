@@ -21,7 +21,7 @@ from ..fusion import fuse_user
 from ..history import PreferenceHistory
 from ..lru import LeastRecentlyUsed
 from ..mllm.traits import Traits
-from . import folders, histories, provenance, readers
+from . import folders, histories, provenance, readers, tastes
 from .auto import AUTO, WORDS, Choice, Request, choose, header_of
 from .encoding import describe_history, encode_history
 from .patcher import apply_user
@@ -133,12 +133,15 @@ def _in_words(model: ModelPatcher, taste: str, choice: Choice) -> Applied:
         history = _history(taste)
         managed = readers.load_mllm(choice.mllm, choice.lora)
         traits = describe_history(history, managed)
-        _words[key] = WordsRead(traits, histories.name_of(history), managed.mllm.fingerprint["revision"])
+        name = histories.name_of(history)
+        tastes.understood(traits, tastes.chosen(tastes.AUTO, name))
+        _words[key] = WordsRead(traits, name, managed.mllm.fingerprint["revision"])
     words = _words[key]
+    traits = tastes.in_its_words(words.traits, tastes.chosen(tastes.AUTO, words.taste))
     mllm = f"{choice.mllm} ({words.revision[: provenance.DIGITS]})"
-    provenance.note(None, words={"taste": words.taste, "words": words.traits.positive, "mllm": mllm})
+    provenance.note(None, words={"taste": words.taste, "words": traits.positive, "mllm": mllm})
     said = [f"taste: {words.taste}, in words", f"MLLM: {mllm}", *([choice.reason] if choice.reason else [])]
-    return Applied(model, words.traits.positive, words.traits.negative, "\n".join(said))
+    return Applied(model, traits.positive, traits.negative, "\n".join(said))
 
 
 def _history(taste: str) -> PreferenceHistory:

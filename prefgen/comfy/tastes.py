@@ -12,13 +12,14 @@ from ..tastes import looks
 from ..tastes.names import TasteError
 from ..tastes.shelf import Shelf
 from ..tastes.taste import Taste
-from ..tastes.words import Words, keep_understood
+from ..tastes.words import keep_understood
 from . import folders
 from .doors import file_of
 from .hashes import sha256_of
 from .running import prompt_server
 
 EVENT = "prefgen.taste"
+AUTO = "auto"  # the taste that the pictures were read from
 NO_TASTE = "none"
 
 
@@ -35,33 +36,38 @@ def tell(name: str) -> None:
 
 
 def choices() -> list[str]:
-    """Combo entries: none, then every taste."""
-    return [NO_TASTE, *shelf().names()]
+    """Combo entries: auto, none, then every taste."""
+    return [AUTO, NO_TASTE, *shelf().names()]
 
 
-def chosen(name: str | None) -> Taste | None:
-    """The taste of a combo entry; of NAME@1a2b3c4d the one that goes on. TasteError where there is none."""
-    if not name or name == NO_TASTE:
-        return None
+def chosen(name: str | None, source: str = "") -> Taste | None:
+    """The taste of a combo entry; of NAME@1a2b3c4d the one that goes on. TasteError where there is none.
+
+    source: the history that pictures were read from (`histories.name_of`), which auto stands for; None where that is no
+    taste.
+    """
+    if not name or name == AUTO:
+        there = shelf().names()
+        return shelf().taste(_base(source)) if _base(source) in there else None
+    return None if name == NO_TASTE else shelf().taste(_base(name))
+
+
+def _base(name: str) -> str:
+    """A taste's name without a revision."""
     base, _, revision = name.rpartition("@")
-    return shelf().taste(base if base and folders.REVISION.fullmatch(revision) else name)
+    return base if base and folders.REVISION.fullmatch(revision) else name
 
 
-def words_of(name: str | None) -> Words:
-    """What was added to the words of a combo entry's taste and struck out of them."""
-    taste = chosen(name)
-    return taste.words() if taste else Words()
-
-
-def in_its_words(traits: Traits, name: str | None) -> Traits:
+def in_its_words(traits: Traits, taste: Taste | None) -> Traits:
     """Traits as the artist mended them in the browser: without what was struck out, with what was added."""
-    words = words_of(name)
+    if taste is None:
+        return traits
+    words = taste.words()
     return Traits(words.applied("liked", traits.liked), words.applied("disliked", traits.disliked), traits.sure)
 
 
-def understood(traits: Traits, name: str | None) -> None:
+def understood(traits: Traits, taste: Taste | None) -> None:
     """Keep beside a taste what the MLLM said of it, for the browser to show."""
-    taste = chosen(name)
     if taste is None:
         return
     rows = [

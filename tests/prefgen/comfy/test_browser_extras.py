@@ -28,15 +28,19 @@ def test_words_are_struck_out_added_and_undone(browser):  # noqa: F811
 
 
 def test_describe_preference_speaks_in_the_words_that_are_left(browser, pack):  # noqa: F811
-    describe = pack("nodes").DescribePreference
+    describe, histories = pack("nodes").DescribePreference, pack("prefgen.comfy.histories")
+    browser("POST", "/prefgen/tastes/sea/upload", form=form_of("liked", {"1.png": picture(1)}))
     for word, now in (("boats", "struck"), ("sea foam", "added")):
         browser("POST", "/prefgen/tastes/sea/words", json={"word": word, "side": "liked", "state": now})
-    image = [__import__("torch").rand(1, 8, 8, 3)]
+    images = histories.load(pack("prefgen.comfy.folders").history_of("sea")).liked
     before = describe.fingerprint_inputs(taste=["sea"])
-    run = lambda taste: describe.execute([None], image, liked_traits=["boats, fog"], taste=taste).args[0]  # noqa: E731
-    assert run(["sea"]) == run(["sea@1a2b3c4d"]) == "fog, sea foam" and run(["none"]) == run(None) == "boats, fog"
+    run = lambda taste: describe.execute([None], images, liked_traits=["boats, fog"], taste=taste).args[0]  # noqa: E731
+    assert run(["sea"]) == run(["sea@1a2b3c4d"]) == run(["auto"]) == run(None) == "fog, sea foam"
+    assert run(["none"]) == "boats, fog"
+    others = describe.execute([None], [images[0] / 2], liked_traits=["boats"], taste=["auto"]).args[0]
+    assert others == "boats", "pictures that come from no taste have no words of one"
     browser("POST", "/prefgen/tastes/sea/undo", json={})
-    assert describe.fingerprint_inputs(taste="sea") != before and run(["sea"]) == "fog"
+    assert describe.fingerprint_inputs(taste="sea") != before and run(["auto"]) == "fog"
     assert describe.validate_inputs(taste="sea") is True and "no taste called" in describe.validate_inputs(taste="no")
 
 
