@@ -20,7 +20,6 @@ from .running import prompt_server
 
 EVENT = "prefgen.download"
 TOLD_EVERY = 0.25  # seconds
-SETS: Path | None = None  # another list than ours: the tests'
 
 
 class Refused(MendableError):
@@ -117,7 +116,7 @@ ROUTES = {
 def begin(name: str) -> Download:
     """Start fetching a set. Refused where there is no such set, or another one is on its way."""
     global _current
-    file_set = load_sets(SETS).get(name)
+    file_set = load_sets().get(name)
     if file_set is None:
         raise Refused("There is no set of that name: reload the page and choose one from the list.")
     with _lock:
@@ -135,7 +134,7 @@ def described() -> list[dict]:
     bytes. missing: of the files that are in no model folder; begun: what of these an earlier download fetched."""
     models = Path(folder_paths.models_dir)
     sets = []
-    for name, file_set in load_sets(SETS).items():
+    for name, file_set in load_sets().items():
         missing = [file for file in file_set.files if not present(models, file)]
         sets.append(
             {

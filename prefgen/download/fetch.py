@@ -64,8 +64,9 @@ class FileSet:
 
 
 def load_sets(path: Path | None = None) -> dict[str, FileSet]:
-    """The sets of a list, ours by default. DownloadError for a list that can't be read or leaves the models folder."""
-    path = path or SETS
+    """The sets of a list; by default of the one that PREFGEN_SETS names, else ours. DownloadError for a list that can't
+    be read or leaves the models folder."""
+    path = path or Path(os.environ.get("PREFGEN_SETS") or SETS)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {name: _file_set(**entry) for name, entry in content.items()}

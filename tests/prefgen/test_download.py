@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -66,13 +67,19 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def hub():
+@contextmanager
+def running_hub():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.files, server.asked, server.slow, server.sent = dict(FILES), [], 0, 0
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
+
+
+@pytest.fixture
+def hub():
+    with running_hub() as server:
+        yield server
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 
 from scripts import setup_env
 from scripts.comfy_server import ComfyServer
+from tests.prefgen.test_download import entry, running_hub
 
 # Of the front end itself: they are there without any pack.
 NOT_OURS = ("Failed to load resource", "onChange", "api.comfy.org", "ERR_", "Vue warn", "[Vue", "deprecat", "Deprecat")
@@ -14,8 +15,20 @@ NOT_OURS = ("Failed to load resource", "onChange", "api.comfy.org", "ERR_", "Vue
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    with ComfyServer(setup_env.find_comfyui(), tmp_path_factory.mktemp("browser"), threads=1) as running:
-        yield running
+    """A ComfyUI with a hub of its own, which has one set of files. With --enable-assets where it takes that."""
+    comfyui = setup_env.find_comfyui()
+    base = tmp_path_factory.mktemp("browser")
+    (base / "sets.json").write_text(json.dumps({"ours": entry()}))
+    with pytest.MonkeyPatch.context() as patch, running_hub() as own_hub:
+        patch.setenv("PREFGEN_SETS", str(base / "sets.json"))
+        patch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{own_hub.server_port}")
+        patch.delenv("HF_HUB_OFFLINE", raising=False)
+        has_assets = "--enable-assets" in (comfyui / "comfy" / "cli_args.py").read_text()
+        arguments = ["--enable-assets"] if has_assets else []
+        with ComfyServer(comfyui, base, threads=1, arguments=arguments) as running:
+            running.hub = own_hub
+            running.has_assets = has_assets
+            yield running
 
 
 def set_up(server, settings: dict) -> None:

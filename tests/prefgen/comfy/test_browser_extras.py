@@ -130,7 +130,7 @@ def downloads(pack, tmp_path, monkeypatch, hub):  # noqa: F811
     path = tmp_path / "sets.json"
     path.write_text(json.dumps({"ours": entry(), "other": entry()}))
     (tmp_path / "models").mkdir()
-    monkeypatch.setattr(module, "SETS", path)
+    monkeypatch.setenv("PREFGEN_SETS", str(path))
     monkeypatch.setattr(module, "_current", None)
     monkeypatch.setattr(module.folder_paths, "models_dir", str(tmp_path / "models"))
     monkeypatch.setattr(module.folder_paths, "folder_names_and_paths", {})
