@@ -30,10 +30,12 @@ FAMILY_OF_WIDTH = {768: "sd15", 1024: "sd2", 1280: "sdxl_refiner", 2048: "sdxl"}
 class AdapterHeader:
     """What an adapter was trained for.
 
-    block_widths: attention width of every cross-attention in file order (down, up, mid).
-    mllm: name, revision, lora, prompt_version, precision, num_layers, hidden_size, sem_layers, core_layer; None for an
-    image-only adapter. clip_vision: name, width, preprocessing, and since encoders have one their digest (see
-    `image_encoder.described`); for an IP-Adapter file also output, what it reads.
+    semantic_width, core_width, image_width: C, D and I; 0 for a part that wasn't trained, of which the file holds
+    nothing. block_widths: attention width of every cross-attention in file order (down, up, mid).
+    mllm: name, revision, lora, prompt_version, precision, num_layers, hidden_size, sem_layers (none without that part),
+    core_layer (null without); None for an image-only adapter. clip_vision: name, width, preprocessing, and since
+    encoders have one their digest (see `image_encoder.described`); for an IP-Adapter file also output, what it reads;
+    empty for an adapter that reads no pictures by themselves.
     kind: "prefgen", or "ip_adapter" for a public IP-Adapter file. tokens: 0 where the pictures decide.
     """
 
@@ -111,15 +113,18 @@ class UserProjection(nn.Module):
 
 
 class UserAdapter(nn.Module):
-    """The trained parts of one adapter file. `to_k_ip`, `to_v_ip`: bias-free projections of every block, file order."""
+    """The trained parts of one adapter file. `to_k_ip`, `to_v_ip`: bias-free projections of every block, file order.
+
+    aligner, sem_norm: None without a semantic part; core_norm: None without a core part.
+    """
 
     def __init__(
         self,
         header: AdapterHeader,
         projection: UserProjection,
-        aligner: SemanticAligner,
-        sem_norm: LayerStandardiser,
-        core_norm: LayerStandardiser,
+        aligner: SemanticAligner | None,
+        sem_norm: LayerStandardiser | None,
+        core_norm: LayerStandardiser | None,
         name: str = "",
         file: AdapterFile | None = None,
     ):
@@ -137,12 +142,9 @@ class UserAdapter(nn.Module):
 
     def parts(self) -> dict[str, nn.Module]:
         """Every module by the prefix of its keys in the file."""
-        parts = {
-            "image_proj.": self.projection,
-            "prefgen.aligner.": self.aligner,
-            "prefgen.sem_norm.": self.sem_norm,
-            "prefgen.core_norm.": self.core_norm,
-        }
+        own = {"aligner": self.aligner, "sem_norm": self.sem_norm, "core_norm": self.core_norm}
+        parts: dict[str, nn.Module] = {"image_proj.": self.projection}
+        parts |= {f"prefgen.{name}.": module for name, module in own.items() if module is not None}
         # IP-Adapter numbers all attentions of a UNet, and a cross-attention follows every self-attention: 1, 3, 5 ...
         for i, (k, v) in enumerate(zip(self.to_k_ip, self.to_v_ip, strict=True)):
             parts |= {f"ip_adapter.{2 * i + 1}.to_k_ip.": k, f"ip_adapter.{2 * i + 1}.to_v_ip.": v}
@@ -156,10 +158,14 @@ class UserAdapter(nn.Module):
 
     def semantic(self, hidden: torch.Tensor) -> torch.Tensor:
         """ĕ_sem [B, C] from H [B, layers, D]."""
+        if self.aligner is None or self.sem_norm is None:
+            return hidden.new_zeros(len(hidden), 0)
         return semantic_part(self.aligner, self.sem_norm(hidden[:, self.header.sem_layers]))
 
     def core(self, hidden: torch.Tensor) -> torch.Tensor:
         """e_core [B, D] from H [B, layers, D]."""
+        if self.core_norm is None:
+            return hidden.new_zeros(len(hidden), 0)
         return core_part(self.core_norm(hidden[:, [self.header.core_layer]]))
 
     def user_tokens(self, vector: torch.Tensor) -> torch.Tensor:

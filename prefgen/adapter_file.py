@@ -132,8 +132,11 @@ def _check_header(header: AdapterHeader) -> None:
     if not all(isinstance(part, dict) for part in (header.mllm or {}, header.clip_vision, header.training)):
         raise TypeError("a part of the header isn't an object")
     if header.mllm:
-        layers = [*header.mllm["sem_layers"], header.mllm["core_layer"]]
-        if not all(layer in range(header.mllm.get("num_layers", max(layers) + 1)) for layer in layers):
+        core = header.mllm["core_layer"]
+        layers = [*header.mllm["sem_layers"], *([] if core is None else [core])]
+        if bool(header.mllm["sem_layers"]) < bool(header.semantic_width) or (core is None and header.core_width):
+            raise ValueError(f"layers {layers} for parts that read others")
+        if not all(layer in range(header.mllm.get("num_layers", max(layers, default=0) + 1)) for layer in layers):
             raise ValueError(f"layers {layers}")
 
 
@@ -146,19 +149,25 @@ def _build_user_adapter(
     def size(key: str) -> torch.Size:
         return weight_of(name, weights, key, 2).shape
 
-    sem_layers, width = size("prefgen.sem_norm.mean")
-    if header.mllm and len(header.mllm["sem_layers"]) != sem_layers:
-        raise AdapterError(f"{name} is damaged: prefgen.sem_norm.mean doesn't match its own header. {AGAIN}")
+    aligner = sem_norm = core_norm = None
     projection_hidden = size("image_proj.proj.0.weight")[0]
-    aligner_hidden = size("prefgen.aligner.mlp.0.weight")[0]
     # On the meta device nothing is drawn at random that the file replaces.
     with torch.device("meta"):
+        if header.semantic_width:
+            sem_layers, width = size("prefgen.sem_norm.mean")
+            if header.mllm and len(header.mllm["sem_layers"]) != sem_layers:
+                raise AdapterError(f"{name} is damaged: prefgen.sem_norm.mean doesn't match its own header. {AGAIN}")
+            aligner_hidden = size("prefgen.aligner.mlp.0.weight")[0]
+            aligner = SemanticAligner(sem_layers, width, header.semantic_width, aligner_hidden)
+            sem_norm = LayerStandardiser(sem_layers, width)
+        if header.core_width:
+            core_norm = LayerStandardiser(1, header.core_width)
         adapter = UserAdapter(
             header,
             UserProjection(header.user_width, header.cross_attention_dim, header.tokens, projection_hidden),
-            SemanticAligner(sem_layers, width, header.semantic_width, aligner_hidden),
-            LayerStandardiser(sem_layers, width),
-            LayerStandardiser(1, header.core_width),
+            aligner,
+            sem_norm,
+            core_norm,
             name=name,
             file=file,
         )

@@ -72,7 +72,7 @@ def fuse_user_vector(
     """e_u = [semantic * ĕ_sem ; core * e_core ; image * e_img], fp32 [C + D + I] on the CPU.
 
     Each part has length about 1 before its weight. A weight of 0, or a part that was not encoded, gives zeros: what
-    training calls a dropped part.
+    training calls a dropped part. A part that the adapter wasn't trained with has no place in e_u, whatever its weight.
     """
     header = adapter.header
     semantic_part = torch.zeros(header.semantic_width)
@@ -80,12 +80,12 @@ def fuse_user_vector(
     image_part = torch.zeros(header.image_width)
     if encoded.hidden is not None and header.mllm:
         hidden = encoded.hidden.float()[None]
-        if semantic:
+        if semantic and header.semantic_width:
             semantic_part = semantic * adapter.semantic(hidden)[0]
-        if core:
+        if core and header.core_width:
             core_part = core * adapter.core(hidden)[0]
     # The paper's e_img is one liked picture, here it is the mean of all that are liked: docs/departures.md.
-    if encoded.image_embed_liked is not None and image:
+    if encoded.image_embed_liked is not None and image and header.image_width:
         image_part = image * pool_image_embeds(encoded.image_embed_liked, encoded.image_embed_disliked)
     return torch.cat([semantic_part, core_part, image_part])
 

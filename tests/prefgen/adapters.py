@@ -23,7 +23,7 @@ def random_adapter(
 ):
     """An adapter for these blocks, drawn from torch's global generator.
 
-    widths: of ĕ_sem, e_core and e_img. fitted: normalisers of random statistics. package: gives PrefGen's modules by
+    widths: of ĕ_sem, e_core and e_img, 0 for a part that wasn't trained. fitted: normalisers of random statistics. package: gives PrefGen's modules by
     name, such as ComfyUI's copy of them. header: entries in place of the usual ones.
     """
     modules, aligner = package("prefgen.adapter"), package("prefgen.aligner")
@@ -47,13 +47,20 @@ def random_adapter(
         },
         "clip_vision": {"name": "tiny", "width": image},
     } | header
+    if not semantic and not core:
+        entries["mllm"] = None
+    elif entries["mllm"] is not None:
+        absent = ({} if semantic else {"sem_layers": []}) | ({} if core else {"core_layer": None})
+        entries["mllm"] = entries["mllm"] | {"hidden_size": core or CORE} | absent
     layers = len((entries["mllm"] or {"sem_layers": SEM_LAYERS})["sem_layers"])
-    sem_norm, core_norm = aligner.LayerStandardiser(layers, core), aligner.LayerStandardiser(1, core)
-    if fitted:
-        sem_norm.fit(torch.randn(32, layers, core) * 3 + 1)
+    sem_norm = aligner.LayerStandardiser(layers, core or CORE) if semantic else None
+    core_norm = aligner.LayerStandardiser(1, core) if core else None
+    if fitted and sem_norm:
+        sem_norm.fit(torch.randn(32, layers, core or CORE) * 3 + 1)
+    if fitted and core_norm:
         core_norm.fit(torch.randn(32, 1, core) * 5 - 2)
     projection = modules.UserProjection(semantic + core + image, text_width, TOKENS)
-    mlp = aligner.SemanticAligner(layers, core, semantic, aligner_hidden)
+    mlp = aligner.SemanticAligner(layers, core or CORE, semantic, aligner_hidden) if semantic else None
     adapter = modules.UserAdapter(modules.AdapterHeader(**entries), projection, mlp, sem_norm, core_norm, name="tiny")
     return adapter.eval().requires_grad_(False)
 

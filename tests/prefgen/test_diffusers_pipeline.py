@@ -63,9 +63,9 @@ def cross_attentions(unet):
     return [name for name in unet.attn_processors if name.endswith("attn2.processor")]
 
 
-def adapter_for(new_adapter, unet, seed=0):
+def adapter_for(new_adapter, unet, seed=0, **options):
     widths = [unet.get_submodule(n.removesuffix(".processor")).to_k.out_features for n in cross_attentions(unet)]
-    return new_adapter(widths, unet.config.cross_attention_dim, seed=seed)
+    return new_adapter(widths, unet.config.cross_attention_dim, seed=seed, **options)
 
 
 def install(unet, users):
@@ -121,6 +121,18 @@ def test_a_guided_run_with_precomputed_embeddings_equals_ours(new_pipeline, new_
     assert predictions.shape[:2] == (3, 2)  # three steps, unconditional and conditional half
     assert_close(predictions, their_predictions, unlike=without)
     assert_close(latents, their_latents, ulps=SAMPLED, unlike=plain)
+
+
+@pytest.mark.parametrize("widths", [(0, 0, 8), (0, 16, 8)], ids=["image", "core and image"])
+def test_an_adapter_of_some_parts_paints_as_ours(new_pipeline, new_adapter, tmp_path, widths):
+    theirs, ours = new_pipeline(), new_pipeline()
+    _, without = draw(ours)
+    adapter = adapter_for(new_adapter, ours.unet, widths=widths)
+    save_adapter(adapter, tmp_path / "taste.safetensors")
+    vectors = user(adapter, seed=3)
+    install(ours.unet, [(load_adapter(tmp_path / "taste.safetensors"), vectors, 1.0)])
+    theirs.load_ip_adapter(str(tmp_path), subfolder="", weight_name="taste.safetensors", image_encoder_folder=None)
+    assert_close(draw(ours)[1], draw(theirs, [vectors[1]])[1], unlike=without)
 
 
 def test_the_unconditional_half_is_the_vector_of_zeros_not_the_plain_model(new_pipeline, new_adapter):
