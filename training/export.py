@@ -6,8 +6,9 @@ In: the checkpoints of `train_alignment` and `train_user_attention`, and the lay
 file in the layout of an IP-Adapter, which stock diffusers loads.
 
 A checkpoint resumes a run; this file is for use: the branch's averaged weights, the aligner and normalisers, and a
-header that says what they were made for. `--unfinished` takes a run that has steps left. Weights are stored as fp16, as
-public adapters have them; the normalisers stay fp32.
+header that says what they were made for. Every stage is first held against what it was made from: the data set, the
+MLLM and its LoRA, the layers, the aligner; nothing stale is exported. `--unfinished` takes a run that has steps left.
+Weights are stored as fp16, as public adapters have them; the normalisers stay fp32.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from prefgen.adapter_file import save_adapter
 from prefgen.dtypes import DTYPES
 
 from .common.adapters import trained_adapter
+from .common.chain import check_chain
 from .common.config.command import arguments
 from .common.config.schema import TrainUserAttention
+from .common.errors import exit_with_message
 from .common.folder import RunFolder
+from .data.worlds import open_world
 
 
 def options(parser: ArgumentParser) -> None:
@@ -37,6 +41,8 @@ def main() -> None:
     out = args.options.out
     if out.suffix != ".safetensors":
         raise SystemExit(f"--out {out}: the file's name has to end in .safetensors.")
+    world = open_world(args.config, args.runs)
+    check_chain(args.config, args.runs, world.digest)
     adapter = trained_adapter(args, args.options.unfinished)
     # Refuses a configuration that isn't the run's.
     RunFolder(args)
@@ -53,7 +59,8 @@ def stored(adapter: UserAdapter, dtype: str) -> UserAdapter:
     adapter = copy.deepcopy(adapter)
     # The normalisers' means may be larger than fp16 holds, so they stay fp32.
     for part in (adapter.projection, adapter.aligner, adapter.to_k_ip, adapter.to_v_ip):
-        part.to(DTYPES[dtype])
+        if part is not None:
+            part.to(DTYPES[dtype])
     if (name := not_finite(adapter)) is not None:
         raise SystemExit(f"{name} has weights too large for {dtype}: export with --dtype fp32.")
     return adapter
@@ -65,4 +72,5 @@ def not_finite(adapter: UserAdapter) -> str | None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_with_message():
+        main()

@@ -5,7 +5,8 @@
 In: for every training user several histories of different lengths. Out, one row a history, memory-mapped by the next
 stages (`common.stage_outputs.ExtractedUsers`): `hidden.npy`, float16 [n, layers, D], the last token of every decoder
 layer; `images.npy`, float16 [n, I], the CLIP embedding of the liked pictures; `owners.npy` [n], the user; and
-`index.json`, which models read them.
+`index.json`, which models read them. What no part of the user vector is made of (`train_user_attention.parts`) isn't
+read: an image-only adapter needs no MLLM.
 
 e_sem and e_core of the paper (arXiv 2512.06020) are layers of the first. Its e_img is the embedding of one liked
 example; here it is the mean of all liked ones (docs/departures.md). Rows that are read stay: a killed run goes on after
@@ -22,7 +23,8 @@ import torch.nn.functional as F
 
 from prefgen.files import write_atomic
 
-from .common.cache import cached
+from .common.cache import Columns, cached
+from .common.chain import made_of
 from .common.config.command import arguments
 from .common.config.schema import Extract
 from .common.errors import exit_with_message
@@ -40,32 +42,44 @@ FEWEST_LIKED = 3
 def main() -> None:
     args = arguments(Extract, __doc__)
     section = args.section
-    run = Run(args)
+    world = open_world(args.config, args.runs)
+    sources = made_of(args.config, args.runs, args.stage, world.digest)
+    run = Run(args, made_of=sources)
     if run.finished:
         return
-    world = open_world(args.config, args.runs)
     jobs = [(user, number) for user in world.users(TRAIN, section.users) for number in range(section.histories)]
-    reader = load_reader(args, world, run.accelerator.device)
-    image_encoder = load_image_encoder(args, world, run.accelerator.device, run.rank, run.world_size)
-    index = {"world": world.name, "mllm": reader.fingerprint, "clip_vision": image_encoder.about}
-    columns = {
-        "hidden": ((reader.fingerprint["num_layers"], reader.fingerprint["hidden_size"]), np.float16),
-        "images": ((image_encoder.about["width"],), np.float16),
-    }
-    key = index | {
-        "jobs": args.fingerprint,
-        "clip_vision_weights": image_encoder.digest,
-        "pictures": world.digest,
-    }
+    reader = load_reader(args, world, run.accelerator.device) if args.config.reads_mllm else None
+    image_encoder = None
+    if "image" in args.config.train_user_attention.parts:
+        image_encoder = load_image_encoder(args, world, run.accelerator.device, run.rank, run.world_size)
+    index, columns = described(reader, image_encoder)
+    index = {"world": world.name, "settings": args.fingerprint, "made_of": sources} | index
+    key = index | {"jobs": args.fingerprint, "pictures": world.digest}
+    if image_encoder is not None:
+        key["clip_vision_weights"] = image_encoder.digest
 
     def fill(start: int, stop: int) -> dict[str, np.ndarray]:
         return read(reader, image_encoder, [history_of(world, section, *job) for job in jobs[start:stop]])
 
+    run.claim()
     cached(run.folder, "arrays", len(jobs), columns, key, fill, section.batch, run.rank, run.world_size)
     if run.rank == 0:
         save_array(np.array([user for user, _ in jobs]), run.folder / "owners.npy")
         write_atomic(run.folder / "index.json", json.dumps(index, indent=1).encode())
     run.finish(histories=len(jobs), users=len({user for user, _ in jobs}))
+
+
+def described(reader: Reader | None, image_encoder: ImageEncoder | None) -> tuple[dict, Columns]:
+    """(which models read the histories, the arrays that they give)."""
+    index = {}
+    columns: Columns = {}
+    if reader is not None:
+        index["mllm"] = reader.fingerprint
+        columns["hidden"] = ((reader.fingerprint["num_layers"], reader.fingerprint["hidden_size"]), np.float16)
+    if image_encoder is not None:
+        index["clip_vision"] = image_encoder.about
+        columns["images"] = ((image_encoder.about["width"],), np.float16)
+    return index, columns
 
 
 def history_of(world: World, section: Extract, user: int, number: int) -> History:
@@ -79,10 +93,15 @@ def history_of(world: World, section: Extract, user: int, number: int) -> Histor
     return world.history(user, rng, liked, disliked)
 
 
-def read(reader: Reader, image_encoder: ImageEncoder, histories: list[History]) -> dict[str, np.ndarray]:
-    """{"hidden": [B, layers, D], "images": [B, I]} of some histories, float16."""
-    images = [F.normalize(image_encoder(h.pictures[h.liked]).mean(0), dim=0) for h in histories]
-    return {"hidden": reader.states(histories).half().numpy(), "images": torch.stack(images).half().numpy()}
+def read(reader: Reader | None, image_encoder: ImageEncoder | None, histories: list[History]) -> dict[str, np.ndarray]:
+    """{"hidden": [B, layers, D], "images": [B, I]} of some histories, float16, as far as there is what reads them."""
+    rows = {}
+    if image_encoder is not None:
+        images = [F.normalize(image_encoder(h.pictures[h.liked]).mean(0), dim=0) for h in histories]
+        rows["images"] = torch.stack(images).half().numpy()
+    if reader is not None:
+        rows["hidden"] = reader.states(histories).half().numpy()
+    return rows
 
 
 if __name__ == "__main__":

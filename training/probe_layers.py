@@ -47,6 +47,7 @@ from prefgen.atelier.models import MLLM_FOLDER
 from prefgen.files import write_atomic
 from prefgen.mllm.model import PreferenceMLLM
 
+from .common.chain import made_of
 from .common.config.command import StageArgs, arguments
 from .common.config.schema import ProbeLayers
 from .common.errors import exit_with_message
@@ -72,15 +73,16 @@ SEM_LAYERS = 4
 def main() -> None:
     args = arguments(ProbeLayers, __doc__)
     section = args.section
-    run = Run(args)
+    world = open_world(args.config, args.runs)
+    run = Run(args, made_of=made_of(args.config, args.runs, args.stage, world.digest))
     if run.finished:
         return
-    world = open_world(args.config, args.runs)
     train = world.users("train", 2 * section.users)
     test = world.users("test", section.users)
     groups = {"fit": train[: section.users], "choose": train[section.users :], "report": test}
     people = {group: people_of(world, users, section) for group, users in groups.items()}
     mllm = load_mllm(args, world)
+    run.claim()
     readings = {group: read_group(args, run, mllm, world, group, people[group]) for group in GROUPS}
     truth = {group: liked_attributes(world, people[group]) for group in GROUPS}
     figures = analyse(readings, truth, section.seed)

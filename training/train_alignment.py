@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from prefgen.aligner import LayerStandardiser, SemanticAligner
 
 from .common.bases import Base, load_base
+from .common.chain import made_of
 from .common.config.command import StageArgs, arguments
 from .common.config.schema import TrainAlignment
 from .common.errors import exit_with_message
@@ -41,15 +42,17 @@ KERNEL_TEXTS = 1024
 def main() -> None:
     args = arguments(TrainAlignment, __doc__)
     section = args.section
-    run = Run(args)
+    world = open_world(args.config, args.runs)
+    extracted = ExtractedUsers(args.runs)
+    extracted.check_world(world.name)
+    run = Run(args, made_of=made_of(args.config, args.runs, args.stage, world.digest))
     if run.finished:
         return
-    device = run.accelerator.device
-    data = alignment_data(args, device)
+    data = alignment_data(args, world, extracted, run.accelerator.device)
     # Fitted on the histories that are learnt from: the others show what an unseen user meets.
     norm = LayerStandardiser(*data.states.shape[1:])
     norm.fit(data.states[data.train])
-    norm.to(device)
+    norm.to(run.accelerator.device)
     aligner = SemanticAligner(*data.states.shape[1:], data.bank.shape[1], section.hidden)
     texts = data.train_texts
     bandwidths = median_bandwidths(texts[:KERNEL_TEXTS], texts[KERNEL_TEXTS : 2 * KERNEL_TEXTS])
@@ -61,7 +64,7 @@ def main() -> None:
         with run.timer("data"):
             rows = batch_indices(section.seed, step, section.batch, len(data.train), run.rank, run.world_size)
             chosen = data.train[rows]
-            standard = norm(data.states[chosen].to(device))
+            standard = norm(data.states[chosen].to(run.accelerator.device))
             target = data.text_of(chosen)
             # Every process compares with the same texts.
             shared = torch.Generator().manual_seed(step_seed(section.seed, step))
@@ -99,11 +102,10 @@ class AlignmentData:
         return self.bank[self.owners[histories].to(self.bank.device)]
 
 
-def alignment_data(args: StageArgs[TrainAlignment], device: torch.device) -> AlignmentData:
+def alignment_data(
+    args: StageArgs[TrainAlignment], world: World, extracted: ExtractedUsers, device: torch.device
+) -> AlignmentData:
     """Histories and texts of the extracted users. SystemExit where too few users have a taste in words."""
-    world = open_world(args.config, args.runs)
-    extracted = ExtractedUsers(args.runs)
-    extracted.check_world(world.name)
     layers = chosen_layers(args.runs, extracted.hidden.shape[1])["sem_layers"]
     users, user_rows = np.unique(extracted.owners, return_inverse=True)
     bank = user_bank(load_base(args.config, device, text_only=True), world, users.tolist()).to(device)

@@ -38,6 +38,7 @@ from prefgen.mllm.files import MLLMError
 from prefgen.mllm.model import PreferenceMLLM
 
 from .common import lora
+from .common.chain import made_of
 from .common.config.command import StageArgs, arguments
 from .common.config.schema import TrainMllm
 from .common.errors import exit_with_message
@@ -60,13 +61,13 @@ TOP_LAYERS = 4
 def main() -> None:
     args = arguments(TrainMllm, __doc__)
     section = args.section
-    run = Run(args)
+    world = open_world(args.config, args.runs)
+    run = Run(args, made_of=made_of(args.config, args.runs, args.stage, world.digest))
     if run.finished:
         return
     if args.config.mllm.path is not None and args.config.mllm.lora is None:
         print(f"mllm.lora is none: {args.config.mllm.path} is used as it is.")
         return run.finish(trained=False)
-    world = open_world(args.config, args.runs)
     users = world.users(TRAIN, section.users)
     questions = Questions(world, args.config.data.questions) if section.others else None
     without_dislikes = count_without_dislikes(world, users, section, quiet=run.rank > 0)

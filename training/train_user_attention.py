@@ -18,7 +18,7 @@ targets share the weight:
 
 The user vector's parts, the whole user and the text are dropped at times, so that the artist's weights and guidance
 work; a dropped user must predict what the plain UNet predicts. With `--set train_user_attention.parts=[image]` it is an
-image-only adapter: the same branch on the CLIP embedding alone.
+image-only adapter: the same branch on the CLIP embedding alone, without an MLLM and the stages that train it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from prefgen.atelier.models import WEIGHTS
 
 from .common.adapters import new_adapter, trained_adapter, trained_parts
 from .common.bases import Base, Text, load_base
+from .common.chain import made_of
 from .common.config.command import StageArgs, arguments
 from .common.config.schema import PARTS, TrainUserAttention
 from .common.errors import exit_with_message
@@ -66,12 +67,13 @@ HELDOUT_TIMESTEPS = 4
 def main() -> None:
     args = arguments(TrainUserAttention, __doc__)
     section = args.section
-    run = Run(args)
-    if run.finished:
-        return
     world = open_world(args.config, args.runs)
     extracted = ExtractedUsers(args.runs)
-    check(args, run, world, extracted)
+    extracted.check_world(world.name)
+    run = Run(args, made_of=made_of(args.config, args.runs, args.stage, world.digest))
+    if run.finished:
+        return
+    check(args, run)
     base = load_base(args.config, run.accelerator.device)
     adapter = new_adapter(args, base)
     # Tiny UNets on a CPU are slower with torch's fused kernels.
@@ -121,9 +123,8 @@ def main() -> None:
     run.finish(**figures)
 
 
-def check(args: StageArgs[TrainUserAttention], run: Run, world: World, extracted: ExtractedUsers) -> None:
+def check(args: StageArgs[TrainUserAttention], run: Run) -> None:
     """SystemExit, before anything large is loaded, for what can't be trained together."""
-    extracted.check_world(world.name)
     config = args.config
     if config.data.path is not None and (fault := painted_smaller(config.data.path, config.base.pixels)):
         raise SystemExit(f"{args.stage}: {fault}")
@@ -267,13 +268,17 @@ def training_data(
 
 @torch.no_grad()
 def user_vectors(adapter: UserAdapter, extracted: ExtractedUsers, parts, at_once: int = 4096) -> torch.Tensor:
-    """e_u of every extracted history, [n, C + D + I], fp32: the paper's fusion; zeros for what isn't in `parts`."""
+    """e_u of every extracted history, [n, C + D + I], fp32: the paper's fusion, of the trained `parts` alone."""
     vectors = []
     for start in range(0, len(extracted.owners), at_once):
-        hidden = torch.from_numpy(np.array(extracted.hidden[start : start + at_once], np.float32))
-        images = torch.from_numpy(np.array(extracted.images[start : start + at_once], np.float32))
-        e_u = {"semantic": adapter.semantic(hidden), "core": adapter.core(hidden), "image": images}
-        vectors.append(torch.cat([e_u[part] * float(part in parts) for part in PARTS], 1))
+        rows = slice(start, start + at_once)
+        e_u = {}
+        if extracted.hidden is not None:
+            hidden = torch.from_numpy(np.array(extracted.hidden[rows], np.float32))
+            e_u = {"semantic": adapter.semantic(hidden), "core": adapter.core(hidden)}
+        if extracted.images is not None:
+            e_u["image"] = torch.from_numpy(np.array(extracted.images[rows], np.float32))
+        vectors.append(torch.cat([e_u[part] for part in PARTS if part in parts], 1))
     return torch.cat(vectors)
 
 

@@ -23,8 +23,8 @@ def random_adapter(
 ):
     """An adapter for these blocks, drawn from torch's global generator.
 
-    widths: of ĕ_sem, e_core and e_img, 0 for a part that wasn't trained. fitted: normalisers of random statistics. package: gives PrefGen's modules by
-    name, such as ComfyUI's copy of them. header: entries in place of the usual ones.
+    widths: of ĕ_sem, e_core and e_img, 0 for a part that wasn't trained. fitted: normalisers of random statistics.
+    package: gives PrefGen's modules by name, such as ComfyUI's copy of them. header: entries for the usual ones.
     """
     modules, aligner = package("prefgen.adapter"), package("prefgen.aligner")
     semantic, core, image = widths

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -14,7 +16,7 @@ from prefgen.errors import AdapterError
 from .bases import Base, BaseError
 from .checkpoints import last_state
 from .config.command import StageArgs
-from .config.schema import TrainUserAttention
+from .config.schema import PARTS, TrainUserAttention
 from .stage_outputs import ExtractedUsers, chosen_layers
 from .user_branch import unet_projections
 
@@ -67,41 +69,57 @@ def trained_parts(adapter: UserAdapter) -> torch.nn.ModuleDict:
 def _around_aligner(
     args: StageArgs[TrainUserAttention], cross_attention_dim: int, block_widths: list[int]
 ) -> UserAdapter:
-    """An adapter around the trained aligner and normalisers of `args.runs`; its branch and projection are random.
+    """An adapter of the configured parts around the trained aligner and normalisers of `args.runs`; its branch and
+    projection are random.
 
     block_widths: of every cross-attention, in file order.
     """
     section = args.section
+    parts = section.parts
     extracted = ExtractedUsers(args.runs)
-    state = last_state(args.runs / "train_alignment")
-    layers = chosen_layers(args.runs, extracted.hidden.shape[1])
-    sem_layers, width = state["norm"]["mean"].shape
-    hidden_width = state["model"]["mlp.0.weight"].shape[0]
-    semantic_width = state["model"]["mlp.2.weight"].shape[0]
-    image_width = extracted.images.shape[1]
-
-    aligner = SemanticAligner(sem_layers, width, semantic_width, hidden_width)
-    aligner.load_state_dict(state["model"])
-    sem_norm = LayerStandardiser(sem_layers, width)
-    sem_norm.load_state_dict(state["norm"])
-    core_norm = LayerStandardiser(1, width)
-    core_norm.fit(torch.as_tensor(np.asarray(extracted.hidden[:, [layers["core_layer"]]])))
+    aligner = sem_norm = core_norm = mllm = None
+    widths = dict.fromkeys(PARTS, 0)
+    if args.config.reads_mllm:
+        layers = chosen_layers(args.runs, extracted.hidden.shape[1])
+        absent = ({} if "semantic" in parts else {"sem_layers": []}) | ({} if "core" in parts else {"core_layer": None})
+        mllm = extracted.index["mllm"] | layers | absent
+    if "semantic" in parts:
+        aligner, sem_norm = _trained_aligner(args.runs)
+        widths["semantic"] = aligner.mlp[-1].out_features
+    if "core" in parts:
+        widths["core"] = extracted.hidden.shape[2]
+        core_norm = LayerStandardiser(1, widths["core"])
+        core_norm.fit(torch.as_tensor(np.asarray(extracted.hidden[:, [layers["core_layer"]]])))
+    if "image" in parts:
+        widths["image"] = extracted.images.shape[1]
     header = AdapterHeader(
         format_version=FORMAT_VERSION,
         kind="prefgen",
         base_family=args.config.base.family,
-        semantic_width=semantic_width,
-        core_width=width,
-        image_width=image_width,
+        semantic_width=widths["semantic"],
+        core_width=widths["core"],
+        image_width=widths["image"],
         cross_attention_dim=cross_attention_dim,
         tokens=section.tokens,
         block_widths=block_widths,
-        mllm=extracted.index["mllm"] | layers,
-        clip_vision=extracted.index["clip_vision"],
+        mllm=mllm,
+        clip_vision=extracted.index["clip_vision"] if "image" in parts else {},
         training={key: args.fingerprint[key] for key in HEADER_KEYS} | _provenance(args.config),
     )
-    projection = UserProjection(semantic_width + width + image_width, cross_attention_dim, section.tokens)
+    projection = UserProjection(header.user_width, cross_attention_dim, section.tokens)
     return UserAdapter(header, projection, aligner, sem_norm, core_norm)
+
+
+def _trained_aligner(runs: Path) -> tuple[SemanticAligner, LayerStandardiser]:
+    """The aligner and its standardiser of the last checkpoint of `train_alignment`."""
+    state = last_state(runs / "train_alignment")
+    layers, width = state["norm"]["mean"].shape
+    hidden = state["model"]["mlp.0.weight"].shape[0]
+    aligner = SemanticAligner(layers, width, state["model"]["mlp.2.weight"].shape[0], hidden)
+    aligner.load_state_dict(state["model"])
+    sem_norm = LayerStandardiser(layers, width)
+    sem_norm.load_state_dict(state["norm"])
+    return aligner, sem_norm
 
 
 def _ip_adapter_projections(path, base: Base, widths: list[int], text_width: int) -> list[tuple]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from torch import nn
 
 from prefgen.files import disk_full, read_text, write_atomic
 
-from . import checkpoints
-from .config.command import StageArgs
+from . import chain, checkpoints
+from .config.command import StageArgs, default_fingerprint
 from .journal import Journal
 from .sharded import gather, shard_state
 
@@ -27,10 +27,12 @@ class RunFolder:
     """RUNS/STAGE with `config.json`, `lock`, `log.jsonl`, `tensorboard/`, `checkpoints/`, `samples/`, `done`.
 
     args: runs, stage, and fingerprint: what the result depends on, as JSON values. rank: number of this process; only
-    process 0 writes. keep: how many checkpoints stay.
+    process 0 writes. keep: how many checkpoints stay. made_of: digests of what the stage reads (`chain.made_of`).
+
+    The folder belongs to the run once something of it is written: a command that fails before leaves no claim.
     """
 
-    def __init__(self, args: StageArgs, rank: int = 0, keep: int = 2):
+    def __init__(self, args: StageArgs, rank: int = 0, keep: int = 2, made_of: Mapping[str, str] | None = None):
         self.args = args
         self.rank = rank
         self.keep = keep
@@ -39,10 +41,12 @@ class RunFolder:
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
         # One lock a process: after a stage that failed in this process, another of its Runs may take the folder again.
         self._lock = FileLock(self.folder / "lock", is_singleton=True)
-        self._identify(json.loads(json.dumps(args.fingerprint)))
+        self.made_of = dict(made_of or {})
+        self._refuse_another()
         self.journal = Journal(self.folder)
         self.parts: dict[str, Any] = {}
         self.step = 0
+        self._claimed = False
         self._saved_step = -1
         self._saved_at = time.monotonic()
 
@@ -97,10 +101,18 @@ class RunFolder:
         if self.rank == 0:
             self.journal.begin(self.step)
 
+    def claim(self) -> None:
+        """Write down which run the folder belongs to, before the first file of that run."""
+        if self.rank == 0 and not self._claimed:
+            record = self.args.fingerprint | ({"made_of": self.made_of} if self.made_of else {})
+            write_atomic(self.folder / "config.json", json.dumps(record, indent=1).encode())
+        self._claimed = True
+
     def save(self) -> None:
         """Write a checkpoint, if there is none of this step. All processes have to call it, the first writes."""
         if self._saved_step == self.step:
             return
+        self.claim()
         state = {name: gather(part.state_dict(), self.rank == 0) for name, part in self.parts.items()}
         if self.rank == 0:
             with self._disk_errors("the checkpoint"):
@@ -110,29 +122,31 @@ class RunFolder:
 
     def finish(self, **figures) -> None:
         """Write the stage's figures to `done`; a finished stage is skipped by the pipeline."""
+        self.claim()
         if self.rank == 0:
             self.journal.close()
             write_atomic(self.folder / "done", json.dumps(figures, indent=1).encode())
             print(json.dumps({self.args.stage: figures}), flush=True)
 
-    def _identify(self, config: dict) -> None:
-        """Refuse a folder that holds another run."""
+    def _refuse_another(self) -> None:
+        """SystemExit where the folder holds another run, or one that was made from something else than there is now."""
         path = self.folder / "config.json"
-        if path.exists():
-            try:
-                then = _flat(json.loads(read_text(path)))
-            except (ValueError, AttributeError) as error:
-                raise SystemExit(f"{path} is damaged: use another --runs folder, or put a copy back.") from error
-            now = _flat(config)
-            changed = sorted(k for k in then | now if then.get(k) != now.get(k) and k not in FREE_KEYS)
-            if changed:
-                differences = ", ".join(f"{k} ({then.get(k)} there, {now.get(k)} now)" for k in changed)
-                raise SystemExit(
-                    f"{path} holds another configuration than this command: {differences}. "
-                    "Use another --runs folder, or delete this one."
-                )
-        if self.rank == 0:
-            write_atomic(path, json.dumps(config, indent=1).encode())
+        if not path.exists():
+            return
+        made_of = chain.recorded(self.folder)
+        then = _flat({key: value for key, value in json.loads(read_text(path)).items() if key != "made_of"})
+        now = _flat(json.loads(json.dumps(self.args.fingerprint)))
+        # A key that is newer than the folder: the run had its default.
+        then = {k: v for k, v in _flat(default_fingerprint(self.args.stage)).items() if k in now} | then
+        changed = sorted(k for k in then | now if then.get(k) != now.get(k) and k not in FREE_KEYS)
+        if changed:
+            differences = ", ".join(f"{k} ({then.get(k)} there, {now.get(k)} now)" for k in changed)
+            raise SystemExit(
+                f"{path} holds another configuration than this command: {differences}. "
+                "Use another --runs folder, or delete this one."
+            )
+        if sentence := chain.stale(self.folder, made_of, self.made_of):
+            raise SystemExit(sentence)
 
     @contextmanager
     def _disk_errors(self, what: str) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -29,11 +29,17 @@ from .update import StepError, Updater, new_accelerator
 class Run(RunFolder):
     """One run of a stage.
 
-    may_be_unused: parts of the trained module that may have no gradient at the first step. keep: how many checkpoints
-    stay.
+    may_be_unused: parts of the trained module that may have no gradient at the first step. keep, made_of: as of
+    `RunFolder`. One that is finished says that it is skipped.
     """
 
-    def __init__(self, args: StageArgs, may_be_unused: Sequence[str] = (), keep: int = 2):
+    def __init__(
+        self,
+        args: StageArgs,
+        may_be_unused: Sequence[str] = (),
+        keep: int = 2,
+        made_of: Mapping[str, str] | None = None,
+    ):
         self.accelerator = new_accelerator(unused=bool(may_be_unused))
         self.world_size = self.accelerator.num_processes
         accumulate = 1
@@ -43,8 +49,10 @@ class Run(RunFolder):
                 raise SystemExit(
                     f"{args.stage}: {self.world_size} processes can't share a batch of {args.section.batch} equally."
                 )
-        super().__init__(args, self.accelerator.process_index, keep)
+        super().__init__(args, self.accelerator.process_index, keep, made_of)
         self.lock()
+        if self.finished and self.rank == 0:
+            print(f"{args.stage}: finished already, skipped; to do it again delete {self.folder}.", flush=True)
         # For the first weights: torch's own seed differs from process to process.
         torch.manual_seed(args.section.seed)
         self.updater = Updater(self.accelerator, accumulate, may_be_unused)
@@ -147,6 +155,7 @@ class Run(RunFolder):
         if not all(map(math.isfinite, numbers)):
             raise SystemExit(f"Step {self.step} of {self.args.stage} is not finite: {values}. {self._last_saved()}")
         if self.rank == 0:
+            self.claim()
             norms = {name: float(f"{norm:.5g}") for name, norm in self.updater.norms.items()}
             with self._disk_errors("the log"):
                 self.journal.write(self.step, {"lr": self.lr} | values, norms)
@@ -155,6 +164,7 @@ class Run(RunFolder):
     def pictures(self, name: str, pictures: torch.Tensor, columns: int = 8) -> None:
         """Show pictures [B, 3, H, W] in -1..1: samples/NAME-STEP.png, and TensorBoard."""
         if self.rank == 0:
+            self.claim()
             picture_grid(pictures, self.folder / "samples" / f"{name}-{self.step:08d}.png", columns)
             self.journal.picture(name, grid_of(pictures, columns), self.step)
 

@@ -16,16 +16,19 @@ from prefgen.files import read_text
 class ExtractedUsers:
     """What `extract` wrote, memory-mapped, one row a history.
 
-    hidden: H, float16 [n, layers, D]. images: e_img, float16 [n, I]. owners: user ids [n], ascending. index: the world
-    that the users live in, and which MLLM and image encoder read them. SystemExit where the stage hasn't finished.
+    hidden: H, float16 [n, layers, D], None where no MLLM read them. images: e_img, float16 [n, I], None without an
+    image encoder. owners: user ids [n], ascending. index: the world that the users live in, and which MLLM and image
+    encoder read them. SystemExit where the stage hasn't finished.
     """
 
     def __init__(self, runs: Path):
         folder = runs / "extract"
         if not (folder / "done").exists():
             raise SystemExit("No extracted users yet: run `python -m training.extract` first.")
-        self.hidden = np.load(folder / "hidden.npy", mmap_mode="r")
-        self.images = np.load(folder / "images.npy", mmap_mode="r")
+        self.hidden, self.images = (
+            np.load(path, mmap_mode="r") if path.exists() else None
+            for path in (folder / "hidden.npy", folder / "images.npy")
+        )
         self.owners = np.load(folder / "owners.npy")
         self.index = json.loads(read_text(folder / "index.json"))
 
@@ -43,8 +46,8 @@ def first_heldout(users: int) -> int:
     return max(0, min(users * 95 // 100, users - 2))
 
 
-def chosen_layers(runs: Path, count: int) -> dict:
-    """{"sem_layers": [...], "core_layer": n} as `probe_layers` wrote them, for an MLLM of `count` layers.
+def chosen_layers(runs: Path, count: int | None = None) -> dict:
+    """{"sem_layers": [...], "core_layer": n} as `probe_layers` wrote them. count: layers of the MLLM, where known.
 
     SystemExit without them, and for layers that such an MLLM hasn't.
     """
@@ -52,7 +55,7 @@ def chosen_layers(runs: Path, count: int) -> dict:
     if not path.exists():
         raise SystemExit(f"There is no {path}: run `python -m training.probe_layers` first.")
     layers = json.loads(read_text(path))
-    if not all(layer in range(count) for layer in (*layers["sem_layers"], layers["core_layer"])):
+    if count is not None and not all(layer in range(count) for layer in (*layers["sem_layers"], layers["core_layer"])):
         raise SystemExit(
             f"{path} names layers that an MLLM of {count} layers doesn't have: run `training.probe_layers` again."
         )

@@ -251,7 +251,7 @@ def test_a_stage_without_a_checkpoint_says_what_to_run_first(tmp_path):
 
 
 def test_a_changed_configuration_is_refused_by_its_keys(tmp_path):
-    run_of(tmp_path, steps=1, lr=0.1, base={"family": "sd15", "pixels": 512})
+    run_of(tmp_path, steps=1, lr=0.1, base={"family": "sd15", "pixels": 512}).claim()
     with pytest.raises(
         SystemExit, match=r"another configuration than this command: base.pixels \(512 there, 768 now\)"
     ):

@@ -71,6 +71,10 @@ def arguments(
     options = parser.parse_args()
     with exit_with_message():
         config = load(options.config, options.set)
+    if not config.needs(kind.stage):
+        parts = " and ".join(config.train_user_attention.parts)
+        print(f"{kind.stage}: an adapter of {parts} alone doesn't need this stage; skipped.", flush=True)
+        raise SystemExit(0)
     if options.threads:
         import torch
 
@@ -127,7 +131,17 @@ def fingerprint(config: Config, stage: str) -> dict:
     """All that a stage's result depends on, as JSON values: a run folder belongs to one of these."""
     section = section_of(config, stage)
     others = {name: getattr(config, name).model_dump(mode="json") for name in section.reads}
+    if stage == "extract":
+        # What no part is made of isn't read.
+        others |= {} if config.reads_mllm else {"mllm": None}
+        others |= {} if "image" in config.train_user_attention.parts else {"clip_vision": None}
     return {"stage": stage, **section.model_dump(mode="json"), **others}
+
+
+def default_fingerprint(stage: str) -> dict:
+    """The fingerprint of a stage whose configuration says nothing, empty for a stage that no configuration has."""
+    config = Config(hardware="")
+    return fingerprint(config, stage) if hasattr(config, stage.split(".")[0]) else {}
 
 
 def _read(name: str | Path, folder: Path) -> tuple[Path, dict]:

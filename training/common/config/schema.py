@@ -14,6 +14,8 @@ from .atelier import Atelier
 from .sections import Count, Natural, Rate, Section, Share, StageSection, Training, Weight
 
 PARTS = ("semantic", "core", "image")
+# In the paper's order (arXiv 2512.06020).
+STAGES = ("train_mllm", "extract", "probe_layers", "train_alignment", "train_user_attention")
 Part = Literal["semantic", "core", "image"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -201,7 +203,7 @@ class TrainUserAttention(Training):
     drop_part: Share = 0.08
     drop_user: Share = 0.08
     drop_text: Share = 0.05
-    # What the user vector is made of; the others stay zero.
+    # What the user vector is made of. The others aren't in the adapter, and stages that they alone need are skipped.
     parts: tuple[Part, ...] = Field(PARTS, min_length=1)
     # gamma of the min-SNR weighting (arXiv 2303.09556, which takes 5); none for plain.
     min_snr: Annotated[float, Field(gt=0)] | None = None
@@ -233,6 +235,17 @@ class Config(Section):
     train_alignment: TrainAlignment = TrainAlignment()
     train_user_attention: TrainUserAttention = TrainUserAttention()
 
+    @property
+    def reads_mllm(self) -> bool:
+        """Whether a part of the user vector comes from the MLLM."""
+        return bool({"semantic", "core"} & set(self.train_user_attention.parts))
+
+    def needs(self, stage: str) -> bool:
+        """Whether an adapter of these parts needs a stage."""
+        if stage == "train_alignment":
+            return "semantic" in self.train_user_attention.parts
+        return self.reads_mllm or stage not in ("train_mllm", "probe_layers")
+
     @model_validator(mode="after")
     def _consistent(self):
         real = self.base.family != "atelier"
@@ -240,9 +253,17 @@ class Config(Section):
             raise ValueError(
                 f"base.family {self.base.family} needs data.path" if real else "the atelier draws its own data.path"
             )
-        for part, path in (("mllm", self.mllm.path), ("clip_vision", self.clip_vision.path)):
-            if real and path is None:
-                raise ValueError(f"base.family {self.base.family} needs {part}.path")
+        reads_pictures = "image" in self.train_user_attention.parts
+        read = {"mllm": (self.reads_mllm, self.mllm.path), "clip_vision": (reads_pictures, self.clip_vision.path)}
+        for section, (needed, path) in read.items():
+            if real and needed and path is None:
+                raise ValueError(f"base.family {self.base.family} needs {section}.path")
         if real and self.base.path is None:
             raise ValueError(f"base.family {self.base.family} needs base.path")
         return self
+
+
+def section_kinds() -> dict[str, type[StageSection]]:
+    """{stage: its section's class}, of all in STAGES."""
+    kinds = (TrainMllm, Extract, ProbeLayers, TrainAlignment, TrainUserAttention)
+    return dict(zip(STAGES, kinds, strict=True))
