@@ -2,7 +2,8 @@
 
     python -m training.train_alignment --runs runs/atelier
 
-In: H of the extracted histories at the layers of e_sem [n, 4, D], and the liked attributes of their users in words.
+In: H of the extracted histories at the layers of e_sem [n, 4, D], and what their users like in words: attributes, or
+what a set without any knows (training/data/targets.py).
 Out: the aligner (a small MLP, [4, D] -> [C]) and its standardiser, in the last checkpoint.
 
 The paper (arXiv 2512.06020) aligns e_sem with the CLIP text embeddings of the user's attributes by a maximum mean
@@ -33,6 +34,7 @@ from .common.optim import cosine, parameter_groups
 from .common.order import batch_indices, step_seed
 from .common.run import Run
 from .common.stage_outputs import ExtractedUsers, chosen_layers, first_heldout
+from .data.targets import ATTRIBUTES, target_of, texts_of
 from .data.worlds import World, open_world
 
 # On either side, for the median distance that the kernel's bandwidths are octaves of.
@@ -78,7 +80,7 @@ def main() -> None:
         grad_norm = run.optimise(loss, optimiser, cosine(step, section.steps, section.lr, section.warmup))
         run.log(loss=run.loss, mmd=distance, paired=paired, grad_norm=grad_norm)
 
-    run.finish(**evaluate(data, norm, aligner.eval(), bandwidths))
+    run.finish(target=data.target, **evaluate(data, norm, aligner.eval(), bandwidths))
 
 
 @dataclass
@@ -87,7 +89,7 @@ class AlignmentData:
 
     states [n, layers, D]: e_sem of every extracted history; owners [n]: its user's row of the bank. bank [users, C]:
     unit text embeddings on the device, train_texts those that the training histories' users have. train, heldout:
-    histories to learn from and to measure on, of different users.
+    histories to learn from and to measure on, of different users. target: what says the tastes.
     """
 
     states: torch.Tensor
@@ -96,6 +98,7 @@ class AlignmentData:
     train_texts: torch.Tensor
     train: torch.Tensor
     heldout: torch.Tensor
+    target: str
 
     def text_of(self, histories: torch.Tensor) -> torch.Tensor:
         """What each history's user likes, [B, C]."""
@@ -108,13 +111,17 @@ def alignment_data(
     """Histories and texts of the extracted users. SystemExit where too few users have a taste in words."""
     layers = chosen_layers(args.runs, extracted.hidden.shape[1])["sem_layers"]
     users, user_rows = np.unique(extracted.owners, return_inverse=True)
-    bank = user_bank(load_base(args.config, device, text_only=True), world, users.tolist()).to(device)
+    target = target_of(world, args.section.target)
+    if target != ATTRIBUTES:
+        print(f"train_alignment: no attributes are known; the target is made of {target}.", flush=True)
+    bank = user_bank(load_base(args.config, device, text_only=True), world, users.tolist(), target).to(device)
     has_words = bank.abs().sum(1).cpu() > 0  # [users]
     border = first_heldout(len(users))
     if has_words[:border].sum() < 2 or has_words[border:].sum() < 2:
         raise SystemExit(
             f"train_alignment: of {len(users)} users of {world.name} only {int(has_words.sum())} have a taste in "
-            "words, which e_sem is aligned with: take a data set with attributes, or more users."
+            f"words ({target}), which e_sem is aligned with: take more users, have an MLLM tell their traits "
+            "(training.data.traits), or leave e_sem out by train_user_attention.parts=[core,image]."
         )
     owners = torch.from_numpy(user_rows)
     return AlignmentData(
@@ -124,21 +131,24 @@ def alignment_data(
         train_texts=bank[:border][has_words[:border].to(device)],
         train=torch.nonzero((owners < border) & has_words[owners])[:, 0],
         heldout=torch.nonzero((owners >= border) & has_words[owners])[:, 0],
+        target=target,
     )
 
 
-def user_bank(base: Base, world: World, users: list[int]) -> torch.Tensor:
-    """Unit text embeddings [users, C] of each user's tastes: the mean of two for a user with two, zeros for a user
-    whose taste nobody knows in words."""
-    texts = [[text for text in world.texts(user) if text] for user in users]
-    flat = [text for own in texts for text in own]
-    if not flat:
+def user_bank(base: Base, world: World, users: list[int], target: str = ATTRIBUTES) -> torch.Tensor:
+    """Unit text embeddings [users, C] of what each user likes, as `targets.texts_of` says it: the weighted mean of
+    several texts, zeros for a user whose taste nobody knows in words."""
+    texts = [texts_of(world, target, user) for user in users]
+    different = sorted({text for own in texts for text, _ in own})
+    if not different:
         return torch.zeros(len(users), 1)
-    embeddings = base.text_bank(flat)  # [texts, C]
+    embeddings = base.text_bank(different)  # [texts, C]
+    places = {text: i for i, text in enumerate(different)}
     bank = torch.zeros(len(users), embeddings.shape[1])
-    for row, own in zip(bank, embeddings.split([len(own) for own in texts]), strict=True):
-        if len(own):
-            row.copy_(F.normalize(own.mean(0), dim=0))
+    for row, own in zip(bank, texts, strict=True):
+        if own:
+            weights = torch.tensor([weight for _, weight in own])
+            row.copy_(F.normalize(weights @ embeddings[[places[text] for text, _ in own]], dim=0))
     return bank
 
 

@@ -94,7 +94,7 @@ def main() -> None:
         for rows in run.micro_batches(np.arange(len(batch.vectors))):
             part = batch.of(rows)
             # The plain UNet reads the taste in words, the student has to see it in the user vector alone.
-            if section.distil:
+            if data.distil:
                 with run.timer("teacher"), torch.no_grad():
                     connect(branch, None)
                     teacher = base.predict(part.noisy, part.timesteps, part.teacher_text, part.sizes)
@@ -104,9 +104,9 @@ def main() -> None:
                 student = base.predict(part.noisy, part.timesteps, part.text, part.sizes)
                 picture = (squared_error(student, part.target) * part.weights).mean()
                 loss = picture
-                if section.distil:
+                if data.distil:
                     distil = (squared_error(student, teacher) * part.weights * part.teacher_weights).mean()
-                    loss = (1 - section.distil) * picture + section.distil * distil
+                    loss = (1 - data.distil) * picture + data.distil * distil
                     losses["distil"] += distil.detach() / section.accumulate
                 losses["picture"] += picture.detach() / section.accumulate
             run.backward(loss)
@@ -164,7 +164,8 @@ class TrainingData:
     """Every extracted history with what its user likes, and the batches of it.
 
     owners [n]: the user of each history. vectors [n, C + D + I]: its user vector. part_widths: C, D, I. rows: histories
-    that are trained on; heldout [users]: one history of each user that is left out. texts: prompts -> Text.
+    that are trained on; heldout [users]: one history of each user that is left out. texts: prompts -> Text. distil:
+    share of the loss that has the words teacher, 0 where nobody knows a taste in words.
     """
 
     section: TrainUserAttention
@@ -177,6 +178,7 @@ class TrainingData:
     heldout: np.ndarray
     latents: LatentCache
     texts: Callable[[list[str]], Text]
+    distil: float
 
     def batch(self, step: int, rank: int, world_size: int) -> Batch:
         """This process's share of a step's batch.
@@ -217,7 +219,7 @@ class TrainingData:
         clean, sizes = self.latents.of([target.picture for target in targets])
         noisy, prediction = self.base.schedule.add_noise(clean.to(device), noise, timesteps)
         teacher_text = None
-        if self.section.distil:
+        if self.distil:
             # A dropped user must predict what the plain UNet predicts, so its teacher reads the neutral prompt.
             rows = zip(targets, no_user.tolist(), teachable, strict=True)
             teacher_text = [t.enriched if taught and not dropped else t.prompt for t, dropped, taught in rows]
@@ -263,7 +265,11 @@ def training_data(
     heldout = np.searchsorted(owners, heldout_users[: args.section.users])
     header = adapter.header
     widths = [header.semantic_width, header.core_width, header.image_width]
-    return TrainingData(args.section, world, base, owners, vectors, widths, rows, heldout, latents, texts)
+    knows_words = bool(world.attributes or world.traits)
+    if args.section.distil and not knows_words and run.rank == 0:
+        print(f"{args.stage}: nobody knows a taste in words, so there is no words teacher.", flush=True)
+    distil = args.section.distil if knows_words else 0.0
+    return TrainingData(args.section, world, base, owners, vectors, widths, rows, heldout, latents, texts, distil)
 
 
 @torch.no_grad()

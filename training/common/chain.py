@@ -101,7 +101,7 @@ def _inputs(config: Config, runs: Path, stage: str) -> dict[str, str]:
         layers = chosen_layers(runs)["sem_layers"]
         texts = _text_encoders(config)
         return {"extract": _extracted(runs), "layers": f"e_sem {layers}"} | texts | _words(config)
-    inputs = {"extract": _extracted(runs)} | _unet(config)
+    inputs = {"extract": _extracted(runs)} | _unet(config) | _words(config)
     if config.reads_mllm:
         layers = chosen_layers(runs)
         named = [f"e_sem {layers['sem_layers']}"] * ("semantic" in parts) + [f"e_core {layers['core_layer']}"]

@@ -16,7 +16,7 @@ from prefgen.pictures import PUBLISHED, PictureError, read_picture
 from .duck import open_set, scalar
 from .errors import DataError
 from .schema import DISLIKED, FORMAT_VERSION, INDEX, LIKED, MIXED, PAIRS, PICTURES, TEST, TRAIN, USERS, normal_prompt
-from .store import MANIFEST, shards_of
+from .store import MANIFEST, TRAITS, shards_of
 
 # Share of liked pictures over all histories. Agents have one half; Pick-a-Pic's --ratio 1.8 leaves 36 % to 64 %.
 BALANCE = (0.35, 0.65)
@@ -67,7 +67,22 @@ def _files(folder: Path, files: dict) -> Iterator[str]:
         elif file_sha256(path) != entry["sha256"]:
             yield f"{name} has another checksum"
     present = {path.relative_to(folder).as_posix() for path in visible_files(folder, "**/*")} - {MANIFEST}
-    yield from (f"{name} is not in the manifest" for name in sorted(present - set(files)))
+    added = {name for name in present if name.startswith(f"{TRAITS}/")}
+    yield from (f"{name} is not in the manifest" for name in sorted(present - added - set(files)))
+    if added:
+        yield from _traits(folder)
+
+
+def _traits(folder: Path) -> Iterator[str]:
+    """What `training.data.traits` added to the set, by its own report."""
+    try:
+        report = json.loads(read_text(folder / TRAITS / "report.json"))
+        if report["config"]["source_sha256"] != file_sha256(folder / MANIFEST):
+            yield f"{TRAITS}/ was made of another set: delete it"
+        elif file_sha256(folder / TRAITS / "traits.parquet") != report["sha256"]:
+            yield f"{TRAITS}/traits.parquet has another checksum"
+    except (OSError, ValueError, KeyError, TypeError):
+        yield f"{TRAITS}/ is not finished: run training.data.traits again, or delete it"
 
 
 def _schemas(folder: Path, files: dict) -> Iterator[str]:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prefgen.atelier.attributes import FAMILIES
@@ -66,6 +68,9 @@ class Questions:
         self.table = None
         if isinstance(world, DataSetWorld):
             self.table = _table_of(world, folder, split)
+            if not world.attributes:
+                # What two words answer is known of the verdicts alone.
+                self.table = self.table.filter(pc.is_in(self.table["kind"], pa.array(sorted(questions.ANSWERS))))
             places = zip(world.index["shard"].to_pylist(), world.index["row"].to_pylist(), strict=True)
             self.picture = {place: number for number, place in enumerate(places)}
             self.rows: dict[int, list[int]] = {}
@@ -133,7 +138,7 @@ def _table_of(world: DataSetWorld, folder: Path | None, split: str):
 
 def _atelier_question(world: AtelierWorld, user: int, history: History, rng: np.random.Generator) -> Conversation:
     """A question of one of three kinds, each as often as the others."""
-    kind = rng.choice(["family", "avoid", "picture"])
+    kind = rng.choice(["family", "avoid", "picture"] if world.attributes else ["picture"])
     if kind == "family":
         family = str(rng.choice(list(FAMILIES)))
         liked = [

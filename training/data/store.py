@@ -31,6 +31,8 @@ ROW_GROUP = 256  # pictures; what a writer has in memory
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
 WORK = ".work"
+# What `training.data.traits` adds to a finished set: it isn't in the manifest, so the set stays the same.
+TRAITS = "traits"
 
 
 class Store:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,10 @@ from .atelier_users import ATTRIBUTE_INDEX, PoolSampler, interleaved, users_of
 from .errors import DataError
 from .picture_pool import PicturePool, label_names
 from .schema import LIKED, TEST, TRAIN
-from .store import images_at
+from .store import TRAITS, images_at
+
+# Of either verdict, how many pictures of an atelier's user say what their prompts do.
+VERDICTS = 16
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,13 @@ class Target:
 class World(ABC):
     """The users of one world. A user is a number; everything random comes from the generator that is given.
 
-    name: of the world; attributes: "family/name" of every attribute that a taste can have, in a fixed order.
+    name: of the world; attributes: "family/name" of every attribute that a taste can have, in a fixed order; none where
+    they are unknown or hidden, and then no taste is known either. traits: {user: (liked, disliked) in an MLLM's words}.
     """
 
     name: str
     attributes: list[str]
+    traits: Mapping[int, tuple[list[str], list[str]]] = {}
 
     @abstractmethod
     def users(self, split: str, count: int = 0) -> list[int]:
@@ -77,6 +83,10 @@ class World(ABC):
     @abstractmethod
     def tastes(self, user: int) -> list[list[int]]:
         """For each of the user's tastes the numbers of its liked attributes; empty when unknown."""
+
+    @abstractmethod
+    def verdicts(self, user: int) -> dict[str, tuple[int, int]]:
+        """{prompt: how many of its pictures the user likes and dislikes}, of prompts that training may see."""
 
     @abstractmethod
     def dislikes(self, user: int) -> list[int]:
@@ -110,10 +120,10 @@ class AtelierWorld(World):
 
     name = "atelier"
 
-    def __init__(self, runs: Path):
+    def __init__(self, runs: Path, attributes: bool = True):
         self.pool = PicturePool(runs)
         self.sampler = PoolSampler(self.pool.labels[:, 2:])
-        self.attributes = [f"{family}/{name}" for family, name in ATTRIBUTE_INDEX]
+        self.attributes = [f"{family}/{name}" for family, name in ATTRIBUTE_INDEX] if attributes else []
         self._people: dict[int, User] = {}
 
     def users(self, split: str, count: int = 0) -> list[int]:
@@ -139,15 +149,24 @@ class AtelierWorld(World):
         number = int(self.sampler.liked(person, taste, 1, rng)[0])
         subject, prop, _ = label_names(self.pool.labels[number])
         enriched = captions.enriched(subject, prop, dict(taste.liked), rng)
-        return Target(number, captions.neutral(subject, prop), enriched)
+        return Target(number, captions.neutral(subject, prop), enriched if self.attributes else None)
 
     def all_targets(self, users: list[int]) -> None:
         return None
 
     def tastes(self, user: int) -> list[list[int]]:
+        if not self.attributes:
+            return []
         return [[ATTRIBUTE_INDEX[tuple(pair)] for pair in taste.liked] for taste in self.person(user).tastes]
 
+    def verdicts(self, user: int) -> dict[str, tuple[int, int]]:
+        history = self.history(user, np.random.default_rng([user, VERDICTS]), VERDICTS, VERDICTS)
+        prompts = [captions.neutral(*label_names(self.pool.labels[number])[:2]) for number in history.pictures]
+        return counted(prompts, history.liked)
+
     def dislikes(self, user: int) -> list[int]:
+        if not self.attributes:
+            return []
         return [ATTRIBUTE_INDEX[tuple(pair)] for pair in self.person(user).disliked]
 
     @property
@@ -166,10 +185,11 @@ class DataSetWorld(World):
     """The users of a folder of the common schema. Its index is in memory, its pictures stay on the disk.
 
     Picture i is row i of the index. Held-out pictures are in no history and never a target; a user needs at least two
-    liked pictures to be read. DataError for a folder that is no such set, or not finished.
+    liked pictures to be read. attributes: whether those that the set knows may be used. DataError for a folder that is
+    no such set, or not finished.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, attributes: bool = True):
         self.folder = Path(folder)
         self.name = str(self.folder)
         if not (self.folder / "manifest.json").exists():
@@ -187,6 +207,8 @@ class DataSetWorld(World):
         self.usable = ~self.index["heldout"].to_numpy(zero_copy_only=False)
         self.split = np.array(self.index["split"].to_pylist())
         self._people = {row["user"]: row for row in users.to_pylist()}
+        if not attributes:
+            self._people = {user: row | {"tastes": [], "dislikes": []} for user, row in self._people.items()}
         # Rows of the index by user, in the order of the history.
         order = np.argsort(self.owner, kind="stable")
         borders = np.flatnonzero(np.diff(self.owner[order])) + 1
@@ -250,10 +272,19 @@ class DataSetWorld(World):
         shown = set(self.index["attributes"][number].as_py() or ())
         # The taste that this picture was made to show, where a user has two.
         fitting = max(self.tastes(user), key=lambda taste: sum(self.attributes[a] in shown for a in taste), default=[])
-        phrases = [self.phrase(a) for a in fitting]
+        phrases = [self.phrase(a) for a in fitting] or list(self.traits.get(user, ([], []))[0])
         # A picture's own order, so that the states of its text can be cached.
         np.random.default_rng(number).shuffle(phrases)
         return Target(number, prompt, ", ".join([prompt, *phrases]) if phrases else None)
+
+    def verdicts(self, user: int) -> dict[str, tuple[int, int]]:
+        rows = np.concatenate([self._history_rows(user, liked) for liked in (True, False)])
+        rows = rows[self.split[rows] == TRAIN]
+        return counted([self.prompt(row) for row in rows], self.is_liked[rows])
+
+    @cached_property
+    def traits(self) -> Mapping[int, tuple[list[str], list[str]]]:
+        return read_traits(self.folder, self.digest)
 
     def tastes(self, user: int) -> list[list[int]]:
         return [self._numbers(taste) for taste in self._people[user]["tastes"] or ()]
@@ -302,11 +333,37 @@ def open_world(config, runs: Path) -> World:
     """The world that a configuration names. Says at once, hours before it is refused, where the branch can't be trained
     on its pictures."""
     if config.data.path is None:
-        return AtelierWorld(runs)
-    world = DataSetWorld(config.data.path)
+        return AtelierWorld(runs, config.data.attributes)
+    world = DataSetWorld(config.data.path, config.data.attributes)
     if fault := painted_smaller(world.folder, config.base.pixels):
         print(f"train_user_attention will refuse this: {fault}", file=sys.stderr, flush=True)
     return world
+
+
+def counted(prompts: Sequence[str], liked: np.ndarray) -> dict[str, tuple[int, int]]:
+    """{prompt: pictures liked, disliked} of pictures' prompts and verdicts, without the empty prompt."""
+    counts: dict[str, tuple[int, int]] = {}
+    for prompt, verdict in zip(prompts, liked.tolist(), strict=True):
+        if prompt:
+            likes, dislikes = counts.get(prompt, (0, 0))
+            counts[prompt] = (likes + verdict, dislikes + (not verdict))
+    return counts
+
+
+def read_traits(folder: Path, digest: str) -> dict[int, tuple[list[str], list[str]]]:
+    """What `training.data.traits` wrote into a set whose manifest has this digest: {user: (liked, disliked)}, empty for
+    a set without. DataError for traits of another set, and for damaged ones."""
+    report = folder / TRAITS / "report.json"
+    if not report.exists():
+        return {}
+    try:
+        source = json.loads(read_text(report))["config"]["source_sha256"]
+        rows = pq.read_table(report.with_name("traits.parquet"), partitioning=None).to_pylist()
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise DataError(f"{report.parent} is damaged: delete it, and tell the traits again.") from error
+    if source != digest:
+        raise DataError(f"{report.parent} was made of another set: delete it, and tell the traits again.")
+    return {row["user"]: (row["liked"], row["disliked"]) for row in rows}
 
 
 def painted_smaller(folder: Path, pixels: int) -> str | None:

@@ -28,10 +28,21 @@ WEIGHT_FILES = ("clip.safetensors", "clip_tokenizer", "judge.safetensors", "unet
 
 @dataclass(frozen=True)
 class Ablation:
-    """What is run anew, each stage with its changes (`key=value` of its section); the rest is linked."""
+    """What is run anew, each stage with its changes (`key=value` of its section); the rest is linked.
+
+    changes: of every stage (`section.key=value`). layers: in place of the probe's choice. on: another ablation, whose
+    stages it goes on from.
+    """
 
     stages: dict[str, tuple[str, ...]]
-    layers: dict | None = None  # in place of the probe's choice
+    changes: tuple[str, ...] = ()
+    layers: dict | None = None
+    on: str = ""
+
+
+# No stage sees an attribute of a user's taste, as on a set of real people. The encoders of the atelier were trained on
+# captions that name attributes, as public ones were.
+HIDDEN = ("data.attributes=false",)
 
 
 ABLATIONS = {
@@ -42,6 +53,11 @@ ABLATIONS = {
     ),
     # The image encoder is the trained one, the decoder behind it as it was drawn.
     "untuned": Ablation({"train_mllm": ("steps=0",), "extract": (), "train_alignment": (), "train_user_attention": ()}),
+    "blind_image": Ablation({"train_user_attention": ("parts=[image]",)}, HIDDEN),
+    "blind": Ablation(
+        {"train_mllm": (), "extract": (), "probe_layers": (), "train_user_attention": ("parts=[core,image]",)}, HIDDEN
+    ),
+    "blind_prompts": Ablation({"train_alignment": ("target=prompts",), "train_user_attention": ()}, HIDDEN, on="blind"),
 }
 
 
@@ -65,7 +81,10 @@ def main() -> None:
         for stage, changes in ABLATIONS[name].stages.items():
             if stage == "train_user_attention":
                 changes = (*changes, f"steps={args.steps or shipped_steps()}")
-            options = [word for change in changes for word in ("--set", f"{stage}.{change}")]
+            parts = [word for word in ABLATIONS[name].stages["train_user_attention"] if word.startswith("parts=")]
+            every = [*ABLATIONS[name].changes, *(f"train_user_attention.{part}" for part in parts)]
+            own = [f"{stage}.{change}" for change in changes]
+            options = [word for change in dict.fromkeys((*every, *own)) for word in ("--set", change)]
             common = ["--runs", str(folder / "runs"), "--threads", str(args.threads)]
             run([sys.executable, "-m", f"training.{stage}", *common, *options], folder / "weights")
 
@@ -78,14 +97,21 @@ def prepare(name: str, runs: Path, out: Path) -> Path:
         (folder / kind).mkdir(parents=True, exist_ok=True)
     anew = {*ablation.stages, *(["probe_layers"] if ablation.layers else [])}
     caches = [part for name in CACHES if (runs / f"{name}.json").exists() for part in (f"{name}.npy", f"{name}.json")]
-    shared = {folder / "runs" / part: runs / part for part in (*UPSTREAM, *caches) if part not in anew}
+    before = ABLATIONS[ablation.on].stages if ablation.on else {}
+    if ablation.on and not (out / ablation.on / "weights/adapter.safetensors").exists():
+        raise SystemExit(f"{name} goes on from {ablation.on}: make that one first.")
+    own_runs = dict.fromkeys(before, out / ablation.on / "runs")
+    shared = {
+        folder / "runs" / part: own_runs.get(part, runs) / part for part in (*UPSTREAM, *caches) if part not in anew
+    }
     shared |= {folder / "weights" / part: WEIGHTS / part for part in WEIGHT_FILES}
     if "train_mllm" in ablation.stages:
         (folder / "weights/mllm").mkdir(exist_ok=True)
         tokenizer = [file.name for file in (WEIGHTS / "mllm").iterdir() if file.name.startswith("tokenizer")]
         shared |= {folder / "weights/mllm" / file: WEIGHTS / "mllm" / file for file in tokenizer}
     else:
-        shared[folder / "weights/mllm"] = WEIGHTS / "mllm"
+        trained = out / ablation.on / "weights" if "train_mllm" in before else WEIGHTS
+        shared[folder / "weights/mllm"] = trained / "mllm"
     for link, target in shared.items():
         if not target.exists():
             raise SystemExit(f"{target} is missing: run `sh training/runs/atelier.sh --runs {runs}` first.")

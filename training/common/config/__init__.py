@@ -1,1 +1,1 @@
-"""Typed configurations: what a YAML file may say, the stages' command line, and the plan of a run before it starts."""
+"""Typed configurations: what a YAML file may say and the stages' command line."""

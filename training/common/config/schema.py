@@ -27,6 +27,8 @@ class Data(Section):
     path: Path | None = None
     # What `training.data.vqa` made of that folder.
     questions: Path | None = None
+    # Whether the world's attributes may be used; false hides them, as in a set that knows none.
+    attributes: bool = True
 
 
 class Base(Section):
@@ -173,6 +175,9 @@ class TrainAlignment(Training):
     # Large, since MMD compares the batch as a set.
     batch: Count = 1024
     lr: Rate = 1e-3
+    # What says a user's taste in words: "attributes" of the world, "traits" that an MLLM told (training.data.traits),
+    # "prompts" of the liked pictures; "auto" is the first of these that there is.
+    target: Literal["auto", "attributes", "traits", "prompts"] = "auto"
     # Weights of the two terms; mmd 0 and paired 1 is the point-wise ablation.
     mmd: Weight = 1.0
     paired: Weight = 0.5
@@ -196,7 +201,8 @@ class TrainUserAttention(Training):
     warmup: Natural = 200
     # How many tokens a user is to the branch.
     tokens: Count = 4
-    # Share of the loss against the UNet's own answer to the prompt with the taste in it (needs attributes).
+    # Share of the loss against the UNet's own answer to the prompt with the taste in it: attributes, or else traits.
+    # Where nobody knows the taste in words it is left out.
     distil: Share = 0.8
     # How often a part of the vector, the whole user or the text is left out, so that each can be weighed by itself and
     # guidance has an unconditional half.
