@@ -81,8 +81,11 @@ def _around_aligner(
     widths = dict.fromkeys(PARTS, 0)
     if args.config.reads_mllm:
         layers = chosen_layers(args.runs, extracted.hidden.shape[1])
-        absent = ({} if "semantic" in parts else {"sem_layers": []}) | ({} if "core" in parts else {"core_layer": None})
-        mllm = extracted.index["mllm"] | layers | absent
+        mllm = extracted.index["mllm"] | layers
+        if "semantic" not in parts:
+            mllm["sem_layers"] = []
+        if "core" not in parts:
+            mllm["core_layer"] = None
     if "semantic" in parts:
         aligner, sem_norm = _trained_aligner(args.runs)
         widths["semantic"] = aligner.mlp[-1].out_features

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,10 +26,8 @@ class ExtractedUsers:
         folder = runs / "extract"
         if not (folder / "done").exists():
             raise SystemExit("No extracted users yet: run `python -m training.extract` first.")
-        self.hidden, self.images = (
-            np.load(path, mmap_mode="r") if path.exists() else None
-            for path in (folder / "hidden.npy", folder / "images.npy")
-        )
+        self.hidden: Any = _mapped(folder / "hidden.npy")
+        self.images: Any = _mapped(folder / "images.npy")
         self.owners = np.load(folder / "owners.npy")
         self.index = json.loads(read_text(folder / "index.json"))
 
@@ -39,6 +38,10 @@ class ExtractedUsers:
                 f"The extracted users are those of {self.index['world']}, data.path says {name}: use another --runs "
                 "folder, or run `python -m training.extract` again."
             )
+
+
+def _mapped(path: Path) -> np.ndarray | None:
+    return np.load(path, mmap_mode="r") if path.exists() else None
 
 
 def first_heldout(users: int) -> int:

@@ -27,7 +27,7 @@ try:
 except ImportError:  # Windows: one process finishes a set, so don't end two parts at the same moment there
     fcntl = None
 
-ROW_GROUP = 256  # pictures; what a writer has in memory
+ROW_GROUP = 32  # pictures, one or two users': what is read for a few of them, and what a writer has in memory
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
 WORK = ".work"

@@ -73,7 +73,7 @@ def make(world: DataSetWorld, mllm: PreferenceMLLM, pictures: int, users: int = 
     for start in tqdm(spans, desc="traits", unit=f"{USERS_AT_ONCE} users"):
         piece = parts / f"{start:08d}.parquet"
         if not piece.exists():
-            rows = [told(world, mllm, user, pictures) for user in people[start : start + USERS_AT_ONCE]]
+            rows = [row_of(world, mllm, user, pictures) for user in people[start : start + USERS_AT_ONCE]]
             write_parquet(piece, ROWS, [pa.Table.from_pylist(rows, ROWS)])
     write_parquet(folder / "traits.parquet", ROWS, _pieces(parts, spans))
     table = pq.read_table(folder / "traits.parquet", partitioning=None)
@@ -90,7 +90,7 @@ def make(world: DataSetWorld, mllm: PreferenceMLLM, pictures: int, users: int = 
     return report
 
 
-def told(world: DataSetWorld, mllm: PreferenceMLLM, user: int, pictures: int) -> dict:
+def row_of(world: DataSetWorld, mllm: PreferenceMLLM, user: int, pictures: int) -> dict:
     """One row of ROWS: what the MLLM says of so many liked and disliked pictures, the same ones every time."""
     drawn = world.history(user, np.random.default_rng([user, pictures]), pictures, pictures)
     images = [torch.from_numpy(picture).float() / 255 for picture in world.pictures(drawn.pictures)]

@@ -95,32 +95,34 @@ def prepare(name: str, runs: Path, out: Path) -> Path:
     folder = out / name
     for kind in ("runs", "weights"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
-    anew = {*ablation.stages, *(["probe_layers"] if ablation.layers else [])}
-    caches = [part for name in CACHES if (runs / f"{name}.json").exists() for part in (f"{name}.npy", f"{name}.json")]
-    before = ABLATIONS[ablation.on].stages if ablation.on else {}
-    if ablation.on and not (out / ablation.on / "weights/adapter.safetensors").exists():
-        raise SystemExit(f"{name} goes on from {ablation.on}: make that one first.")
-    own_runs = dict.fromkeys(before, out / ablation.on / "runs")
-    shared = {
-        folder / "runs" / part: own_runs.get(part, runs) / part for part in (*UPSTREAM, *caches) if part not in anew
-    }
-    shared |= {folder / "weights" / part: WEIGHTS / part for part in WEIGHT_FILES}
     if "train_mllm" in ablation.stages:
         (folder / "weights/mllm").mkdir(exist_ok=True)
-        tokenizer = [file.name for file in (WEIGHTS / "mllm").iterdir() if file.name.startswith("tokenizer")]
-        shared |= {folder / "weights/mllm" / file: WEIGHTS / "mllm" / file for file in tokenizer}
-    else:
-        trained = out / ablation.on / "weights" if "train_mllm" in before else WEIGHTS
-        shared[folder / "weights/mllm"] = trained / "mllm"
-    for link, target in shared.items():
+    if ablation.on and not (out / ablation.on / "weights/adapter.safetensors").exists():
+        raise SystemExit(f"{name} goes on from {ablation.on}: make that one first.")
+    for link, target in shared_by(ablation, runs, out).items():
         if not target.exists():
             raise SystemExit(f"{target} is missing: run `sh training/runs/atelier.sh --runs {runs}` first.")
-        if not link.exists():
-            link.symlink_to(target.resolve())
+        if not (folder / link).exists():
+            (folder / link).symlink_to(target.resolve())
     if ablation.layers:
         (folder / "runs/probe_layers").mkdir(exist_ok=True)
         write_atomic(folder / "runs/probe_layers/layers.json", json.dumps(ablation.layers).encode())
     return folder
+
+
+def shared_by(ablation: Ablation, runs: Path, out: Path) -> dict[str, Path]:
+    """{path in the ablation's folder: what stands there in its place}."""
+    anew = {*ablation.stages, *(["probe_layers"] if ablation.layers else [])}
+    caches = [part for name in CACHES if (runs / f"{name}.json").exists() for part in (f"{name}.npy", f"{name}.json")]
+    earlier = ABLATIONS[ablation.on].stages if ablation.on else {}
+    own_runs = dict.fromkeys(earlier, out / ablation.on / "runs")
+    shared = {f"runs/{part}": own_runs.get(part, runs) / part for part in (*UPSTREAM, *caches) if part not in anew}
+    shared |= {f"weights/{part}": WEIGHTS / part for part in WEIGHT_FILES}
+    if "train_mllm" in ablation.stages:
+        tokenizer = [file.name for file in (WEIGHTS / "mllm").iterdir() if file.name.startswith("tokenizer")]
+        return shared | {f"weights/mllm/{file}": WEIGHTS / "mllm" / file for file in tokenizer}
+    trained = out / ablation.on / "weights" if "train_mllm" in earlier else WEIGHTS
+    return shared | {"weights/mllm": trained / "mllm"}
 
 
 def run(line: list[str], weights: Path) -> None:
