@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from prefgen.atelier import models
 from prefgen.atelier.models import PREDICTION, alphas_cumprod
 from prefgen.atelier.world.judge import PERIODIC, Judge, shares_of
 from prefgen.atelier.world.labels import CLASSES, class_labels, scene_of, value_labels
@@ -22,6 +23,7 @@ from training.atelier.world import judges, unet, vae
 from training.atelier.world.captions import named_classes, random_caption
 from training.atelier.world.obedience import heldout_requests
 from training.atelier.world.people import People, make
+from training.common.files import save_weights
 from training.common.sampling import NoiseSchedule
 from training.data.check import check
 from training.data.trait_tokens import TRAITS, TraitTokens, random_said
@@ -195,3 +197,21 @@ def test_the_worlds_users_are_a_data_set_whose_users_like_what_they_say(tmp_path
         assert not any(avoided & one & {a for a in avoided if a.split("/")[0] in NAMED} for one in liked)
     # Favourites and company show only where a prompt leaves them open.
     assert likes["shown"] / likes["asked"] > 0.5
+
+
+def test_weights_come_back_from_int8_within_half_a_step(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    weights = {
+        "kernel": torch.randn(8, 4, 3, 3) * torch.logspace(-1.5, 2, 8)[:, None, None, None],
+        "bias": torch.randn(8),
+    }
+    weights["nothing"] = torch.zeros(3, 5)
+    monkeypatch.setattr(models, "WEIGHTS", tmp_path)
+    save_weights(models.as_int8(weights), tmp_path / "unet.safetensors")
+    back = models.load_weights("unet")
+    assert set(back) == set(weights) and not back["nothing"].any()
+    steps = weights["kernel"].flatten(1).abs().amax(1) / 127
+    # A scale is an fp16 number, known to 1 part in 2,000: it moves the largest weight by a sixteenth of a step.
+    assert ((back["kernel"] - weights["kernel"]).flatten(1).abs().amax(1) <= 0.57 * steps).all()
+    assert_close(back["bias"], weights["bias"].half().float())
+    assert (tmp_path / "unet.safetensors").stat().st_size < 1000
