@@ -33,9 +33,9 @@ class AdapterHeader:
     semantic_width, core_width, image_width: C, D and I; 0 for a part that wasn't trained, of which the file holds
     nothing. block_widths: attention width of every cross-attention in file order (down, up, mid).
     mllm: name, revision, lora, prompt_version, precision, num_layers, hidden_size, sem_layers (none without that part),
-    core_layer (null without); None for an image-only adapter. clip_vision: name, width, preprocessing, and since
-    encoders have one their digest (see `image_encoder.described`); for an IP-Adapter file also output, what it reads;
-    empty for an adapter that reads no pictures by themselves.
+    core_layer (null without); None for an image-only adapter. clip_vision: name, width, preprocessing, what
+    `image_encoder.described` tells and the encoder's embedding of `fixed_picture`, by which another one is known; for
+    an IP-Adapter file also output, what it reads; empty for an adapter that reads no pictures by themselves.
     kind: "prefgen", or "ip_adapter" for a public IP-Adapter file. tokens: 0 where the pictures decide.
     """
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from .adapter import FAMILY_NAMES, AdapterHeader
 from .encoded import EncodedPreference
 from .errors import AdapterError
-from .image_encoder import CLIP, encoder_in_words
+from .image_encoder import CLIP, SAME_ENCODER, encoder_in_words, likeness
 from .ip_adapter import STATES, encoder_name, other_width_of
 
 # What must be the same for two MLLMs to give the same hidden states.
@@ -89,6 +89,15 @@ def _check_encoder(header: AdapterHeader, connected: Mapping) -> None:
             f"This adapter needs CLIP vision embeddings of width {header.image_width} ({name}); the connected CLIP "
             f"vision model gives {width}. Connect the right one, or none."
         )
+    if trained.get("fixed_picture") and connected.get("fixed_picture"):
+        alike = likeness(trained["fixed_picture"], connected["fixed_picture"])
+        if alike < SAME_ENCODER:
+            raise AdapterError(
+                f"This adapter was trained with the CLIP vision model {name}; the connected one embeds the same "
+                f"picture otherwise (cosine {alike:.2f}). Connect {name} in Encode Preference History, or none."
+            )
+        return
+    # Files of before 0.1 say a digest of the weights, or nothing.
     for key, difference in ANOTHER_ENCODER.items():
         if trained.get(key) and connected.get(key) and trained[key] != connected[key]:
             raise AdapterError(

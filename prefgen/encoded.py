@@ -13,8 +13,9 @@ class EncodedPreference:
 
     hidden: H, [layers, D], last-token states of every decoder layer, or None without an MLLM.
     image_embed_liked, image_embed_disliked: CLIP image embeddings [n, I], or None.
-    mllm: `PreferenceMLLM.fingerprint`, empty without one. clip_vision: {"width": I, "states_width": E} and what
-    `image_encoder.described` tells of it, or empty. digest: of the history (`PreferenceHistory.digest`).
+    mllm: `PreferenceMLLM.fingerprint`, empty without one. clip_vision: {"width": I, "states_width": E}, what
+    `image_encoder.described` tells of it, and its embedding of `fixed_picture`, or empty.
+    digest: of the history (`PreferenceHistory.digest`).
     image_states_liked, image_states_disliked: CLIP vision's penultimate hidden states [n, T, E], or None;
     image_states_none [T, E]: those of an all-zero input, which adapters that read states take for no picture.
     taste: the name of what was read, such as sea@1a2b3c4d; "" for pictures that nobody named.

@@ -1,15 +1,18 @@
 """What an image encoder is, by its weights: its architecture, its widths, and which training of it.
 
 ComfyUI calls every image encoder CLIP_VISION. Adapters read CLIP (arXiv 2103.00020) alone, and a vector of equal width
-from another encoder is noise to them.
+from another encoder is noise to them. Two encoders are one where they embed the same picture alike, whatever their
+files are called and however their weights are stored.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 
 CLIP = "CLIP"
 SIGLIP = "SigLIP"
@@ -20,6 +23,8 @@ PREFIX = "vision_model."
 PROJECTION = "visual_projection."
 # So many values of each tensor go into the digest.
 SAMPLED = 4096
+# Least cosine between what one encoder makes of the fixed picture in different libraries and precisions.
+SAME_ENCODER = 0.99
 
 
 def described(state: Mapping[str, torch.Tensor]) -> dict:
@@ -77,6 +82,31 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str | None:
         digest.update(f"{name} {[*value.shape]}\n".encode())
         digest.update(sample.half().numpy().tobytes())
     return digest.hexdigest() if side else None
+
+
+def fixed_picture(side: int) -> torch.Tensor:
+    """The picture that tells encoders apart: float32 [side, side, 3] in 0..1, waves and a disc in three colours.
+
+    Drawn at the encoder's own size, so that no resizing has a part in the answer; whole steps of 1/255, as a file has.
+    """
+    y, x = torch.meshgrid(*[(torch.arange(side) + 0.5) / side] * 2, indexing="ij")
+    disc = torch.sigmoid((0.3 - torch.hypot(x - 0.6, y - 0.4)) * 40)
+    red = 0.5 + 0.5 * torch.sin(2 * math.pi * (3 * x + y))
+    green = (1 - disc) * y + disc * (1 - x)
+    blue = 0.5 + 0.5 * torch.cos(2 * math.pi * (5 * x * y - 2 * x))
+    return torch.stack([red, green, blue], dim=-1).mul(255).round().div(255)
+
+
+def rounded(embedding: torch.Tensor) -> list[float]:
+    """A unit embedding for a file's header: five digits move its cosine by less than 1e-4."""
+    return [round(value, 5) for value in F.normalize(embedding.float(), dim=0).tolist()]
+
+
+def likeness(one: Sequence[float], other: Sequence[float]) -> float:
+    """Cosine between two embeddings of the fixed picture; 0 for those of different widths."""
+    if len(one) != len(other):
+        return 0.0
+    return torch.cosine_similarity(torch.tensor(one), torch.tensor(other), dim=0).item()
 
 
 def encoder_in_words(about: Mapping) -> str:

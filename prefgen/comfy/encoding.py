@@ -11,14 +11,16 @@ import torch
 
 from ..encoded import EncodedPreference
 from ..history import HistoryItem, PreferenceHistory
-from ..image_encoder import CLIP, described
+from ..image_encoder import CLIP, described, fixed_picture, rounded
 from ..lru import LeastRecentlyUsed
 from ..mllm.answer import Answer
 from ..mllm.traits import Traits
 from .histories import name_of
 from .memory import ManagedMLLM
 
-NOTHING = ""  # in place of a picture's digest
+# In place of a picture's digest.
+NOTHING = ""
+FIXED = "fixed picture"
 CACHED_PICTURES = 128  # the states of one picture are 1.3 MB with CLIP ViT-H
 # CLIP vision model -> {picture digest: (embedding, states)}, and -> what it is. Both go with their model.
 _read: WeakKeyDictionary = WeakKeyDictionary()
@@ -51,6 +53,7 @@ def encode_history(
         if history.disliked:
             disliked, states_disliked = read_pictures(clip_vision, history.disliked, bar)
         encoder["width"] = liked.shape[-1]
+        encoder["fixed_picture"] = read_fixed_picture(clip_vision)
         if states_liked is not None:
             states_none = read_nothing(clip_vision)
             encoder["states_width"] = states_liked.shape[-1]
@@ -139,6 +142,16 @@ def check_read(row: tuple[torch.Tensor, torch.Tensor | None]) -> None:
             "The connected CLIP vision model gives no embedding of a picture, or values that are not numbers: its file "
             "is damaged, or holds no image projection. Choose another in Load CLIP Vision."
         )
+
+
+def read_fixed_picture(clip_vision) -> list[float]:
+    """What tells this encoder from another one: its embedding of the picture that adapters' headers have theirs of."""
+    cache = _read[clip_vision.model]
+    if FIXED not in cache:
+        # 224: of another pack's encoder that doesn't say its side.
+        picture = fixed_picture(getattr(clip_vision, "image_size", 224))
+        cache[FIXED] = rounded(clip_vision.encode_image(picture[None])["image_embeds"][0].cpu())
+    return cache[FIXED]
 
 
 def read_nothing(clip_vision) -> torch.Tensor:

@@ -43,7 +43,7 @@ sampling.py       noise schedule and guided sampling
 user_branch.py    the user cross-attention in a diffusers UNet
 adapters.py       the adapter around its trained parts
 lora.py           LoRA on the MLLM's decoder
-clip_vision.py    the image encoder of e_img; atelier_clip.py: the atelier's CLIP
+atelier_clip.py   the atelier's CLIP; those of real bases are in prefgen/clip.py
 stage_outputs.py  what one stage leaves and others read
 config/           what a configuration may say, and the stages' command line
 """

@@ -16,6 +16,7 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from prefgen.adapter import FAMILY_NAMES, FAMILY_OF_WIDTH
+from prefgen.clip import ClipText
 from prefgen.dtypes import DTYPES
 from prefgen.errors import MendableError
 from prefgen.files import read_text
@@ -75,6 +76,8 @@ class Base:
         self.pixels = pixels
         self.dtype = dtype
         self.device = torch.device(device)
+        # In place of the base's own text encoders for `text_bank`.
+        self.text_tower: ClipText | None = None
         self.schedule = NoiseSchedule(scheduler.alphas_cumprod if alphas is None else alphas, prediction, self.device)
         for part in (unet, vae, *(model for _, model in self.encoders)):
             if part is not None:
@@ -93,7 +96,10 @@ class Base:
 
     @torch.no_grad()
     def text_bank(self, texts: list[str]) -> torch.Tensor:
-        """Unit pooled embeddings [n, C] of the base's text encoders, side by side where it has two; fp32, CPU."""
+        """Unit pooled embeddings [n, C] of the base's text encoders, side by side where it has two, or of the
+        configuration's `clip_text`; fp32, CPU."""
+        if self.text_tower is not None:
+            return self.text_tower(texts)
         rows = []
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             _, pooled = self._encode(texts[start : start + TEXTS_AT_ONCE])
@@ -168,7 +174,10 @@ def load_base(config: Config, device: torch.device | str = "cpu", text_only: boo
     """The base of a configuration; text_only leaves out UNet and VAE. BaseError with one sentence for files that
     aren't there, or not what base.family says."""
     load = _atelier if config.base.family == "atelier" else _published
-    return load(config, device, text_only)
+    base = load(config, device, text_only)
+    if text_only and config.clip_text.path is not None:
+        base.text_tower = ClipText(config.clip_text.path, str(device), config.clip_text.architecture)
+    return base
 
 
 def square(picture: np.ndarray, pixels: int) -> tuple[np.ndarray, tuple[int, int, int, int]]:

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from prefgen.atelier.models import CLIP_VISION_CONFIG, load_clip
-from prefgen.image_encoder import described
+from prefgen.clip import ClipVision
+from prefgen.image_encoder import described, fixed_picture, rounded
 from prefgen.lru import LeastRecentlyUsed
 
 from ..common.atelier_clip import image_features
 from ..common.cache import cached, digest_of
-from ..common.clip_vision import ClipVision
 from ..common.devices import default_device
 from .worlds import AtelierWorld, World
 
@@ -51,6 +51,7 @@ class AtelierImageEncoder(ImageEncoder):
         preprocessing = "bicubic 128, mean 0.5, std 0.5"
         self.digest = digest_of(clip.vision_model, clip.visual_projection)
         self.about = {"name": "atelier", "width": width, "preprocessing": preprocessing} | described(clip.state_dict())
+        self.about["fixed_picture"] = _of_fixed_picture(clip)
 
         def fill(start: int, stop: int) -> dict[str, np.ndarray]:
             with torch.inference_mode():
@@ -68,16 +69,15 @@ class AtelierImageEncoder(ImageEncoder):
 
 
 class ClipImageEncoder(ImageEncoder):
-    """A transformers CLIP vision folder. A user's pictures stand in several histories, so the last ones are cached."""
+    """A CLIP of transformers or open_clip. A user's pictures stand in several histories: the last ones are cached."""
 
     CACHED_PICTURES = 4096
 
-    def __init__(self, world: World, folder: Path, device: str):
+    def __init__(self, world: World, folder: Path, device: str, architecture: str | None = None):
         self.world = world
-        self.vision = ClipVision(folder, device)
-        config = self.vision.model.config
-        preprocessing = f"bicubic {config.image_size}, CLIP's mean and std"
-        self.about = {"name": Path(folder).name, "width": config.projection_dim, "preprocessing": preprocessing}
+        self.vision = ClipVision(folder, device, architecture)
+        preprocessing = f"bicubic {self.vision.side}, CLIP's mean and std"
+        self.about = {"name": Path(folder).name, "width": self.vision.width, "preprocessing": preprocessing}
         self.about |= self.vision.about
         self.digest = digest_of(self.vision.model)
         self.embeds = LeastRecentlyUsed(self.CACHED_PICTURES)
@@ -97,4 +97,11 @@ def load_image_encoder(args, world: World, device=None, rank: int = 0, world_siz
     folder = args.config.clip_vision.path
     if folder is None:
         return AtelierImageEncoder(world, args.runs, rank, world_size)
-    return ClipImageEncoder(world, folder, str(device or default_device()))
+    return ClipImageEncoder(world, folder, str(device or default_device()), args.config.clip_vision.architecture)
+
+
+@torch.inference_mode()
+def _of_fixed_picture(clip) -> list[float]:
+    """The embedded CLIP's embedding of the picture that tells encoders apart."""
+    pixels = fixed_picture(CLIP_VISION_CONFIG["image_size"]).movedim(-1, 0)[None] * 2 - 1
+    return rounded(image_features(clip, pixels)[0])

@@ -14,11 +14,19 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError
 
+from prefgen.clip import (
+    BROKEN_FOLDER,
+    MEAN,
+    PICTURES_AT_ONCE,
+    STD,
+    ClipError,
+    clip_pixels,
+    is_open_clip,
+    load_open_clip,
+)
 from prefgen.compat import dtype_option, embedding_of, load_image_text_to_text, lost_its_head
 from prefgen.errors import MendableError
 from prefgen.mllm.lora import merge_lora
-
-from ..common.clip_vision import BROKEN_FOLDER, PICTURES_AT_ONCE, clip_pixels
 
 # The ViPer proxy's two answers, as Idefics2's vocabulary writes a word.
 LIKE = "▁+"
@@ -33,50 +41,85 @@ class ScoreError(MendableError):
 
 @torch.inference_mode()
 def unit_embeddings(
-    embed: Callable[[torch.Tensor], torch.Tensor], pictures: Sequence[Image.Image], side: int, weight: torch.Tensor
+    embed: Callable[[torch.Tensor], torch.Tensor],
+    pictures: Sequence[Image.Image],
+    side: int,
+    weight: torch.Tensor,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
 ) -> torch.Tensor:
     """Unit embeddings, float32 [B, d] on the CPU, of pixels on the device and in the dtype of `weight`."""
     rows = []
     for start in range(0, len(pictures), PICTURES_AT_ONCE):
-        pixels = clip_pixels(pictures[start : start + PICTURES_AT_ONCE], side).to(weight)
+        pixels = clip_pixels(pictures[start : start + PICTURES_AT_ONCE], side, mean, std).to(weight)
         rows.append(embed(pixels).float().cpu())
     return F.normalize(torch.cat(rows), dim=1)
 
 
 class Clip:
-    """A transformers CLIP folder: CLIP-T, CLIP-I, and PickScore when the folder holds PickScore's weights."""
+    """A CLIP of transformers or open_clip: CLIP-T, CLIP-I, and PickScore when the folder holds PickScore's weights.
 
-    def __init__(self, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32):
+    path, architecture: as of prefgen.clip.ClipVision.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        architecture: str | None = None,
+    ):
+        self._mean: Sequence[float] = MEAN
+        self._std: Sequence[float] = STD
+        if is_open_clip(path):
+            self._open_clip(path, device, dtype, architecture)
+        elif architecture:
+            raise ScoreError(f"{path} says itself what it is: leave --clip-architecture out.")
+        else:
+            self._transformers(path, device, dtype)
+
+    def _open_clip(self, path: Path, device: str, dtype: torch.dtype, architecture: str | None) -> None:
+        try:
+            opened = load_open_clip(path, architecture)
+        except ClipError as error:
+            raise ScoreError(str(error)) from error
+        self.model = opened.model.to(device, dtype)
+        self.side = opened.side
+        self._mean = opened.mean
+        self._std = opened.std
+        self._embed_images = self.model.encode_image
+        self._embed_texts = lambda texts: self.model.encode_text(opened.tokens(texts).to(device))
+
+    def _transformers(self, folder: Path, device: str, dtype: torch.dtype) -> None:
         from transformers import CLIPModel, CLIPTokenizerFast
 
         try:
             model = CLIPModel.from_pretrained(
                 str(folder), local_files_only=True, use_safetensors=True, **dtype_option(dtype)
             )
-            self.tokenizer = CLIPTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+            tokenizer = CLIPTokenizerFast.from_pretrained(str(folder), local_files_only=True)
         except BROKEN_FOLDER as error:
             raise ScoreError(
-                f"{folder} is no CLIP folder of transformers with safetensors weights: download it whole."
+                f"{folder} is no CLIP folder of transformers or open_clip with safetensors weights: download it whole."
             ) from error
         self.model = model.to(device).eval()
-        self.side = self.model.config.vision_config.image_size
+        self.side = model.config.vision_config.image_size
+        limit = model.config.text_config.max_position_embeddings
+        options = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
+        self._embed_images = lambda pixels: embedding_of(model.get_image_features(pixel_values=pixels))
+        self._embed_texts = lambda texts: embedding_of(
+            model.get_text_features(**tokenizer(texts, **options).to(device))
+        )
 
     def images(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Unit image embeddings, float32 [B, d]."""
-
-        def embed(pixels: torch.Tensor) -> torch.Tensor:
-            return embedding_of(self.model.get_image_features(pixel_values=pixels))
-
-        return unit_embeddings(embed, pictures, self.side, self.model.logit_scale)
+        weight = self.model.logit_scale
+        return unit_embeddings(self._embed_images, pictures, self.side, weight, self._mean, self._std)
 
     @torch.inference_mode()
     def texts(self, prompts: Sequence[str]) -> torch.Tensor:
         """Unit text embeddings, float32 [B, d]; a prompt is cut after CLIP's 77 tokens."""
-        limit = self.model.config.text_config.max_position_embeddings
-        inputs = self.tokenizer(list(prompts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        return F.normalize(
-            embedding_of(self.model.get_text_features(**inputs.to(self.model.device))).float().cpu(), dim=1
-        )
+        return F.normalize(self._embed_texts(list(prompts)).float().cpu(), dim=1)
 
     def fidelity(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> torch.Tensor:
         """CLIP-T: cosine between each picture and its prompt, [B]."""

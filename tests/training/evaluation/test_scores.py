@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 
+from prefgen.clip import clip_pixels
 from tests.closeness import assert_close, assert_far
 from tests.prefgen import tiny_mllms
 from tests.training import tiny_clip
 from tests.training.tiny_clip import PATCH, SIDE, TOWER
-from training.common.clip_vision import clip_pixels
 from training.evaluation.scores import Clip, Csd, ScoreError, ViperProxy
 
 STYLE = 24

@@ -89,8 +89,18 @@ class Mllm(Section):
 class ClipVision(Section):
     """The image encoder of e_img."""
 
-    # A transformers CLIP vision folder; none for the atelier's own.
+    # A CLIP folder of transformers or open_clip, or open_clip's weights as a file; none for the atelier's own.
     path: Path | None = None
+    # Of such a file: a name of open_clip's, such as ViT-H-14.
+    architecture: str | None = None
+
+
+class ClipText(Section):
+    """The text tower that e_sem is aligned with."""
+
+    # As of clip_vision; none for the base's own text encoders.
+    path: Path | None = None
+    architecture: str | None = None
 
 
 class TrainMllm(Training):
@@ -234,6 +244,7 @@ class Config(Section):
     base: Base = Base()
     mllm: Mllm = Mllm()
     clip_vision: ClipVision = ClipVision()
+    clip_text: ClipText = ClipText()
     atelier: Atelier = Atelier()
     train_mllm: TrainMllm = TrainMllm()
     extract: Extract = Extract()

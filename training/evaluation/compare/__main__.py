@@ -101,7 +101,7 @@ def checked_adapters(args: argparse.Namespace, config) -> dict[str, Path]:
 
 def small_judges(args: argparse.Namespace) -> Judges:
     return Judges(
-        clip=Clip(args.clip, args.device),
+        clip=Clip(args.clip, args.device, architecture=args.clip_architecture),
         pickscore=args.pickscore and Clip(args.pickscore, args.device),
         csd=args.csd and Csd(args.csd, args.device),
     )
@@ -157,8 +157,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--image-only", type=Path, help="an adapter trained on e_img alone")
     parser.add_argument("--lora", type=Path, help="the preference MLLM's LoRA")
     parser.add_argument(
-        "--clip", type=Path, required=True, help="transformers CLIP folder, for CLIP-T, CLIP-I and CMMD"
+        "--clip", type=Path, required=True, help="CLIP of transformers or open_clip, for CLIP-T, CLIP-I and CMMD"
     )
+    parser.add_argument("--clip-architecture", metavar="NAME", help="of open_clip, where --clip is a file of weights")
     parser.add_argument("--pickscore", type=Path, help="PickScore's folder")
     parser.add_argument("--csd", type=Path, help="CSD's weights as safetensors")
     parser.add_argument("--viper", type=Path, help="Idefics2 folder of the ViPer proxy")

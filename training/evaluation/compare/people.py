@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from prefgen.adapter import UserAdapter
 from prefgen.adapter_checks import check_encoded
+from prefgen.clip import ClipVision
 from prefgen.dtypes import DTYPES
 from prefgen.encoded import EncodedPreference
 from prefgen.fusion import fuse_user_vector
@@ -21,7 +22,6 @@ from prefgen.history import PreferenceHistory
 from prefgen.mllm.model import PreferenceMLLM
 from prefgen.mllm.traits import Traits
 
-from ...common.clip_vision import ClipVision
 from ...data.errors import DataError
 from ...data.schema import TEST
 from ...data.worlds import DataSetWorld
@@ -81,7 +81,8 @@ class HistoryReadings:
 
     @cached_property
     def vision(self) -> ClipVision:
-        return ClipVision(self.config.clip_vision.path, self.device)
+        config = self.config.clip_vision
+        return ClipVision(config.path, self.device, config.architecture)
 
     def pictures(self, numbers) -> list[Image.Image]:
         return [Image.fromarray(picture) for picture in self.world.pictures(numbers)]
