@@ -98,8 +98,8 @@ def fixed_picture(side: int) -> torch.Tensor:
 
 
 def rounded(embedding: torch.Tensor) -> list[float]:
-    """A unit embedding for a file's header: five digits move its cosine by less than 1e-4."""
-    return [round(value, 5) for value in F.normalize(embedding.float(), dim=0).tolist()]
+    """A unit embedding for a file's header: four digits move its cosine by less than 1e-4."""
+    return [round(value, 4) for value in F.normalize(embedding.float(), dim=0).tolist()]
 
 
 def likeness(one: Sequence[float], other: Sequence[float]) -> float:

@@ -2,7 +2,7 @@
 
     from prefgen.pipeline import UserReader, put_on
 
-    reader = UserReader("taste.safetensors", clip_vision="models/clip-vit-h", mllm="models/smolvlm2", lora="models/lora")
+    reader = UserReader("taste.safetensors", clip_vision="models/clip-vit-h", mllm="models/smolvlm2", lora="lora")
     user = reader.read(liked=["a.png", "b.png"], disliked=["c.png"])
     put_on(pipeline, "taste.safetensors", weight=0.8)
     pipeline("a lighthouse", ip_adapter_image_embeds=user.embeds(pipeline)).images[0].save("lighthouse.png")
@@ -45,8 +45,8 @@ class User:
     def embeds(self, pipeline, pictures: int = 1, guidance: bool = True) -> list[torch.Tensor]:
         """What a pipeline takes as `ip_adapter_image_embeds` for so many prompts.
 
-        guidance: the pipeline paints both halves, of which the unconditional one comes first and sees no user; False for
-        a guidance scale of 1 or less.
+        guidance: the pipeline paints both halves, of which the unconditional one comes first and sees no user; False
+        for a guidance scale of 1 or less.
         """
         return user_embeds(self.vector.expand(pictures, -1), pipeline, guidance)
 
@@ -94,11 +94,12 @@ class UserReader:
             )
         if self.vision is None and header.image_width and image:
             raise AdapterError(
-                f"{self.adapter.name} reads pictures with CLIP vision: give UserReader its folder as clip_vision, or read "
-                "with image=0."
+                f"{self.adapter.name} reads pictures with CLIP vision: give UserReader its folder as clip_vision, or "
+                "read with image=0."
             )
-        sides = [[_tensor(picture) for picture in pictures] for pictures in (liked, disliked)]
-        encoded = self.encode(PreferenceHistory.from_images(*sides, liked_prompts, disliked_prompts))
+        likes = [_tensor(picture) for picture in liked]
+        dislikes = [_tensor(picture) for picture in disliked]
+        encoded = self.encode(PreferenceHistory.from_images(likes, dislikes, liked_prompts, disliked_prompts))
         return User(fuse_user_vector(self.adapter, encoded, semantic, core, image), header)
 
     def encode(self, history: PreferenceHistory) -> EncodedPreference:

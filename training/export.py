@@ -8,18 +8,21 @@ file in the layout of an IP-Adapter, which stock diffusers loads.
 A checkpoint resumes a run; this file is for use: the branch's averaged weights, the aligner and normalisers, and a
 header that says what they were made for. Every stage is first held against what it was made from: the data set, the
 MLLM and its LoRA, the layers, the aligner; nothing stale is exported. `--unfinished` takes a run that has steps left.
-Weights are stored as fp16, as public adapters have them; the normalisers stay fp32.
+Weights are stored as fp16, as public adapters have them; the normalisers stay fp32. A model card is written beside the
+file; nothing is uploaded unless `--push` asks for it.
 """
 
 from __future__ import annotations
 
 import copy
+import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
 from prefgen.adapter import UserAdapter
 from prefgen.adapter_file import save_adapter
 from prefgen.dtypes import DTYPES
+from prefgen.files import write_atomic
 
 from .common.adapters import trained_adapter
 from .common.chain import check_chain
@@ -27,12 +30,14 @@ from .common.config.command import arguments
 from .common.config.schema import TrainUserAttention
 from .common.errors import exit_with_message
 from .common.folder import RunFolder
+from .common.publish import card, card_path, push
 from .data.worlds import open_world
 
 
 def options(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--dtype", choices=list(DTYPES), default="fp16", help="of the stored weights")
+    parser.add_argument("--push", metavar="REPO", help="upload it with its card and LoRA to the Hugging Face hub")
     parser.add_argument("--unfinished", action="store_true", help="export a run that has steps left")
 
 
@@ -49,6 +54,10 @@ def main() -> None:
     save_adapter(stored(adapter, args.options.dtype), out)
     megabytes = out.stat().st_size / 1e6
     print(f"{out}: {megabytes:.1f} MB, step {adapter.header.training['step']} of {args.section.steps}")
+    write_atomic(card_path(out), card(out, adapter.header, args.config, args.runs, sys.argv[1:]).encode())
+    if args.options.push:
+        lora = args.runs / "train_mllm" / "lora"
+        print(push(args.options.push, out, lora if lora.is_dir() else None))
 
 
 def stored(adapter: UserAdapter, dtype: str) -> UserAdapter:

@@ -23,7 +23,10 @@ SUBCOMMANDS = {"training.data": ("check", "import"), "training.evaluation.study"
 ELSEWHERE = {"pytest", "venv", "pip", "tests"}
 # How a line of a fence may begin, beside `python`: programs of others, and a block that is run by a test of its page.
 PROGRAMS = {"make", "sh", "accelerate", "pip", "git", "cd"}
-OTHER_BLOCKS = {"pickles.md": "tests/training/data/test_pickles_page.py"}
+OTHER_BLOCKS = {
+    "pickles.md": "tests/training/data/test_pickles_page.py",
+    "diffusers.md": "tests/prefgen/test_pipeline.py",
+}
 PYTHON_BLOCKS = {"data.md", "evidence/README.md"}
 # What `sh` is given, and the stage that comes last.
 PIPELINES = {

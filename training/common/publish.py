@@ -12,7 +12,7 @@ from prefgen.adapter import FAMILY_NAMES, AdapterHeader
 from prefgen.errors import MendableError
 from prefgen.files import read_text
 
-from .config.schema import STAGES, Config
+from .config.schema import Config
 
 CARD_IN_A_REPOSITORY = "README.md"
 NOT_SAID = "not said in its folder: read it where it was published"
@@ -93,7 +93,9 @@ def push(repository: str, adapter: Path, lora: Path | None) -> str:
         commit = api.create_commit(repository, operations, commit_message=f"{adapter.name} and its card")
     except Exception as error:  # noqa: BLE001  of the hub's client and of whatever network library is below it
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise PublishError(f"{repository} can't be uploaded to ({reason}): {adapter} is written, push it again.") from error
+        raise PublishError(
+            f"{repository} can't be uploaded to ({reason}): {adapter} is written, push it again."
+        ) from error
     return str(commit.commit_url)
 
 
@@ -115,7 +117,8 @@ def _data(config: Config) -> str:
 def _figures(runs: Path) -> list[str]:
     """A table of what the stages said when they had finished."""
     rows = []
-    for stage in STAGES:
+    # The sections of the stages stand in their order.
+    for stage in Config.model_fields:
         done = runs / stage / "done"
         try:
             figures = json.loads(read_text(done)) if done.is_file() else {}

@@ -179,7 +179,7 @@ class TrainAlignment(Training):
     """Align e_sem with CLIP's text space."""
 
     stage = "train_alignment"
-    reads = ("data", "base")
+    reads = ("data", "base", "clip_text")
 
     steps: Natural = 1200
     # Large, since MMD compares the batch as a set.

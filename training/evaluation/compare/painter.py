@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from prefgen.adapter_file import load_adapter
 from prefgen.dtypes import DTYPES
+from prefgen.pipeline import put_on, take_off, user_embeds
 
 from ...common.files import save_image
 from ...data.errors import DataError
@@ -58,9 +59,7 @@ class PipelinePainter:
         noise = [torch.Generator().manual_seed(mixed(seed)) for seed in seeds]
         options = {}
         if vectors is not None:
-            # The unconditional half comes first. It gets the vector of no user, as in training.
-            both = torch.stack([torch.zeros_like(vectors), vectors]).flatten(0, 1)[:, None]
-            options["ip_adapter_image_embeds"] = [both.to(self.pipeline.device, self.pipeline.dtype)]
+            options["ip_adapter_image_embeds"] = user_embeds(vectors, self.pipeline)
         return self.pipeline(
             prompt=prompts,
             negative_prompt=negatives,
@@ -74,12 +73,10 @@ class PipelinePainter:
 
     def put_on(self, adapter: Path | None) -> None:
         """This adapter file on the UNet, or none."""
-        if getattr(self.pipeline.unet, "encoder_hid_proj", None) is not None:
-            self.pipeline.unload_ip_adapter()
-        if adapter is not None:
-            self.pipeline.load_ip_adapter(
-                str(adapter.parent), subfolder="", weight_name=adapter.name, image_encoder_folder=None
-            )
+        if adapter is None:
+            take_off(self.pipeline)
+        else:
+            put_on(self.pipeline, adapter)
 
 
 def pipeline_of(config):
