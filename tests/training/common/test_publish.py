@@ -13,7 +13,7 @@ from training.common.publish import NOT_SAID, PublishError, card, card_path, pus
 
 @pytest.fixture
 def run(tmp_path):
-    """(adapter's path, its header, configuration, runs folder) of a run with models and data that say their licences."""
+    """(path of the adapter, its header, configuration, runs folder): models and data say their licences."""
     for name, head in (
         ("base", "---\nlicense: openrail++\ntags: [x]\n---\n# Base"),
         ("mllm", "no head"),
