@@ -71,14 +71,15 @@ class ClipVision:
             self.about = described(self.model.state_dict())
         self.about["fixed_picture"] = self._of_fixed_picture()
 
-    @torch.inference_mode()
     def __call__(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        weight = next(self.model.parameters())
-        rows = []
-        for start in range(0, len(pictures), PICTURES_AT_ONCE):
-            pixels = clip_pixels(pictures[start : start + PICTURES_AT_ONCE], self.side, self._mean, self._std)
-            rows.append(self._embed(pixels.to(weight)).float().cpu())
-        return torch.cat(rows)
+        starts = range(0, len(pictures), PICTURES_AT_ONCE)
+        return torch.cat([self.embed(pictures[start : start + PICTURES_AT_ONCE]) for start in starts])
+
+    @torch.inference_mode()
+    def embed(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """Those that go through the encoder together."""
+        pixels = clip_pixels(pictures, self.side, self._mean, self._std)
+        return self._embed(pixels.to(next(self.model.parameters()))).float().cpu()
 
     def _of_fixed_picture(self) -> list[float]:
         pixels = fixed_picture(self.side).mul(255).round().byte().numpy()

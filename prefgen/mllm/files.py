@@ -160,9 +160,9 @@ def weight_bytes(folder: Path, itemsize: int, nf4: bool = False) -> int:
 
 def weights_digest(folder: Path, samples: int = 64, size: int = 1 << 16) -> str:
     """sha256 over names, sizes and evenly spaced samples of the weight files (all of small files): tells revisions
-    apart without reading gigabytes. size: bytes of a sample."""
+    apart without reading gigabytes. folder: one of weights, or the one file; size: bytes of a sample."""
     digest = hashlib.sha256()
-    for file in visible_files(folder, "*.safetensors"):
+    for file in [folder] if folder.is_file() else visible_files(folder, "*.safetensors"):
         length = file.stat().st_size
         digest.update(f"{file.name} {length}".encode())
         with file.open("rb") as stream:

@@ -23,6 +23,7 @@ from prefgen.files import read_text
 from prefgen.pictures import shrunk
 
 from .atelier_clip import text_features, tokenize
+from .config.schema import ClipText as TextTower
 from .config.schema import Config
 from .sampling import NoiseSchedule, atelier_scheduler
 
@@ -76,8 +77,8 @@ class Base:
         self.pixels = pixels
         self.dtype = dtype
         self.device = torch.device(device)
-        # In place of the base's own text encoders for `text_bank`.
-        self.text_tower: ClipText | None = None
+        # In place of the base's own text encoders for `text_bank`, where it names a tower.
+        self.clip_text = TextTower()
         self.schedule = NoiseSchedule(scheduler.alphas_cumprod if alphas is None else alphas, prediction, self.device)
         for part in (unet, vae, *(model for _, model in self.encoders)):
             if part is not None:
@@ -98,8 +99,8 @@ class Base:
     def text_bank(self, texts: list[str]) -> torch.Tensor:
         """Unit pooled embeddings [n, C] of the base's text encoders, side by side where it has two, or of the
         configuration's `clip_text`; fp32, CPU."""
-        if self.text_tower is not None:
-            return self.text_tower(texts)
+        if self.clip_text.path is not None:
+            return ClipText(self.clip_text.path, str(self.device), self.clip_text.architecture)(texts)
         rows = []
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             _, pooled = self._encode(texts[start : start + TEXTS_AT_ONCE])
@@ -175,8 +176,7 @@ def load_base(config: Config, device: torch.device | str = "cpu", text_only: boo
     aren't there, or not what base.family says."""
     load = _atelier if config.base.family == "atelier" else _published
     base = load(config, device, text_only)
-    if text_only and config.clip_text.path is not None:
-        base.text_tower = ClipText(config.clip_text.path, str(device), config.clip_text.architecture)
+    base.clip_text = config.clip_text
     return base
 
 

@@ -142,6 +142,8 @@ def _clip_vision(config: Config) -> dict[str, str]:
 
 
 def _text_encoders(config: Config) -> dict[str, str]:
+    if config.clip_text.path is not None:
+        return {"text_encoders": weights_digest(config.clip_text.path)}
     if config.base.path is None:
         return {"text_encoders": file_sha256(WEIGHTS / "clip.safetensors")}
     folders = sorted(config.base.path.glob("text_encoder*"))

@@ -95,12 +95,8 @@ class ClipVision(Section):
     architecture: str | None = None
 
 
-class ClipText(Section):
-    """The text tower that e_sem is aligned with."""
-
-    # As of clip_vision; none for the base's own text encoders.
-    path: Path | None = None
-    architecture: str | None = None
+class ClipText(ClipVision):
+    """The text tower that e_sem is aligned with, by the same keys; without a path the base's own text encoders."""
 
 
 class TrainMllm(Training):
