@@ -45,16 +45,17 @@ def check_encoded(header: AdapterHeader, encoded: EncodedPreference) -> None:
             "This adapter sees the history through its MLLM alone: connect Load Preference MLLM to Encode Preference "
             "History."
         )
+    if header.mllm and encoded.hidden is not None:
+        _check_mllm(header.mllm, encoded.mllm)
+    # Of another kind of encoder, which gives no embedding, its name helps more than that one is missing.
+    if encoded.clip_vision and header.image_width:
+        _check_encoder(header, encoded.clip_vision)
     if not header.mllm and encoded.image_embed_liked is None:
         raise AdapterError(
             "This adapter sees the history through CLIP vision alone: connect "
             f"{header.clip_vision.get('name', 'the model that it was trained with')} to clip_vision in Encode "
             "Preference History."
         )
-    if header.mllm and encoded.hidden is not None:
-        _check_mllm(header.mllm, encoded.mllm)
-    if encoded.clip_vision and header.image_width:
-        _check_encoder(header, encoded.clip_vision)
 
 
 def _check_mllm(trained: Mapping, connected: Mapping) -> None:

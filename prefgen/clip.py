@@ -237,15 +237,21 @@ def _transformers_tower(name: str, path: Path):
     import transformers
 
     try:
+        config = transformers.AutoConfig.from_pretrained(str(path), local_files_only=True)
+        if isinstance(config, transformers.CLIPConfig):
+            # Of a whole CLIP, where the towers' own entries may say another width.
+            width = config.projection_dim
+            config = config.vision_config if "Vision" in name else config.text_config
+            config.projection_dim = width
         model, report = getattr(transformers, name).from_pretrained(
-            str(path), local_files_only=True, use_safetensors=True, output_loading_info=True
+            str(path), config=config, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except BROKEN_FOLDER as error:
         raise ClipError(
             f"{path} is no CLIP folder of transformers or open_clip with safetensors weights: download it whole."
         ) from error
     # transformers draws at random what a folder lacks, such as all of a SigLIP or the projection of a bare tower.
-    absent = sorted(report["missing_keys"])
+    absent = sorted([*report["missing_keys"], *(str(entry[0]) for entry in report.get("mismatched_keys") or ())])
     if absent:
         raise ClipError(
             f"{path} lacks {absent[0]}{' and more' if absent[1:] else ''}: it is no CLIP model with its projection. "

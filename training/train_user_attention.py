@@ -356,6 +356,8 @@ def export_and_measure(
         save_adapter(adapter, WEIGHTS / "adapter.safetensors")
         return measure_atelier(run, adapter, args.section.users)
     save_adapter(adapter, run.folder / "adapter.safetensors")
+    if not len(data.heldout):
+        return {"users": 0}
     return heldout_losses(data, base, branch, adapter.to(base.device))
 
 

@@ -31,6 +31,7 @@ PYTHON_BLOCKS = {"data.md", "evidence/README.md"}
 # What `sh` is given, and the stage that comes last.
 PIPELINES = {
     ("training/runs/atelier.sh", "--runs", "runs/other"): "training.train_user_attention",
+    ("training/runs/sd15_pickapic.sh",): "training.evaluation.compare",
     ("training/runs/sdxl.sh", "sdxl_24gb", "--set", "mllm=smolvlm2_2b"): "training.export",
 }
 
@@ -165,7 +166,7 @@ def lines_of_a_pipeline(*words):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", PIPELINES, ids=["atelier", "sdxl"])
+@pytest.mark.parametrize("words", PIPELINES, ids=["atelier", "sd15_pickapic", "sdxl"])
 def test_a_pipeline_on_one_page_gives_every_stage_options_that_it_reads(words, answers):
     stages = answers[words]
     assert len(stages) > 8 and stages[-1][0] == PIPELINES[words]

@@ -45,8 +45,9 @@ def _mapped(path: Path) -> np.ndarray | None:
 
 
 def first_heldout(users: int) -> int:
-    """Of the extracted users in order, the number of the first that only measures: the last twentieth, two at least."""
-    return max(0, min(users * 95 // 100, users - 2))
+    """Of the extracted users in order, the number of the first that only measures: the last twentieth, two at least;
+    of fewer than four nobody, who are all needed to learn from."""
+    return users if users < 4 else min(users * 95 // 100, users - 2)
 
 
 def chosen_layers(runs: Path, count: int | None = None) -> dict:
