@@ -79,11 +79,11 @@ class DescribePreference(io.ComfyNode):
     @classmethod
     def execute(cls, mllm, liked, disliked=None, liked_traits=None, disliked_traits=None, taste=None) -> io.NodeOutput:
         from ..prefgen.comfy.encoding import describe_history
-        from ..prefgen.comfy.histories import name_of
+        from ..prefgen.comfy.histories import name_of_liked
         from ..prefgen.history import PreferenceHistory
 
         history = PreferenceHistory.from_images(liked, disliked or [])
-        own = tastes.chosen(only(taste, "taste"), name_of(history))
+        own = tastes.chosen(only(taste, "taste"), name_of_liked(history))
 
         def read():
             traits = describe_history(history, only(mllm, "mllm"))

@@ -42,6 +42,7 @@ def set_up(server, settings: dict) -> None:
 def page(chromium, server, request):
     """ComfyUI's page, empty, in either renderer; afterwards no error of ours stands in its console."""
     context = chromium.new_context(viewport={"width": 1400, "height": 900})
+    context.set_default_timeout(120_000)  # of a machine that does other things as well
     page = context.new_page()
     faults = []
     page.on("pageerror", lambda error: faults.append(str(error)))

@@ -93,10 +93,9 @@ def test_words_are_read_struck_out_and_added_and_describe_goes_by_them(page, ser
             "3": {"class_type": "PrefGen_DescribePreference", "inputs": {"mllm": ["1", 0], "liked": ["2", 0]}},
             "4": {"class_type": "PreviewAny", "inputs": {"source": ["3", 0]}},
         }
-        for node in ("1",):
-            schema = client.object_info()[graph[node]["class_type"]]["input"]["required"]
-            rest = {key: (spec[1].get("default") or spec[1]["options"][0]) for key, spec in schema.items()}
-            graph[node]["inputs"] = rest | graph[node]["inputs"]
+        schema = client.object_info()["PrefGen_LoadPreferenceMLLM"]["input"]["required"]
+        presets = {key: spec[1].get("default") or spec[1]["options"][0] for key, spec in schema.items()}
+        graph["1"]["inputs"] = presets | graph["1"]["inputs"]
         prompt = client.queue(graph)
         client.wait(prompt)
         said = client.history(prompt)["outputs"]["4"]["text"][0].split(", ")
@@ -224,6 +223,7 @@ def test_a_run_that_fails_says_our_sentence_and_shows_the_node(page, server):
 def test_the_panel_speaks_the_languages_of_the_front_end(chromium, server):
     set_up(server, {"Comfy.TutorialCompleted": True, "Comfy.Locale": "zh"})
     page = chromium.new_page()
+    page.set_default_timeout(120_000)
     try:
         page.goto(server.address)
         page.wait_for_selector(".prefgen-taste-tab-button", timeout=120_000)
