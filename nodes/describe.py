@@ -79,7 +79,7 @@ class DescribePreference(io.ComfyNode):
     @classmethod
     def execute(cls, mllm, liked, disliked=None, liked_traits=None, disliked_traits=None, taste=None) -> io.NodeOutput:
         from ..prefgen.comfy.encoding import describe_history
-        from ..prefgen.comfy.histories import name_of_liked
+        from ..prefgen.comfy.histories import name_of, name_of_liked
         from ..prefgen.history import PreferenceHistory
 
         history = PreferenceHistory.from_images(liked, disliked or [])
@@ -87,7 +87,8 @@ class DescribePreference(io.ComfyNode):
 
         def read():
             traits = describe_history(history, only(mllm, "mllm"))
-            tastes.understood(traits, own)
+            # Only what was said of all its pictures is said of a taste.
+            tastes.understood(traits, tastes.chosen(tastes.AUTO, name_of(history)))
             return traits
 
         traits = _typed(liked_traits, disliked_traits).or_else(read, bool(history.disliked))

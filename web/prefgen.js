@@ -8,7 +8,7 @@ import { dressHistoryNode } from "./taste/node.js";
 import { renderPanel } from "./taste/panel.js";
 import { openRateView } from "./taste/rate.js";
 import { SOCKETS, addStyle } from "./taste/style.js";
-import { listen } from "./taste/tastes.js";
+import { listen, tastes } from "./taste/tastes.js";
 import { t } from "./taste/texts.js";
 
 let closePanel = null;
@@ -41,8 +41,13 @@ app.registerExtension({
       },
       destroy: () => closePanel?.(),
     });
-    // A new taste can be chosen in every node at once.
-    listen(() => app.refreshComboInNodes?.());
+    // A new taste can be chosen in every node at once. Asked only then: it reads all node definitions and says so.
+    let offered = null;
+    listen(() => {
+      const choices = tastes.all.filter((taste) => taste.liked).map((taste) => taste.name).join("\n");
+      if (offered !== null && offered !== choices) app.refreshComboInNodes?.();
+      offered = choices;
+    });
   },
 
   beforeRegisterNodeDef(nodeType) {

@@ -32,9 +32,9 @@ export function dressHistoryNode(node) {
     const left = event.clientX < rectangle.left + rectangle.width / 2;
     const own = isTaste(combo.value) ? combo.value : undefined;
     const name = await onDrop(event, left ? "liked" : "disliked", own);
-    await app.refreshComboInNodes?.();
     // Dropped on an example user or a revision, which take nothing: the open taste took it and is read from now on.
     if (name && name !== combo.value) {
+      if (!combo.options?.values?.includes?.(name)) await app.refreshComboInNodes?.();
       combo.value = name;
       combo.callback?.(name);
     }

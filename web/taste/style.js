@@ -15,7 +15,7 @@ const STYLE = `
 .prefgen-meter > div { height: 100%; background: var(--p-primary-color, #4a90d9); }
 .prefgen-note { margin: .25rem 0 0; font-size: .8rem; color: var(--descrip-text); overflow: hidden; text-overflow: ellipsis; }
 .prefgen-panel nav { display: flex; }
-.prefgen-panel [role=tab] { flex: 1; padding: .35rem; color: var(--fg-color); background: none; border: 0; border-bottom: 2px solid var(--border-color); cursor: pointer; }
+.prefgen-panel [role=tab] { flex: auto; padding: .35rem .2rem; font-size: .82rem; white-space: nowrap; color: var(--fg-color); background: none; border: 0; border-bottom: 2px solid var(--border-color); cursor: pointer; }
 .prefgen-panel [role=tab][aria-selected=true] { border-bottom-color: var(--p-primary-color, #4a90d9); }
 .prefgen-grid { flex: 1; min-height: 0; overflow-y: auto; display: grid; grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)); gap: 4px; align-content: start; }
 .prefgen-grid figure { position: relative; margin: 0; aspect-ratio: 1; border-radius: 4px; overflow: hidden; background: var(--comfy-input-bg); cursor: pointer; border: 2px solid transparent; }
