@@ -1,6 +1,7 @@
 """The rest of the panel: words, the Rate view's grid and its own pictures, model files, faults, and other languages."""
 
 import json
+import time
 import urllib.request
 
 import numpy as np
@@ -10,7 +11,7 @@ from prefgen.atelier import users
 from prefgen.atelier.renderer import render
 from tests.prefgen.tastes.test_taste import picture
 from tests.prefgen.test_download import BIG
-from tests.web.conftest import set_up
+from tests.web.conftest import HEART, set_up
 from tests.web.test_taste import asked, drop, fresh, open_panel, tab, verdicts
 
 pytestmark = pytest.mark.slow
@@ -33,6 +34,14 @@ def drawn(verdict: bool, count: int) -> dict[str, bytes]:
         Image.fromarray(np.asarray(render(example.scene))).save(out, "PNG")
         files[f"{verdict} {number}.png"] = out.getvalue()
     return files
+
+
+def until(page, script: str) -> None:
+    """Wait for a function of the page's that imports, which `wait_for_function` doesn't wait for."""
+    deadline = time.monotonic() + WAIT / 1000
+    while not page.evaluate(script):
+        assert time.monotonic() < deadline, script
+        page.wait_for_timeout(250)
 
 
 def taste_of_an_example(page, name: str) -> None:
@@ -113,13 +122,13 @@ def test_rate_makes_pictures_and_asks_first_where_the_taste_is_least_sure(page, 
     page.locator("[data-key=rate]").click()
     page.locator("[data-key=make]").click()
     # Four of them come in, are looked at by the workflow's own CLIP vision, and the surest is asked last.
-    page.wait_for_function(
+    until(
+        page,
         """async () => {
             const {recent} = await import("/extensions/prefgen/taste/recent.js");
             const fresh = recent.pictures.filter((each) => each.type === "temp");
             return fresh.length === 4 && fresh.every((each) => recent.differences.has(recent.key(each)));
         }""",
-        timeout=WAIT,
     )
     assert page.evaluate("app.graph._nodes.find((node) => node.type === 'KSampler').widgets[0].value") == 7
     page.keyboard.press("ArrowRight")
@@ -190,7 +199,7 @@ def test_model_files_come_by_a_click_are_cancelled_and_go_on(page, server):
 
 
 def open_models(page) -> None:
-    page.get_by_role("button", name="Taste", exact=True).first.click()
+    page.locator(HEART).first.click()
     page.locator(".prefgen-menu summary").click()
     page.get_by_role("menuitem", name="Model files…").click()
     page.wait_for_selector("[data-set=ours] button")
@@ -226,8 +235,8 @@ def test_the_panel_speaks_the_languages_of_the_front_end(chromium, server):
     page.set_default_timeout(120_000)
     try:
         page.goto(server.address)
-        page.wait_for_selector(".prefgen-taste-tab-button", timeout=120_000)
-        page.locator(".prefgen-taste-tab-button").first.click()
+        page.wait_for_selector(HEART, timeout=120_000)
+        page.locator(HEART).first.click()
         page.wait_for_selector(".prefgen-panel nav:has-text('词语')")
         assert "最近" in page.locator(".prefgen-panel nav").inner_text()
     finally:

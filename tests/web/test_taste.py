@@ -8,6 +8,7 @@ import urllib.request
 import pytest
 
 from tests.prefgen.tastes.test_taste import picture
+from tests.web.conftest import HEART
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +49,7 @@ def fresh(page, name: str) -> None:
 
 
 def open_panel(page, name: str) -> None:
-    page.get_by_role("button", name="Taste", exact=True).first.click()
+    page.locator(HEART).first.click()
     page.wait_for_selector(".prefgen-panel select")
     page.wait_for_selector(f".prefgen-panel option[value='{name}']", state="attached")
     page.select_option(".prefgen-panel select", name)
@@ -83,7 +84,7 @@ def test_twelve_files_by_one_drop_then_a_flip_an_undo_and_a_redo(page, server, r
     page.wait_for_function("document.querySelectorAll('.prefgen-panel [role=tab]')[2].textContent.includes('1')")
     assert verdicts(server, name).count("disliked") == 1
     page.reload()
-    page.wait_for_selector(".prefgen-taste-tab-button", timeout=120_000)
+    page.wait_for_selector(HEART, timeout=120_000)
     open_panel(page, name)
     assert "Liked 11" in page.locator(".prefgen-panel nav").inner_text()
 
