@@ -1,0 +1,41 @@
+"""From a page that was just opened to the first picture in one's own taste: four acts, and no file manager."""
+
+import pytest
+
+from scripts.graph import load
+from tests.web.conftest import HEART, ROOT, set_up
+from tests.web.test_panel import WAIT, drawn
+from tests.web.test_taste import drop
+
+pytestmark = pytest.mark.slow
+TEMPLATE = "prefgen_atelier"
+
+
+def test_four_acts_lead_to_the_first_picture_in_ones_own_taste(chromium, server):
+    context = chromium.new_context(viewport={"width": 1400, "height": 900})
+    context.set_default_timeout(WAIT)
+    page = context.new_page()
+    # A first visit: ComfyUI opens its templates by itself.
+    set_up(server, {"Comfy.TutorialCompleted": False, "Comfy.VueNodes.Enabled": False})
+    acts = []
+    try:
+        page.goto(server.address)
+        page.wait_for_selector(HEART)
+        page.get_by_role("button", name="prefgen", exact=True).click()
+        acts.append("click prefgen")
+        page.locator(f"[data-testid='template-workflow-{TEMPLATE}']").first.click()
+        acts.append("click the template")
+        page.wait_for_selector(".prefgen-node .prefgen-half")
+        drop(page, ".prefgen-node", drawn(True, 6), share=0.2)
+        acts.append("drop six pictures on the left half")
+        page.wait_for_function(
+            "app.graph._nodes.some((node) => node.comfyClass === 'PrefGen_LoadPreferenceHistory'"
+            " && !node.widgets[0].value.startsWith('example: '))"
+        )
+        page.get_by_role("button", name="Run", exact=True).first.click()
+        acts.append("click Run")
+        page.wait_for_function("app.graph._nodes.filter((node) => node.imgs?.length).length >= 2")
+    finally:
+        set_up(server, {"Comfy.TutorialCompleted": True})
+        context.close()
+    assert len(acts) == 4 and len(load(ROOT / "workflows" / f"{TEMPLATE}.json")["nodes"]) > 0
