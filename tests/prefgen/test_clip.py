@@ -27,6 +27,8 @@ from prefgen.encoded import EncodedPreference
 from prefgen.errors import AdapterError
 from prefgen.image_encoder import described, fixed_picture, likeness
 from tests.prefgen.adapters import random_adapter
+from training.common.bases import load_base
+from training.common.config.command import load
 from training.evaluation.scores import Clip, open_clip_names
 
 TOWER = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -165,6 +167,12 @@ def test_the_same_weights_give_the_same_embeddings_in_both_libraries(both):
     )
     # The control: another text and another picture are another embedding.
     assert (judges[0].texts(["a dog"]) - judges[0].texts(["a cat"])).abs().max() > 1e-2
+
+
+def test_what_e_sem_is_aligned_with_may_be_an_open_clip_tower(both):
+    _, folder = both
+    base = load_base(load("atelier", [f"clip_text.path={folder}"]))
+    assert torch.equal(base.text_bank(TEXTS), ClipText(folder)(TEXTS))
 
 
 def test_a_built_in_architecture_takes_its_weights_by_path(both, tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ BASE = "models/stable-diffusion-v1-5"
 ADAPTER = "models/ipadapter/ip-adapter_sd15.safetensors"
 # As little of every stage as can be run.
 SHORT = {
-    "train_mllm": {"steps": 2, "batch": 8, "accumulate": 1, "pictures": 3, "others": 0.25, "lr": 1e-4},
+    "train_mllm": {"users": 0, "steps": 2, "batch": 8, "accumulate": 1, "pictures": 3, "others": 0.25, "lr": 1e-4},
     "extract": {"pictures": 3, "batch": 8},
     "probe_layers": {"users": 2, "histories": 2, "pictures": 2},
     "train_alignment": {"steps": 2, "batch": 16, "bank": 16, "hidden": 24},
@@ -92,7 +92,7 @@ def shortened(content, name, **changes):
 
 def blocks(page, language=""):
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+    return [block for of, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S) if of == language]
 
 
 def walk(lines, names=()):
@@ -167,7 +167,7 @@ def test_one_artists_taste_becomes_an_adapter_by_the_pages_commands(tmp_path, mo
     )
 
 
-def write_ratings(path, users=24, pictures=16):
+def write_ratings(path, users=24, pictures=24):
     """ratings.csv: half of the people like red, half blue; scores on everybody's own scale."""
     mkdir("p")
     lines = ["user,image,score,prompt"]
@@ -177,7 +177,7 @@ def write_ratings(path, users=24, pictures=16):
             name = f"p/{user}-{number}.png"
             picture(red, 1000 * user + number).save(name)
             score = user % 3 + 2 * (red == (user % 2 == 0))
-            lines.append(f"person {user},{name},{score},a sea {number % 5}")
+            lines.append(f"person {user},{name},{score},a sea {number // 2}")
     path.write_text("\n".join(lines))
 
 
@@ -230,7 +230,7 @@ def test_a_labs_ratings_become_an_adapter_by_the_pages_commands(family, mllm, tm
 def test_the_first_real_runs_script_runs_on_tables_of_the_published_schema(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_models()
-    tables = pickapic_tables.generate(700, images=True)
+    tables = pickapic_tables.generate(2000, images=True)
     pickapic_tables.write(tables, tmp_path / "published", images=True)
     content = yaml.safe_load((FOLDER / "sd15_pickapic.yaml").read_text())
     del content["mllm"]
