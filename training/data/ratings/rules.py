@@ -192,35 +192,40 @@ def _prompt_split(judged: Judged) -> str:
 
 
 def _hold_out(judged: list[Judged], limits: Limits) -> list[tuple[Judged, Judged]]:
-    """So many (liked, disliked) pictures of one split, no picture twice: those of one choice first, then those of one
-    prompt, then any, each time the latest. Marks them."""
+    """So many (liked, disliked) pictures of one split, no picture twice, the latest first: those of one choice, then
+    those of one prompt, then any. What else than the taste sets two pictures apart makes a question less fair."""
     room = min(
         sum(each.liked for each in judged) - limits.min_liked,
         sum(not each.liked for each in judged) - limits.min_disliked,
         limits.heldout,
     )
-    candidates = [
-        (_kinship(liked, disliked), liked, disliked)
-        for liked in judged
-        for disliked in judged
-        if liked.liked and not disliked.liked and liked.split == disliked.split
-    ]
-    candidates.sort(key=lambda row: (row[0], row[1].last + row[2].last), reverse=True)
+    newest = sorted(judged, key=lambda each: each.last, reverse=True)
     pairs: list[tuple[Judged, Judged]] = []
-    for _, liked, disliked in candidates:
-        if len(pairs) >= room:
-            break
-        if not liked.heldout and not disliked.heldout:
-            liked.heldout = disliked.heldout = True
-            pairs.append((liked, disliked))
+    for kin in (_choices, _prompt, _any):
+        disliked: dict[tuple, list[Judged]] = {}
+        for each in newest:
+            for key in kin(each) if not each.liked else ():
+                disliked.setdefault(key, []).append(each)
+        for each in filter(lambda each: each.liked and not each.heldout, newest):
+            if len(pairs) >= room:
+                return pairs
+            others = (other for key in kin(each) for other in disliked.get(key, ()) if not other.heldout)
+            if partner := next(others, None):
+                each.heldout = partner.heldout = True
+                pairs.append((each, partner))
     return pairs
 
 
-def _kinship(liked: Judged, disliked: Judged) -> int:
-    """How fair it is to ask which of two pictures a user likes: what else than the taste sets them apart?"""
-    if liked.choices & disliked.choices:
-        return 2
-    return int(normal_prompt(liked.prompt) == normal_prompt(disliked.prompt))
+def _choices(each: Judged) -> list[tuple]:
+    return [(each.split, choice) for choice in sorted(each.choices, reverse=True)]
+
+
+def _prompt(each: Judged) -> list[tuple]:
+    return [(each.split, normal_prompt(each.prompt))]
+
+
+def _any(each: Judged) -> list[tuple]:
+    return [(each.split,)]
 
 
 def _without_surplus(name: str, judged: list[Judged], ratio: float, dropped: list[Dropped]) -> list[Judged]:
