@@ -101,6 +101,15 @@ def test_in_a_graph_the_words_reach_both_prompts(tmp_path):
         history, mllm = (graphs.find(graph, f"PrefGen_LoadPreference{kind}") for kind in ("History", "MLLM"))
         given = {"mllm": [mllm, 0], "liked": [history, 0], "disliked": [history, 1]}
         graph["900"] = {"class_type": "PrefGen_DescribePreference", "inputs": given}
+        graph["901"] = {"class_type": "PrefGen_EncodePreferenceHistory", "inputs": given}
+        # Without a sampler: a history can be looked at alone.
+        shown = {}
+        for number in ("900", "901"):
+            run = client.queue(graphs.only(graph, [number]))
+            client.wait(run)
+            shown |= client.history(run)["outputs"]
+        assert "liked: " in shown["900"]["text"][0] and shown["901"]["images"]
+        del graph["901"]
         sampler = graph[graphs.find(graph, "KSampler")]["inputs"]
         sampler["steps"] = 3
         for slot, side in enumerate(("positive", "negative")):

@@ -35,6 +35,10 @@ async function fold(node, combo) {
     // Of an adapter that nobody knows everything is shown.
     for (const name of names) show(node, name, !kind || of === kind);
   }
+  // Nodes 2.0 looks at a node's widgets again only when there are others.
+  const widgets = [...node.widgets];
+  node.widgets = [];
+  node.widgets = widgets;
   const [width, height] = node.computeSize();
   node.setSize?.([Math.max(width, node.size[0]), height]);
   app.canvas?.setDirty?.(true, true);
@@ -45,12 +49,10 @@ function show(node, name, visible) {
   const widget = node.widgets.find((each) => each.name === name);
   if (!widget) return;
   const fed = node.inputs?.some((input) => input.widget?.name === name && input.link != null);
-  widget.hidden = !visible && !fed;
+  const hidden = !visible && !fed;
   // The classic renderer asks the widget itself, Nodes 2.0 its options. What counts isn't among the advanced either.
-  const options = { ...widget.options, hidden: widget.hidden };
-  if (visible) {
-    widget.advanced = false;
-    options.advanced = false;
+  for (const each of [widget, (widget.options ??= {})]) {
+    each.hidden = hidden;
+    if (visible) each.advanced = false;
   }
-  widget.options = options;
 }
