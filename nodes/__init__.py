@@ -9,6 +9,7 @@ from .describe import DescribePreference
 from .history import EncodePreferenceHistory, LoadPreferenceHistory
 from .look import LookAtPictures
 from .mllm import LoadPreferenceMLLM
+from .sheet import LabelledSheet
 from .taste import ApplyTaste
 from .user import ApplyUserCrossAttention, FuseUserVector
 from .users import BlendUsers, LoadUser, SaveUser
@@ -37,4 +38,5 @@ class PrefGenExtension(ComfyExtension):
             SaveUser,
             LoadUser,
             BlendUsers,
+            LabelledSheet,
         ]

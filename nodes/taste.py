@@ -73,6 +73,15 @@ class ApplyTaste(io.ComfyNode):
                     tooltip="Where in the picture the taste counts: fully where it is white, not at all where it is "
                     "black. Any size. Words know no place.",
                 ),
+                advanced(
+                    io.String.Input(
+                        "item_weights",
+                        default="",
+                        optional=True,
+                        tooltip="The weight across the pictures of a batch, as item=weight, counted from 0: 0=0, "
+                        "1=0.5, 2=1 paints three strengths. It multiplies the strength; empty treats all alike.",
+                    )
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The model for a sampler; the plain one with words."),
@@ -101,9 +110,17 @@ class ApplyTaste(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, taste, strength=1.0, adapter=auto.AUTO, mllm=auto.AUTO, clip_vision=auto.AUTO, attn_mask=None
+        cls,
+        model,
+        taste,
+        strength=1.0,
+        adapter=auto.AUTO,
+        mllm=auto.AUTO,
+        clip_vision=auto.AUTO,
+        attn_mask=None,
+        item_weights="",
     ) -> io.NodeOutput:
         from ..prefgen.comfy.apply_taste import apply_taste
 
-        applied = apply_taste(model, taste, strength, auto.Request(adapter, mllm, clip_vision), attn_mask)
+        applied = apply_taste(model, taste, strength, auto.Request(adapter, mllm, clip_vision), attn_mask, item_weights)
         return io.NodeOutput(*applied, ui=ui.PreviewText(applied.chosen))

@@ -65,10 +65,16 @@ class WordsRead(NamedTuple):
 
 
 def apply_taste(
-    model: ModelPatcher, taste: str, strength: float, request: Request, attn_mask: torch.Tensor | None = None
+    model: ModelPatcher,
+    taste: str,
+    strength: float,
+    request: Request,
+    attn_mask: torch.Tensor | None = None,
+    item_weights: str = "",
 ) -> Applied:
     """A taste, by its combo entry, on a model. strength: 1 is what the adapter is made for, 0 reads nothing; words are
-    the same at any other strength. attn_mask: as for `apply_user`. Raises ValueError with one sentence."""
+    the same at any other strength. attn_mask, item_weights: as for `apply_user`. Raises ValueError with one
+    sentence."""
     if strength == 0:
         provenance.note(None)
         return Applied(model, "", "", "Strength 0: the taste is left out.")
@@ -82,7 +88,7 @@ def apply_taste(
     check_encoded(adapter.header, encoded)
     user = fuse_user(adapter, encoded)
     weight = strength * defaults.weight
-    patched = apply_user(model, user, weight, attn_mask=attn_mask, blocks=defaults.blocks)
+    patched = apply_user(model, user, weight, attn_mask=attn_mask, blocks=defaults.blocks, item_weights=item_weights)
     provenance.note(user, weight)
     said = [
         f"taste: {encoded.taste}",

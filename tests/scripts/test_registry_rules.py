@@ -58,6 +58,7 @@ def test_the_managers_scanner_finds_every_node():
                 found.add(ids[0])
     assert found == {
         "PrefGen_ApplyTaste",
+        "PrefGen_LabelledSheet",
         "PrefGen_LoadPreferenceMLLM",
         "PrefGen_LoadPreferenceHistory",
         "PrefGen_EncodePreferenceHistory",
