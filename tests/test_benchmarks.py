@@ -21,6 +21,7 @@ RECORDS = {
     "agents_scale": ("performance-data.json", "agents"),
     "branch_cost": ("performance-branch.json", ""),
     "full_size": ("performance-full-size.json", ""),
+    "fuse_slider": ("performance-fuse.json", ""),
     "mllm_history": ("performance-mllm.json", "families"),
     "pickapic_scale": ("performance-pickapic.json", ""),
     "user_attention_throughput": ("performance-training.json", ""),
@@ -77,6 +78,14 @@ def test_a_small_set_of_simulated_users_is_measured(tmp_path):
 def test_one_more_picture_is_measured_for_one_family(tmp_path):
     (row,) = published(run("mllm_history", "--family", "SmolVLM2", "--out", tmp_path), tmp_path, "mllm_history")
     assert row["added_seconds"] < row["whole_seconds"] and row["again_milliseconds"] < 1000 * row["added_seconds"]
+
+
+@pytest.mark.slow
+def test_a_slider_is_measured_with_a_narrow_adapter(tmp_path):
+    (row,) = published(
+        run("fuse_slider", "--times", 1, "--folder", tmp_path, "--out", tmp_path), tmp_path, "fuse_slider"
+    )
+    assert row["first_milliseconds"] > 0 and row["moved_milliseconds"]["median"] > 0
 
 
 @pytest.mark.slow
