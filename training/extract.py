@@ -23,12 +23,14 @@ import torch.nn.functional as F
 
 from prefgen.files import write_atomic
 
+from .common.ahead import Ahead, Spans
 from .common.cache import Columns, cached
 from .common.chain import made_of
 from .common.config.command import arguments
 from .common.config.schema import Extract
 from .common.errors import exit_with_message
 from .common.files import save_array
+from .common.fitting import Pieces
 from .common.run import Run
 from .data.image_encoders import ImageEncoder, load_image_encoder
 from .data.readers import Reader, load_reader
@@ -48,7 +50,9 @@ def main() -> None:
     if run.finished:
         return
     jobs = [(user, number) for user in world.users(TRAIN, section.users) for number in range(section.histories)]
-    reader = load_reader(args, world, run.accelerator.device) if args.config.reads_mllm else None
+    reader = None
+    if args.config.reads_mllm:
+        reader = load_reader(args, world, run.accelerator.device, run.rank, run.world_size)
     image_encoder = None
     if "image" in args.config.train_user_attention.parts:
         image_encoder = load_image_encoder(args, world, run.accelerator.device, run.rank, run.world_size)
@@ -60,8 +64,20 @@ def main() -> None:
         key["clip_vision"] = {name: value for name, value in index["clip_vision"].items() if name != "fixed_picture"}
         key["clip_vision_weights"] = image_encoder.digest
 
+    spans = Spans(len(jobs), section.batch, run.world_size)
+    pieces = Pieces(section.batch)
+
+    def histories(start: int) -> tuple[list[History], dict[int, np.ndarray]]:
+        some = [history_of(world, section, *job) for job in jobs[spans.rows(start)]]
+        return some, world.decoded(np.unique(np.concatenate([history.pictures for history in some])))
+
+    # Drawn and decoded while those before them are read by the models.
+    prepared = Ahead(histories, spans.following)
+
     def fill(start: int, stop: int) -> dict[str, np.ndarray]:
-        return read(reader, image_encoder, [history_of(world, section, *job) for job in jobs[start:stop]])
+        some, world.prefetched = prepared(start)
+        parts = pieces(lambda piece: read(reader, image_encoder, piece), some)
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     run.claim()
     cached(run.folder, "arrays", len(jobs), columns, key, fill, section.batch, run.rank, run.world_size)

@@ -79,6 +79,8 @@ def main() -> None:
             loss = section.mmd * distance + section.paired * paired
         grad_norm = run.optimise(loss, optimiser, cosine(step, section.steps, section.lr, section.warmup))
         run.log(loss=run.loss, mmd=distance, paired=paired, grad_norm=grad_norm)
+        if section.heldout_every and (step + 1) % section.heldout_every == 0 and run.rank == 0:
+            run.log_figures(**evaluate(data, norm, aligner, bandwidths))
 
     run.finish(target=data.target, **evaluate(data, norm, aligner.eval(), bandwidths))
 
@@ -114,7 +116,7 @@ def alignment_data(
     target = target_of(world, args.section.target)
     if target != ATTRIBUTES:
         print(f"train_alignment: no attributes are known; the target is made of {target}.", flush=True)
-    bank = user_bank(load_base(args.config, device, text_only=True), world, users.tolist(), target).to(device)
+    bank = user_bank(load_base(args.config, device, without=("unet", "vae")), world, users.tolist(), target).to(device)
     has_words = bank.abs().sum(1).cpu() > 0  # [users]
     border = first_heldout(len(users))
     if has_words[:border].sum() < 2 or has_words[border:].sum() < 2:

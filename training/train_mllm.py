@@ -38,19 +38,20 @@ from prefgen.mllm.files import MLLMError
 from prefgen.mllm.model import PreferenceMLLM
 
 from .common import lora
+from .common.ahead import Ahead
 from .common.chain import made_of
 from .common.config.command import StageArgs, arguments
 from .common.config.schema import TrainMllm
 from .common.errors import exit_with_message
 from .common.files import save_weights
-from .common.optim import cosine, parameter_groups
+from .common.optim import adamw, cosine
 from .common.precision import full_precision
 from .common.run import Run
 from .common.sharded import gather
 from .data.errors import DataError
 from .data.image_tokens import new_mllm, pool_image_tokens, vision_parts
 from .data.preference_questions import NO, YES, Questions, closing, would
-from .data.readers import Conversation, Reader
+from .data.readers import Conversation, Reader, data_set_tokens
 from .data.schema import TEST, TRAIN
 from .data.worlds import World, open_world
 
@@ -79,17 +80,19 @@ def main() -> None:
     trained = nn.ModuleDict({"text": text})
     if heads is not None:
         trained["heads"] = heads
-    optimiser = torch.optim.AdamW(parameter_groups(trained.to(device), section.weight_decay), betas=(0.9, 0.98))
+    optimiser = adamw(trained.to(device), section.weight_decay, (0.9, 0.98), section.optimiser)
     trained, optimiser = run.prepare(trained, optimiser)
     run.resume(model=trained, optimiser=optimiser)
     dtype = torch.bfloat16 if args.config.mllm.path is None else DTYPES[args.config.mllm.precision]
+    batches = Ahead(
+        lambda step: drawn(world, questions, users, section, run, step, reader.tokens is None),
+        lambda step: step + 1 if step + 1 < section.steps else None,
+    )
     weights = {"answer": 1.0, "reading": section.reading, "identity": section.identity, "contrast": section.contrast}
 
     for step in run.steps(section.steps):
         with run.timer("data"):
-            rng = np.random.default_rng([section.seed, step])
-            # Every process draws the whole batch and takes its shares of it.
-            samples = samples_of(world, questions, users, section, run.world_size * section.accumulate, rng)
+            samples, world.prefetched = batches(step)
             answer_tokens = sum(len(reader.answer_ids(sample.answer)) for sample in samples.all)
         means = dict.fromkeys(weights, 0.0)
         for (number,) in run.micro_batches(range(section.accumulate)):
@@ -150,7 +153,8 @@ def open_mllm(args: StageArgs[TrainMllm], world: World, run: Run) -> tuple[Reade
         mllm.model.to(device)
     if config.gradient_checkpointing:
         mllm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return Reader(mllm, world), nn.ParameterDict(lora_weights(peft_model, separator="/")), peft_model
+    tokens = data_set_tokens(args, world, mllm, run.rank, run.world_size)
+    return Reader(mllm, world, tokens), nn.ParameterDict(lora_weights(peft_model, separator="/")), peft_model
 
 
 def new_atelier(args: StageArgs[TrainMllm], world: World, run: Run) -> tuple[Reader, nn.Module]:
@@ -194,6 +198,21 @@ class Samples:
         starts = range(2 * number, len(self.pairs), 2 * shares)
         pairs = [pair for start in starts for pair in self.pairs[start : start + 2]]
         return Samples(self.users[number::shares], closing, self.others[number::shares], pairs)
+
+
+def drawn(
+    world: World, questions: Questions | None, users: list[int], section: TrainMllm, run: Run, step: int, decode: bool
+) -> tuple[Samples, dict[int, np.ndarray]]:
+    """A step's samples, and the pictures of this process's share of them, where they have to be decoded."""
+    rng = np.random.default_rng([section.seed, step])
+    # Every process draws the whole batch and takes its shares of it.
+    shares = run.world_size * section.accumulate
+    samples = samples_of(world, questions, users, section, shares, rng)
+    if not decode:
+        return samples, {}
+    own = [samples.share(run.rank * section.accumulate + number, shares) for number in range(section.accumulate)]
+    pictures = [np.concatenate([c.history.pictures, c.shown]) for share in own for c in share.all]
+    return samples, world.decoded(np.unique(np.concatenate(pictures)).astype(np.int64))
 
 
 def samples_of(

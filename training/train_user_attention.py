@@ -23,9 +23,8 @@ image-only adapter: the same branch on the CLIP embedding alone, without an MLLM
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -36,22 +35,21 @@ from prefgen.adapter_file import save_adapter
 from prefgen.atelier.models import WEIGHTS
 
 from .common.adapters import new_adapter, trained_adapter, trained_parts
-from .common.bases import Base, Text, load_base
+from .common.bases import Base, Text, load_base, load_unet
 from .common.chain import made_of
 from .common.config.command import StageArgs, arguments
-from .common.config.schema import PARTS, TrainUserAttention
+from .common.config.schema import TrainUserAttention
 from .common.errors import exit_with_message
 from .common.files import picture_grid
-from .common.optim import Ema, cosine, parameter_groups
-from .common.order import step_seed
+from .common.optim import Ema, adamw, cosine
 from .common.precision import full_precision
 from .common.run import Run
 from .common.sampling import decode, guided_sample, seeded_noise
-from .common.stage_outputs import ExtractedUsers, first_heldout
+from .common.stage_outputs import ExtractedUsers
 from .common.user_branch import UserAttention, connect, install
 from .data.atelier_users import users_of
-from .data.branch_caches import LatentCache, TextCache
-from .data.worlds import Target, World, open_world, painted_smaller
+from .data.branch_data import TrainingData, caches, training_data
+from .data.worlds import open_world, painted_smaller
 from .evaluation.evaluate.painter import Painter, paint_row, requests
 from .evaluation.evaluate.readings import alignment, read
 from .evaluation.rows import BASIC, ROWS
@@ -74,15 +72,18 @@ def main() -> None:
     if run.finished:
         return
     check(args, run)
-    base = load_base(args.config, run.accelerator.device)
+    base = load_base(args.config, run.accelerator.device, without=("unet",))
+    # Before the UNet is there: what they need is free.
+    shelves, texts = caches(args, run, world, extracted, base)
+    base.take_unet(load_unet(args.config))
     adapter = new_adapter(args, base)
     # Tiny UNets on a CPU are slower with torch's fused kernels.
     branch = install(base.unet, fused=base.family != "atelier")
     if args.config.base.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
-    data = training_data(args, run, world, extracted, base, adapter)
+    data = training_data(args, run, world, extracted, base, adapter, shelves, texts)
     trained = trained_parts(adapter)
-    optimiser = torch.optim.AdamW(parameter_groups(trained, 0.01), betas=(0.9, 0.99))
+    optimiser = adamw(trained, 0.01, (0.9, 0.99), section.optimiser)
     trained, optimiser = run.prepare(trained, optimiser)
     ema = Ema(trained, section.ema)
     run.resume(model=trained, optimiser=optimiser, ema=ema)
@@ -113,10 +114,10 @@ def main() -> None:
         norm = run.update(optimiser, cosine(step, section.steps, section.lr, section.warmup))
         ema.update(step)
         run.log(loss=run.loss, **losses, grad_norm=norm)
-        if section.pictures_every and (step + 1) % section.pictures_every == 0 and run.rank == 0:
-            # What is exported is shown: the averages.
+        if run.rank == 0 and is_due(section, step):
+            # What is exported is looked at: the averages.
             with averaged(trained, ema):
-                run.pictures("users", paint(data, base, branch, adapter))
+                look(section, run, data, base, branch, adapter)
 
     trained.load_state_dict(ema.shadow)
     figures = export_and_measure(args, run, data, base, branch) if run.rank == 0 else {}
@@ -135,169 +136,6 @@ def check(args: StageArgs[TrainUserAttention], run: Run) -> None:
         )
 
 
-@dataclass
-class Batch:
-    """One process's share of a step, n rows, on its device.
-
-    vectors [n, C + D + I]: user vectors, in part dropped. noisy, target [n, c, h, w]: noised latents and what the UNet
-    should predict of them at timesteps [n]; sizes [n, 4] for SDXL. text: the neutral prompts; teacher_text: the prompts
-    with the taste in them. weights, teacher_weights [n]: of each row in the two losses.
-    """
-
-    vectors: torch.Tensor
-    noisy: torch.Tensor
-    target: torch.Tensor
-    timesteps: torch.Tensor
-    sizes: torch.Tensor | None
-    text: Text
-    teacher_text: Text | None
-    weights: torch.Tensor
-    teacher_weights: torch.Tensor
-
-    def of(self, rows: np.ndarray) -> Batch:
-        """A micro-batch."""
-        return Batch(**{name: None if value is None else value[rows] for name, value in vars(self).items()})
-
-
-@dataclass
-class TrainingData:
-    """Every extracted history with what its user likes, and the batches of it.
-
-    owners [n]: the user of each history. vectors [n, C + D + I]: its user vector. part_widths: C, D, I. rows: histories
-    that are trained on; heldout [users]: one history of each user that is left out. texts: prompts -> Text. distil:
-    share of the loss that has the words teacher, 0 where nobody knows a taste in words.
-    """
-
-    section: TrainUserAttention
-    world: World
-    base: Base
-    owners: np.ndarray
-    vectors: torch.Tensor
-    part_widths: list[int]
-    rows: np.ndarray
-    heldout: np.ndarray
-    latents: LatentCache
-    texts: Callable[[list[str]], Text]
-    distil: float
-
-    def batch(self, step: int, rank: int, world_size: int) -> Batch:
-        """This process's share of a step's batch.
-
-        Every process draws for the whole batch and takes its rows of it, so any number of processes learns the same.
-        """
-        section = self.section
-        rng = np.random.default_rng([section.seed, step])
-        torch.manual_seed(step_seed(section.seed, step))
-        chosen = rng.choice(self.rows, section.batch, replace=False)
-        targets = [self.target(row, rng) for row in chosen]
-        vectors = drop_parts(self.vectors[chosen], self.part_widths, section.drop_part, section.drop_user)
-        timesteps = torch.randint(0, len(self.base.schedule), (section.batch,))
-        noise = torch.randn(section.batch, *self.latents.shape)
-        # Where the text is dropped or nobody knows the taste in words, a row learns from its picture alone; the others
-        # have the teacher's weight together, whatever process or micro-batch they are in.
-        teachable = torch.tensor([bool(target.prompt and target.enriched) for target in targets])
-        teacher_weights = teachable * (section.batch / max(1, int(teachable.sum())))
-
-        share = section.batch // world_size
-        own = slice(rank * share, (rank + 1) * share)
-        return self.noised(
-            targets[own], vectors[own], timesteps[own], noise[own], teachable[own].tolist(), teacher_weights[own]
-        )
-
-    def target(self, row: int, rng: np.random.Generator) -> Target:
-        """What a history's user might ask for; at times without its text, for guidance."""
-        target = self.world.target(int(self.owners[row]), rng)
-        return Target(target.picture, "", None) if rng.random() < self.section.drop_text else target
-
-    def noised(self, targets: list[Target], vectors, timesteps, noise, teachable: list[bool], teacher_weights) -> Batch:
-        """The rows of a batch on the base's device, with their latents noised and their prompts read."""
-        no_user = vectors.abs().sum(1) == 0
-        device = self.base.device
-        vectors, timesteps, noise, teacher_weights = (
-            tensor.to(device) for tensor in (vectors, timesteps, noise, teacher_weights)
-        )
-        clean, sizes = self.latents.of([target.picture for target in targets])
-        noisy, prediction = self.base.schedule.add_noise(clean.to(device), noise, timesteps)
-        teacher_text = None
-        if self.distil:
-            # A dropped user must predict what the plain UNet predicts, so its teacher reads the neutral prompt.
-            rows = zip(targets, no_user.tolist(), teachable, strict=True)
-            teacher_text = [t.enriched if taught and not dropped else t.prompt for t, dropped, taught in rows]
-        return Batch(
-            vectors=vectors,
-            noisy=noisy,
-            target=prediction,
-            timesteps=timesteps,
-            sizes=sizes,
-            text=self.texts([target.prompt for target in targets]),
-            teacher_text=None if teacher_text is None else self.texts(teacher_text),
-            weights=self.base.schedule.min_snr_weights(timesteps, self.section.min_snr),
-            teacher_weights=teacher_weights,
-        )
-
-
-def training_data(
-    args: StageArgs[TrainUserAttention], run: Run, world: World, extracted: ExtractedUsers, base: Base, adapter
-) -> TrainingData:
-    """The histories, with latents and texts cached. SystemExit where they can't fill a batch."""
-    owners = extracted.owners
-    users = np.unique(owners)
-    vectors = user_vectors(adapter, extracted, args.section.parts)
-    targets = world.all_targets(users.tolist())
-    with run.timer("caches"):
-        texts = base.encode_text
-        if targets is None:
-            latents = LatentCache.of_pool(args.runs, world.pool, run)
-        else:
-            latents = LatentCache.of_targets(args, base, world, targets, run)
-            if args.section.cache_text:
-                texts = TextCache(args, base, world, targets, run)
-                base.free_encoders()
-        # It waits there for the pictures to be shown.
-        base.vae.to("cpu")
-    # A data set keeps the users that the alignment was measured on for the figures at the end; the atelier has others.
-    heldout_users = users[:0] if targets is None else users[first_heldout(len(users)) :]
-    rows = np.flatnonzero(~np.isin(owners, heldout_users))
-    if len(rows) < args.section.batch:
-        raise SystemExit(
-            f"{args.stage}: {len(rows)} histories can't fill a batch of {args.section.batch}: extract more users."
-        )
-    heldout = np.searchsorted(owners, heldout_users[: args.section.users])
-    header = adapter.header
-    widths = [header.semantic_width, header.core_width, header.image_width]
-    knows_words = bool(world.attributes or world.traits)
-    if args.section.distil and not knows_words and run.rank == 0:
-        print(f"{args.stage}: nobody knows a taste in words, so there is no words teacher.", flush=True)
-    distil = args.section.distil if knows_words else 0.0
-    return TrainingData(args.section, world, base, owners, vectors, widths, rows, heldout, latents, texts, distil)
-
-
-@torch.no_grad()
-def user_vectors(adapter: UserAdapter, extracted: ExtractedUsers, parts, at_once: int = 4096) -> torch.Tensor:
-    """e_u of every extracted history, [n, C + D + I], fp32: the paper's fusion, of the trained `parts` alone."""
-    vectors = []
-    for start in range(0, len(extracted.owners), at_once):
-        rows = slice(start, start + at_once)
-        e_u = {}
-        if extracted.hidden is not None:
-            hidden = torch.from_numpy(np.array(extracted.hidden[rows], np.float32))
-            e_u = {"semantic": adapter.semantic(hidden), "core": adapter.core(hidden)}
-        if extracted.images is not None:
-            e_u["image"] = torch.from_numpy(np.array(extracted.images[rows], np.float32))
-        vectors.append(torch.cat([e_u[part] for part in PARTS if part in parts], 1))
-    return torch.cat(vectors)
-
-
-def drop_parts(vectors: torch.Tensor, widths: list[int], part: float, user: float) -> torch.Tensor:
-    """Zero each part with probability `part`, everything with probability `user`.
-
-    No user is zeros through the same projection, so the branch has to learn what zeros mean: classifier-free guidance
-    (arXiv 2207.12598) compares with them, and the artist may set a part's weight to 0.
-    """
-    keep = (torch.rand(len(vectors), len(widths)) >= part) & (torch.rand(len(vectors), 1) >= user)
-    return vectors * keep.repeat_interleave(torch.tensor(widths), 1)
-
-
 @full_precision
 def squared_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean squared error of every sample, [B]."""
@@ -313,6 +151,22 @@ def averaged(trained: torch.nn.ModuleDict, ema: Ema) -> Iterator[None]:
         yield
     finally:
         trained.load_state_dict(own)
+
+
+def is_due(section: TrainUserAttention, step: int) -> bool:
+    """Whether something is looked at after this step."""
+    return any(every and (step + 1) % every == 0 for every in (section.heldout_every, section.pictures_every))
+
+
+def look(section: TrainUserAttention, run: Run, data: TrainingData, base: Base, branch, adapter: UserAdapter) -> None:
+    """Losses on held-out users and a grid of samples, where they are due after this step."""
+    done = run.step + 1
+    if section.heldout_every and done % section.heldout_every == 0 and len(data.heldout):
+        with run.timer("heldout"):
+            run.log_figures(**heldout_losses(data, base, branch, adapter))
+    if section.pictures_every and done % section.pictures_every == 0:
+        with run.timer("pictures"):
+            run.pictures("users", paint(data, base, branch, adapter))
 
 
 @torch.no_grad()
@@ -369,7 +223,7 @@ def heldout_losses(data: TrainingData, base: Base, branch: list[UserAttention], 
     others = np.roll(data.heldout, 1)
     for i, (row, other) in enumerate(zip(data.heldout, others, strict=True)):
         target = data.world.target(int(data.owners[row]), np.random.default_rng(int(row)))
-        clean, sizes = data.latents.of([target.picture] * HELDOUT_TIMESTEPS)
+        clean, sizes = data.latents([target.picture] * HELDOUT_TIMESTEPS)
         torch.manual_seed(i)
         places = torch.arange(HELDOUT_TIMESTEPS) + torch.rand(HELDOUT_TIMESTEPS)
         timesteps = (places * len(base.schedule) / HELDOUT_TIMESTEPS).long().to(base.device)

@@ -119,6 +119,27 @@ def test_killed_and_resumed_gives_the_same_bytes_and_repeats_no_finished_piece(f
         assert (tmp_path / "extract" / name).read_bytes() == (straight / name).read_bytes(), name
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_image_tokens_that_are_read_once_are_those_that_are_read_each_time(folder, tmp_path, precision):
+    from types import SimpleNamespace
+
+    from prefgen.dtypes import DTYPES
+    from prefgen.mllm.model import PreferenceMLLM
+    from training.common.config.command import load
+    from training.data.readers import Reader, data_set_tokens
+
+    changes = ["mllm.cache_vision=true", f"mllm.precision={precision}"]
+    args = SimpleNamespace(config=load(folder / "run.yaml", changes), runs=tmp_path)
+    world, mllm = DataSetWorld(folder / "agents"), PreferenceMLLM.load(folder / "mllm", DTYPES[precision])
+    tokens = data_set_tokens(args, world, mllm)
+    assert len(tokens) == len(world.index) and isinstance(tokens, np.memmap)
+    numbers = [5, 3, 77, 3]
+    each_time, once = (Reader(mllm, world, cache).features(numbers) for cache in (None, tokens))
+    assert_close(once.to(DTYPES[precision]), each_time.to(DTYPES[precision]), ulps=16)
+    args.config = load(folder / "run.yaml")
+    assert data_set_tokens(args, world, mllm) is None
+
+
 def test_two_processes_killed_and_started_again_write_the_same_bytes(folder, straight, tmp_path):
     words = ("--config", folder / "run.yaml", "--runs", tmp_path)
     process = start("extract", *words, processes=2)

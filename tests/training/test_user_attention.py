@@ -17,11 +17,12 @@ from tests.prefgen import ip_adapter_files
 from tests.training.commands import FSDP, start, until
 from tests.training.tiny_bases import LAYERS, MLLM, world, write_config
 from training import export, train_alignment, train_user_attention
-from training.common.bases import BaseError, load_base, square
+from training.common.bases import Base, BaseError, Text, cut, load_base
 from training.common.cache import cached
 from training.common.checkpoints import last_state
 from training.common.config.command import load
 from training.common.errors import exit_with_message
+from training.data.picture_shapes import nearest, shapes_of
 
 STEPS = 3
 
@@ -38,7 +39,8 @@ def trained(tmp_path_factory):
     made = world(tmp_path_factory.mktemp("sd15"), "sd15")
     made.options = ["--config", made.config, "--runs", made.runs, "--set", f"train_user_attention.steps={STEPS}"]
     finished(start("train_alignment", *made.options))
-    finished(start("train_user_attention", *made.options, "--set", "train_user_attention.pictures_every=2"))
+    looked = ["--set", "train_user_attention.pictures_every=2", "--set", "train_user_attention.heldout_every=2"]
+    finished(start("train_user_attention", *made.options, *looked))
     return made
 
 
@@ -96,6 +98,9 @@ def test_a_run_leaves_the_split_of_its_time_and_pictures(trained):
     assert Image.open(samples).size == (8 * 66 + 2, 66 + 2), "four users without and with, of 64 px and 2 px apart"
     figures = json.loads((folder / "done").read_text())
     assert figures["users"] == 2 and figures["heldout_loss_user"] != figures["heldout_loss_other_user"]
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    (heldout,) = (line for line in lines if "heldout_loss_user" in line)
+    assert heldout["step"] == 1 and heldout["heldout_loss_user"] != figures["heldout_loss_user"]
 
 
 def test_an_export_is_the_averaged_branch_around_the_trained_aligner(trained, tmp_path, monkeypatch, capsys):
@@ -231,6 +236,54 @@ def test_a_base_of_another_family_or_of_none_is_told_before_it_is_loaded(trained
     assert "save_pretrained" in told(path=str(tmp_path / "model.safetensors"))
 
 
+def test_shapes_keep_the_area_and_the_proportions():
+    shapes = shapes_of(1024)
+    assert (1024, 1024) in shapes and (832, 1216) in shapes and (1216, 832) in shapes
+    for height, width in shapes:
+        assert height % 64 == width % 64 == 0 and 0.9 * 1024**2 < height * width <= 1024**2
+        assert max(height / width, width / height) <= 2
+    assert nearest(600, 900, shapes) == (832, 1216) and nearest(500, 500, shapes) == (1024, 1024)
+    assert nearest(100, 5000, shapes)[1] / nearest(100, 5000, shapes)[0] == pytest.approx(2, abs=0.2)
+
+
+def test_pictures_that_are_not_square_keep_their_proportions(small, monkeypatch):
+    """Every other picture is made twice as wide: batches are of one shape, and both are trained on."""
+    from training.data.worlds import DataSetWorld
+
+    decoded, seen = DataSetWorld.decoded, []
+
+    def wide(self, numbers, long_side=None):
+        pictures = decoded(self, numbers, long_side)
+        return {n: np.concatenate([p, p], 1) if n % 2 else p for n, p in pictures.items()}
+
+    predict = Base.predict
+
+    def watched(self, noisy, *rest):
+        seen.append(tuple(noisy.shape[2:]))
+        return predict(self, noisy, *rest)
+
+    monkeypatch.setattr(DataSetWorld, "decoded", wide)
+    monkeypatch.setattr(Base, "predict", watched)
+    monkeypatch.setattr(train_user_attention, "painted_smaller", lambda *_: None)
+    runs, options = small(base={"aspects": True, "pixels": 192}, train_user_attention={"steps": 6, "distil": 0.0})
+    command(monkeypatch, train_user_attention, *options)
+    latents = {path.stem: np.load(path, mmap_mode="r").shape for path in runs.glob("latents_*.npy")}
+    assert latents.keys() == {"latents_128x256", "latents_192x192"}
+    assert latents["latents_128x256"][1:] == (4, 16, 32) and latents["latents_192x192"][1:] == (4, 24, 24)
+    assert set(seen[:6]) == {(16, 32), (24, 24)}, "six steps, of either shape"
+    assert json.loads((runs / "train_user_attention/done").read_text())["heldout_loss_user"] > 0
+
+
+def test_sdxl_is_told_the_shape_that_it_paints():
+    from types import SimpleNamespace
+
+    base = SimpleNamespace(family="sdxl", pixels=1024, device=torch.device("cpu"), dtype=torch.float32)
+    text, sizes = Text(torch.zeros(1, 2, 4), torch.zeros(1, 6)), torch.tensor([[1301, 1013, 3, 5]])
+    for shape, told in ((None, [1024, 1024]), ((832, 1216), [832, 1216])):
+        added = Base.added_conditions(base, text, sizes, shape)
+        assert added["time_ids"].tolist() == [[1301, 1013, 3, 5, *told]]
+
+
 def test_min_snr_weighs_both_predictions_alike_in_terms_of_x0(trained):
     base = load_base(load(trained.config))
     t = torch.tensor([0, 300, 999])
@@ -244,7 +297,7 @@ def test_min_snr_weighs_both_predictions_alike_in_terms_of_x0(trained):
 def test_a_picture_is_cropped_to_its_middle_and_its_size_is_kept():
     picture = np.zeros((90, 180, 3), np.uint8)
     picture[:, 60:120] = 255
-    cropped, sizes = square(picture, 45)
+    cropped, sizes = cut(picture, 45, 45)
     assert cropped.shape == (45, 45, 3) and sizes == (90, 180, 0, 22) and cropped[:, 10:35].min() > 250
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,14 @@ from prefgen.pictures import shrunk
 from .atelier_clip import text_features, tokenize
 from .config.schema import ClipText as TextTower
 from .config.schema import Config
+from .fitting import Pieces, peak_bytes, pieces_that_fit, release
 from .sampling import NoiseSchedule, atelier_scheduler
 
 TEXTS_AT_ONCE = 256
+# In the VAE, where as many fit.
+PICTURES_AT_ONCE = 16
+# What diffusers raises for a broken folder.
+BROKEN_FOLDER = (OSError, ValueError, KeyError, RuntimeError)
 
 
 class BaseError(MendableError):
@@ -75,14 +81,24 @@ class Base:
         self.encoders = list(encoders)
         self.scheduler = scheduler
         self.pixels = pixels
+        # Pixels to a side of a latent.
+        self.factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
         self.dtype = dtype
         self.device = torch.device(device)
         # In place of the base's own text encoders for `text_bank`, where it names a tower.
         self.clip_text = TextTower()
         self.schedule = NoiseSchedule(scheduler.alphas_cumprod if alphas is None else alphas, prediction, self.device)
         for part in (unet, vae, *(model for _, model in self.encoders)):
-            if part is not None:
-                part.eval().requires_grad_(False).to(self.device)
+            self._freeze(part)
+
+    def take_unet(self, unet) -> None:
+        """Add the UNet to a base that was loaded without."""
+        self._freeze(unet)
+        self.unet = unet
+
+    def _freeze(self, part) -> None:
+        if part is not None:
+            part.eval().requires_grad_(False).to(self.device)
 
     def autocast(self) -> AbstractContextManager:
         """The UNet's precision, for a forward pass."""
@@ -111,36 +127,51 @@ class Base:
         """The UNet's output [B, c, h, w], fp32, for noisy latents of that shape."""
         dtype = next(self.unet.parameters()).dtype
         with self.autocast():
-            added = self.added_conditions(text, sizes)
+            shape = (noisy.shape[-2] * self.factor, noisy.shape[-1] * self.factor)
+            added = self.added_conditions(text, sizes, shape)
             output = self.unet(noisy.to(dtype), timesteps, text.states.to(dtype), added_cond_kwargs=added)
         return output.sample.float()
 
-    def added_conditions(self, text: Text, sizes: torch.Tensor | None) -> dict | None:
+    def added_conditions(
+        self, text: Text, sizes: torch.Tensor | None, shape: tuple[int, int] | None = None
+    ) -> dict | None:
         """What SDXL's UNet reads besides the states (arXiv 2307.01952, section 2.2): the pooled embedding, and original
         size, crop and target size in pixels, fp32. sizes: [B, 4], height and width of the original, top and left of
-        the crop."""
+        the crop. shape: height and width of the target, the base's square by default."""
         if self.family != "sdxl":
             return None
         assert sizes is not None and text.pooled is not None
-        target = torch.full((len(sizes), 2), self.pixels)
+        target = torch.tensor([shape or (self.pixels, self.pixels)]).expand(len(sizes), -1)
         # Not in `dtype`: in bf16 1,300 pixels are 1,296.
         time_ids = torch.cat([sizes.cpu().float(), target], 1).to(self.device)  # [B, 6]
         return {"text_embeds": text.pooled.to(self.dtype), "time_ids": time_ids}
 
     @torch.no_grad()
-    def latents(self, pictures: Sequence[np.ndarray]) -> tuple[torch.Tensor, np.ndarray]:
+    def latents(
+        self, pictures: Sequence[np.ndarray], shape: tuple[int, int] | None = None
+    ) -> tuple[torch.Tensor, np.ndarray]:
         """(unit-variance latents [B, c, h, w] on the CPU, sizes int32 [B, 4] for `added_conditions`) of uint8 pictures
-        [H, W, 3], which are resized and cropped to the base's square."""
-        squares, sizes = zip(*(square(picture, self.pixels) for picture in pictures), strict=True)
-        pixels = torch.from_numpy(np.stack(squares)).movedim(-1, 1).to(self.device).float() / 127.5 - 1
+        [H, W, 3], which are resized and cropped to a height and width in pixels, the base's square by default."""
+        height, width = shape or (self.pixels, self.pixels)
+        cuts, sizes = zip(*(cut(picture, height, width) for picture in pictures), strict=True)
+        latents = torch.cat(self._pieces(self._encode_pictures, cuts))
+        return latents, np.array(sizes, np.int32)
+
+    def _encode_pictures(self, cuts: Sequence[np.ndarray]) -> torch.Tensor:
+        pixels = torch.from_numpy(np.stack(cuts)).movedim(-1, 1).to(self.device).float() / 127.5 - 1
         mean = self.vae.encode(pixels).latent_dist.mean
-        return (mean * self.vae.config.scaling_factor).cpu(), np.array(sizes, np.int32)
+        return (mean * self.vae.config.scaling_factor).cpu()
+
+    @cached_property
+    def _pieces(self) -> Pieces:
+        """As many pictures as fit what is free when the first is encoded."""
+        picture_bytes = encoding_bytes(type(self.vae), self.vae.config, self.pixels)
+        return pieces_that_fit(picture_bytes, PICTURES_AT_ONCE, self.device)
 
     def free_encoders(self) -> None:
         """Give the text encoders' memory back."""
         self.encoders = []
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release()
 
     def _encode(self, prompts: list[str]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """(states [B, T, X], pooled [B, P] of every encoder)."""
@@ -171,36 +202,63 @@ class AtelierBase(Base):
         return states, [pooled]
 
 
-def load_base(config: Config, device: torch.device | str = "cpu", text_only: bool = False) -> Base:
-    """The base of a configuration; text_only leaves out UNet and VAE. BaseError with one sentence for files that
-    aren't there, or not what base.family says."""
+def load_base(config: Config, device: torch.device | str = "cpu", without: Sequence[str] = ()) -> Base:
+    """The base of a configuration, without its "unet", "vae" or both. BaseError with one sentence for files that aren't
+    there, or not what base.family says."""
     load = _atelier if config.base.family == "atelier" else _published
-    base = load(config, device, text_only)
+    base = load(config, device, without)
     base.clip_text = config.clip_text
     return base
 
 
-def square(picture: np.ndarray, pixels: int) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-    """(uint8 [pixels, pixels, 3], (height, width, top, left)): the shorter side is resized to `pixels` and the middle
-    cut out; top and left are the crop's corner in the resized picture."""
-    height, width = picture.shape[:2]
-    scale = pixels / min(height, width)
-    new_height = max(pixels, round(height * scale))
-    new_width = max(pixels, round(width * scale))
-    if (new_height, new_width) != (height, width):
+def load_unet(config: Config):
+    """The UNet of a base that was loaded without, in the precision that it computes in."""
+    if config.base.family == "atelier":
+        from prefgen.atelier import models
+
+        return models.load_unet_diffusers()
+    import diffusers
+
+    assert config.base.path is not None, "the schema asks for it"
+    try:
+        unet = diffusers.UNet2DConditionModel.from_pretrained(
+            str(config.base.path), subfolder="unet", local_files_only=True, use_safetensors=True
+        )
+    except BROKEN_FOLDER as error:
+        raise _cant_load(config.base.path, error) from error
+    return _in_precision(unet, DTYPES[config.base.precision])
+
+
+def encoding_bytes(kind, vae_config, pixels: int) -> int:
+    """Memory that a VAE of this class and configuration takes for one picture of this side, beside its weights: counted
+    on the meta device."""
+    with torch.device("meta"):
+        vae = kind.from_config(vae_config).eval()
+        picture = torch.empty(1, 3, pixels, pixels)
+    return peak_bytes(lambda: vae.encode(picture).latent_dist.mean)
+
+
+def cut(picture: np.ndarray, height: int, width: int) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """(uint8 [height, width, 3], (height, width, top, left)): the picture is resized until it covers the shape, and its
+    middle cut out. With it its own size, and the crop's corner in the resized picture."""
+    own_height, own_width = picture.shape[:2]
+    scale = max(height / own_height, width / own_width)
+    new_height = max(height, round(own_height * scale))
+    new_width = max(width, round(own_width * scale))
+    if (new_height, new_width) != (own_height, own_width):
         picture = np.asarray(shrunk(Image.fromarray(picture), new_width, new_height))
-    top = (new_height - pixels) // 2
-    left = (new_width - pixels) // 2
-    return picture[top : top + pixels, left : left + pixels], (height, width, top, left)
+    top = (new_height - height) // 2
+    left = (new_width - width) // 2
+    return picture[top : top + height, left : left + width], (own_height, own_width, top, left)
 
 
-def _atelier(config: Config, device: torch.device | str, text_only: bool) -> Base:
+def _atelier(config: Config, device: torch.device | str, without: Sequence[str]) -> Base:
     from prefgen.atelier import models
 
     return AtelierBase(
         "atelier",
-        None if text_only else models.load_unet_diffusers(),
-        None if text_only else models.load_vae_diffusers(),
+        None if "unet" in without else models.load_unet_diffusers(),
+        None if "vae" in without else models.load_vae_diffusers(),
         [(models.clip_tokenizer(), models.load_clip())],
         atelier_scheduler(),
         models.IMAGE_SIZE,
@@ -211,7 +269,7 @@ def _atelier(config: Config, device: torch.device | str, text_only: bool) -> Bas
     )
 
 
-def _published(config: Config, device: torch.device | str, text_only: bool) -> Base:
+def _published(config: Config, device: torch.device | str, without: Sequence[str]) -> Base:
     import diffusers
 
     family = config.base.family
@@ -224,22 +282,20 @@ def _published(config: Config, device: torch.device | str, text_only: bool) -> B
     else:
         kind = diffusers.StableDiffusionPipeline
         absent |= {"safety_checker": None, "requires_safety_checker": False}
-    if text_only:
-        absent |= {"unet": None, "vae": None}
+    absent |= dict.fromkeys(without)
     diffusers.utils.logging.disable_progress_bar()
     try:
         pipeline = kind.from_pretrained(str(path), local_files_only=True, use_safetensors=True, **absent)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise BaseError(f"base.path {path} can't be loaded ({reason}): it needs whole safetensors files.") from error
+    except BROKEN_FOLDER as error:
+        raise _cant_load(path, error) from error
     dtype = DTYPES[config.base.precision]
     encoders = [(pipeline.tokenizer, _in_precision(pipeline.text_encoder))]
     if family == "sdxl":
         encoders.append((pipeline.tokenizer_2, _in_precision(pipeline.text_encoder_2)))
     return Base(
         family,
-        None if text_only else _in_precision(pipeline.unet, dtype),
-        None if text_only else _in_precision(pipeline.vae),
+        None if "unet" in without else _in_precision(pipeline.unet, dtype),
+        None if "vae" in without else _in_precision(pipeline.vae),
         encoders,
         # DDIM samples from the schedule that any pipeline names; SD1.5's and SDXL's latents aren't bound to -1..1.
         DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False),
@@ -247,6 +303,11 @@ def _published(config: Config, device: torch.device | str, text_only: bool) -> B
         dtype,
         device,
     )
+
+
+def _cant_load(path: Path, error: Exception) -> BaseError:
+    reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+    return BaseError(f"base.path {path} can't be loaded ({reason}): it needs whole safetensors files.")
 
 
 def _in_precision(module, dtype: torch.dtype = torch.float32):

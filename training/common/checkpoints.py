@@ -52,6 +52,17 @@ def write(folder: Path, step: int, state: dict, keep: int = 2) -> Path:
     return path
 
 
+def copied(state):
+    """A nested state whose tensors are copies on the CPU, so that training may go on while they are written."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: copied(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(map(copied, state))
+    return state
+
+
 def read(folder: Path, quiet: bool = False) -> dict | None:
     """The newest checkpoint that is complete, tensors on the CPU; None where there never was one.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from .journal import Journal
 from .sharded import gather, shard_state
 
 # Keys that may change between two commands of one run: they say how a result is reached, not which.
-FREE_KEYS = ("accumulate",)
+FREE_KEYS = ("accumulate", "save_seconds", "heldout_every")
 
 
 class RunFolder:
@@ -43,10 +44,13 @@ class RunFolder:
         self._lock = FileLock(self.folder / "lock", is_singleton=True)
         self.made_of = dict(made_of or {})
         self._refuse_another()
-        self.journal = Journal(self.folder)
+        self.journal = Journal(self.folder, args.config.trackers)
         self.parts: dict[str, Any] = {}
         self.step = 0
         self._claimed = False
+        # One thread: checkpoints are written in their order.
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future | None = None
         self._saved_step = -1
         self._saved_at = time.monotonic()
 
@@ -109,20 +113,38 @@ class RunFolder:
         self._claimed = True
 
     def save(self) -> None:
-        """Write a checkpoint, if there is none of this step. All processes have to call it, the first writes."""
+        """Copy a checkpoint into memory, if there is none of this step, and let a thread write it.
+
+        All processes have to call it, the first writes.
+        """
         if self._saved_step == self.step:
             return
         self.claim()
+        # One copy in memory at a time.
+        self.wait()
         state = {name: gather(part.state_dict(), self.rank == 0) for name, part in self.parts.items()}
         if self.rank == 0:
-            with self._disk_errors("the checkpoint"):
-                checkpoints.write(self.checkpoints, self.step, state | {"step": self.step}, self.keep)
+            copy = checkpoints.copied(state) | {"step": self.step}
+            self._writing = self._writer.submit(checkpoints.write, self.checkpoints, self.step, copy, self.keep)
         self._saved_step = self.step
         self._saved_at = time.monotonic()
+
+    def wait(self, only_if_done: bool = False) -> None:
+        """Wait until the last checkpoint is on the disk. SystemExit with one sentence where it had no room.
+
+        only_if_done: don't wait for one that is still being written.
+        """
+        if self._writing is None or (only_if_done and not self._writing.done()):
+            return
+        writing = self._writing
+        self._writing = None
+        with self._disk_errors("the checkpoint", self._saved_step):
+            writing.result()
 
     def finish(self, **figures) -> None:
         """Write the stage's figures to `done`; a finished stage is skipped by the pipeline."""
         self.claim()
+        self.wait()
         if self.rank == 0:
             self.journal.close()
             write_atomic(self.folder / "done", json.dumps(figures, indent=1).encode())
@@ -149,20 +171,24 @@ class RunFolder:
             raise SystemExit(sentence)
 
     @contextmanager
-    def _disk_errors(self, what: str) -> Iterator[None]:
-        """End the run in one sentence where the disk has no room for `what`."""
+    def _disk_errors(self, what: str, step: int | None = None) -> Iterator[None]:
+        """End the run in one sentence where the disk has no room for `what`, of this step or the current one."""
         try:
             yield
         except (OSError, RuntimeError) as error:
             reason = disk_full(error)
             if reason is None:
                 raise
+            number = self.step if step is None else step
             raise SystemExit(
-                f"{self.args.stage}, step {self.step}: {what} can't be written to {self.folder} ({reason}). "
+                f"{self.args.stage}, step {number}: {what} can't be written to {self.folder} ({reason}). "
                 f"{self._last_saved()} Make room; the same command goes on from there."
             ) from error
 
     def _last_saved(self) -> str:
+        if self._writing is not None:
+            # Whatever it raises, the run is ending for another reason.
+            wait([self._writing])
         paths = checkpoints.listed(self.checkpoints)
         return f"The last checkpoint is {paths[0]}." if paths else "There is no checkpoint yet."
 

@@ -1,4 +1,6 @@
-"""What a run writes down: `log.jsonl` always, TensorBoard where it is installed, and where a step's time goes."""
+"""What a run writes down: `log.jsonl` always, TensorBoard and W&B by accelerate's trackers, and where a step's time
+goes.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,9 @@ import json
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,16 +18,20 @@ from prefgen.files import write_atomic
 
 
 class Journal:
-    """The log of one run folder. Time is collected in `seconds` by name, over the steps counted in `steps`."""
+    """The log of one run folder. Time is collected in `seconds` by name, over the steps counted in `steps`.
 
-    def __init__(self, folder: Path):
+    trackers: of accelerate's, by their names, that show the same.
+    """
+
+    def __init__(self, folder: Path, trackers: Sequence[str] = ("tensorboard",)):
+        self.folder = folder
         self.path = folder / "log.jsonl"
-        self.board_folder = folder / "tensorboard"
+        self.names = trackers
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.steps = 0
         self._since = time.perf_counter()
         self._first_step = 0
-        self._board: Any = None  # False where there is no TensorBoard
+        self._trackers: list | None = None
 
     def begin(self, step: int) -> None:
         """Go on at `step`: lines from there on belong to steps about to be done again, a torn one to none."""
@@ -44,36 +51,64 @@ class Journal:
         line = {"step": step, "time": round(time.time(), 1)} | values | {"grad": gradients, "seconds": seconds}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        if board := self.board():
-            for prefix, numbers in (("", values), ("grad/", gradients), ("seconds/", seconds)):
-                for name, value in numbers.items():
-                    board.add_scalar(prefix + name, value, step)
+        shown: dict[str, float] = {}
+        for prefix, numbers in (("", values), ("grad/", gradients), ("seconds/", seconds)):
+            shown |= {prefix + name: value for name, value in numbers.items()}
+        self._show(shown, step)
         self.seconds.clear()
         self.steps = 0
         self._since = now
 
-    def picture(self, name: str, grid: torch.Tensor, step: int) -> None:
-        """A picture, uint8 [3, H, W], for TensorBoard."""
-        if board := self.board():
-            board.add_image(name, grid, step)
+    def write_figures(self, step: int, figures: dict[str, float]) -> None:
+        """One line of figures that don't come with every step."""
+        line = {"step": step, "time": round(time.time(), 1)} | figures
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self._show(figures, step)
 
-    def board(self):
-        """TensorBoard's writer, or None without TensorBoard (said once)."""
-        if self._board is None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                print("No TensorBoard here (pip install tensorboard): the log is log.jsonl alone.", file=sys.stderr)
-                self._board = False
-            else:
-                # What an earlier process logged from that step on is hidden: those steps are done again.
-                self._board = SummaryWriter(str(self.board_folder), purge_step=self._first_step)
-        return self._board or None
+    def picture(self, name: str, grid: torch.Tensor, step: int) -> None:
+        """A picture, uint8 [3, H, W], for the trackers."""
+        pictures = grid.movedim(0, -1)[None].numpy()  # [1, H, W, 3]
+        for tracker in self.trackers():
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({name: pictures}, step=step, **layout)
+
+    def trackers(self) -> list:
+        """accelerate's trackers of these names, as far as their packages are installed (said once where one isn't)."""
+        if self._trackers is None:
+            self._trackers = [tracker for name in self.names if (tracker := self._started(name)) is not None]
+        return self._trackers
 
     def close(self) -> None:
-        """Write out what TensorBoard's writer has in memory."""
-        if self._board:
-            self._board.close()
+        """Write out what the trackers have in memory."""
+        for tracker in self._trackers or ():
+            tracker.finish()
+
+    def _show(self, numbers: dict[str, float], step: int) -> None:
+        for tracker in self.trackers():
+            tracker.log(numbers, step=step)
+
+    def _started(self, name: str):
+        """One tracker, or None where its package isn't installed."""
+        from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+        try:
+            import_module({"tensorboard": "torch.utils.tensorboard"}.get(name, name))
+            if name == "tensorboard":
+                # What an earlier process logged from that step on is hidden: those steps are done again.
+                tracker = TensorBoardTracker("tensorboard", logging_dir=self.folder, purge_step=self._first_step)
+            else:
+                run = f"{self.folder.parent.name}-{self.folder.name}"
+                # Called the same, a resumed run goes on in the same curves.
+                tracker = WandBTracker("prefgen", name=run, id=run, resume="allow", dir=str(self.folder))
+            # Before accelerate 1.10 a tracker started when it was made.
+            if hasattr(tracker, "start"):
+                tracker.start()
+        except ImportError:
+            package = {"tensorboard": "TensorBoard", "wandb": "W&B"}[name]
+            print(f"No {package} here (pip install {name}): the log is log.jsonl alone.", file=sys.stderr)
+            return None
+        return tracker
 
 
 def _step_of(line: str) -> float:

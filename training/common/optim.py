@@ -7,6 +7,8 @@ import math
 import torch
 from torch import nn
 
+from prefgen.errors import MendableError
+
 
 def cosine(step: int, total: int, peak: float, warmup: int = 100, floor: float = 0.02) -> float:
     """Learning rate at a step: linear warm-up, then a cosine down to floor * peak (SGDR without restarts, arXiv
@@ -32,6 +34,27 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def adamw(
+    module: nn.Module, weight_decay: float, betas: tuple[float, float], kind: str = "adamw"
+) -> torch.optim.Optimizer:
+    """AdamW over a module's `parameter_groups`; kind: "adamw8bit" stores its moments in 8 bits. OptimiserError where
+    bitsandbytes isn't installed."""
+    groups = parameter_groups(module, weight_decay)
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, betas=betas)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise OptimiserError(
+            "optimiser adamw8bit needs bitsandbytes: install it (pip install bitsandbytes), or take adamw."
+        ) from error
+    return AdamW8bit(groups, betas=betas)
+
+
+class OptimiserError(MendableError):
+    """An optimiser that isn't here: one sentence."""
 
 
 class Ema:

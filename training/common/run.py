@@ -72,11 +72,13 @@ class Run(RunFolder):
         scaler = {"scaler": self.accelerator.scaler} if self.accelerator.scaler else {}
         super().resume(**parts | unwrapped | scaler)
 
-    def steps(self, total: int, save_seconds: float = 120) -> Iterator[int]:
+    def steps(self, total: int, save_seconds: float | None = None) -> Iterator[int]:
         """Yield the steps still to do, seeding torch for each; checkpoint at intervals, when stopped and at the end.
 
-        SIGTERM and SIGINT end the process after the step, with a checkpoint and the exit status 143 or 130.
+        save_seconds: in place of the section's. SIGTERM and SIGINT end the process after the step, with a checkpoint
+        and the exit status 143 or 130.
         """
+        interval = self.args.section.save_seconds if save_seconds is None else save_seconds
         self.bar = tqdm(total=total, initial=self.step, desc=self.args.stage, mininterval=5, disable=self.rank > 0)
         with StopSignals() as signals, self.bar:
             while self.step < total:
@@ -86,12 +88,15 @@ class Run(RunFolder):
                 yield self.step
                 self.step += 1
                 self.bar.update()
-                signal_number, is_due = self._agreed(signals.received, time.monotonic() - self._saved_at > save_seconds)
+                signal_number, is_due = self._agreed(signals.received, time.monotonic() - self._saved_at > interval)
+                self.wait(only_if_done=True)
                 if signal_number or is_due:
-                    self.save()
+                    with self.timer("checkpoint"):
+                        self.save()
                 if signal_number:
                     self._end(signal_number)
         self.save()
+        self.wait()
         self.accelerator.wait_for_everyone()
 
     def micro_batches(self, indices: Sequence) -> Iterator:
@@ -161,6 +166,13 @@ class Run(RunFolder):
                 self.journal.write(self.step, {"lr": self.lr} | values, norms)
             self.bar.set_postfix({k: f"{v:.4f}" for k, v in values.items()}, refresh=False)
 
+    def log_figures(self, **figures: float) -> None:
+        """Append a line of figures that are measured now and then, such as losses on held-out users."""
+        if self.rank == 0:
+            self.claim()
+            with self._disk_errors("the log"):
+                self.journal.write_figures(self.step, figures)
+
     def pictures(self, name: str, pictures: torch.Tensor, columns: int = 8) -> None:
         """Show pictures [B, 3, H, W] in -1..1: samples/NAME-STEP.png, and TensorBoard."""
         if self.rank == 0:
@@ -208,6 +220,7 @@ class Run(RunFolder):
         return self.accelerator.gather(both).amax(0).tolist()
 
     def _end(self, signal_number: int) -> None:
+        self.wait()
         self.accelerator.wait_for_everyone()
         if self.rank == 0:
             self.journal.close()
@@ -224,9 +237,33 @@ class Run(RunFolder):
             raise SystemExit(f"{self.args.stage}, step {self.step}: {error}. {self._last_saved()}") from error
 
     def _memory_advice(self, during: str) -> str:
-        batch = self.args.section.model_dump().get("batch")
-        advice = f"take a smaller batch{f' (now {batch})' if batch else ''} or resolution with another --runs folder"
-        if self.updater.uses_micro_batches:
-            count = self.updater.accumulate
-            advice = f"raise accumulate (now {count}; the same batch in smaller pieces, this run goes on), or {advice}"
-        return f"{self.args.stage}, step {self.step}: out of memory ({during}): {advice}. {self._last_saved()}"
+        """What helps where memory ran out, in the order of what it costs."""
+        advice = [words for words in (self._smaller_pieces(during), self._checkpointing(during)) if words]
+        if during == "caches":
+            advice = ["one picture alone doesn't fit: free the device, or take a smaller base.pixels"]
+        elif during == "pictures":
+            advice = [f"set {self.args.stage}.pictures_every=0"]
+        elif during == "optimiser":
+            advice = [f"set {self.args.stage}.optimiser=adamw8bit" if hasattr(self.args.section, "optimiser") else ""]
+        elif during != "heldout":
+            batch = self.args.section.model_dump().get("batch")
+            advice.append(f"take a smaller batch{f' (now {batch})' if batch else ''} or resolution")
+        words = ", or ".join(filter(None, advice)) or "free the device"
+        return (
+            f"{self.args.stage}, step {self.step}: out of memory ({during}): {words}; what changes the configuration "
+            f"needs another --runs folder. {self._last_saved()}"
+        )
+
+    def _smaller_pieces(self, during: str) -> str:
+        if not self.updater.uses_micro_batches or during not in ("forward", "backward", "teacher", "data"):
+            return ""
+        count = self.updater.accumulate
+        return f"raise accumulate (now {count}; the same batch in smaller pieces, this run goes on)"
+
+    def _checkpointing(self, during: str) -> str:
+        """The key that trades activations for time, where the stage has one that isn't set."""
+        section = {"train_mllm": "mllm", "train_user_attention": "base"}.get(self.args.stage)
+        if section is None or during not in ("forward", "backward"):
+            return ""
+        is_set = getattr(self.args.config, section).gradient_checkpointing
+        return "" if is_set else f"set {section}.gradient_checkpointing=true"

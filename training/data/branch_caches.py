@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..common.bases import Base, Text
+from ..common.ahead import Ahead, Spans
+from ..common.bases import PICTURES_AT_ONCE, Base, Text
 from ..common.cache import cached, digest_of
 from ..common.config.command import StageArgs
 from ..common.config.schema import TrainUserAttention
+from ..common.fitting import Pieces
 from .picture_pool import PicturePool, pool_latents
 from .worlds import Target, World
 
 TEXTS_AT_ONCE = 64
-PICTURES_AT_ONCE = 16
 
 
 class LatentCache:
@@ -40,13 +41,21 @@ class LatentCache:
 
     @classmethod
     def of_targets(
-        cls, args: StageArgs[TrainUserAttention], base: Base, world: World, targets: list[Target], run
+        cls,
+        args: StageArgs[TrainUserAttention],
+        base: Base,
+        world: World,
+        targets: list[Target],
+        run,
+        shape: tuple[int, int] | None = None,
     ) -> LatentCache:
-        """Of all pictures that training may aim at."""
+        """Of all pictures that training may aim at. shape: height and width that they are cut to, the base's square by
+        default."""
         config = args.config.base
         numbers = np.unique([target.picture for target in targets])
-        side = config.pixels // 2 ** (len(base.vae.config.block_out_channels) - 1)
-        shape = (base.vae.config.latent_channels, side, side)
+        height, width = shape or (config.pixels, config.pixels)
+        latent_shape = (base.vae.config.latent_channels, height // base.factor, width // base.factor)
+        suffix = "" if shape is None else f"_{height}x{width}"
         # All that the latents depend on: with another of these the cache is refused.
         key = {
             "world": world.name,
@@ -57,19 +66,29 @@ class LatentCache:
             "pictures": hashlib.sha256(numbers.tobytes()).hexdigest(),
         }
 
-        def fill(start: int, stop: int) -> dict[str, np.ndarray]:
-            latents, sizes = base.latents(world.pictures(numbers[start:stop], long_side=None))
-            return {"latents": latents.numpy(), "sizes": sizes}
+        spans = Spans(len(numbers), PICTURES_AT_ONCE, run.world_size)
+        # Read and decoded while the pictures before them are encoded.
+        pictures = Ahead(lambda start: world.pictures(numbers[spans.rows(start)], long_side=None), spans.following)
 
-        columns = {"latents": (shape, np.float16), "sizes": ((4,), np.int32)}
+        def fill(start: int, stop: int) -> dict[str, np.ndarray]:
+            latents, sizes = base.latents(pictures(start), shape)
+            return {f"latents{suffix}": latents.numpy(), f"sizes{suffix}": sizes}
+
+        columns = {f"latents{suffix}": (latent_shape, np.float16), f"sizes{suffix}": ((4,), np.int32)}
         count = len(numbers)
-        arrays = cached(args.runs, "latents", count, columns, key, fill, PICTURES_AT_ONCE, run.rank, run.world_size)
-        return cls(numbers, arrays["latents"], arrays["sizes"])
+        arrays = cached(
+            args.runs, f"latents{suffix}", count, columns, key, fill, PICTURES_AT_ONCE, run.rank, run.world_size
+        )
+        return cls(numbers, arrays[f"latents{suffix}"], arrays[f"sizes{suffix}"])
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one picture's latents: (c, h, w)."""
         return tuple(self.latents.shape[1:])
+
+    def __contains__(self, picture: int) -> bool:
+        row = int(np.searchsorted(self.numbers, picture))
+        return row < len(self.numbers) and int(self.numbers[row]) == picture
 
     def of(self, pictures: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(latents [B, c, h, w] fp32, sizes [B, 4] or None) of pictures by their numbers in the world."""
@@ -101,10 +120,16 @@ class TextCache:
         if first.pooled is not None:
             columns["text_pooled"] = (tuple(first.pooled.shape[1:]), np.float16)
 
-        def fill(start: int, stop: int) -> dict[str, np.ndarray]:
-            text = base.encode_text(texts[start:stop])
+        pieces = Pieces(TEXTS_AT_ONCE)
+
+        def encode(some: list[str]) -> dict[str, np.ndarray]:
+            text = base.encode_text(some)
             tensors = {"text_states": text.states, "text_pooled": text.pooled}
             return {name: tensors[name].cpu().half().numpy() for name in columns}
+
+        def fill(start: int, stop: int) -> dict[str, np.ndarray]:
+            parts = pieces(encode, texts[start:stop])
+            return {name: np.concatenate([part[name] for part in parts]) for name in columns}
 
         self.arrays = cached(
             args.runs, "texts", len(texts), columns, key, fill, TEXTS_AT_ONCE, run.rank, run.world_size

@@ -20,15 +20,20 @@ from prefgen.mllm.files import MLLMError
 from prefgen.mllm.model import PreferenceMLLM
 from prefgen.mllm.prompt import CLOSING_QUESTION
 
+from ..common.ahead import Ahead, Spans
+from ..common.cache import cached
 from ..common.devices import default_device
 from ..common.precision import full_precision
 from .image_tokens import pool_image_tokens
-from .worlds import History, World
+from .worlds import DataSetWorld, History, World
 
 # The sign that ends a turn: SmolVLM's and Idefics', and Qwen's. Any other tokenizer's is its eos token.
 TURN_ENDS = ("<end_of_utterance>", "<|im_end|>")
 # Pictures in the vision tower at once.
 VISION_BATCH = 8
+# Pictures of a piece of the cache: whole batches, so that a resumed cache is read in the same ones.
+TOKENS_AT_ONCE = 8 * VISION_BATCH
+TOKEN_TYPES: dict[str, type] = {"fp32": np.float32, "fp16": np.float16, "bf16": np.int16}
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,8 @@ class Batch:
 
 
 class Reader:
-    """An MLLM over the pictures of a world. tokens: image tokens [pictures, n, D] of all of them, if they are cached;
-    else the frozen vision tower reads what is needed."""
+    """An MLLM over the pictures of a world. tokens: image tokens [pictures, n, D] of all of them, if they are cached
+    (int16 for the bits of bf16, which numpy hasn't); else the frozen vision tower reads what is needed."""
 
     def __init__(self, mllm: PreferenceMLLM, world: World | None, tokens: np.ndarray | None = None):
         self.mllm = mllm
@@ -119,7 +124,9 @@ class Reader:
         bits, and a resumed run has to be the straight one's equal.
         """
         if self.tokens is not None:
-            return torch.from_numpy(self.tokens[np.asarray(pictures)]).float().flatten(0, 1).to(self.mllm.device)
+            tokens = torch.from_numpy(self.tokens[np.asarray(pictures)])
+            tokens = tokens.view(torch.bfloat16) if tokens.dtype == torch.int16 else tokens
+            return tokens.float().flatten(0, 1).to(self.mllm.device)
         order = sorted(set(pictures))
         images = dict(zip(order, self.world.pictures(order), strict=True))
         return picture_tokens(self.mllm, [images[number] for number in pictures]).flatten(0, 1)
@@ -174,8 +181,34 @@ def stacked(rows: list, length: int):
     return torch.cat([F.pad(row, (0, 0) * (row.ndim - 2) + (0, length - row.shape[1])) for row in rows])
 
 
-def load_reader(args, world: World, device=None) -> Reader:
-    """The finished MLLM of a configuration: the atelier's, or a folder with the LoRA that `train_mllm` trained.
+def data_set_tokens(
+    args, world: DataSetWorld, mllm: PreferenceMLLM, rank: int = 0, world_size: int = 1
+) -> np.ndarray | None:
+    """Image tokens [pictures, n, D] of a whole set for a `Reader`, memory-mapped, read once by the frozen vision tower;
+    None unless mllm.cache_vision asks for them. All processes have to call it."""
+    if not args.config.mllm.cache_vision:
+        return None
+    precision = args.config.mllm.precision
+    one = picture_tokens(mllm, world.pictures([0]))
+    columns = {"image_tokens": (tuple(one.shape[1:]), TOKEN_TYPES[precision])}
+    # A LoRA is on the decoder alone, so the stages before and after it share what the tower said.
+    key = {name: mllm.fingerprint.get(name) for name in ("revision", "reading")}
+    key |= {"precision": precision, "data": world.digest}
+    count = len(world.index)
+    spans = Spans(count, TOKENS_AT_ONCE, world_size)
+    pictures = Ahead(lambda start: world.pictures(range(count)[spans.rows(start)]), spans.following)
+
+    def fill(start: int, stop: int) -> dict[str, np.ndarray]:
+        tokens = picture_tokens(mllm, pictures(start)).to(DTYPES[precision]).cpu()
+        return {"image_tokens": (tokens.view(torch.int16) if precision == "bf16" else tokens).numpy()}
+
+    arrays = cached(args.runs, "image_tokens", count, columns, key, fill, TOKENS_AT_ONCE, rank, world_size)
+    return arrays["image_tokens"]
+
+
+def load_reader(args, world: World, device=None, rank: int = 0, world_size: int = 1) -> Reader:
+    """The finished MLLM of a configuration: the atelier's, or a folder with the LoRA that `train_mllm` trained. rank,
+    world_size: as of `cached`.
 
     SystemExit where that LoRA is missing.
     """
@@ -189,4 +222,5 @@ def load_reader(args, world: World, device=None) -> Reader:
     # A LoRA is merged into whole weights, so 4-bit ones are for an MLLM that is taken as it is.
     nf4 = config.nf4 and lora is None
     device = str(device or default_device())
-    return Reader(PreferenceMLLM.load(config.path, DTYPES[config.precision], device, lora, nf4), world)
+    mllm = PreferenceMLLM.load(config.path, DTYPES[config.precision], device, lora, nf4)
+    return Reader(mllm, world, data_set_tokens(args, world, mllm, rank, world_size))

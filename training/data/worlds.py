@@ -7,9 +7,11 @@ schema (training/data/schema.py), whose users have the pictures that they have.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +32,7 @@ from .picture_pool import PicturePool, label_names
 from .schema import LIKED, TEST, TRAIN
 from .store import TRAITS, images_at
 
+DECODERS = min(8, os.cpu_count() or 1)
 # Of either verdict, how many pictures of an atelier's user say what their prompts do.
 VERDICTS = 16
 
@@ -63,6 +66,8 @@ class World(ABC):
     name: str
     attributes: list[str]
     traits: Mapping[int, tuple[list[str], list[str]]] = {}
+    # Pictures as a history keeps them, by their numbers, that were read before they are asked for.
+    prefetched: Mapping[int, np.ndarray] = {}
 
     @abstractmethod
     def users(self, split: str, count: int = 0) -> list[int]:
@@ -109,6 +114,14 @@ class World(ABC):
     def pictures(self, numbers, long_side: int | None = LONG_SIDE) -> list[np.ndarray]:
         """Pictures as uint8 [H, W, 3] with at most `long_side` pixels a side, by default what a history keeps, None for
         all of them; numbers that ascend are read fastest."""
+
+    def sizes(self, numbers) -> list[tuple[int, int]]:
+        """Height and width of pictures as they are."""
+        return [picture.shape[:2] for picture in self.pictures(numbers, None)]
+
+    def decoded(self, numbers: np.ndarray) -> dict[int, np.ndarray]:
+        """{number: picture} for `prefetched`; empty where reading costs nothing."""
+        return {}
 
     def texts(self, user: int) -> list[str]:
         """Each taste in the words of a prompt: "pastel palette, thick outline, ..."."""
@@ -315,18 +328,28 @@ class DataSetWorld(World):
         return [phrases.get(name, name.rpartition("/")[2].replace("_", " ")) for name in self.attributes]
 
     def pictures(self, numbers, long_side: int | None = LONG_SIDE) -> list[np.ndarray]:
-        numbers = np.asarray(numbers)
+        numbers = np.asarray(numbers, np.int64)
+        ready = self.prefetched if long_side == LONG_SIDE else {}
+        absent = np.array([number for number in numbers.tolist() if number not in ready], np.int64)
+        ready = ready | self.decoded(absent, long_side)
+        return [ready[number] for number in numbers.tolist()]
+
+    def decoded(self, numbers: np.ndarray, long_side: int | None = LONG_SIDE) -> dict[int, np.ndarray]:
+        """{number: picture}, read from the disk and decoded by several threads."""
         files = dict(images_at(self.folder, *(self.index[name].to_numpy()[numbers] for name in ("shard", "row"))))
-        pictures = []
-        for place, number in enumerate(numbers.tolist()):
+
+        def decode(place: int) -> np.ndarray:
             try:
-                pictures.append(read_picture(files[place] or b"", long_side, formats=PUBLISHED))
+                return read_picture(files[place] or b"", long_side, formats=PUBLISHED)
             except PictureError as error:
                 raise DataError(
-                    f"Picture {number} of {self.folder} can't be read ({error.reason}): run "
+                    f"Picture {numbers[place]} of {self.folder} can't be read ({error.reason}): run "
                     "`python -m training.data check` on the set."
                 ) from error
-        return pictures
+
+        # Pillow's decoders and its resizing let other threads run.
+        with ThreadPoolExecutor(max(1, min(DECODERS, len(numbers)))) as threads:
+            return dict(zip(numbers.tolist(), threads.map(decode, range(len(numbers))), strict=True))
 
 
 def open_world(config, runs: Path) -> World:

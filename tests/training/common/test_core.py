@@ -108,19 +108,50 @@ def stopped(tmp_path):
 # Going on
 
 
-def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(tmp_path, straight):
+class Forked:
+    """The toy stage in a child of this process, which has no imports to wait for."""
+
+    def __init__(self, folder, **options):
+        self.code = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                with open(os.devnull, "w") as nowhere:
+                    sys.stdout = sys.stderr = nowhere
+                    toy_stage.main(folder, options)
+            finally:
+                os._exit(1)
+
+    def poll(self):
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = status if pid else None
+        return self.code
+
+    def kill(self):
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_run_killed_twelve_times_at_any_moment_goes_on_bit_for_bit(tmp_path):
+    """Checkpoints are written by a thread after every step: kills fall between steps, into them and into writing."""
+    steps = 60
+    straight = toy(tmp_path / "straight", steps=steps)
     rng = random.Random(7)
-    for _ in range(3):
-        process = start(tmp_path, pause=0.1, save_seconds=0)
+    for _ in range(12):
+        process = Forked(tmp_path, pause=0.03, save_seconds=0, steps=steps)
         after_a_step(process, tmp_path)
-        time.sleep(rng.uniform(0, 0.25))
+        time.sleep(rng.uniform(0, 0.06))
+        assert process.poll() is None, "it was running when it was killed"
         process.kill()
-        process.communicate()
-    assert len(lines(tmp_path, "seen-0")) >= 3, "each process had begun"
-    assert same(toy(tmp_path), straight.state)
-    assert dict(lines(tmp_path, "seen-0")) == dict(straight.seen), "each step saw the same samples each time"
+    assert not (tmp_path / "toy/done").exists()
+    assert same(toy(tmp_path, steps=steps), straight)
+    seen, log = (lines(tmp_path / "straight", name) for name in ("seen-0", "log"))
+    assert dict(lines(tmp_path, "seen-0")) == dict(seen), "each step saw the same samples each time"
+    assert len(lines(tmp_path, "seen-0")) > steps, "steps were done again"
     told = [{k: line[k] for k in ("step", "lr", "loss", "grad_norm", "grad")} for line in lines(tmp_path)]
-    assert told == [{k: line[k] for k in ("step", "lr", "loss", "grad_norm", "grad")} for line in straight.log]
+    assert told == [{k: line[k] for k in ("step", "lr", "loss", "grad_norm", "grad")} for line in log]
 
 
 # A process that is killed at one call of its second checkpoint.
@@ -429,6 +460,77 @@ def test_numbers_and_pictures_reach_tensorboard(tmp_path):
 
     picture = np.asarray(Image.open(tmp_path / "toy/samples/shown-00000002.png"))
     assert [picture[6, x].tolist() for x in (6, 16, 26)] == [[0] * 3, [128] * 3, [255] * 3]
+
+
+def test_numbers_and_pictures_reach_wandb(tmp_path, monkeypatch):
+    """accelerate's tracker, on a stand-in of the package."""
+    logged = []
+    run = SimpleNamespace(
+        log=lambda values, step=None, **_: logged.append((step, values)), finish=lambda: logged.append("finished")
+    )
+    begun = {}
+    fake = SimpleNamespace(
+        init=lambda **options: begun.update(options) or run, Image=lambda array, **_: ("image", array.shape)
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    from training.common.journal import Journal
+
+    (tmp_path / "toy").mkdir()
+    journal = Journal(tmp_path / "toy", ("wandb",))
+    journal.begin(0)
+    journal.write(0, {"loss": 0.5}, {"body": 1.0})
+    journal.picture("shown", torch.zeros(3, 8, 9, dtype=torch.uint8), 0)
+    journal.close()
+    assert begun["project"] == "prefgen" and begun["id"] == f"{tmp_path.name}-toy" and begun["resume"] == "allow"
+    assert logged[0][0] == 0 and {"loss": 0.5, "grad/body": 1.0}.items() <= logged[0][1].items()
+    assert logged[1] == (0, {"shown": [("image", (8, 9, 3))]}) and logged[-1] == "finished"
+
+
+def test_eight_bit_adam_is_bitsandbytes_where_it_is_installed(monkeypatch):
+    from training.common.optim import OptimiserError, adamw
+
+    net = toy_stage.Net()
+    assert type(adamw(net, 0.1, (0.9, 0.98))) is torch.optim.AdamW
+    asked = {}
+    eight = SimpleNamespace(AdamW8bit=lambda groups, betas: asked.update(groups=groups, betas=betas) or "8 bit")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=eight))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", eight)
+    assert adamw(net, 0.1, (0.9, 0.98), "adamw8bit") == "8 bit"
+    assert asked["betas"] == (0.9, 0.98) and [group["weight_decay"] for group in asked["groups"]] == [0.1, 0.0]
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(OptimiserError, match="pip install bitsandbytes"):
+        adamw(net, 0.1, (0.9, 0.98), "adamw8bit")
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_what_is_written_is_its_step(tmp_path, monkeypatch):
+    """A writer so slow that several steps are taken meanwhile."""
+    from training.common import checkpoints
+
+    write, steps = checkpoints.write, []
+
+    def slow(folder, step, state, keep):
+        time.sleep(0.3)
+        steps.append((step, toy_stage.RUNS[-1].step))
+        return write(folder, step, state, keep)
+
+    monkeypatch.setattr(checkpoints, "write", slow)
+    run, net = run_of(tmp_path), toy_stage.Net()
+    toy_stage.RUNS.append(run)
+    optimiser = torch.optim.SGD(net.parameters())
+    run.resume(model=net, optimiser=optimiser)
+    weights = {}
+    for step in run.steps(6, save_seconds=1e9):
+        run.optimise(net(toy_stage.DATA).square().mean(), optimiser, 0.1)
+        run.log(loss=run.loss)
+        if step == 1:
+            run.step += 1
+            weights[run.step] = {key: value.clone() for key, value in net.state_dict().items()}
+            run.save()
+            run.step -= 1
+    saved = torch.load(tmp_path / "toy/checkpoints/step-00000002.pt", weights_only=True)
+    assert same(saved["model"], weights[2]), "not what the later steps made of them"
+    assert steps[0][0] == 2 and steps[0][1] > 2, "steps were taken while it was written"
+    assert last_state(tmp_path / "toy")["step"] == 6
 
 
 def test_without_tensorboard_one_notice_and_the_log(tmp_path, monkeypatch, capsys):

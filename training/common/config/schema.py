@@ -18,6 +18,8 @@ PARTS = ("semantic", "core", "image")
 STAGES = ("train_mllm", "extract", "probe_layers", "train_alignment", "train_user_attention")
 Part = Literal["semantic", "core", "image"]
 Precision = Literal["fp32", "bf16", "fp16"]
+# adamw8bit: its moments take a quarter of the memory (arXiv 2110.02861); needs bitsandbytes.
+Optimiser = Literal["adamw", "adamw8bit"]
 
 
 class Data(Section):
@@ -39,6 +41,9 @@ class Base(Section):
     path: Path | None = None
     # Side of the training pictures. Of real bases a multiple of 64: the VAE divides by 8, SD1.5's UNet by 8 again.
     pixels: Count = 128
+    # Keep the proportions of pictures that aren't square: each is cut to the nearest of the shapes of about pixels²,
+    # and a batch has one shape.
+    aspects: bool = False
     # Of the frozen UNet; text encoders and VAE stay fp32.
     precision: Precision = "bf16"
     # A public IP-Adapter file whose K and V the branch starts from; the UNet's own without one.
@@ -76,6 +81,9 @@ class Mllm(Section):
     # What is trained of a model that has a path; none takes it as it is.
     lora: Lora | None = None
     gradient_checkpointing: bool = False
+    # Store the frozen vision tower's image tokens of every picture of the set on the disk, and read each picture once.
+    # For small sets: SmolVLM2's are 0.3 MB a picture, Qwen3-VL's several times that.
+    cache_vision: bool = False
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -113,6 +121,7 @@ class TrainMllm(Training):
     weight_decay: Weight = 0.01
     # How many training users are read (0: all).
     users: Natural = 20000
+    optimiser: Optimiser = "adamw"
     # In a history: so many of the most liked pictures, and so many of the most disliked ones.
     pictures: Count = 8
     # Share of a batch that asks other questions than the closing one (of a data set: data.vqa's).
@@ -191,6 +200,8 @@ class TrainAlignment(Training):
     bank: Count = 2048
     # Width of the aligner's one hidden layer.
     hidden: Count = 512
+    # Steps between two measurements on held-out users, 0 for one at the end.
+    heldout_every: Natural = 0
     warmup: Natural = 50
     seed: Natural = 11
 
@@ -225,6 +236,9 @@ class TrainUserAttention(Training):
     cache_text: bool = True
     # Steps between two grids of samples, 0 for none.
     pictures_every: Natural = 0
+    # Steps between two losses of the averaged weights on held-out users (of a data set), 0 for one at the end.
+    heldout_every: Natural = 0
+    optimiser: Optimiser = "adamw"
     # How many test users (of a data set: users that training left out) the finished adapter is measured on.
     users: Natural = 48
     seed: Natural = 12
@@ -236,6 +250,8 @@ class Config(Section):
     # What it is meant for, and the figures to expect.
     hardware: str
     expected: str = "not run by us"
+    # Where figures and samples are shown besides log.jsonl.
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     data: Data = Data()
     base: Base = Base()
     mllm: Mllm = Mllm()

@@ -37,5 +37,7 @@ class Training(StageSection):
     accumulate: Count = 1
     # The peak; after warm-up a cosine goes down to a fiftieth of it.
     lr: Rate
+    # Between two checkpoints, which are written while training goes on; 0 for one after every step.
+    save_seconds: Natural = 600
     # Of first weights, order of samples, and all that is drawn.
     seed: Natural
