@@ -24,8 +24,7 @@ SIZES_AT_ONCE = 1024
 
 
 def shapes_of(pixels: int) -> list[Shape]:
-    """Shapes of at most pixels² whose sides are multiples of STEP, from wide to tall: for every shorter side the longest
-    that there is."""
+    """Shapes of at most pixels² whose sides are multiples of STEP: for every shorter side the longest that there is."""
     shapes = set()
     for short in range(STEP, pixels + 1, STEP):
         long = pixels * pixels // short // STEP * STEP
