@@ -25,10 +25,11 @@ sample. A stage's loop:
 
 run.py            the run: its steps, what it logs and shows
 folder.py         the run's folder: identity, resume, done
+chain.py          what every stage was made from
 update.py         one optimiser step, guarded, in one process or several
 checkpoints.py    files that are complete or not there
 sharded.py        weights that are sharded over processes
-journal.py        log.jsonl, TensorBoard, where a step's time goes
+journal.py        log.jsonl, TensorBoard, W&B, where a step's time goes
 signals.py        SIGTERM and SIGINT end a run after its step
 errors.py         how a command ends on what a person can mend
 order.py          which samples a step sees
@@ -38,6 +39,8 @@ mmd.py            the distance that e_sem is aligned by
 statistics.py     intervals from resampling users
 files.py          weights, arrays and pictures, written atomically
 cache.py          arrays that are computed once
+fitting.py        how much fits a device at once
+ahead.py          pictures read before they are needed
 bases.py          the frozen diffusion models
 sampling.py       noise schedule and guided sampling
 user_branch.py    the user cross-attention in a diffusers UNet

@@ -11,5 +11,9 @@ readers.py                  the MLLM over a world's pictures, in conversations
 preference_questions.py     the questions of those conversations, and their answers
 image_encoders.py           the image encoder of e_img over a world's pictures
 image_tokens.py             the atelier's image tokens, read once
+traits.py                   what an MLLM says of every user, for sets without attributes
+targets.py                  the words that e_sem is aligned with
+branch_data.py              what the branch learns from, batch by batch
+picture_shapes.py           the shapes of pictures that aren't square
 branch_caches.py            latents and text states, computed once for the branch
 """

@@ -239,7 +239,7 @@ class DataSetWorld(World):
         if len(readable) < max(count, 1):
             raise DataError(
                 f"{self.folder} has {len(readable)} users of the {split} split with two liked pictures or more, "
-                f"{max(count, 1)} are needed: make a larger set, or ask for fewer."
+                f"{max(count, 1)} are needed: make a larger set, or ask for fewer (0: all)."
             )
         return readable[:count] if count else readable
 
