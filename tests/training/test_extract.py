@@ -75,10 +75,10 @@ def straight(folder):
 
 
 def test_a_row_is_what_the_nodes_read_of_that_history(folder, straight):
+    from prefgen.clip import ClipVision
     from prefgen.history import HistoryItem, PreferenceHistory
     from prefgen.mllm.model import PreferenceMLLM
     from prefgen.pooling import pool_image_embeds
-    from prefgen.clip import ClipVision
 
     world, found = DataSetWorld(folder / "agents"), ExtractedUsers(folder / "runs")
     args = type("Args", (), {"seed": 9, "pictures": 3})
