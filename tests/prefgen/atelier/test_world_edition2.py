@@ -127,12 +127,20 @@ def test_a_longer_history_begins_with_the_shorter_one_and_shows_nothing_disliked
 
 def test_habits_are_as_frequent_in_disliked_pictures_and_tastes_are_not():
     shown = {(sort, liked): [] for sort in ("habit", "taste") for liked in (True, False)}
+    values = {True: [], False: []}
     for person in people(150):
         for example in users.history(person, 4, 4, seed=2):
             kinds = example.scene.kinds
             for sort, taste in (("habit", person.habits), ("taste", person.tastes[0])):
                 shown[sort, example.liked] += [kinds[trait] == kind for trait, kind in taste.named.items()]
-    share = {key: np.mean(values) for key, values in shown.items()}
+            numbers = example.scene.numbers
+            for name, centre in person.habits.values.items():
+                near = CONTINUOUS[name].distance(numbers[name], centre) <= users.TOLERANCE
+                values[example.liked].append(near)
+    for liked in (True, False):
+        # A habit is shown in 4 of 5 pictures, and by chance in some of the others.
+        assert 0.7 < np.mean(values[liked]) < 0.95 and len(values[liked]) > 200
+    share = {key: np.mean(rows) for key, rows in shown.items()}
     assert abs(share["habit", True] - share["habit", False]) < 0.07 and share["habit", True] > 0.7
     assert share["taste", True] - share["taste", False] > 0.3
 

@@ -80,6 +80,8 @@ def test_several_pictures_are_one_act(taste):
     assert taste.revision() == before
     taste.redo()
     assert taste.counts() == {"liked": 1, "disliked": 3}
+    twice = taste.place([numbers[3]] * 2, "disliked")
+    assert len(twice.events) == 1 and not twice.refused
 
 
 def test_undo_and_redo_go_back_and_forth_to_the_same_revisions(taste):
