@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from .sockets import CATEGORY
+from .sockets import CATEGORY, searched
 
 
 class LoadAtelier(io.ComfyNode):
@@ -14,6 +14,7 @@ class LoadAtelier(io.ComfyNode):
             node_id="PrefGen_LoadAtelier",
             display_name="Load Atelier",
             category=CATEGORY,
+            **searched("taste", "demo", "example"),
             description="PrefGen's built-in demo: small models of a drawn picture world, 128 x 128 pixels. Needs no "
             "download and runs on the CPU.",
             inputs=[],

@@ -4,7 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..prefgen.comfy import tastes
 from .choices import checked, only
-from .sockets import CATEGORY, MLLM
+from .sockets import CATEGORY, MLLM, searched
 
 
 class DescribePreference(io.ComfyNode):
@@ -26,6 +26,7 @@ class DescribePreference(io.ComfyNode):
             node_id="PrefGen_DescribePreference",
             display_name="Describe Preference",
             category=CATEGORY,
+            **searched("taste", "style", "caption", "prompt", "words"),
             description="The MLLM puts into words what you like and dislike, for the prompts of any model, including "
             "those that no adapter reaches (Flux, SD3, Qwen-Image).",
             is_input_list=True,

@@ -4,7 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..prefgen.comfy import folders, histories
 from .choices import checked, only
-from .sockets import CATEGORY, MLLM, Preference
+from .sockets import CATEGORY, MLLM, Preference, searched
 
 
 def prompts_of(pictures: list | None, prompts: list | None) -> list[str]:
@@ -30,6 +30,7 @@ class LoadPreferenceHistory(io.ComfyNode):
             node_id="PrefGen_LoadPreferenceHistory",
             display_name="Load Preference History",
             category=CATEGORY,
+            **searched("taste", "style", "like", "favorite", "personal"),
             description="Loads a folder of liked and disliked pictures: input/prefgen/<name>/liked and .../disliked.",
             inputs=[
                 io.Combo.Input(
@@ -89,6 +90,7 @@ class EncodePreferenceHistory(io.ComfyNode):
             node_id="PrefGen_EncodePreferenceHistory",
             display_name="Encode Preference History",
             category=CATEGORY,
+            **searched("taste", "style", "like", "preference", "clip vision"),
             description="The MLLM looks at all liked and disliked pictures together and works out the taste behind "
             "them; CLIP vision captures how they look. Pictures that were read before are not read again.",
             is_input_list=True,

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..prefgen.comfy import folders, memory
 from .choices import checked
-from .sockets import CATEGORY, MLLM
+from .sockets import CATEGORY, MLLM, searched
 
 
 class LoadPreferenceMLLM(io.ComfyNode):
@@ -16,6 +16,7 @@ class LoadPreferenceMLLM(io.ComfyNode):
             node_id="PrefGen_LoadPreferenceMLLM",
             display_name="Load Preference MLLM",
             category=CATEGORY,
+            **searched("taste", "vlm", "llm", "qwen", "caption"),
             description="Loads the multimodal LLM that reads your liked and disliked pictures. It leaves the graphics "
             "card before sampling starts.",
             inputs=[

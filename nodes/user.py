@@ -6,7 +6,7 @@ from ..prefgen.apply_options import PRESETS
 from ..prefgen.comfy import folders
 from ..prefgen.pooling import PUSH_AWAY, WAYS
 from .choices import checked
-from .sockets import CATEGORY, Preference, User, advanced
+from .sockets import CATEGORY, Preference, User, advanced, searched
 
 APPLY_TO = {"positive only": "positive", "both halves": "both"}
 
@@ -24,6 +24,7 @@ class FuseUserVector(io.ComfyNode):
             node_id="PrefGen_FuseUserVector",
             display_name="Fuse User Vector",
             category=CATEGORY,
+            **searched("taste", "style", "ipadapter", "profile", "personal"),
             description="Turns what was read from the history into one user, for the model family of the adapter.",
             inputs=[
                 Preference.Input("preference", tooltip="From Encode Preference History."),
@@ -93,6 +94,7 @@ class ApplyUserCrossAttention(io.ComfyNode):
             node_id="PrefGen_ApplyUserCrossAttention",
             display_name="Apply User Cross-Attention",
             category=CATEGORY,
+            **searched("taste", "style", "ipadapter", "personal", "profile"),
             description="Bends everything the model paints towards the user's taste. Works alongside LoRA, "
             "ControlNet and IP-Adapter in any order; several users add up.",
             inputs=[

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..prefgen.comfy import folders
 from .choices import checked
-from .sockets import CATEGORY, User
+from .sockets import CATEGORY, User, searched
 
 SLOTS = 4
 
@@ -18,6 +18,7 @@ class SaveUser(io.ComfyNode):
             node_id="PrefGen_SaveUser",
             display_name="Save User",
             category=CATEGORY,
+            **searched("taste", "profile", "save style", "share"),
             description="Saves a user as one small file without any pictures: a taste made ready for one adapter, to "
             "load, to mix or to pass on.",
             inputs=[
@@ -55,6 +56,7 @@ class LoadUser(io.ComfyNode):
             node_id="PrefGen_LoadUser",
             display_name="Load User",
             category=CATEGORY,
+            **searched("taste", "profile", "load style"),
             description="Loads a user that Save User has saved. Needs the adapter that it was made for, but neither "
             "the MLLM nor the pictures.",
             inputs=[
@@ -113,6 +115,7 @@ class BlendUsers(io.ComfyNode):
             node_id="PrefGen_BlendUsers",
             display_name="Blend Users",
             category=CATEGORY,
+            **searched("taste", "mix", "merge", "blend styles"),
             description="Mixes up to four users of one adapter into one, by weight.",
             inputs=inputs,
             outputs=[User.Output(display_name="PREFGEN_USER", tooltip="For Apply User Cross-Attention.")],

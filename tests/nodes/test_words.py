@@ -1,9 +1,11 @@
 """What an artist reads on a node: locales/ says what the schemas say, and a help page names every input."""
 
 import asyncio
+import dataclasses
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -83,3 +85,11 @@ def test_another_language_has_every_text_and_leaves_names_of_sockets_alone(langu
                 assert own[side][key]["name"] == text["name"] and own[side][key]["tooltip"], (name, key)
                 # What an artist types or chooses stays as it is: paths, options, examples.
                 assert own[side][key]["tooltip"] != text["tooltip"], (name, key)
+
+
+def test_a_comfyui_that_takes_search_words_gets_them_and_an_older_one_none(pack, monkeypatch):
+    sockets = pack("nodes.sockets")
+    for names, expected in ((["node_id"], {}), (["node_id", "search_aliases"], {"search_aliases": ["taste", "style"]})):
+        schema = dataclasses.make_dataclass("Schema", names)
+        monkeypatch.setattr(sockets, "io", SimpleNamespace(Schema=schema))
+        assert sockets.searched("taste", "style") == expected

@@ -21,6 +21,8 @@ NODE_IDS = {
     "PrefGen_ApplyUserCrossAttention",
     "PrefGen_LoadAtelier",
     "PrefGen_LookAtPictures",
+    "PrefGen_ApplyTaste",
+    "PrefGen_LabelledSheet",
 }
 PICTURE = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 255}},
