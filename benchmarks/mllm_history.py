@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import tempfile
 import time
 from pathlib import Path
 
-from records import parser_of, publish
+from records import machine, parser_of, publish
 
 from training.evaluation.tables import table
 
@@ -102,7 +101,7 @@ def measure(family: str) -> dict:
         "again_milliseconds": round(best["again"] * 1000, 3),
         "transformers": transformers.__version__,
         "load": round(os.getloadavg()[0], 2),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}; Python {platform.python_version()}",
+        "machine": machine(),
     }
 
 

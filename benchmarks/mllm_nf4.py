@@ -36,9 +36,14 @@ def drift(folder: Path) -> list[float]:
     import torch
     from torch.nn.functional import cosine_similarity
 
+    from prefgen.atelier import users
+    from prefgen.history import PreferenceHistory
     from prefgen.mllm.model import PreferenceMLLM
+    from training.evaluation.evaluate.painter import history_of
 
-    histories = example_histories()
+    histories = [
+        PreferenceHistory.from_images(*history_of(users.user(number), 8)) for number in users.EXAMPLE_USERS.values()
+    ]
     exact = [PreferenceMLLM.load(folder).encode(history) for history in histories]
     least = []
     for dtype, nf4 in ((torch.bfloat16, False), (torch.float32, True), (torch.bfloat16, True)):
@@ -46,24 +51,6 @@ def drift(folder: Path) -> list[float]:
         pairs = zip(map(mllm.encode, histories), exact, strict=True)
         least.append(min(float(cosine_similarity(rounded, full, dim=-1).min()) for rounded, full in pairs))
     return least
-
-
-def example_histories() -> list:
-    """Eight liked and eight disliked pictures of each bundled example user."""
-    import torch
-
-    from prefgen.atelier import users
-    from prefgen.atelier.renderer import render
-    from prefgen.history import PreferenceHistory
-
-    histories = []
-    for number in users.EXAMPLE_USERS.values():
-        drawn = users.history(users.user(number), 8, 8, 1)
-        sides = {True: [], False: []}
-        for example in drawn:
-            sides[example.liked].append(torch.from_numpy(render(example.scene)).float() / 255)
-        histories.append(PreferenceHistory.from_images(sides[True], sides[False]))
-    return histories
 
 
 if __name__ == "__main__":

@@ -269,25 +269,31 @@ def _atelier(config: Config, device: torch.device | str, without: Sequence[str])
     )
 
 
-def _published(config: Config, device: torch.device | str, without: Sequence[str]) -> Base:
+def load_pipeline(config: Config, **options):
+    """The base's own diffusers pipeline; options: of `from_pretrained`. BaseError with one sentence."""
     import diffusers
 
     family = config.base.family
     path = config.base.path
     assert path is not None, "the schema asks for it"
     _check_family(family, path)
-    absent: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
     if family == "sdxl":
         kind = diffusers.StableDiffusionXLPipeline
     else:
         kind = diffusers.StableDiffusionPipeline
-        absent |= {"safety_checker": None, "requires_safety_checker": False}
-    absent |= dict.fromkeys(without)
+        # It would black pictures out, and with them what is compared. SDXL's pipeline has none.
+        options |= {"safety_checker": None, "requires_safety_checker": False}
     diffusers.utils.logging.disable_progress_bar()
     try:
-        pipeline = kind.from_pretrained(str(path), local_files_only=True, use_safetensors=True, **absent)
+        return kind.from_pretrained(str(path), local_files_only=True, use_safetensors=True, **options)
     except BROKEN_FOLDER as error:
         raise _cant_load(path, error) from error
+
+
+def _published(config: Config, device: torch.device | str, without: Sequence[str]) -> Base:
+    family = config.base.family
+    absent: dict[str, Any] = dict.fromkeys(("feature_extractor", "image_encoder", *without))
+    pipeline = load_pipeline(config, **absent)
     dtype = DTYPES[config.base.precision]
     encoders = [(pipeline.tokenizer, _in_precision(pipeline.text_encoder))]
     if family == "sdxl":

@@ -151,7 +151,7 @@ def test_the_same_command_paints_only_what_is_missing(made, studio):
         (["--clip", "/nowhere"], "prefgen", "/nowhere is no CLIP folder"),
         (["--csd", "/nowhere.safetensors"], "prefgen", "holds no CSD weights"),
         ([], "large", "The adapter is for sdxl, the configuration's base is sd15."),
-        (["--set", "base.path=/nowhere"], "prefgen", "/nowhere is no diffusers folder of sd15"),
+        (["--set", "base.path=/nowhere"], "prefgen", "/nowhere is no diffusers folder"),
         (["--set", "mllm.path=/nowhere"], "prefgen", "nowhere"),
         (["--set", "data.path=/nowhere"], "prefgen", "not a finished data set"),
         (["--config", "atelier"], "prefgen", "training.evaluation.evaluate"),

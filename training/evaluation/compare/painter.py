@@ -17,8 +17,8 @@ from prefgen.adapter_file import load_adapter
 from prefgen.dtypes import DTYPES
 from prefgen.pipeline import put_on, take_off, user_embeds
 
+from ...common.bases import load_pipeline
 from ...common.files import save_image
-from ...data.errors import DataError
 from ..rows import ROWS, Row
 from .people import HistoryReadings, Person
 
@@ -49,7 +49,7 @@ class PipelinePainter:
         self.steps = steps
         self.batch = batch
         self.pixels = config.base.pixels
-        self.pipeline = pipeline_of(config).to(device)
+        self.pipeline = load_pipeline(config, torch_dtype=DTYPES[config.base.precision]).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
 
     def paint(
@@ -77,29 +77,6 @@ class PipelinePainter:
             take_off(self.pipeline)
         else:
             put_on(self.pipeline, adapter)
-
-
-def pipeline_of(config):
-    """The base's own diffusers pipeline. DataError for a folder that holds none."""
-    import diffusers
-
-    family = config.base.family
-    kind = {"sd15": diffusers.StableDiffusionPipeline, "sdxl": diffusers.StableDiffusionXLPipeline}[family]
-    # SDXL's pipeline has no safety checker; SD1.5's would black pictures out, and with them what is compared.
-    options = {} if family == "sdxl" else {"safety_checker": None, "requires_safety_checker": False}
-    try:
-        return kind.from_pretrained(
-            str(config.base.path),
-            torch_dtype=DTYPES[config.base.precision],
-            local_files_only=True,
-            use_safetensors=True,
-            **options,
-        )
-    except Exception as error:  # diffusers raises many kinds for a folder that isn't one
-        raise DataError(
-            f"{config.base.path} is no diffusers folder of {family} with safetensors weights "
-            f"({str(error).splitlines()[0][:120]})."
-        ) from error
 
 
 def mixed(seed: tuple[int, ...]) -> int:

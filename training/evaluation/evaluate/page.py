@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from torchvision.utils import make_grid
 
 from prefgen.atelier import users
 from prefgen.atelier.models import IMAGE_SIZE
@@ -257,12 +258,8 @@ def draw_side_by_side(pictures: dict[str, Path], people: list[users.User], promp
 
 def save_pictures(pictures: torch.Tensor, path: Path) -> None:
     """Pictures [n, 3, S, S] uint8 as one lossless file, SHEET_COLUMNS in a row."""
-    n, _, side, _ = pictures.shape
-    rows = -(-n // SHEET_COLUMNS)
-    sheet = torch.zeros(rows * SHEET_COLUMNS, 3, side, side, dtype=torch.uint8)
-    sheet[:n] = pictures
-    sheet = sheet.view(rows, SHEET_COLUMNS, 3, side, side).permute(0, 3, 1, 4, 2)
-    save_image(Image.fromarray(sheet.reshape(rows * side, SHEET_COLUMNS * side, 3).numpy()), path)
+    sheet = make_grid(pictures, nrow=SHEET_COLUMNS, padding=0)
+    save_image(Image.fromarray(sheet.movedim(0, -1).numpy()), path)
 
 
 def saved_picture(path: Path, number: int) -> Image.Image:
