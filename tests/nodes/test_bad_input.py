@@ -39,8 +39,8 @@ def client(server):
 @pytest.fixture
 def graph(client):
     """The shipped template, cut down to the branch with a user, few steps."""
-    whole = graphs.to_api(graphs.load(ROOT / "workflows" / "prefgen_atelier.json"), client.object_info())
-    small = graphs.only(whole, [graphs.find(whole, "SaveImage", "Save with preference")])
+    template = graphs.to_api(graphs.load(ROOT / "workflows" / "prefgen_atelier.json"), client.object_info())
+    small = graphs.only(template, [graphs.find(template, "SaveImage", "Save with preference")])
     inputs(small, "KSampler")["steps"] = 3
     return small
 
@@ -215,8 +215,8 @@ def code_of_its_own(folder):
 
 
 def half_downloaded(folder):
-    whole = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
 
 
 def a_shard_is_missing(folder):

@@ -34,9 +34,9 @@ def server(tmp_path_factory):
 def graph(server):
     """The shipped template without its MLLM, with a public adapter, and without the inputs that older graphs lack."""
     with server.client() as client:
-        whole = graphs.to_api(graphs.load(ROOT / "workflows" / "prefgen_atelier.json"), client.object_info())
-    del whole[graphs.find(whole, ENCODE)]["inputs"]["mllm"]
-    small = graphs.only(whole, [graphs.find(whole, "SaveImage", "Save with preference")])
+        template = graphs.to_api(graphs.load(ROOT / "workflows" / "prefgen_atelier.json"), client.object_info())
+    del template[graphs.find(template, ENCODE)]["inputs"]["mllm"]
+    small = graphs.only(template, [graphs.find(template, "SaveImage", "Save with preference")])
     inputs(small, "KSampler")["steps"] = 3
     inputs(small, FUSE)["adapter"] = "ipadapter/any name.safetensors"
     for kind, names in ((FUSE, ("pooling", "push")), (APPLY, ("blocks", "block_weights", "weight_schedule"))):
@@ -67,7 +67,7 @@ def inputs(graph, kind):
 def painted(server, graph):
     """The picture that a graph saves; Encode's preview is only temporary."""
     with server.client() as client:
-        (entry,) = (e for found in client.run(graph).values() for e in found if e["type"] == "output")
+        (entry,) = (e for entries in client.run(graph).values() for e in entries if e["type"] == "output")
         return np.asarray(Image.open(io.BytesIO(client.picture(entry)))).astype(int)
 
 

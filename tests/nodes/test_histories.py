@@ -67,14 +67,14 @@ def test_the_node_reads_what_it_can_and_tells_the_artist_the_rest(root, pack, mo
         put(root / "ada" / "liked" / f"{number}.png", (6 + number, 4))
         os.utime(root / "ada" / "liked" / f"{number}.png", (1_700_000_000 - number,) * 2)
     (root / "ada" / "liked" / "broken.png").write_bytes(b"words")
-    told = []
-    instance = SimpleNamespace(send_progress_text=lambda *said: told.append(said))
+    messages = []
+    instance = SimpleNamespace(send_progress_text=lambda *said: messages.append(said))
     server = SimpleNamespace(PromptServer=SimpleNamespace(instance=instance))
     monkeypatch.setitem(sys.modules, "server", server)
     with CurrentNodeContext("prompt", "17"):
         liked, disliked = pack("nodes.history").LoadPreferenceHistory.execute("ada").args[:2]
     assert [image.shape for image in liked] == [(1, 4, 8, 3), (1, 4, 7, 3), (1, 4, 6, 3)] and disliked == []
-    ((sentence, node),) = told
+    ((sentence, node),) = messages
     assert node == "17" and "broken.png" in sentence and "isn't a picture" in sentence
 
 

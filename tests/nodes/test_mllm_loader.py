@@ -108,7 +108,7 @@ def test_nf4_reads_under_comfyuis_memory_management(memory, node, pack, nf4):
 
     encode, histories = pack("prefgen.comfy.encoding").encode_history, pack("prefgen.comfy.histories")
     read = pack("prefgen.history").PreferenceHistory.from_images
-    whole = node.execute("atelier", "fp32", "cpu").result[0]
+    unpacked = node.execute("atelier", "fp32", "cpu").result[0]
     folder = pack("prefgen.atelier.models").MLLM_FOLDER
     mllm = pack("prefgen.mllm.model").PreferenceMLLM.load(folder, nf4=True)
     for module in mllm.model.modules():
@@ -116,12 +116,12 @@ def test_nf4_reads_under_comfyuis_memory_management(memory, node, pack, nf4):
             module.support_avx512bf16_for_cpu = False
     packed = memory.ManagedMLLM(mllm, torch.device("cpu"))
     assert mllm.fingerprint["precision"] == "nf4"
-    assert packed.patcher.model_size() < whole.patcher.model_size() / 2
+    assert packed.patcher.model_size() < unpacked.patcher.model_size() / 2
     for user in pack("prefgen.atelier.users").EXAMPLE_USERS.values():
         history = read(*histories.load(user)[:2])
-        expected, found = encode(history, whole).hidden, encode(history, packed).hidden
-        assert torch.nn.functional.cosine_similarity(found, expected, dim=-1).min() > 0.99
-        assert not torch.equal(found, expected)
+        expected, actual = encode(history, unpacked).hidden, encode(history, packed).hidden
+        assert torch.nn.functional.cosine_similarity(actual, expected, dim=-1).min() > 0.99
+        assert not torch.equal(actual, expected)
         assert packed.patcher not in [loaded.model for loaded in management.current_loaded_models]
 
 
@@ -206,11 +206,11 @@ def small_card(memory, smol, monkeypatch):
     import comfy.model_management as management
 
     card, half = torch.device("meta"), memory.load_mllm(smol, "fp32", "cpu").patcher.model_size() // 2
-    told = management.get_free_memory
+    free_memory = management.get_free_memory
 
     def free(dev=None, torch_free_too=False):
         if dev != card:
-            return told(dev, torch_free_too)
+            return free_memory(dev, torch_free_too)
         return (half, half) if torch_free_too else half
 
     monkeypatch.setattr(management, "get_free_memory", free)
@@ -299,23 +299,25 @@ def test_a_folder_or_lora_that_has_changed_is_read_again(folders, node, smol, tm
     (lora / "adapter_config.json").write_text("{}")
     (lora / "adapter_model.safetensors").write_bytes(b"1")
 
-    def told(lora="mine"):
+    def fingerprint(lora="mine"):
         return node.fingerprint_inputs(mllm="taste", precision="auto", device="auto", lora=lora)
 
-    seen = [told("none"), told()]
-    assert told() == seen[-1] and told("none") == seen[0]
+    seen = [fingerprint("none"), fingerprint()]
+    assert fingerprint() == seen[-1] and fingerprint("none") == seen[0]
     (lora / "adapter_model.safetensors").write_bytes(b"2")
     os.utime(lora / "adapter_model.safetensors", ns=(1, 1))  # as long as before
-    seen.append(told())
+    seen.append(fingerprint())
     (place / "chat_template.jinja").write_text("{{ messages }}")
-    seen.append(told())
+    seen.append(fingerprint())
     (place / "additional_chat_templates").mkdir()
     (place / "additional_chat_templates" / "default.jinja").write_text("{{ messages }}")
-    seen.append(told())
+    seen.append(fingerprint())
     os.utime(place / "model.safetensors", ns=(1, 1))
-    seen.append(told())
+    seen.append(fingerprint())
     assert len(set(seen)) == len(seen)
-    assert node.fingerprint_inputs(mllm="taste") == told("none")  # a graph that was saved before there were LoRAs
+    assert node.fingerprint_inputs(mllm="taste") == fingerprint(
+        "none"
+    )  # a graph that was saved before there were LoRAs
 
 
 def test_low_vram_reads_on_the_cpu(memory, monkeypatch):

@@ -178,13 +178,13 @@ def test_stock_diffusers_loads_the_file_and_gives_the_same_picture(tmp_path):
             self.plain, self.k, self.v = plain, k, v
 
         def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
-            kept = attn.to_out
+            output_layers = attn.to_out
             attn.to_out = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
             base = self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-            attn.to_out = kept
+            attn.to_out = output_layers
             query = attn.to_q(hidden_states)
             residual = user_residual(query, self.k, self.v, attn.heads, weight=0.7)
-            return kept[1](kept[0](base + residual))
+            return output_layers[1](output_layers[0](base + residual))
 
     with torch.no_grad():
         plain = pipeline.unet(x, t, states).sample

@@ -35,7 +35,9 @@ def linked(path, new):
 def test_the_same_file_is_read_once(path, tmp_path, monkeypatch):
     read = []
     reading = prefgen.adapter_file.read_weights
-    monkeypatch.setattr(prefgen.adapter_file, "read_weights", lambda *given: read.append(given) or reading(*given))
+    monkeypatch.setattr(
+        prefgen.adapter_file, "read_weights", lambda *arguments: read.append(arguments) or reading(*arguments)
+    )
     first = load_adapter_once(path)
     assert load_adapter_once(path) is first and load_adapter_once(str(path)) is first and len(read) == 1
 
@@ -64,14 +66,14 @@ def test_only_the_last_file_stays_in_memory(path, tmp_path):
 
 def test_a_file_that_is_gone_or_broken_is_refused_and_nothing_old_is_given_instead(path):
     load_adapter_once(path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:100])
+    content = path.read_bytes()
+    path.write_bytes(content[:100])
     with pytest.raises(AdapterError, match="damaged"):
         load_adapter_once(path)
     path.unlink()
     with pytest.raises(AdapterError, match="not there any more"):
         load_adapter_once(path)
-    path.write_bytes(whole)
+    path.write_bytes(content)
     load_adapter_once(path)
 
 

@@ -72,10 +72,10 @@ def test_a_folder_under_an_adapters_name(tmp_path, refused):
 
 @pytest.mark.parametrize("share", [0.0001, 0.01, 0.5, 0.999])
 def test_truncated_anywhere_and_whole_again(saved, share, refused):
-    whole = saved.read_bytes()
-    saved.write_bytes(whole[: max(1, int(len(whole) * share))])
+    content = saved.read_bytes()
+    saved.write_bytes(content[: max(1, int(len(content) * share))])
     assert "damaged" in refused(saved)
-    saved.write_bytes(whole)
+    saved.write_bytes(content)
     load_adapter(saved)
 
 

@@ -22,18 +22,18 @@ def pictures(count, seed):
 def test_progress_counts_every_picture_and_ends_with_the_reading(folder, what, monkeypatch):
     monkeypatch.setattr(model_module, "BATCH", 2)
     read = getattr(PreferenceMLLM.load(folder), what)
-    told = []
-    read(PreferenceHistory.from_images(pictures(3, 0), pictures(2, 1)), progress=lambda *n: told.append(n))
-    assert told == [(2, 6), (4, 6), (5, 6), (6, 6)]
-    told.clear()
+    calls = []
+    read(PreferenceHistory.from_images(pictures(3, 0), pictures(2, 1)), progress=lambda *n: calls.append(n))
+    assert calls == [(2, 6), (4, 6), (5, 6), (6, 6)]
+    calls.clear()
     # Three of the pictures are known: what is left is counted on from there.
-    read(PreferenceHistory.from_images(pictures(3, 0), pictures(3, 2)), progress=lambda *n: told.append(n))
-    assert told == [(5, 7), (6, 7), (7, 7)]
+    read(PreferenceHistory.from_images(pictures(3, 0), pictures(3, 2)), progress=lambda *n: calls.append(n))
+    assert calls == [(5, 7), (6, 7), (7, 7)]
 
 
 def test_an_answer_that_is_asked_for_again_ends_at_once(folder):
     mllm = PreferenceMLLM.load(folder)
-    history, told = PreferenceHistory.from_images(pictures(3, 0), []), []
+    history, calls = PreferenceHistory.from_images(pictures(3, 0), []), []
     mllm.answer(history, limit=2)
-    mllm.answer(history, limit=2, progress=lambda *n: told.append(n))
-    assert told == [(4, 4)]
+    mllm.answer(history, limit=2, progress=lambda *n: calls.append(n))
+    assert calls == [(4, 4)]

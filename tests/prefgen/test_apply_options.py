@@ -14,8 +14,8 @@ from prefgen.apply_options import (
 
 def unet(depths, kind):
     """(blocks, widths) from {stage: (transformers, width)}."""
-    found = [((kind, stage, i), width) for stage, (depth, width) in depths.items() for i in range(depth)]
-    return [block for block, _ in found], [width for _, width in found]
+    pairs = [((kind, stage, i), width) for stage, (depth, width) in depths.items() for i in range(depth)]
+    return [block for block, _ in pairs], [width for _, width in pairs]
 
 
 def joined(*parts):

@@ -100,8 +100,8 @@ def entry(**changed):
 
 def start(hub, sets, models, name="ours", offline=False, **options):
     models.mkdir(exist_ok=True)
-    kept = {k: v for k, v in os.environ.items() if offline or k != "HF_HUB_OFFLINE"}
-    environment = kept | {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "PYTHONPATH": str(ROOT)}
+    inherited = {k: v for k, v in os.environ.items() if offline or k != "HF_HUB_OFFLINE"}
+    environment = inherited | {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-m", "prefgen.download", name, "--models", str(models), "--sets", str(sets)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(line, cwd=ROOT, env=environment, start_new_session=True, **pipes, **options)
@@ -253,9 +253,9 @@ def test_a_full_disk_is_told_before_anything_is_fetched(tmp_path, monkeypatch):
     ],
 )
 def test_a_list_that_leaves_the_folder_or_lacks_a_pin_is_refused(tmp_path, change):
-    path, made = tmp_path / "sets.json", entry()
-    made["files"][0] |= change
-    path.write_text(json.dumps({"ours": made}))
+    path, changed = tmp_path / "sets.json", entry()
+    changed["files"][0] |= change
+    path.write_text(json.dumps({"ours": changed}))
     with pytest.raises(fetch.DownloadError, match="isn't a list of sets") as raised:
         fetch.load_sets(path)
     assert "\n" not in str(raised.value)
@@ -283,11 +283,11 @@ def test_it_runs_wherever_the_pack_lies_and_in_an_embedded_python(tmp_path, how)
     shutil.copytree(ROOT / "prefgen/download", pack / "prefgen/download")
     (pack / "prefgen/__init__.py").touch()
     (tmp_path / "ComfyUI/models").mkdir()
-    kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     line = [sys.executable, *how]
-    ran = subprocess.run(line, cwd=pack, env=kept, capture_output=True, text=True, timeout=900)
+    ran = subprocess.run(line, cwd=pack, env=environment, capture_output=True, text=True, timeout=900)
     assert ran.returncode == 0 and "sdxl" in ran.stdout, ran.stderr
-    ran = subprocess.run([*line, "sd15"], cwd=pack, env=kept, capture_output=True, text=True, timeout=900)
+    ran = subprocess.run([*line, "sd15"], cwd=pack, env=environment, capture_output=True, text=True, timeout=900)
     assert ran.stdout.startswith(f"sd15: 2.57 GB, Apache-2.0, into {tmp_path / 'ComfyUI/models'} (")
     assert ran.stderr.startswith("HF_HUB_OFFLINE is set") and ran.returncode == 1
 

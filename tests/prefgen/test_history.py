@@ -124,12 +124,12 @@ def test_a_folder_that_is_no_history_says_so(tmp_path, files, message):
 
 def test_a_truncated_picture_is_named_and_the_rest_is_read(tmp_path, caplog):
     (tmp_path / "liked").mkdir()
-    whole = tmp_path / "liked" / "whole.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(whole)
-    (tmp_path / "liked" / "broken.png").write_bytes(whole.read_bytes()[:2000])
+    sound = tmp_path / "liked" / "whole.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(sound)
+    (tmp_path / "liked" / "broken.png").write_bytes(sound.read_bytes()[:2000])
     history = PreferenceHistory.from_folder(tmp_path)
     assert len(history) == 1 and "broken.png" in history.left_out and "broken.png" in caplog.text
-    whole.unlink()
+    sound.unlink()
     with pytest.raises(ValueError, match="broken.png"):
         PreferenceHistory.from_folder(tmp_path)
 

@@ -160,12 +160,12 @@ def test_a_picture_that_cannot_be_read_is_named_and_the_rest_is_read(tmp_path, d
     save(tmp_path / "ada" / "liked" / "a.png", picture())
     broken = tmp_path / "ada" / "disliked" / f"b.{suffix}"
     save(broken, picture(64, 64))
-    whole = broken.read_bytes()
+    content = broken.read_bytes()
     broken.unlink()
     if damage == "folder":
         broken.mkdir()
     else:
-        broken.write_bytes({"empty": b"", "text": b"likes boats", "truncated": whole[: len(whole) // 2]}[damage])
+        broken.write_bytes({"empty": b"", "text": b"likes boats", "truncated": content[: len(content) // 2]}[damage])
     history = PreferenceHistory.from_folder(tmp_path / "ada")
     assert len(history) == 1 and f"{broken.name} in ada/disliked" in history.left_out
     (tmp_path / "ada" / "liked" / "a.png").unlink()

@@ -101,8 +101,8 @@ def test_an_ip_adapter_of_another_kind_is_named(tmp_path, kind, one_sentence):
 @pytest.mark.parametrize("name", EACH_KIND)
 def test_a_download_that_was_cut_off_is_refused(tmp_path, name, share, one_sentence):
     path = files.write(tmp_path, name)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * share)])
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(AdapterError) as raised:
         load_adapter(path)
     assert "damaged" in one_sentence(raised)

@@ -266,11 +266,11 @@ class TestCaching:
 
     def test_what_a_caller_does_to_the_result_stays_with_the_caller(self, mllm):
         first = mllm.encode(history())
-        kept = first.clone()
+        copy = first.clone()
         with torch.inference_mode():
             first.zero_()
         again = mllm.encode(history())
-        assert torch.equal(again, kept)
+        assert torch.equal(again, copy)
 
     def test_the_caches_forget_what_was_used_longest_ago(self):
         cache = LeastRecentlyUsed(2)
@@ -379,10 +379,10 @@ class TestAnswers:
 
 class TestFingerprint:
     def test_it_says_what_an_adapter_must_match(self, mllm):
-        told = mllm.fingerprint
-        assert (told["name"], told["num_layers"], told["hidden_size"]) == ("smolvlm", LAYERS, WIDTH)
-        assert (told["prompt_version"], told["precision"], told["lora"]) == (1, "float32", None)
-        json.dumps(told)
+        about = mllm.fingerprint
+        assert (about["name"], about["num_layers"], about["hidden_size"]) == ("smolvlm", LAYERS, WIDTH)
+        assert (about["prompt_version"], about["precision"], about["lora"]) == (1, "float32", None)
+        json.dumps(about)
 
     def test_the_revision_follows_the_weights_not_the_folder(self, folders, tmp_path, mllm):
         shutil.copytree(folders / "smolvlm", tmp_path / "copy")
@@ -461,8 +461,8 @@ class TestFoldersThatCannotBeUsed:
     @pytest.mark.parametrize("gone", [".layers.1.", "connector", ""])
     def test_weights_that_lack_a_part(self, folder, gone, refused):
         weights = load_file(folder / "model.safetensors")
-        kept = {key: value for key, value in weights.items() if gone not in key} or {"other": torch.zeros(2)}
-        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+        others = {key: value for key, value in weights.items() if gone not in key} or {"other": torch.zeros(2)}
+        save_file(others, folder / "model.safetensors", metadata={"format": "pt"})
         refused(folder)
 
     def test_weights_that_are_not_numbers(self, folder, one_sentence):

@@ -59,8 +59,8 @@ class Theirs:
             items = "".join(f"\n{picture}\n{said}" for said in words)
             text = f"<|im_start|>user {items}\n{CLOSING_QUESTION}<|im_end|><|im_start|>assistant\n"
         else:
-            fake, whole = "<fake_token_around_image>", "" if self.model_type == "idefics2" else "<global-img>"
-            items = "".join(f"{fake}{whole}{picture}{fake}{said}" for said in words)
+            fake, global_image = "<fake_token_around_image>", "" if self.model_type == "idefics2" else "<global-img>"
+            items = "".join(f"{fake}{global_image}{picture}{fake}{said}" for said in words)
             text = f"<|im_start|>User: {items}{CLOSING_QUESTION}<end_of_utterance>\nAssistant:"
         return torch.tensor([self.tokenizer(text, add_special_tokens=False).input_ids])
 
@@ -93,18 +93,18 @@ class Theirs:
             if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
                 place = ids == self.tokenizer.convert_tokens_to_ids(self.image_token)
                 inputs["mm_token_type_ids"] = place.int()
-        kept = {}
+        outputs = {}
         text = decoder_of(self.model)
         taps = [*text.layers[:-1], text.norm]
         hooks = [
-            tap.register_forward_hook(lambda _m, _i, out, n=n: kept.update({n: hidden_states_of(out)}))
+            tap.register_forward_hook(lambda _m, _i, out, n=n: outputs.update({n: hidden_states_of(out)}))
             for n, tap in enumerate(taps)
         ]
         with torch.inference_mode():
             self.model(**inputs, use_cache=False)
         for hook in hooks:
             hook.remove()
-        return torch.stack([kept[n][0] for n in range(len(taps))], 1)
+        return torch.stack([outputs[n][0] for n in range(len(taps))], 1)
 
 
 def skip_old_llava(folder):

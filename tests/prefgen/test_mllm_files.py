@@ -13,15 +13,15 @@ from tests.prefgen.tiny_mllms import write_folder
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def unsharded(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("mllm") / "whole", "SmolVLM2")
 
 
 @pytest.fixture
-def sharded(whole, tmp_path):
+def sharded(unsharded, tmp_path):
     """The same model in two shards with an index, as large models are released."""
     folder = tmp_path / "tasty mllm"
-    shutil.copytree(whole, folder)
+    shutil.copytree(unsharded, folder)
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names, places = sorted(tensors), {}
@@ -33,15 +33,15 @@ def sharded(whole, tmp_path):
     return folder
 
 
-def test_a_sharded_model_loads(sharded, whole):
-    ours, theirs = (PreferenceMLLM.load(folder).model.state_dict() for folder in (sharded, whole))
+def test_a_sharded_model_loads(sharded, unsharded):
+    ours, theirs = (PreferenceMLLM.load(folder).model.state_dict() for folder in (sharded, unsharded))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_what_macos_and_browsers_leave_behind_is_no_shard(sharded, whole):
+def test_what_macos_and_browsers_leave_behind_is_no_shard(sharded, unsharded):
     for name in ("._model-00001-of-00002.safetensors", ".model.safetensors.crdownload", "Thumbs.db"):
         (sharded / name).write_bytes(b"\x00\x05\x16\x07 no weights")
-    test_a_sharded_model_loads(sharded, whole)
+    test_a_sharded_model_loads(sharded, unsharded)
 
 
 @pytest.mark.parametrize("index", [True, False])
@@ -95,11 +95,11 @@ def test_a_damaged_preprocessor_file_is_named(sharded, refused_mllm):
     refused_mllm(sharded, "preprocessor_config.json")
 
 
-def test_bytes_are_told_from_headers(whole, sharded):
-    numbers = sum(tensor.numel() for tensor in load_file(whole / "model.safetensors").values())
-    assert weight_bytes(whole, 2) == weight_bytes(sharded, 2) == 2 * numbers
-    assert numbers * 0.56 < weight_bytes(whole, 2, nf4=True) < 2 * numbers
-    assert set(read_header(whole / "model.safetensors")[0]) == set(load_file(whole / "model.safetensors"))
+def test_bytes_are_told_from_headers(unsharded, sharded):
+    numbers = sum(tensor.numel() for tensor in load_file(unsharded / "model.safetensors").values())
+    assert weight_bytes(unsharded, 2) == weight_bytes(sharded, 2) == 2 * numbers
+    assert numbers * 0.56 < weight_bytes(unsharded, 2, nf4=True) < 2 * numbers
+    assert set(read_header(unsharded / "model.safetensors")[0]) == set(load_file(unsharded / "model.safetensors"))
 
 
 def test_a_file_of_a_header_alone_is_read_and_one_byte_less_is_damage(tmp_path):

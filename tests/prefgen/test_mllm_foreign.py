@@ -26,8 +26,8 @@ def folder(sound, tmp_path):
 
 
 def edit(folder, name="config.json", **values):
-    told = json.loads((folder / name).read_text())
-    (folder / name).write_text(json.dumps(told | values))
+    content = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(content | values))
 
 
 def rewrite(folder, change, metadata=None):

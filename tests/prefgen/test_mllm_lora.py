@@ -43,8 +43,8 @@ def write_lora(folder, model, change=lambda tensors: tensors, **config):
         tensors[f"base_model.model.{path}.lora_A.weight"] = torch.randn(RANK, module.in_features, generator=draw) / 4
         tensors[f"base_model.model.{path}.lora_B.weight"] = torch.randn(module.out_features, RANK, generator=draw) / 4
     save_file(change(tensors), folder / "adapter_model.safetensors")
-    told = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": ["q_proj", "down_proj"]} | config
-    (folder / "adapter_config.json").write_text(json.dumps(told | {"base_model_name_or_path": "models/tasty-mllm"}))
+    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": ["q_proj", "down_proj"]} | config
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "models/tasty-mllm"}))
     return folder
 
 
@@ -82,11 +82,11 @@ def test_the_encoding_and_the_fingerprint_tell_of_the_lora(folder, model, tmp_pa
     lora = write_lora(tmp_path / "taste", model)
     plain, adapted_ = PreferenceMLLM.load(folder), PreferenceMLLM.load(folder, lora=lora)
     assert_far(plain.encode(history()), adapted_.encode(history()))
-    told = adapted_.fingerprint["lora"]
-    assert plain.fingerprint["lora"] is None and len(told) == 64
-    assert plain.fingerprint | {"lora": told} == adapted_.fingerprint
+    digest = adapted_.fingerprint["lora"]
+    assert plain.fingerprint["lora"] is None and len(digest) == 64
+    assert plain.fingerprint | {"lora": digest} == adapted_.fingerprint
     stronger = write_lora(tmp_path / "stronger", model, lora_alpha=ALPHA + 1)
-    assert PreferenceMLLM.load(folder, lora=stronger).fingerprint["lora"] != told
+    assert PreferenceMLLM.load(folder, lora=stronger).fingerprint["lora"] != digest
 
 
 PLAIN = [
@@ -168,8 +168,8 @@ def test_no_field_of_the_installed_peft_passes_unnoticed(model, tmp_path):
     assert not fields - ANY_VALUE - NOT_PLAIN.keys()
     assert not (fields & ANY_VALUE) & (NOT_PLAIN.keys() | PLAIN_VALUES.keys())
     peft.LoraConfig(r=RANK, lora_alpha=ALPHA).save_pretrained(tmp_path / "default")
-    told = json.loads((tmp_path / "default" / "adapter_config.json").read_text())
-    assert check_lora(write_lora(tmp_path / "taste", model, **told | {"target_modules": ["q_proj"]}))
+    settings = json.loads((tmp_path / "default" / "adapter_config.json").read_text())
+    assert check_lora(write_lora(tmp_path / "taste", model, **settings | {"target_modules": ["q_proj"]}))
 
 
 def test_an_alora_acts_behind_its_words_alone_so_merging_it_would_be_wrong(folder, model, tmp_path):

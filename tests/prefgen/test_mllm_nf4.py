@@ -28,20 +28,20 @@ def history():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_family_reads_in_nf4(folder, history, dtype):
-    whole, packed = PreferenceMLLM.load(folder), PreferenceMLLM.load(folder, dtype, nf4=True)
-    expected, found = whole.encode(history), packed.encode(history)
-    assert found.shape == expected.shape and found.dtype == torch.float32
-    assert cosine_similarity(found, expected, dim=-1).min() > 0.8  # random weights round worst
-    assert not torch.equal(found, expected)
+    unpacked, packed = PreferenceMLLM.load(folder), PreferenceMLLM.load(folder, dtype, nf4=True)
+    expected, actual = unpacked.encode(history), packed.encode(history)
+    assert actual.shape == expected.shape and actual.dtype == torch.float32
+    assert cosine_similarity(actual, expected, dim=-1).min() > 0.8  # random weights round worst
+    assert not torch.equal(actual, expected)
     assert packed.fingerprint["precision"] == "nf4"
 
 
 def test_the_decoder_is_packed_and_what_sees_is_not(folder, history):
-    whole, packed = PreferenceMLLM.load(folder), PreferenceMLLM.load(folder, nf4=True)
+    unpacked, packed = PreferenceMLLM.load(folder), PreferenceMLLM.load(folder, nf4=True)
     small = {name for name, weight in packed.model.named_parameters() if weight.dtype == torch.uint8}
-    layers = [name for name, module in whole.family.text.named_modules() if isinstance(module, torch.nn.Linear)]
+    layers = [name for name, module in unpacked.family.text.named_modules() if isinstance(module, torch.nn.Linear)]
     assert len(small) == len(layers) and all("layers." in name for name in small)
-    seen, expected = packed.image_features(history.items), whole.image_features(history.items)
+    seen, expected = packed.image_features(history.items), unpacked.image_features(history.items)
     assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
 
 

@@ -66,12 +66,12 @@ def put(folder, name, template):
     """A template under one of the names that transformers looks for."""
     if name == "tokenizer_config.json":
         file = folder / name
-        told = json.loads(file.read_text())
-        file.write_text(json.dumps(told | {"chat_template": template}))
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps(content | {"chat_template": template}))
     elif name.endswith(".json"):
         file = folder / name
-        told = json.loads(file.read_text()) if file.is_file() else {}
-        file.write_text(json.dumps(told | {"chat_template": template}))
+        content = json.loads(file.read_text()) if file.is_file() else {}
+        file.write_text(json.dumps(content | {"chat_template": template}))
     else:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(template)
@@ -271,38 +271,40 @@ class TestTheFingerprint:
         put(place, "chat_template.jinja", IDEFICS_TEMPLATE)
         return place
 
-    def told(self, place):
+    def fingerprint_of(self, place):
         return PreferenceMLLM.load(place).fingerprint
 
     def test_it_tells_a_changed_template_image_processor_and_tokenizer(self, place):
-        before = self.told(place)
+        before = self.fingerprint_of(place)
         assert len(before["reading"]) == 64
         put(place, "chat_template.jinja", marked(2))
-        template = self.told(place)
+        template = self.fingerprint_of(place)
         (place / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3]}))
-        mean = self.told(place)
+        mean = self.fingerprint_of(place)
         (place / "preprocessor_config.json").write_text(json.dumps({"size": {"longest_edge": 8, "shortest_edge": 4}}))
-        size = self.told(place)
+        size = self.fingerprint_of(place)
         text = (place / "tokenizer.json").read_text().replace('"liked"', '"loved"')
         (place / "tokenizer.json").write_text(text)
-        tokenizer = self.told(place)
-        assert len({told["reading"] for told in (before, template, mean, size, tokenizer)}) == 5
-        for told in (template, mean, size, tokenizer):
-            assert told | {"reading": before["reading"]} == before  # the weights are the same
+        tokenizer = self.fingerprint_of(place)
+        assert len({each["reading"] for each in (before, template, mean, size, tokenizer)}) == 5
+        for each in (template, mean, size, tokenizer):
+            assert each | {"reading": before["reading"]} == before  # the weights are the same
 
     def test_an_adapter_refuses_what_reads_another_way_and_takes_what_it_does_not_know(
         self, place, new_adapter, one_sentence
     ):
-        told = self.told(place)
-        header = new_adapter(mllm=told | {"sem_layers": [0, 1], "core_layer": 1}).header
-        states = torch.zeros(told["num_layers"], told["hidden_size"])
-        check_encoded(header, EncodedPreference(states, None, None, mllm=told))
+        fingerprint = self.fingerprint_of(place)
+        header = new_adapter(mllm=fingerprint | {"sem_layers": [0, 1], "core_layer": 1}).header
+        states = torch.zeros(fingerprint["num_layers"], fingerprint["hidden_size"])
+        check_encoded(header, EncodedPreference(states, None, None, mllm=fingerprint))
         put(place, "chat_template.jinja", QWEN_TEMPLATE.replace("<|image_pad|>", "<image>"))
-        other = self.told(place)
+        other = self.fingerprint_of(place)
         with pytest.raises(AdapterError, match="another chat template, tokenizer or image processor") as raised:
             check_encoded(header, EncodedPreference(states, None, None, mllm=other))
         one_sentence(raised)
-        before = {key: value for key, value in told.items() if key != "reading"}  # an adapter of before it was told
-        for made, used in ((before, other), (told, before)):
-            header = new_adapter(mllm=made | {"sem_layers": [0, 1], "core_layer": 1}).header
+        before = {
+            key: value for key, value in fingerprint.items() if key != "reading"
+        }  # an adapter of before it was told
+        for recorded, used in ((before, other), (fingerprint, before)):
+            header = new_adapter(mllm=recorded | {"sem_layers": [0, 1], "core_layer": 1}).header
             check_encoded(header, EncodedPreference(states, None, None, mllm=used))

@@ -294,10 +294,10 @@ def test_training_and_the_node_read_the_same_file_bit_for_bit(tmp_path):
     assert torch.equal(item.image, torch.from_numpy(trained).float() / 255)
 
 
-@pytest.mark.parametrize(("size", "kept"), [((8000, 50), (1024, 6)), ((1, 5000), (1, 1024)), ((1, 1), (1, 1))])
-def test_thin_pictures_keep_a_pixel(size, kept):
+@pytest.mark.parametrize(("size", "expected"), [((8000, 50), (1024, 6)), ((1, 5000), (1, 1024)), ((1, 1), (1, 1))])
+def test_thin_pictures_keep_a_pixel(size, expected):
     for form in ("PNG", "JPEG"):
-        assert read_picture(encoded(Image.new("RGB", size), form)).shape == (kept[1], kept[0], 3)
+        assert read_picture(encoded(Image.new("RGB", size), form)).shape == (expected[1], expected[0], 3)
 
 
 # ---- bad files ------------------------------------------------------------------------------------------------------

@@ -56,8 +56,8 @@ def test_the_image_part_is_the_mean_of_unit_embeddings_pushed_away_from_the_disl
         return sum(row / row.norm() for row in rows.double()) / len(rows)
 
     expected = mean(liked) - push * mean(disliked)
-    found = pool_image_embeds(liked, disliked, push)
-    torch.testing.assert_close(found.double(), expected / expected.norm(), rtol=1e-5, atol=1e-6)
+    pooled = pool_image_embeds(liked, disliked, push)
+    torch.testing.assert_close(pooled.double(), expected / expected.norm(), rtol=1e-5, atol=1e-6)
     without = mean(liked) / mean(liked).norm()
     for none in (None, disliked[:0]):
         torch.testing.assert_close(pool_image_embeds(liked, none, push).double(), without, rtol=1e-5, atol=1e-6)

@@ -58,10 +58,10 @@ def make_environment(folder: Path, comfyui: Path) -> tuple[Path, set[str], set[s
     return python, wanted, here.keys() - wanted
 
 
-def _link(target: Path, kept: dict[str, Distribution], left_out: list[Distribution]) -> None:
+def _link(target: Path, linked: dict[str, Distribution], left_out: list[Distribution]) -> None:
     """Link the files of `kept` into `target`: a folder as one link unless `left_out` has a part of it (namespaces)."""
     shared = {parent for each in left_out for file in each.files or () for parent in file.parents}
-    for name, distribution in kept.items():
+    for name, distribution in linked.items():
         files = distribution.files
         assert files, f"{name} doesn't say which files are its own"
         for file in files:

@@ -210,8 +210,8 @@ def test_the_pages_own_python_runs_and_prints_what_the_page_says(tmp_path):
     pages = {page: [text for language, text in blocks(page) if language == "python"] for page in PAGES}
     pages = {page.relative_to(ROOT / "docs").as_posix(): texts for page, texts in pages.items() if texts}
     assert pages.keys() - OTHER_BLOCKS.keys() == PYTHON_BLOCKS
-    made = started(["-m", "training.data.agents", str(tmp_path / "data/agents"), "--users", "12", "--processes", "1"])
-    assert made.returncode == 0, made.stderr[-2000:]
+    agents = started(["-m", "training.data.agents", str(tmp_path / "data/agents"), "--users", "12", "--processes", "1"])
+    assert agents.returncode == 0, agents.stderr[-2000:]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for name in PYTHON_BLOCKS:
         for text in pages[name]:
@@ -251,8 +251,10 @@ def test_files_of_the_repository_that_commands_name_exist():
 
 
 def test_configurations_that_commands_name_are_there():
-    known = {path.stem for path in (ROOT / "training/configs").rglob("*.yaml")}
+    shipped = {path.stem for path in (ROOT / "training/configs").rglob("*.yaml")}
     for page in PAGES:
         for line in lines_of(page):
             for name in re.findall(r"--config (\S+)", line):
-                assert name in known or name.endswith(".yaml") or name.startswith(("<", "NAME")), f"{page.name}: {line}"
+                assert name in shipped or name.endswith(".yaml") or name.startswith(("<", "NAME")), (
+                    f"{page.name}: {line}"
+                )

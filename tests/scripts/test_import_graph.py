@@ -104,8 +104,8 @@ def test_nobody_imports_a_stage():
     stages = [f"training.{stage}" for stage in STAGES]
     assert set(stages) <= graph().keys()
     importers = [module for module in graph() if module not in stages] + stages
-    found = [f"{module} -> {other}" for module in importers for other in graph()[module] if other in stages]
-    assert found == []
+    imports = [f"{module} -> {other}" for module in importers for other in graph()[module] if other in stages]
+    assert imports == []
 
 
 def test_only_the_nodes_and_the_engines_comfy_room_import_comfyui():

@@ -80,8 +80,8 @@ print(json.dumps({
         if not path.is_file()],
 }))
 """
-    told = json.loads(run([sys.executable, "-c", script, site], tmp_path))
-    assert told["elsewhere"] == told["nodes"] == told["missing"] == [] and "sdxl" in told["sets"]
+    report = json.loads(run([sys.executable, "-c", script, site], tmp_path))
+    assert report["elsewhere"] == report["nodes"] == report["missing"] == [] and "sdxl" in report["sets"]
 
 
 def test_an_editable_installation_opens_the_two_packages_and_not_the_folder_around_them(clone, tmp_path):

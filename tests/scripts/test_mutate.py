@@ -183,8 +183,8 @@ def test_the_map_names_the_lines_that_a_test_file_runs_in_other_processes_too(pr
 def test_without_a_map_the_tests_that_import_or_name_the_module_are_run(project, tmp_path):
     shutil.copy(project / "tests/test_code.py", project / "tests/test_other.py")
     (project / "tests/test_other.py").write_text("import json\n")
-    found = mutate.tests_of(tmp_path / "work", project, "pack/code.py", (1, 1))
-    assert [record["test"] for record in found] == ["tests/test_code.py"]
+    records = mutate.tests_of(tmp_path / "work", project, "pack/code.py", (1, 1))
+    assert [record["test"] for record in records] == ["tests/test_code.py"]
     assert mutate.module_of("training/data/vqa/__main__.py") == "training.data.vqa"
     (project / "tests/test_other.py").write_text("start('evaluation.vqa_score')\n")
     assert "training.evaluation.vqa_score" in mutate.modules_named(project / "tests/test_other.py")

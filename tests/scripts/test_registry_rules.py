@@ -49,14 +49,14 @@ def test_the_changelog_tells_of_this_version():
 
 def test_the_managers_scanner_finds_every_node():
     """It reads the source: a class directly below io.ComfyNode, whose schema has a literal node_id."""
-    found = set()
+    node_ids = set()
     for path in (ROOT / "nodes").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef) and "io.ComfyNode" in [ast.unparse(base) for base in node.bases]:
                 ids = re.findall(r"Schema\(\s*node_id=['\"](\w+)['\"]", ast.unparse(node))
                 assert len(ids) == 1, f"{path.name}: {node.name} needs one literal node_id"
-                found.add(ids[0])
-    assert found == {
+                node_ids.add(ids[0])
+    assert node_ids == {
         "PrefGen_ApplyTaste",
         "PrefGen_LabelledSheet",
         "PrefGen_LoadPreferenceMLLM",

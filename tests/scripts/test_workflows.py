@@ -127,8 +127,8 @@ def test_a_workflows_sockets_and_widgets_are_those_of_the_server(path, client):
         if node["type"] in graphs.NOTES:
             continue
         schema = info[node["type"]]
-        known = [name for group in ("required", "optional") for name in schema["input"].get(group, {})]
-        assert [entry["name"] for entry in node["inputs"]] == known, node["type"]
+        inputs = [name for group in ("required", "optional") for name in schema["input"].get(group, {})]
+        assert [entry["name"] for entry in node["inputs"]] == inputs, node["type"]
         assert len(node["widgets_values"]) == len(graphs.widget_names(schema)), node["type"]
         assert [output["type"] for output in node["outputs"]] == schema["output"], node["type"]
 
@@ -202,9 +202,9 @@ def first_run(client):
 
 def rendered(client, graph: dict) -> dict[str, np.ndarray]:
     """Run a graph and return its saved pictures by the title of their node."""
-    found = {}
+    pictures = {}
     for node_id, entries in client.run(graph).items():
         if graph[node_id]["class_type"] == "SaveImage":
             data = client.picture(entries[0])
-            found[graph[node_id]["_meta"]["title"]] = np.asarray(Image.open(io.BytesIO(data)))
-    return found
+            pictures[graph[node_id]["_meta"]["title"]] = np.asarray(Image.open(io.BytesIO(data)))
+    return pictures

@@ -159,9 +159,9 @@ def generate(rows: int, seed: int = 0, images: bool = False) -> Tables:
         add(user[on], prompt[on], winner, loser, "", time[on] + 30 * step)
         places.append(blocks[-1])
         best[on], quality[on] = winner, np.maximum(quality[on], its)
-    whole = [np.concatenate(column) for column in zip(*places, strict=True)]
+    columns_so_far = [np.concatenate(column) for column in zip(*places, strict=True)]
     again = rng.integers(0, sound, counts["repeated"])
-    add(*(column[again] for column in whole[:4]), "repeated", whole[5][again] + 3601)
+    add(*(column[again] for column in columns_so_far[:4]), "repeated", columns_so_far[5][again] + 3601)
 
     columns = [np.concatenate(column) for column in zip(*blocks, strict=True)]
     order = np.argsort(columns[5], kind="stable")

@@ -80,21 +80,21 @@ def test_a_row_is_what_the_nodes_read_of_that_history(folder, straight):
     from prefgen.mllm.model import PreferenceMLLM
     from prefgen.pooling import pool_image_embeds
 
-    world, found = DataSetWorld(folder / "agents"), ExtractedUsers(folder / "runs")
+    world, users = DataSetWorld(folder / "agents"), ExtractedUsers(folder / "runs")
     args = type("Args", (), {"seed": 9, "pictures": 3})
     mllm, vision = PreferenceMLLM.load(folder / "mllm"), ClipVision(folder / "vision")
     for row in (0, 3, 19):
-        one = extract.history_of(world, args, int(found.owners[row]), row % 2)
+        one = extract.history_of(world, args, int(users.owners[row]), row % 2)
         pictures = [torch.from_numpy(p).float() / 255 for p in world.pictures(one.pictures)]
         items = zip(pictures, one.liked.tolist(), one.prompts, strict=True)
         history = PreferenceHistory(tuple(HistoryItem(image, liked, prompt) for image, liked, prompt in items))
         # Kept in half precision, which rounds by half a unit: the rest is for the pictures' way there.
-        assert_close(found.hidden[row], mllm.encode(history).numpy(), ulps=4)
+        assert_close(users.hidden[row], mllm.encode(history).numpy(), ulps=4)
         embeds = vision(tuple(pil(item.image) for item in history.liked))
-        assert_close(found.images[row], pool_image_embeds(embeds).numpy(), ulps=4)
-    assert isinstance(found.hidden, np.memmap) and found.hidden.shape[0] == 20
-    assert found.index["clip_vision"]["width"] == found.images.shape[1] == 12
-    assert found.index["mllm"]["num_layers"] == found.hidden.shape[1]
+        assert_close(users.images[row], pool_image_embeds(embeds).numpy(), ulps=4)
+    assert isinstance(users.hidden, np.memmap) and users.hidden.shape[0] == 20
+    assert users.index["clip_vision"]["width"] == users.images.shape[1] == 12
+    assert users.index["mllm"]["num_layers"] == users.hidden.shape[1]
 
 
 def pil(image):

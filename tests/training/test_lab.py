@@ -153,12 +153,12 @@ def trained(tmp_path_factory):
 
 
 def test_an_export_is_fp16_with_fp32_normalisers_and_half_the_size(trained, monkeypatch):
-    whole, half = (exported(monkeypatch, trained, *words) for words in (("--dtype", "fp32"), ()))
-    exact, stored = load_file(whole), load_file(half)
+    full, half = (exported(monkeypatch, trained, *words) for words in (("--dtype", "fp32"), ()))
+    exact, stored = load_file(full), load_file(half)
     norms = {key for key in stored if "_norm." in key}
     assert norms and all(stored[key].dtype == torch.float32 for key in norms)
     assert all(stored[key].dtype == torch.float16 for key in stored if key not in norms)
-    assert half.stat().st_size < 0.55 * whole.stat().st_size
+    assert half.stat().st_size < 0.55 * full.stat().st_size
     for key, value in stored.items():
         assert torch.allclose(value.float(), exact[key], rtol=1e-3, atol=1e-6), key
 
@@ -410,8 +410,8 @@ def test_latents_of_the_pool_are_kept_until_the_vae_is_retrained(pool, tmp_path)
     from training.data.picture_pool import pool_latents
 
     first = pool_latents(tmp_path, pool)
-    made = (tmp_path / "latents.npy").stat().st_mtime_ns
-    assert torch.equal(pool_latents(tmp_path, pool), first) and (tmp_path / "latents.npy").stat().st_mtime_ns == made
+    mtime = (tmp_path / "latents.npy").stat().st_mtime_ns
+    assert torch.equal(pool_latents(tmp_path, pool), first) and (tmp_path / "latents.npy").stat().st_mtime_ns == mtime
     retrain("vae")
     with pytest.raises(SystemExit, match="latents.json was made for another .*vae"):
         pool_latents(tmp_path, pool)

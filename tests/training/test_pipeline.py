@@ -74,7 +74,7 @@ def write_config(folder, shared, family, base, **changes):
 
 
 @pytest.fixture(scope="module", params=list(PAIRS))
-def made(request, shared, tmp_path_factory):
+def exported(request, shared, tmp_path_factory):
     """(folder, family of the base) after every stage and the export."""
     folder = tmp_path_factory.mktemp("pipeline")
     write_config(folder, shared, request.param, PAIRS[request.param])
@@ -87,11 +87,11 @@ def made(request, shared, tmp_path_factory):
     return folder, PAIRS[request.param]
 
 
-def test_the_exported_file_says_what_it_was_made_with(made):
+def test_the_exported_file_says_what_it_was_made_with(exported):
     from prefgen.adapter_file import load_adapter
     from prefgen.mllm.model import PreferenceMLLM
 
-    folder, family = made
+    folder, family = exported
     header = load_adapter(folder / "prefgen.safetensors").header
     assert header.base_family == family and header.image_width == IMAGE
     mllm = PreferenceMLLM.load(folder / "mllm", lora=folder / "runs/train_mllm/lora")
@@ -100,8 +100,8 @@ def test_the_exported_file_says_what_it_was_made_with(made):
     assert header.mllm["core_layer"] == layers["core_layer"] and header.mllm["sem_layers"] == layers["sem_layers"]
 
 
-def test_only_the_decoder_got_a_lora_and_it_learnt(made):
-    folder, _ = made
+def test_only_the_decoder_got_a_lora_and_it_learnt(exported):
+    folder, _ = exported
     tensors = load_file(folder / "runs/train_mllm/lora/adapter_model.safetensors")
     assert tensors and not any(part in key for key in tensors for part in ("vision", "visual", "connector"))
     assert any(value.any() for key, value in tensors.items() if "lora_B" in key)
@@ -109,14 +109,14 @@ def test_only_the_decoder_got_a_lora_and_it_learnt(made):
     assert {"answer", "reading", "identity", "contrast"} <= lines[0].keys()
 
 
-def test_stock_diffusers_and_the_engine_give_the_same_residuals(made):
+def test_stock_diffusers_and_the_engine_give_the_same_residuals(exported):
     """Both run the base's UNet beside the exported branch on the same user."""
     import diffusers
 
     from prefgen.adapter_file import load_adapter
     from tests.prefgen.test_diffusers_pipeline import UserAttention, cross_attentions
 
-    folder, family = made
+    folder, family = exported
     adapter = load_adapter(folder / "prefgen.safetensors")
     generator = torch.Generator().manual_seed(1)
     vector = torch.randn(adapter.header.user_width, generator=generator)
@@ -150,10 +150,10 @@ def test_stock_diffusers_and_the_engine_give_the_same_residuals(made):
     assert_close(engine, stock, ulps=64, unlike=plain)
 
 
-@pytest.mark.parametrize("made", ["Idefics2"], indirect=True)
-def test_a_killed_stage_goes_on_to_the_same_bytes(made, shared, tmp_path):
+@pytest.mark.parametrize("exported", ["Idefics2"], indirect=True)
+def test_a_killed_stage_goes_on_to_the_same_bytes(exported, shared, tmp_path):
     """The MLLM's stage, whose core test is elsewhere: straight and killed after its first checkpoint."""
-    folder, _ = made
+    folder, _ = exported
     common = ["--config", folder / "run.yaml", "--runs", tmp_path / "runs"]
     straight = load_file(folder / "runs/train_mllm/lora/adapter_model.safetensors")
     assert started("-c", STOP, *common).returncode == -signal.SIGKILL

@@ -61,8 +61,8 @@ def planted():
 
 @pytest.fixture(scope="module")
 def figures():
-    found = analyse(*planted(), seed=5)
-    return found | {"histories": HISTORIES, "users": dict.fromkeys(GROUPS, USERS)}
+    analysed = analyse(*planted(), seed=5)
+    return analysed | {"histories": HISTORIES, "users": dict.fromkeys(GROUPS, USERS)}
 
 
 def mean(figures, row, measure):
@@ -97,8 +97,8 @@ def test_spoilt_labels_leave_chance(figures):
 
 
 def test_the_rule_takes_the_best_core_of_the_upper_half_and_the_uppermost_four_that_are_as_good_as_the_best():
-    def layer(known, liked):
-        return {"same_user": np.full(40, known), "named": np.full(40, known), "liked_first": liked}
+    def layer(share, liked):
+        return {"same_user": np.full(40, share), "named": np.full(40, share), "liked_first": liked}
 
     rng = np.random.default_rng(0)
     good, chance = [rng.binomial(3, p, (8, 40)) / 3 for p in (0.9, 0.5)]
@@ -122,9 +122,9 @@ def test_the_choice_does_not_see_the_figures_that_are_reported():
 
 def test_a_world_without_known_attributes_has_no_traits():
     readings, truths = planted()
-    found = analyse(readings, {group: truth[:, :0] for group, truth in truths.items()}, seed=5)
-    assert "traits" not in found["table"]["0"] and "liked_first" in found["table"]["0"]
-    assert "precision" not in page(found | {"histories": 3, "users": dict.fromkeys(GROUPS, USERS)})
+    analysed = analyse(readings, {group: truth[:, :0] for group, truth in truths.items()}, seed=5)
+    assert "traits" not in analysed["table"]["0"] and "liked_first" in analysed["table"]["0"]
+    assert "precision" not in page(analysed | {"histories": 3, "users": dict.fromkeys(GROUPS, USERS)})
 
 
 def test_the_page_has_every_layer_and_every_control(figures):
@@ -174,10 +174,10 @@ def run(*words):
 def agents(tmp_path_factory):
     """A data set of the common schema: 80 users with about ten liked and ten disliked pictures."""
     folder = tmp_path_factory.mktemp("agents")
-    made = run(
+    result = run(
         "training.data.agents", folder / "set", "--users", 80, "--pictures", 1600, "--size", 64, "--processes", 1
     )
-    assert made.returncode == 0, made.stderr[-2000:]
+    assert result.returncode == 0, result.stderr[-2000:]
     return folder / "set"
 
 

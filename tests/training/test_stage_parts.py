@@ -116,15 +116,15 @@ def test_taste_targets_name_what_any_taste_likes_then_what_is_disliked():
 def test_taste_heads_read_the_four_top_layers_each_normalised():
     heads = train_mllm.TasteHeads(WIDTH, ATTRIBUTES)
     states = torch.randn(3, LAYERS, WIDTH, generator=torch.Generator().manual_seed(2))
-    found = heads(states)
-    assert found.shape == (3, 2 * ATTRIBUTES)
+    logits = heads(states)
+    assert logits.shape == (3, 2 * ATTRIBUTES)
     below, scaled = states.clone(), states.clone()
     below[:, :2] = 0
     scaled[:, 3] = scaled[:, 3] * 5 + 2
-    torch.testing.assert_close(heads(below), found)
-    torch.testing.assert_close(heads(scaled), found, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(heads(below), logits)
+    torch.testing.assert_close(heads(scaled), logits, rtol=1e-3, atol=1e-3)
     scaled[:, 2] = 0
-    assert not torch.allclose(heads(scaled), found, atol=1e-2)
+    assert not torch.allclose(heads(scaled), logits, atol=1e-2)
 
 
 def test_the_mllms_eyes_start_as_the_shipped_clips():

@@ -12,8 +12,8 @@ def test_merges_are_those_of_the_papers_own_example():
     words = Counter({"low": 5, "lower": 2, "newest": 6, "widest": 3})
     merges = bpe_merges(words)
     assert merges[:3] == [("e", "s"), ("es", "t</w>"), ("l", "o")]
-    made = {a + b for a, b in merges}
-    assert {word + "</w>" for word in words} <= made
+    merged = {a + b for a, b in merges}
+    assert {word + "</w>" for word in words} <= merged
 
 
 def test_equal_counts_are_merged_in_the_order_of_the_alphabet():

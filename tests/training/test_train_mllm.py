@@ -82,9 +82,9 @@ def test_two_processes_read_as_one(folder, tmp_path, environment):
         runs = tmp_path / str(processes)
         words = ("--config", config, "--runs", runs, *TWO_PIECES)
         process = start("train_mllm", *words, processes=processes, environment=environment)
-        _, told = process.communicate(timeout=900)
-        assert process.returncode == 0, told
-        assert ("weights of its 4 layers on each of 2 processes" in told) == (processes > 1 and environment == FSDP)
+        _, errors = process.communicate(timeout=900)
+        assert process.returncode == 0, errors
+        assert ("weights of its 4 layers on each of 2 processes" in errors) == (processes > 1 and environment == FSDP)
         states.append(load_file(runs / "train_mllm/lora/adapter_model.safetensors"))
         logs.append(json.loads((runs / "train_mllm/log.jsonl").read_text().splitlines()[0]))
     for key in ("loss", "answer", "identity", "contrast", "reading", "grad_norm"):

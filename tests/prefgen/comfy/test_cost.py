@@ -30,8 +30,8 @@ class Counted(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
         self.reads += name in READS
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        if any(t.untyped_storage().data_ptr() in self.watched for t in given):
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        if any(t.untyped_storage().data_ptr() in self.watched for t in tensors):
             self.touched += 1
             self.products += name in PRODUCTS
         return function(*args, **(kwargs or {}))

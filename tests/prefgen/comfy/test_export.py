@@ -15,18 +15,18 @@ WEIGHT = 1.0
 @pytest.fixture(scope="module", params=["sd15", "sdxl"])
 def exported(request, tmp_path_factory):
     """(family, file) of a run of two steps, by the real scripts."""
-    made = world(tmp_path_factory.mktemp(request.param), request.param)
-    options = ["--config", made.config, "--runs", made.runs, "--set", "train_user_attention.steps=2"]
+    world_ = world(tmp_path_factory.mktemp(request.param), request.param)
+    options = ["--config", world_.config, "--runs", world_.runs, "--set", "train_user_attention.steps=2"]
     options += ["--set", "train_user_attention.batch=2"]
     for module, more in (
         ("train_alignment", []),
         ("train_user_attention", []),
-        ("export", ["--out", made.runs / "e.safetensors"]),
+        ("export", ["--out", world_.runs / "e.safetensors"]),
     ):
         process = start(module, *options, *more)
         _, err = process.communicate(timeout=900)
         assert process.returncode == 0, err[-2000:]
-    return request.param, made.runs / "e.safetensors"
+    return request.param, world_.runs / "e.safetensors"
 
 
 def test_stock_diffusers_and_the_node_pack_add_what_was_trained(exported, pack):

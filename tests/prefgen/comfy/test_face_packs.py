@@ -65,7 +65,7 @@ def face_pack(request):
     if not (os.environ.get("PREFGEN_NEIGHBOURS") and folder.is_dir()):
         pytest.skip(f"PREFGEN_NEIGHBOURS names no folder with a checkout of {request.param}")
     module, function, weights = PACKS[request.param]
-    finder, known = StandIns(), set(sys.modules)
+    finder, modules_before = StandIns(), set(sys.modules)
     sys.meta_path.append(finder)  # last, so that what is installed is found first
     package = sys.modules[request.param] = types.ModuleType(request.param)
     package.__path__ = [str(folder)]
@@ -74,7 +74,7 @@ def face_pack(request):
         yield getattr(loaded, function), loaded.To_KV, weights
     finally:
         sys.meta_path.remove(finder)
-        for name in set(sys.modules) - known:
+        for name in set(sys.modules) - modules_before:
             if isinstance(sys.modules[name], StandIn) or name.split(".")[0] == request.param:
                 del sys.modules[name]
 
@@ -83,12 +83,12 @@ class Graph:
     def __init__(self, family, pack, face_pack, folder):
         self.patch, self.both = pack("prefgen.comfy.patcher"), Both(family)
         self.set_patch, to_kv, self.weights = face_pack
-        self.found = list(self.patch.cross_attention_blocks(self.both.patcher))
-        cross = self.found[0][1].to_k.in_features
+        self.blocks = list(self.patch.cross_attention_blocks(self.both.patcher))
+        cross = self.blocks[0][1].to_k.in_features
         random = torch.Generator().manual_seed(1)
         state = {
             f"{2 * i + 1}.{side}.weight": torch.randn(a.to_k.out_features, cross, generator=random) * cross**-0.5
-            for i, (_, a) in enumerate(self.found)
+            for i, (_, a) in enumerate(self.blocks)
             for side in ("to_k_ip", "to_v_ip")
         }
         self.identity = types.SimpleNamespace(ip_layers=to_kv(state))
@@ -107,11 +107,17 @@ class Graph:
     def neighbour(self, model):
         """The pack's patches on every block, as its node puts them: SDXL by transformer, SD1.5 by block."""
         model = model.clone()
-        for i, ((kind, number, index), _) in enumerate(self.found):
-            given = {"cond": self.cond, "uncond": self.uncond, "weight": 0.8, "mask": None, self.weights: self.identity}
-            given |= {"sigma_start": 1e9, "sigma_end": 0.0, "module_key": str(2 * i + 1)}
+        for i, ((kind, number, index), _) in enumerate(self.blocks):
+            arguments = {
+                "cond": self.cond,
+                "uncond": self.uncond,
+                "weight": 0.8,
+                "mask": None,
+                self.weights: self.identity,
+            }
+            arguments |= {"sigma_start": 1e9, "sigma_end": 0.0, "module_key": str(2 * i + 1)}
             key = (kind, number, index) if self.both.family == "sdxl" else (kind, number)
-            self.set_patch(model, given, key)
+            self.set_patch(model, arguments, key)
         return model
 
     def latents(self, model):

@@ -27,14 +27,14 @@ def encoder(folder, kind, hidden, projection=None, **more):
         config["projection_dim"] = projection
     path = folder / f"{kind}.json"
     path.write_text(json.dumps(config))
-    made = comfy.clip_vision.ClipVisionModel(str(path))
-    made.dtype = torch.float32
-    made.model.float()
+    tower = comfy.clip_vision.ClipVisionModel(str(path))
+    tower.dtype = torch.float32
+    tower.model.float()
     generator = torch.Generator().manual_seed(hidden)
     with torch.no_grad():
-        for parameter in made.model.parameters():
+        for parameter in tower.model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5)
-    return made
+    return tower
 
 
 @pytest.fixture(scope="module")

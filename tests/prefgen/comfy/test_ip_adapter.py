@@ -19,12 +19,12 @@ def unets():
 @pytest.fixture(scope="module")
 def vision(tmp_path_factory):
     """vision("CLIP ViT-H") -> (transformers' model, ComfyUI's), made once."""
-    made = {}
+    models = {}
 
     def make(name):
-        if name not in made:
-            made[name] = clip_vision(name, tmp_path_factory.mktemp("vision"))
-        return made[name]
+        if name not in models:
+            models[name] = clip_vision(name, tmp_path_factory.mktemp("vision"))
+        return models[name]
 
     return make
 

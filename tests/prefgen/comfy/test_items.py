@@ -40,10 +40,10 @@ def test_two_users_share_a_batch(apply_user, model, two):
 
 def test_a_ramp_gives_every_item_its_own_weight(apply_user, model, two):
     ramp = studio.latents(apply_user(model, two[0], 0.9, item_weights="0=1, 3=0"), BATCH)
-    whole, plain = studio.latents(apply_user(model, two[0], 0.9), BATCH), studio.latents(model, BATCH)
+    full_weight, plain = studio.latents(apply_user(model, two[0], 0.9), BATCH), studio.latents(model, BATCH)
     for item, share in enumerate((1, 2 / 3, 1 / 3, 0)):
         alone = studio.latents(apply_user(model, two[0], 0.9 * share), BATCH)
-        assert_close(ramp[item], alone[item], ulps=SAMPLED, unlike=whole[item] if item else plain[item])
+        assert_close(ramp[item], alone[item], ulps=SAMPLED, unlike=full_weight[item] if item else plain[item])
 
 
 @pytest.mark.parametrize("apply_to", ["positive", "both"])
@@ -89,11 +89,11 @@ def windowed(model, length=2, overlap=0):
 def test_in_a_context_window_every_frame_keeps_its_own_user_and_mask(apply_user, model, two):
     masks = torch.zeros(BATCH, 32, 32)
     masks[3] = 1
-    whole = {
+    batch = {
         "items": apply_user(apply_user(model, two[0], item_weights=FIRST_HALF), two[1], item_weights=SECOND_HALF),
         "masks": apply_user(model, two[0], attn_mask=masks),
     }
-    for patched in whole.values():
+    for patched in batch.values():
         seen, expected = studio.latents(windowed(patched), BATCH), studio.latents(patched, BATCH)
         plain = studio.latents(windowed(model), BATCH)
         assert_close(seen, expected, ulps=SAMPLED)

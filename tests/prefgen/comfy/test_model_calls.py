@@ -214,8 +214,8 @@ def test_tiles_of_a_wrapper_that_hands_on_the_text_alone_are_known_by_it(apply_u
         studio.latents(apply_user(tiled(model, n, carry=["c_crossattn"]), users[0], apply_to=side), size=SIZE)
         for n in (1, 2)
     )
-    known = studio.latents(apply_user(tiled(model, 2), users[0], apply_to=side), size=SIZE)
-    assert close(one, two) and close(two, known)
+    expected = studio.latents(apply_user(tiled(model, 2), users[0], apply_to=side), size=SIZE)
+    assert close(one, two) and close(two, expected)
 
 
 def test_what_nobody_can_tell_is_refused_before_anything_is_painted(
@@ -303,24 +303,24 @@ def repeated(rows, regions, order):
 @pytest.mark.parametrize("regions", [2, 3, 4, 5])
 @pytest.mark.parametrize("side", SIDES)
 def test_the_same_prompt_in_every_region_is_no_regions(apply_user, model, users, regions, side, order):
-    plain, whole = studio.latents(model, 2), studio.latents(apply_user(model, users[0], apply_to=side), 2)
+    plain, expected = studio.latents(model, 2), studio.latents(apply_user(model, users[0], apply_to=side), 2)
     regional = studio.latents(apply_user(coupled(model, regions, order=order), users[0], apply_to=side), 2)
-    assert close(regional, whole) and studio.far(whole, plain)
+    assert close(regional, expected) and studio.far(expected, plain)
     after = coupled(apply_user(model, users[0], apply_to=side), regions, order=order)
-    assert close(studio.latents(after, 2), whole), "the order of the nodes doesn't matter"
+    assert close(studio.latents(after, 2), expected), "the order of the nodes doesn't matter"
 
 
 def test_masks_and_item_weights_go_into_every_region(apply_user, model, users):
     options = {"attn_mask": torch.rand(2, 64, 64), "item_weights": "0=1, 1=0.2"}
-    whole = studio.latents(apply_user(model, users[0], **options), 2)
-    assert close(studio.latents(apply_user(coupled(model, 3), users[0], **options), 2), whole)
+    expected = studio.latents(apply_user(model, users[0], **options), 2)
+    assert close(studio.latents(apply_user(coupled(model, 3), users[0], **options), 2), expected)
 
 
 def test_regions_and_stacked_tiles_together(apply_user, model, users):
     one, two = (studio.latents(apply_user(coupled(tiled(model, n), 2), users[0]), size=SIZE) for n in (1, 2))
     plain = studio.latents(tiled(model, 1), size=SIZE)
-    whole = studio.latents(apply_user(tiled(model, 1), users[0]), size=SIZE)
-    assert close(one, whole) and studio.far(whole, plain)
+    expected = studio.latents(apply_user(tiled(model, 1), users[0]), size=SIZE)
+    assert close(one, expected) and studio.far(expected, plain)
     # This couple takes the batch for as many chunks as there are conditions, which two tiles at once are not.
     assert two.shape == one.shape
 
@@ -332,8 +332,8 @@ def test_a_patch_that_swaps_rows_takes_their_users_along(apply_user, model, user
     swapped = model.clone()
     swapped.set_model_attn2_patch(swap)
     swapped.set_model_attn2_output_patch(lambda out, extra: out.flip(0))
-    whole = studio.latents(apply_user(model, users[0], item_weights="0=1, 1=0.3"), 2)
-    assert close(studio.latents(apply_user(swapped, users[0], item_weights="0=1, 1=0.3"), 2), whole)
+    expected = studio.latents(apply_user(model, users[0], item_weights="0=1, 1=0.3"), 2)
+    assert close(studio.latents(apply_user(swapped, users[0], item_weights="0=1, 1=0.3"), 2), expected)
 
 
 def test_a_patch_that_mixes_rows_is_refused_and_one_that_leaves_them_is_not(
@@ -557,8 +557,8 @@ def test_a_pack_that_stacks_the_conditions_itself_gets_the_users_of_its_halves(a
 
     stacking = model.clone()
     stacking.model_options["sampler_calc_cond_batch_function"] = own
-    whole = studio.latents(apply_user(model, users[0], attn_mask=half_mask("left")), 2, size=SIZE)
-    assert close(studio.latents(apply_user(stacking, users[0], attn_mask=half_mask("left")), 2, size=SIZE), whole)
+    expected = studio.latents(apply_user(model, users[0], attn_mask=half_mask("left")), 2, size=SIZE)
+    assert close(studio.latents(apply_user(stacking, users[0], attn_mask=half_mask("left")), 2, size=SIZE), expected)
 
     def doubled(args):
         return own(args | {"input": torch.cat([args["input"]] * 2), "sigma": args["sigma"].repeat(2)})

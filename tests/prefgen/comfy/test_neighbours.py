@@ -60,9 +60,9 @@ class Graph:
 
     def neighbour(self, model):
         execute = self.nodes.IPAdapterAdvanced().apply_ipadapter
-        given = {"weight": 0.8, "weight_type": "linear", "image": self.picture, "clip_vision": self.vision}
+        inputs = {"weight": 0.8, "weight_type": "linear", "image": self.picture, "clip_vision": self.vision}
         with torch.no_grad():
-            return execute(model, self.ipadapter, **given)[0]
+            return execute(model, self.ipadapter, **inputs)[0]
 
     def latents(self, model):
         pooled = {"pooled_output": self.both.pooled[:1]} if self.both.family == "sdxl" else {}

@@ -179,10 +179,10 @@ def test_the_order_beside_another_packs_patch_is_irrelevant(patcher, world, whol
 
 def test_start_and_end_limit_the_user_to_a_part_of_the_sampling(patcher, world):
     model, users = world
-    whole, plain = latents(patcher.apply_user(model, users[0])), latents(model)
+    full_range, plain = latents(patcher.apply_user(model, users[0])), latents(model)
     parts = [latents(patcher.apply_user(model, users[0], start_at=a, end_at=b)) for a, b in ((0, 0.5), (0.5, 1))]
     for part in parts:
-        assert_far(part, whole)
+        assert_far(part, full_range)
         assert_far(part, plain)
     assert torch.equal(latents(patcher.apply_user(model, users[0], start_at=0.9, end_at=0.2)), plain)
 
@@ -258,7 +258,7 @@ def test_the_preset_all_and_a_level_schedule_are_exactly_the_plain_application(p
 
 def test_a_user_reaches_only_the_blocks_that_are_chosen(patcher, world):
     model, users = world
-    found = list(patcher.cross_attention_blocks(model))
+    blocks = list(patcher.cross_attention_blocks(model))
 
     def outputs(patched):
         """What every cross-attention hands to its output layer at the first call."""
@@ -267,7 +267,7 @@ def test_a_user_reaches_only_the_blocks_that_are_chosen(patcher, world):
             attention.to_out.register_forward_pre_hook(
                 lambda _m, inputs, b=block: seen.setdefault(b, inputs[0].clone())
             )
-            for block, attention in found
+            for block, attention in blocks
         ]
         try:
             latents(patched, cfg=1.0)
@@ -276,7 +276,7 @@ def test_a_user_reaches_only_the_blocks_that_are_chosen(patcher, world):
                 hook.remove()
         return seen
 
-    last = found[-2][0]  # the last output block: nothing runs behind it that it could change
+    last = blocks[-2][0]  # the last output block: nothing runs behind it that it could change
     name = f"out{last[1]}"
     plain, one = outputs(model), outputs(patcher.apply_user(model, users[0], block_weights=f"all=0, {name}=1"))
     changed = {block for block in plain if not torch.equal(plain[block], one[block])}

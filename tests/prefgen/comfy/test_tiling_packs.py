@@ -117,10 +117,10 @@ def test_the_same_prompt_in_every_region_is_no_regions(couple_functions, apply_u
         return chain
 
     for options in ({}, {"attn_mask": torch.rand(2, 32, 32), "item_weights": "0=1, 1=0.3"}):
-        whole = studio.latents(apply_user(model, user, apply_to=side, **options), 2)
-        assert studio.far(whole, studio.latents(model, 2))
+        expected = studio.latents(apply_user(model, user, apply_to=side, **options), 2)
+        assert studio.far(expected, studio.latents(model, 2))
         for chain in (
             apply_user(couple(model), user, apply_to=side, **options),
             couple(apply_user(model, user, apply_to=side, **options)),
         ):
-            assert close(studio.latents(chain, 2), whole)
+            assert close(studio.latents(chain, 2), expected)

@@ -279,10 +279,10 @@ def test_a_full_disk_changes_nothing_and_says_so(taste, monkeypatch, where, one_
 def test_a_picture_that_cannot_be_moved_is_named_and_stays(taste, monkeypatch):
     taste.rate(picture(1), "liked", "1.png")
 
-    def held(*_):
+    def refuse(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(module.os, "rename", held)
+    monkeypatch.setattr(module.os, "rename", refuse)
     with pytest.raises(TasteError, match="1.png can't be moved: permission denied"):
         taste.place([sha256(picture(1))], "disliked")
     assert taste.counts() == {"liked": 1, "disliked": 0}

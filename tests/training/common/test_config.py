@@ -163,9 +163,9 @@ def test_the_pipeline_scripts_start_every_stage_in_the_papers_order(tmp_path):
         assert [stage for stage in started if stage in order] == order
         assert all(find_spec(f"training.{stage}") for stage in started)
         assert all("train_mllm.steps=1" in line for line in said[name] if line.split()[1][9:] in order)
-    kept = [line for line in said["shipped"] if "--start-from prefgen/atelier/weights" in line]
-    assert [line.split()[1] for line in kept] == ["training.atelier.mllm_vision", "training.train_mllm"]
-    assert kept[1].endswith("--set train_mllm.steps=1"), "what the caller sets counts last"
+    warm_starts = [line for line in said["shipped"] if "--start-from prefgen/atelier/weights" in line]
+    assert [line.split()[1] for line in warm_starts] == ["training.atelier.mllm_vision", "training.train_mllm"]
+    assert warm_starts[1].endswith("--set train_mllm.steps=1"), "what the caller sets counts last"
     assert not any(
         f"training.atelier.{stage} " in line for line in said["shipped"] for stage in ("vae", "clip", "unet")
     )

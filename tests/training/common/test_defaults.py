@@ -38,22 +38,24 @@ def defaults():
 
 
 def test_no_default_has_moved():
-    expected, found = json.loads(FILE.read_text())["defaults"], defaults()
-    assert {key: found.get(key, "gone") for key in expected} == expected
+    expected, actual = json.loads(FILE.read_text())["defaults"], defaults()
+    assert {key: actual.get(key, "gone") for key in expected} == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_value_of_a_shipped_configuration_has_moved(name):
     """New keys may come; a key that went or a value that moved orphans every run folder that was made with it."""
-    expected, found = json.loads(FILE.read_text())[name], values_of(name)
-    assert {key: found.get(key, "gone") for key in expected} == expected
+    expected, actual = json.loads(FILE.read_text())[name], values_of(name)
+    assert {key: actual.get(key, "gone") for key in expected} == expected
 
 
 def test_the_shipped_adapter_is_what_its_configuration_trains():
     header = load_adapter(models.WEIGHTS / "adapter.safetensors").header
     section = section_of(load("atelier"), "train_user_attention").model_dump(mode="json")
-    told = {key: value for key, value in header.training.items() if key in section}
-    assert told == {key: section[key] for key in told} and {"steps", "batch", "lr", "distil", "seed"} <= set(told)
+    recorded = {key: value for key, value in header.training.items() if key in section}
+    assert recorded == {key: section[key] for key in recorded} and {"steps", "batch", "lr", "distil", "seed"} <= set(
+        recorded
+    )
     assert header.tokens == section["tokens"]
 
 

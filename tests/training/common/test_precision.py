@@ -102,8 +102,8 @@ def test_a_loss_and_its_gradient_are_those_of_fp32_under_the_autocast_of_cpu_and
     plain = value_and_gradients()
     assert plain[0] > 0
     for modes in ([torch.autocast("cpu", torch.bfloat16)], [torch.autocast("cpu", torch.bfloat16), CudasCasts()]):
-        for exact, found in zip(plain, value_and_gradients(*modes), strict=True):
-            assert found.dtype == torch.float32 and torch.equal(exact, found)
+        for exact, actual in zip(plain, value_and_gradients(*modes), strict=True):
+            assert actual.dtype == torch.float32 and torch.equal(exact, actual)
 
 
 def test_the_imitation_of_cuda_shows_what_an_unguarded_identity_loss_would_lose():
@@ -175,9 +175,9 @@ def test_the_leaning_towards_a_word_is_exact_where_the_mllm_computes_in_bf16(fol
     first, second = (reader.answer_ids(answer)[0] for answer in (YES, NO))
     exact = states.double() @ (head.weight[first].double() - head.weight[second].double())
     with torch.autocast("cpu", torch.bfloat16):
-        found = reader.leaning(states, (YES, NO))
-    assert found.dtype == torch.float32
-    assert torch.allclose(found.double(), exact, rtol=1e-4, atol=1e-4 * exact.abs().max().item())
+        actual = reader.leaning(states, (YES, NO))
+    assert actual.dtype == torch.float32
+    assert torch.allclose(actual.double(), exact, rtol=1e-4, atol=1e-4 * exact.abs().max().item())
 
 
 class NoDoubles(TorchDispatchMode):

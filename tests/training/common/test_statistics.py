@@ -16,17 +16,17 @@ def test_an_interval_is_the_percentiles_of_resampled_means_to_four_places():
     # Between the 250th and 251st of 10,000 draws, counted from either end.
     assert means[249] - 5e-5 <= low <= means[250] + 5e-5 and means[9749] - 5e-5 <= high <= means[9750] + 5e-5
     exact = np.percentile(bootstrap.resampled(by_user), [2.5, 97.5])
-    for bound, whole in zip((low, high), exact, strict=True):
-        assert bound == round(whole, 4) and bound != round(whole, 3)
-        assert abs(bound - whole) <= 5e-5
+    for bound, unrounded in zip((low, high), exact, strict=True):
+        assert bound == round(unrounded, 4) and bound != round(unrounded, 3)
+        assert abs(bound - unrounded) <= 5e-5
 
 
 def test_rows_are_resampled_together():
     by_user = np.random.default_rng(2).normal(size=(2, 3, 11))
-    found = bootstrap.resampled(by_user)
-    assert found.shape == (2, 3, 10_000)
-    np.testing.assert_allclose(found[1, 2], bootstrap.resampled(by_user[1, 2]), atol=1e-12)
-    np.testing.assert_allclose(bootstrap.resampled(by_user[0] - by_user[1]), found[0] - found[1], atol=1e-12)
+    draws = bootstrap.resampled(by_user)
+    assert draws.shape == (2, 3, 10_000)
+    np.testing.assert_allclose(draws[1, 2], bootstrap.resampled(by_user[1, 2]), atol=1e-12)
+    np.testing.assert_allclose(bootstrap.resampled(by_user[0] - by_user[1]), draws[0] - draws[1], atol=1e-12)
 
 
 def test_clusters_are_drawn_as_often_as_there_are():
@@ -42,7 +42,7 @@ def test_a_crossed_mean_resamples_rows_and_columns_by_themselves():
     rng = np.random.default_rng(3)
     sums, counts = rng.normal(size=(5, 4)), rng.integers(0, 3, (5, 4))
     sums = np.where(counts, sums, 0)
-    found = bootstrap.crossed(sums, counts)
+    draws = bootstrap.crossed(sums, counts)
     rows, columns = bootstrap.weights(5, 0), bootstrap.weights(4, 1)
     expected = []
     for row, column in zip(rows, columns, strict=True):
@@ -50,7 +50,7 @@ def test_a_crossed_mean_resamples_rows_and_columns_by_themselves():
         present = sum(row[i] * column[j] * counts[i, j] for i in range(5) for j in range(4))
         if present:
             expected.append(total / present)
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(draws, expected, atol=1e-12)
 
 
 def test_inputs_of_probes_have_zero_mean_and_unit_variance_over_the_reference():

@@ -33,7 +33,7 @@ WORLDS = {"atelier": vocabulary.atelier(), "real": vocabulary.load()}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def undisturbed(tmp_path_factory):
     """The small set, made without any interruption."""
     folder = tmp_path_factory.mktemp("agents") / "whole"
     make(SMALL, folder, processes=1)
@@ -49,29 +49,29 @@ def test_the_paper_s_numbers_are_met_exactly():
     assert sum(counts) == 990_998 and set(counts) == {19, 20}
 
 
-def test_the_set_is_whole_and_its_check_agrees(whole):
-    assert [faults for _, faults in check(whole, pictures=True)] == [[]] * 8
-    assert sum(pq.read_metadata(whole / shard_name(n)).num_rows for n in range(4)) == 96
-    assert pq.read_table(whole / "users.parquet")["user"].to_pylist() == list(range(7))
+def test_the_set_is_whole_and_its_check_agrees(undisturbed):
+    assert [faults for _, faults in check(undisturbed, pictures=True)] == [[]] * 8
+    assert sum(pq.read_metadata(undisturbed / shard_name(n)).num_rows for n in range(4)) == 96
+    assert pq.read_table(undisturbed / "users.parquet")["user"].to_pylist() == list(range(7))
 
 
-def test_parts_on_several_machines_make_the_same_bytes(whole, tmp_path, capsys):
+def test_parts_on_several_machines_make_the_same_bytes(undisturbed, tmp_path, capsys):
     make(SMALL, tmp_path / "set", 1, part=(1, 2))
     assert "2 shards of other parts are missing" in capsys.readouterr().out
     assert not (tmp_path / "set/manifest.json").exists()
     make(SMALL, tmp_path / "set", 1, part=(0, 2))
-    assert content(tmp_path / "set") == content(whole)
+    assert content(tmp_path / "set") == content(undisturbed)
 
 
-def test_one_user_made_alone_is_bit_identical(whole, tmp_path):
+def test_one_user_made_alone_is_bit_identical(undisturbed, tmp_path):
     make_one(SMALL, tmp_path, 4)
     alone = pq.read_table(tmp_path / "user-0000004.parquet").to_pylist()
-    assert alone == [row for row in pq.read_table(whole / "pictures").to_pylist() if row["user"] == 4]
+    assert alone == [row for row in pq.read_table(undisturbed / "pictures").to_pylist() if row["user"] == 4]
     assert len(alone) == SMALL.count(4)
     make_one(SMALL, tmp_path / "again", 4)
     assert set(content(tmp_path / "again").values()) == {content(tmp_path)["user-0000004.parquet"]}
     with pytest.raises(DataError, match="holds a whole set"):
-        make_one(SMALL, whole, 4)
+        make_one(SMALL, undisturbed, 4)
 
 
 def test_a_user_does_not_depend_on_how_many_others_there_are():
@@ -83,8 +83,8 @@ def test_a_user_does_not_depend_on_how_many_others_there_are():
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_the_same_command_ends_in_the_same_bytes(whole, tmp_path):
-    folder, moments, kept = tmp_path / "set", random.Random(5), {}
+def test_killed_at_random_moments_the_same_command_ends_in_the_same_bytes(undisturbed, tmp_path):
+    folder, moments, mtimes = tmp_path / "set", random.Random(5), {}
     finished = folder / ".work/finished"
     for files in (0, 1, 2, 4, 6, 8):  # so many are finished, and then some moments later
         process = run(folder, *OPTIONS, "--processes", 2)
@@ -95,13 +95,13 @@ def test_killed_at_random_moments_the_same_command_ends_in_the_same_bytes(whole,
         process.communicate()
         for note in finished.glob("pictures-*.json"):
             shard = folder / json.loads(note.read_text())["file"]
-            kept.setdefault(shard, (shard.stat().st_ino, shard.stat().st_mtime_ns))
+            mtimes.setdefault(shard, (shard.stat().st_ino, shard.stat().st_mtime_ns))
     process = run(folder, *OPTIONS, "--processes", 2)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
-    assert content(folder) == content(whole)
+    assert content(folder) == content(undisturbed)
     # What was finished when a kill came was not made again.
-    assert kept and kept == {shard: (shard.stat().st_ino, shard.stat().st_mtime_ns) for shard in kept}
+    assert mtimes and mtimes == {shard: (shard.stat().st_ino, shard.stat().st_mtime_ns) for shard in mtimes}
 
 
 DYING = """
@@ -132,13 +132,13 @@ for moment in itertools.count():
 
 
 @pytest.mark.slow
-def test_killed_just_before_and_just_after_renames_the_set_is_still_the_same(whole, tmp_path):
+def test_killed_just_before_and_just_after_renames_the_set_is_still_the_same(undisturbed, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", DYING, tmp_path / "set"], env=environment, capture_output=True, text=True, timeout=900
     )
     assert int(done.stdout.split()[-1]) >= 8, done.stderr  # kills before it came through
-    assert content(tmp_path / "set") == content(whole)
+    assert content(tmp_path / "set") == content(undisturbed)
 
 
 def test_a_killed_worker_is_named_and_the_command_can_be_repeated():
@@ -146,14 +146,14 @@ def test_a_killed_worker_is_named_and_the_command_can_be_repeated():
         list(engine.run(os._exit, [9], processes=2))
 
 
-def test_the_ray_engine_makes_the_same_bytes_though_a_worker_is_killed(whole, tmp_path):
+def test_the_ray_engine_makes_the_same_bytes_though_a_worker_is_killed(undisturbed, tmp_path):
     pytest.importorskip("ray")
     folder = tmp_path / "set"
     process = run(folder, *OPTIONS, "--processes", 2, "--engine", "ray")
     kill_a_ray_worker(process)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
-    assert content(folder) == content(whole)
+    assert content(folder) == content(undisturbed)
 
 
 def test_without_ray_its_engine_says_what_is_missing(monkeypatch):
@@ -163,11 +163,11 @@ def test_without_ray_its_engine_says_what_is_missing(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_in_one_sentence_and_keeps_the_good_part(whole, tmp_path):
+def test_a_full_disk_ends_in_one_sentence_and_keeps_the_good_part(undisturbed, tmp_path):
     import resource
 
     folder = tmp_path / "set"
-    largest = max(p.stat().st_size for p in (whole / "pictures").iterdir())
+    largest = max(p.stat().st_size for p in (undisturbed / "pictures").iterdir())
 
     def small_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, largest - 1))
@@ -178,39 +178,39 @@ def test_a_full_disk_ends_in_one_sentence_and_keeps_the_good_part(whole, tmp_pat
     assert f"Can't write {folder}" in errors and "the disk is full" in errors
     assert not list(folder.rglob("*.tmp")) and not (folder / "manifest.json").exists()
     make(SMALL, folder, 1)
-    assert content(folder) == content(whole)
+    assert content(folder) == content(undisturbed)
 
 
-def test_a_finished_set_is_left_alone_and_another_configuration_refused(whole, tmp_path, capsys):
-    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
-    make(SMALL, whole, 1)
+def test_a_finished_set_is_left_alone_and_another_configuration_refused(undisturbed, tmp_path, capsys):
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
+    make(SMALL, undisturbed, 1)
     assert "finished already" in capsys.readouterr().out
     with pytest.raises(DataError, match="seed=3 instead of 9"):
-        make(Population(7, 96, 9, 2, SMALL.renderer, None), whole, 1)
-    assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
+        make(Population(7, 96, 9, 2, SMALL.renderer, None), undisturbed, 1)
+    assert before == {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(DataError, match="holds other files"):
         make(SMALL, tmp_path, 1)
 
 
-def test_a_shard_cut_short_before_it_was_noted_is_made_again(whole, tmp_path):
+def test_a_shard_cut_short_before_it_was_noted_is_made_again(undisturbed, tmp_path):
     make(SMALL, tmp_path / "set", 1, part=(0, 4))
     shard = tmp_path / "set" / shard_name(0)
     shard.write_bytes(shard.read_bytes()[:-100])
     for note in (tmp_path / "set/.work/finished").iterdir():
         note.unlink()
     make(SMALL, tmp_path / "set", 1)
-    assert content(tmp_path / "set") == content(whole)
+    assert content(tmp_path / "set") == content(undisturbed)
 
 
-def test_damaged_files_that_were_deleted_are_made_again_and_nothing_else(whole, tmp_path):
-    folder = Path(shutil.copytree(whole, tmp_path / "set"))
+def test_damaged_files_that_were_deleted_are_made_again_and_nothing_else(undisturbed, tmp_path):
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "set"))
     for name in (shard_name(2), "users.parquet"):
         (folder / name).unlink()
-    kept = (folder / shard_name(1)).stat()
+    before = (folder / shard_name(1)).stat()
     make(SMALL, folder, 1)
-    assert content(folder) == content(whole)
-    assert (folder / shard_name(1)).stat().st_mtime_ns == kept.st_mtime_ns
+    assert content(folder) == content(undisturbed)
+    assert (folder / shard_name(1)).stat().st_mtime_ns == before.st_mtime_ns
 
 
 @pytest.mark.parametrize("words", WORLDS.values(), ids=WORLDS)
@@ -267,8 +267,8 @@ def test_splits_never_change():
     """Fixed for ever: a set made next year must not leak into one made today."""
     assert [u for u in range(60) if user_split(u) == TEST] == [u for u in range(60) if atelier_users.split(u) == "test"]
     assert prompt_split("a lighthouse") == prompt_split("  A  LIGHTHOUSE ") == TRAIN
-    held = {captions.neutral(*pair) for pair in captions.heldout_prompts()}
-    assert {prompt for _, prompt in WORLDS["atelier"].prompts[TEST]} == held
+    heldout = {captions.neutral(*pair) for pair in captions.heldout_prompts()}
+    assert {prompt for _, prompt in WORLDS["atelier"].prompts[TEST]} == heldout
 
 
 def test_the_real_world_s_vocabulary_holds_together():
@@ -370,8 +370,8 @@ def pipeline(tmp_path_factory):
         unet,
         DDIMScheduler(clip_sample=False, steps_offset=1),
     )
-    made = StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False)
-    made.save_pretrained(folder / "tiny")
+    loaded = StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False)
+    loaded.save_pretrained(folder / "tiny")
     return folder / "tiny"
 
 

@@ -43,7 +43,7 @@ def folder(sound, tmp_path):
 
 
 def faults(folder, pictures=False):
-    return [fault for _, found in check(folder, pictures) for fault in found]
+    return [fault for _, faults_of_part in check(folder, pictures) for fault in faults_of_part]
 
 
 def seal(folder, name):
@@ -170,9 +170,9 @@ def test_a_user_in_train_and_test_is_found(folder):
 
     assert user_split(3) == TRAIN
     rewrite_pictures(folder, leak)
-    found = faults(folder)
-    assert "1 users are in train and in test" in found
-    assert "1 pictures are in another split than their user in users.parquet" in found
+    sentences = faults(folder)
+    assert "1 users are in train and in test" in sentences
+    assert "1 pictures are in another split than their user in users.parquet" in sentences
 
 
 def test_a_prompt_in_train_and_test_is_found_however_it_is_spelled(folder):
@@ -194,8 +194,8 @@ def test_pairs_that_do_not_fit_their_pictures_are_found(folder):
         "pairs.parquet",
         lambda t: t.rename_columns({"liked": "disliked", "disliked": "liked"}).select(PAIRS.names),
     )
-    found = faults(folder)
-    assert "24 pairs name a liked picture that is missing, not held out, of another split or verdict" in found
+    sentences = faults(folder)
+    assert "24 pairs name a liked picture that is missing, not held out, of another split or verdict" in sentences
     rewrite(folder, "pairs.parquet", lambda table: table.slice(2))
     assert "4 pictures are held out and in no pair" in faults(folder)
 
@@ -207,9 +207,9 @@ def test_users_who_are_counted_wrongly_are_found(folder):
 
 def test_a_set_out_of_balance_is_found(folder):
     def all_liked(table):
-        held = table["heldout"].to_pylist()
+        heldout = table["heldout"].to_pylist()
         return put(
-            table, "verdict", [v if h else LIKED for v, h in zip(table["verdict"].to_pylist(), held, strict=True)]
+            table, "verdict", [v if h else LIKED for v, h in zip(table["verdict"].to_pylist(), heldout, strict=True)]
         )
 
     rewrite_pictures(folder, all_liked)
@@ -265,16 +265,16 @@ def real_set(folder, images=True):
         pairs.append({"user": user, "pair": 0, "split": split(user_split(user), TRAIN)} | names)
         numbers = {"liked": 2, "disliked": 2, "pairs": 1, "tastes": [], "dislikes": []}
         users.append({"user": user, "split": user_split(user)} | numbers)
-    made = Store(folder, {"kind": "pickapic"})
-    made.write(shard_name(0), PICTURES, [pa.Table.from_pylist(rows, PICTURES)])
-    made.write("users.parquet", USERS, [pa.Table.from_pylist(users, USERS)])
-    made.write("pairs.parquet", PAIRS, [pa.Table.from_pylist(pairs, PAIRS)])
-    made.write_bytes(
+    real = Store(folder, {"kind": "pickapic"})
+    real.write(shard_name(0), PICTURES, [pa.Table.from_pylist(rows, PICTURES)])
+    real.write("users.parquet", USERS, [pa.Table.from_pylist(users, USERS)])
+    real.write("pairs.parquet", PAIRS, [pa.Table.from_pylist(pairs, PAIRS)])
+    real.write_bytes(
         "report.json", json.dumps({"rules": [{"rule": "tied", "unit": "rows", "dropped": 12345}]}).encode()
     )
-    made.write_index()
-    card.write(made)
-    made.seal(card.versions())
+    real.write_index()
+    card.write(real)
+    real.seal(card.versions())
 
 
 @pytest.mark.parametrize("images", [True, False])

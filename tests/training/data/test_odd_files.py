@@ -108,8 +108,8 @@ def test_a_set_is_made_in_a_folder_that_finder_has_looked_into(agents, tmp_path)
     folder.mkdir()
     (folder / ".DS_Store").write_bytes(b"Bud1")
     make_agents(Population(20, 120, 3, 10, Atelier(32), None), folder, processes=1)
-    made = {name: digest for name, digest in content(folder).items() if name != ".DS_Store"}
-    assert made == content(agents)
+    digests = {name: digest for name, digest in content(folder).items() if name != ".DS_Store"}
+    assert digests == content(agents)
 
 
 def test_hidden_configurations_are_not_offered(tmp_path, monkeypatch):
@@ -147,15 +147,15 @@ def test_a_row_whose_text_is_not_utf_8_is_dropped_and_counted_and_no_other(sourc
     spoil(first, column, [3, 501, 502])
     make_set(folder, tmp_path / "set")
     dropped = pq.read_table(tmp_path / "set" / "dropped.parquet").to_pylist()
-    found = [(row["file"], row["row"]) for row in dropped if row["rule"] == "unreadable"]
-    assert found == [(f"data/{first.name}", row) for row in (3, 501, 502)]
+    unreadable = [(row["file"], row["row"]) for row in dropped if row["rule"] == "unreadable"]
+    assert unreadable == [(f"data/{first.name}", row) for row in (3, 501, 502)]
     report = json.loads((tmp_path / "set" / "report.json").read_text())
     rule = next(rule for rule in report["rules"] if rule["name"] == "unreadable")
     assert rule["dropped"] == 3 and "isn't UTF-8" in (tmp_path / "set" / "card.md").read_text()
     before = pq.read_table(plain / "dropped.parquet").to_pylist()
     same = Counter((row["file"], row["row"]) for row in before if row["rule"] in ("unlabelled", "tied"))
     there = Counter((row["file"], row["row"]) for row in dropped if row["rule"] in ("unlabelled", "tied"))
-    assert there == same - Counter(found)
+    assert there == same - Counter(unreadable)
     assert failures(tmp_path / "set") == {}
 
 

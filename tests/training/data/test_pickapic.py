@@ -45,9 +45,9 @@ class Made:
         files = sorted(self.source.rglob("*.parquet"))
         lengths = [pq.read_metadata(f).num_rows for f in files]
         start = {str(f.relative_to(self.source)): sum(lengths[:i]) for i, f in enumerate(files)}
-        found = [start[d["file"]] + d["row"] for d in self.dropped if d["rule"] == rule]
-        assert len(found) == len(set(found)), "a row is listed once"
-        return set(found)
+        rows = [start[d["file"]] + d["row"] for d in self.dropped if d["rule"] == rule]
+        assert len(rows) == len(set(rows)), "a row is listed once"
+        return set(rows)
 
     def pictures_dropped(self, rule):
         return {d["picture"] for d in self.dropped if d["rule"] == rule}
@@ -73,8 +73,8 @@ EXACT = [*planted.SINGLE, "repeated", "A over B and B over A", "cycle"]
 @pytest.mark.parametrize("rule", EXACT)
 @pytest.mark.parametrize("variant", ["plain", "pictured"])
 def test_a_rule_drops_the_planted_rows_and_no_other(rule, variant, request):
-    made = request.getfixturevalue(variant)
-    assert made.rows_dropped(rule) == made.tables.rows_of(rule) != set()
+    cleaned = request.getfixturevalue(variant)
+    assert cleaned.rows_dropped(rule) == cleaned.tables.rows_of(rule) != set()
 
 
 @pytest.mark.parametrize("fault", looks.FAULTS)
@@ -90,9 +90,9 @@ def test_choices_with_a_faulty_picture_go_and_no_other(pictured):
 def test_near_duplicates_precision_is_1_and_recall_0_9(pictured):
     """Fuzzy: re-encoded at quality 60, resized, or brighter. No sound picture is taken for another."""
     wanted = {pictured.tables.uids[p] for p in pictured.tables.copies}
-    found = pictured.pictures_dropped(rules.NEAR)
-    assert found <= wanted
-    assert len(found) >= 0.9 * len(wanted) > 0
+    dropped = pictured.pictures_dropped(rules.NEAR)
+    assert dropped <= wanted
+    assert len(dropped) >= 0.9 * len(wanted) > 0
     assert pictured.rows_dropped(rules.NEAR_CHOICE) <= pictured.tables.rows_of(rules.NEAR_CHOICE)
 
 
@@ -116,8 +116,8 @@ def test_banding_misses_no_pair_that_all_pairs_would_find(tmp_path):
         db.execute("INSERT INTO choices SELECT range, 1, 0, 0, 2 * range, 2 * range + 1 FROM range(200)")
         rules.start(db)
         rules.judge_pictures(db, [str(tmp_path / "looks.parquet")])
-        found = {p for (p,) in db.execute("SELECT picture FROM gone WHERE rule = ?", [rules.NEAR]).fetchall()}
-    assert found == set(wanted) and 200 < len(found) < 300
+        merged = {p for (p,) in db.execute("SELECT picture FROM gone WHERE rule = ?", [rules.NEAR]).fetchall()}
+    assert merged == set(wanted) and 200 < len(merged) < 300
 
 
 def test_cycles_are_what_walking_the_choices_finds():
@@ -135,9 +135,9 @@ def test_cycles_are_what_walking_the_choices_finds():
         assert on_cycles(winners, losers).tolist() == [reach[b, a] for a, b in edges]
 
 
-def reference(made):
+def reference(cleaned):
     """{(user, picture uid): (verdict, held out, split)} by the written rules, in plain Python, from the truth."""
-    tables = made.tables
+    tables = cleaned.tables
     sound = [n for n in range(len(tables.user)) if not tables.kind[n]]
     score, first, last, prompt = defaultdict(int), {}, {}, {}
     for n in sound:
@@ -152,25 +152,27 @@ def reference(made):
         if points:
             sides[user][points > 0] += 1
     stays = {u for u, c in sides.items() if c[True] >= LIMITS.min_liked and c[False] >= LIMITS.min_disliked}
-    held = defaultdict(set)
+    heldout_pictures = defaultdict(set)
     for n in reversed(sound):
         user, winner, loser = int(tables.user[n]), int(tables.winner[n]), int(tables.loser[n])
         room = min(sides[user][True] - LIMITS.min_liked, sides[user][False] - LIMITS.min_disliked, LIMITS.heldout)
-        clear = score[user, winner] > 0 > score[user, loser] and not {winner, loser} & held[user]
-        if user in stays and clear and len(held[user]) // 2 < room:
-            held[user] |= {winner, loser}
+        clear = score[user, winner] > 0 > score[user, loser] and not {winner, loser} & heldout_pictures[user]
+        if user in stays and clear and len(heldout_pictures[user]) // 2 < room:
+            heldout_pictures[user] |= {winner, loser}
     result = {}
     for user in stays:
-        mine = [(p, points) for (u, p), points in score.items() if u == user and points and p not in held[user]]
+        mine = [
+            (p, points) for (u, p), points in score.items() if u == user and points and p not in heldout_pictures[user]
+        ]
         keep = int(LIMITS.ratio * min(sum(x > 0 for _, x in mine), sum(x < 0 for _, x in mine)))
-        chosen = {p: points for p, points in score.items() if p[0] == user and p[1] in held[user]}
+        chosen = {p: points for p, points in score.items() if p[0] == user and p[1] in heldout_pictures[user]}
         for liked in (True, False):
             side = sorted((p for p in mine if (p[1] > 0) == liked), key=lambda p: (-abs(p[1]), -last[user, p[0]], p))
             chosen |= {(user, p): points for p, points in side[:keep]}
         for (_, p), points in chosen.items():
             words = prompt_split(planted.caption(prompt[p], 1, ""))
             verdict = "liked" if points > 0 else "disliked"
-            result[user, str(tables.uids[p])] = verdict, p in held[user], split(user_split(user), words)
+            result[user, str(tables.uids[p])] = verdict, p in heldout_pictures[user], split(user_split(user), words)
     return result
 
 
@@ -180,7 +182,7 @@ def test_histories_and_held_out_pairs_are_what_the_written_rules_say(plain):
     assert {(r["user"], r["picture"]): (r["verdict"], r["heldout"], r["split"]) for r in rows} == wanted
     assert len(rows) == len(wanted) > 1000 and all(r["image"] is None for r in rows)
     pairs = pq.read_table(plain.folder / "pairs.parquet").to_pylist()
-    assert 2 * len(pairs) == sum(held for _, held, _ in wanted.values()) > 0
+    assert 2 * len(pairs) == sum(heldout for _, heldout, _ in wanted.values()) > 0
     assert {len(p) for p in Counter(p["user"] for p in pairs).items()} and max(p["pair"] for p in pairs) == 1
     prompts = {(r["user"], r["picture"]): normal_prompt(r["prompt"]) for r in rows}
     for p in pairs:
@@ -197,14 +199,14 @@ def test_pictures_keep_their_published_bytes(pictured):
 
 @pytest.mark.parametrize("variant", ["plain", "pictured"])
 def test_the_check_passes(variant, request):
-    made = request.getfixturevalue(variant)
-    assert [(name, faults) for name, faults in check(made.folder, pictures=True) if faults] == []
+    cleaned = request.getfixturevalue(variant)
+    assert [(name, faults) for name, faults in check(cleaned.folder, pictures=True) if faults] == []
 
 
 def test_the_report_counts_what_the_list_names(pictured, plain):
-    for made in (pictured, plain):
-        report = json.loads((made.folder / "report.json").read_text())
-        listed = Counter(d["rule"] for d in made.dropped)
+    for cleaned in (pictured, plain):
+        report = json.loads((cleaned.folder / "report.json").read_text())
+        listed = Counter(d["rule"] for d in cleaned.dropped)
         assert {r["name"]: r["dropped"] for r in report["rules"] if r["dropped"]} == dict(listed)
     assert set(report["not_applied"]) == set(rules.IMAGE_RULES)
 

@@ -52,13 +52,13 @@ def shown(world, picture):
 
 def asked_of(world, count, kind):
     """(user's person, question) of many questions of one kind that `ask` deals."""
-    questions, found = Questions(world, None), []
+    questions, pairs = Questions(world, None), []
     for user in world.users("train", count):
         for number in range(6):
             one = questions.ask(user, np.random.default_rng([user, number]), 3, 3)
             if one.question.startswith(kind):
-                found.append((people_of.user(user), one))
-    return found
+                pairs.append((people_of.user(user), one))
+    return pairs
 
 
 def test_a_family_question_is_answered_by_what_the_user_likes_there(world):
@@ -74,9 +74,9 @@ def test_a_family_question_is_answered_by_what_the_user_likes_there(world):
 
 
 def test_what_is_avoided_is_all_that_the_user_dislikes(world):
-    found = asked_of(world, 40, AVOID_QUESTION)
-    assert len(found) > 40
-    for person, one in found:
+    asked = asked_of(world, 40, AVOID_QUESTION)
+    assert len(asked) > 40
+    for person, one in asked:
         assert one.answer.split(", ") == [said(*pair) for pair in person.disliked]
 
 
@@ -116,47 +116,47 @@ def test_the_kinds_come_equally_often(world):
 
 def test_closed_questions_of_the_atelier_take_turns_and_come_again_the_same(world):
     questions = Questions(world, None)
-    found = list(questions.closed(12, 4, "test"))
-    assert [user for user, _, _ in found] == [u for u in world.users("test", 12) for _ in range(4)]
-    assert {kind for _, kind, _ in found} == {"would"}
+    asked = list(questions.closed(12, 4, "test"))
+    assert [user for user, _, _ in asked] == [u for u in world.users("test", 12) for _ in range(4)]
+    assert {kind for _, kind, _ in asked} == {"would"}
     for user in world.users("test", 12):
-        own = [one.answer for owner, _, one in found if owner == user]
+        own = [one.answer for owner, _, one in asked if owner == user]
         assert own in (["yes", "no"] * 2, ["no", "yes"] * 2)
-    firsts = [found[i][2].answer for i in range(0, 48, 4)]
+    firsts = [asked[i][2].answer for i in range(0, 48, 4)]
     assert len(set(firsts)) == 2, "not every user begins with the same answer"
-    for user, _, one in found:
+    for user, _, one in asked:
         sides = one.history.liked.sum(), (~one.history.liked).sum()
         assert all(2 <= n <= 8 for n in sides)
         disliked = len(shown(world, one.shown[0]) & set(people_of.user(user).disliked))
         assert disliked == 0 if one.answer == "yes" else disliked >= 2
     again = list(questions.closed(12, 4, "test"))
-    assert all(np.array_equal(a[2].shown, b[2].shown) for a, b in zip(found, again, strict=True))
-    assert len({one.shown[0] for _, _, one in found}) > 40
+    assert all(np.array_equal(a[2].shown, b[2].shown) for a, b in zip(asked, again, strict=True))
+    assert len({one.shown[0] for _, _, one in asked}) > 40
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def agents_and_questions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vqa")
     make(Population(60, 1180, 3, 16, Atelier(16), None), folder / "agents", processes=1)
     command.make(folder / "agents", folder / "questions", 10, seed=0)
     return folder
 
 
-def rows_of(made, split):
+def rows_of(agents_and_questions, split):
     import pyarrow.parquet as pq
 
-    return pq.read_table(made / f"questions/{split}.parquet").to_pylist()
+    return pq.read_table(agents_and_questions / f"questions/{split}.parquet").to_pylist()
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_closed_questions_of_a_data_set_are_its_own_that_two_words_answer(made, split):
-    world = DataSetWorld(made / "agents")
-    questions = Questions(world, made / "questions", split)
-    rows = [row for row in rows_of(made, split) if row["kind"] in ANSWERS]
-    found = list(questions.closed(0, 99, split))
-    assert Counter(user for user, _, _ in found) == Counter(row["user"] for row in rows)
-    assert {kind for _, kind, _ in found} == {"would", "which"}
-    for _, kind, one in found:
+def test_closed_questions_of_a_data_set_are_its_own_that_two_words_answer(agents_and_questions, split):
+    world = DataSetWorld(agents_and_questions / "agents")
+    questions = Questions(world, agents_and_questions / "questions", split)
+    rows = [row for row in rows_of(agents_and_questions, split) if row["kind"] in ANSWERS]
+    asked = list(questions.closed(0, 99, split))
+    assert Counter(user for user, _, _ in asked) == Counter(row["user"] for row in rows)
+    assert {kind for _, kind, _ in asked} == {"would", "which"}
+    for _, kind, one in asked:
         assert one.answer in ANSWERS[kind] and len(one.shown) == {"would": 1, "which": 2}[kind]
         liked = {"yes": [True], "no": [False], "first": [True, False], "second": [False, True]}
         assert world.is_liked[one.shown].tolist() == liked[one.answer]
@@ -164,12 +164,15 @@ def test_closed_questions_of_a_data_set_are_its_own_that_two_words_answer(made, 
         assert [world.prompt(p) for p in one.history.pictures] == one.history.prompts
         assert not set(one.shown) & set(one.history.pictures)
     two = list(questions.closed(2, 99, split))
-    assert sorted({user for user, _, _ in two}) == sorted({row["user"] for row in rows_of(made, split)})[:2]
+    assert (
+        sorted({user for user, _, _ in two})
+        == sorted({row["user"] for row in rows_of(agents_and_questions, split)})[:2]
+    )
 
 
-def test_a_users_own_questions_are_asked_and_others_where_there_are_none(made):
-    world = DataSetWorld(made / "agents")
-    questions, rows = Questions(world, made / "questions"), rows_of(made, "train")
+def test_a_users_own_questions_are_asked_and_others_where_there_are_none(agents_and_questions):
+    world = DataSetWorld(agents_and_questions / "agents")
+    questions, rows = Questions(world, agents_and_questions / "questions"), rows_of(agents_and_questions, "train")
     user = rows[0]["user"]
     own = {(row["question"], row["answer"]) for row in rows if row["user"] == user}
     asked = [questions.ask(user, np.random.default_rng(n), 9, 9) for n in range(40)]
@@ -180,11 +183,14 @@ def test_a_users_own_questions_are_asked_and_others_where_there_are_none(made):
 
 
 @pytest.mark.parametrize("kind", ["would", "which"])
-def test_the_report_says_how_often_the_text_alone_was_right(made, kind):
-    report = json.loads((made / "questions/report.json").read_text())["text_only"][kind]
+def test_the_report_says_how_often_the_text_alone_was_right(agents_and_questions, kind):
+    report = json.loads((agents_and_questions / "questions/report.json").read_text())["text_only"][kind]
     control = TextOnly()
-    splits = {split: [row for row in rows_of(made, split) if row["kind"] == kind] for split in ("train", "test")}
-    world = DataSetWorld(made / "agents")
+    splits = {
+        split: [row for row in rows_of(agents_and_questions, split) if row["kind"] == kind]
+        for split in ("train", "test")
+    }
+    world = DataSetWorld(agents_and_questions / "agents")
     places = zip(world.index["shard"].to_pylist(), world.index["row"].to_pylist(), strict=True)
     prompts = {place: world.prompt(picture) for picture, place in enumerate(places)}
 
@@ -201,17 +207,17 @@ def test_the_report_says_how_often_the_text_alone_was_right(made, kind):
     assert report == {"right": right, "asked": asked, "gives_away": beats_chance(right, asked)} and asked > 5
 
 
-def test_questions_that_are_missing_or_of_another_set_are_named(made, tmp_path):
-    world = DataSetWorld(made / "agents")
+def test_questions_that_are_missing_or_of_another_set_are_named(agents_and_questions, tmp_path):
+    world = DataSetWorld(agents_and_questions / "agents")
     with pytest.raises(DataError, match="data.questions is missing"):
         Questions(world, None)
     with pytest.raises(DataError, match="holds no questions"):
         Questions(world, tmp_path)
     other = tmp_path / "agents"
-    shutil.copytree(made / "agents", other)
-    (other / "manifest.json").write_bytes((made / "agents/manifest.json").read_bytes() + b"\n")
+    shutil.copytree(agents_and_questions / "agents", other)
+    (other / "manifest.json").write_bytes((agents_and_questions / "agents/manifest.json").read_bytes() + b"\n")
     with pytest.raises(DataError, match="made of another set"):
-        Questions(DataSetWorld(other), made / "questions")
+        Questions(DataSetWorld(other), agents_and_questions / "questions")
 
 
 class Few:

@@ -32,14 +32,14 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def made(data, tmp_path_factory):
+def question_set(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("vqa") / "questions"
     report = make_module.make(data, folder, EACH, seed=0)
     return folder, report, {s: pq.read_table(folder / f"{s}.parquet").to_pylist() for s in (TRAIN, TEST)}
 
 
-def test_every_kind_is_asked_in_several_wordings_and_answers_are_in_balance(made):
-    _, report, rows = made
+def test_every_kind_is_asked_in_several_wordings_and_answers_are_in_balance(question_set):
+    _, report, rows = question_set
     for split in (TRAIN, TEST):
         assert {row["kind"] for row in rows[split]} == set(KINDS)
         assert {user_split(row["user"]) for row in rows[split]} == {split}
@@ -51,15 +51,15 @@ def test_every_kind_is_asked_in_several_wordings_and_answers_are_in_balance(made
     assert sum(report["questions"][TRAIN].values()) == len(rows[TRAIN])
 
 
-def test_no_asked_picture_nor_its_prompt_is_in_the_history_and_test_asks_about_held_out_ones(data, made):
+def test_no_asked_picture_nor_its_prompt_is_in_the_history_and_test_asks_about_held_out_ones(data, question_set):
     index = {(r["user"], r["picture"]): r for r in pq.read_table(data / "index.parquet").to_pylist()}
-    for split, rows in made[2].items():
+    for split, rows in question_set[2].items():
         for row in rows:
-            known = [index[row["user"], p["picture"]] for p in row["history"]]
-            assert [k["verdict"] == "liked" for k in known] == [p["liked"] for p in row["history"]]
-            assert not any(k["heldout"] for k in known)
+            history_rows = [index[row["user"], p["picture"]] for p in row["history"]]
+            assert [k["verdict"] == "liked" for k in history_rows] == [p["liked"] for p in row["history"]]
+            assert not any(k["heldout"] for k in history_rows)
             assert all(sum(p["liked"] == side for p in row["history"]) >= SIDE[0] for side in (True, False))
-            prompts = {normal_prompt(k["prompt"]) for k in known}
+            prompts = {normal_prompt(k["prompt"]) for k in history_rows}
             asked = [index[row["user"], p["picture"]] for p in row["asked"]]
             assert not prompts & {normal_prompt(a["prompt"]) for a in asked}
             assert all(a["heldout"] == (split == TEST) for a in asked)
@@ -72,10 +72,10 @@ def test_no_asked_picture_nor_its_prompt_is_in_the_history_and_test_asks_about_h
                 assert not asked and row["answer"]
 
 
-def test_traits_are_told_from_the_history_s_own_pictures(made, data):
+def test_traits_are_told_from_the_history_s_own_pictures(question_set, data):
     index = {(r["user"], r["picture"]): set(r["attributes"]) for r in pq.read_table(data / "index.parquet").to_pylist()}
     checked = 0
-    for row in made[2][TRAIN]:
+    for row in question_set[2][TRAIN]:
         if row["kind"] in ("shared", "avoid"):
             side = row["kind"] == "shared"
             here, there = (
@@ -89,16 +89,16 @@ def test_traits_are_told_from_the_history_s_own_pictures(made, data):
     assert checked > 100
 
 
-def test_the_named_rows_hold_the_pictures(data, made):
-    row = next(r for r in made[2][TEST] if r["kind"] == "which")
+def test_the_named_rows_hold_the_pictures(data, question_set):
+    row = next(r for r in question_set[2][TEST] if r["kind"] == "which")
     places = [*row["history"], *row["asked"]]
     shards, rows = (np.array([place[name] for place in places]) for name in ("shard", "row"))
     pictures = [read_picture(image) for _, image in images_at(data, shards, rows)]
     assert [picture.shape for picture in pictures] == [(16, 16, 3)] * len(places)
 
 
-def test_the_same_command_makes_the_same_bytes_and_another_is_refused(data, made, tmp_path):
-    folder, report, _ = made
+def test_the_same_command_makes_the_same_bytes_and_another_is_refused(data, question_set, tmp_path):
+    folder, report, _ = question_set
     assert make_module.make(data, tmp_path / "again", EACH, seed=0) == report
     assert content(tmp_path / "again") == content(folder)
     assert make_module.make(data, folder, EACH, seed=0) == report
@@ -108,11 +108,11 @@ def test_the_same_command_makes_the_same_bytes_and_another_is_refused(data, made
         make_module.make(tmp_path, tmp_path / "x", EACH, seed=0)
 
 
-def test_a_folder_of_other_wordings_is_refused_not_called_finished(data, made, monkeypatch):
+def test_a_folder_of_other_wordings_is_refused_not_called_finished(data, question_set, monkeypatch):
     kind = replace(KINDS["would"], wordings=("Yes or no?",))
     monkeypatch.setitem(KINDS, "would", kind)
     with pytest.raises(DataError, match="holds other questions"):
-        make_module.make(data, made[0], EACH, seed=0)
+        make_module.make(data, question_set[0], EACH, seed=0)
 
 
 def pictures(attributes=frozenset({"palette/neon"})):
@@ -144,8 +144,8 @@ def test_the_control_finds_what_a_text_gives_away_and_passes_what_it_does_not():
     def questions(leak):
         for user in range(200):
             for _, q in ask(pictures(), 0, user, range(10), heldout=False):
-                given = f"{q.question} {q.answer if leak else ''}"
-                yield Question(q.kind, given, q.answer, q.history, q.asked)
+                text = f"{q.question} {q.answer if leak else ''}"
+                yield Question(q.kind, text, q.answer, q.history, q.asked)
 
     for leak in (True, False):
         control, right, asked = TextOnly(), 0, 0

@@ -87,7 +87,7 @@ def compare(folder, out, *options):
 
 
 @pytest.fixture(scope="module")
-def made(studio):
+def compared(studio):
     result = compare(studio, studio / "out")
     assert result.returncode == 0, result.stderr[-3000:]
     (pictures,) = (path for path in (studio / "out").iterdir() if path.is_dir())
@@ -100,8 +100,8 @@ def picture(folder, row, name):
 
 
 @pytest.mark.slow
-def test_every_row_is_painted_and_scored_with_intervals(made, studio):
-    result, _ = made
+def test_every_row_is_painted_and_scored_with_intervals(compared, studio):
+    result, _ = compared
     assert list(result["rows"]) == [
         "none", "described", "described_both", "oracle", "mismatched", "prefgen", "image_only",
     ]  # fmt: skip
@@ -116,8 +116,8 @@ def test_every_row_is_painted_and_scored_with_intervals(made, studio):
     assert "PrefGen" in page and "python -m training.evaluation.compare" in page and "pickscore" in page
 
 
-def test_rows_differ_where_the_method_does_and_share_the_noise(made):
-    _, folder = made
+def test_rows_differ_where_the_method_does_and_share_the_noise(compared):
+    _, folder = compared
     for name in ("0000-00-0.png", "0002-01-1.png"):
         none, prefgen, other = (picture(folder, row, name) for row in ("none", "prefgen", "mismatched"))
         assert len({none, prefgen, other, picture(folder, "image_only", name)}) == 4
@@ -126,16 +126,16 @@ def test_rows_differ_where_the_method_does_and_share_the_noise(made):
 
 
 @pytest.mark.slow
-def test_the_same_command_paints_only_what_is_missing(made, studio):
-    _, folder = made
+def test_the_same_command_paints_only_what_is_missing(compared, studio):
+    _, folder = compared
     before = (studio / "out/compare.json").read_text()
-    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+    mtimes = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
     gone = folder / "prefgen/0001-01-0.png"
     content = gone.read_bytes()
     gone.unlink()
     assert compare(studio, studio / "out", "--batch", "1").returncode == 0
     again = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
-    assert {path for path in again if again[path] != kept[path]} == {gone}
+    assert {path for path in again if again[path] != mtimes[path]} == {gone}
     with Image.open(gone) as image:
         assert image.size == (64, 64)
     assert (

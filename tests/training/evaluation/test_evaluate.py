@@ -46,8 +46,8 @@ def test_alignment_over_some_families_counts_who_has_opinions_there():
     assert narrowed.tastes[0].liked == (("palette", "neon"),)
     assert readings.only(person, {"line"}) is None, "nothing is disliked there"
     seen = [{"attributes": {"palette": "neon", "line": "thick"}}] * 2
-    found = readings.alignment(seen, [narrowed, None], [(0, "owl", "moon"), (1, "owl", "moon")])
-    assert found[0] == 1.0 and np.isnan(found[1])
+    alignments = readings.alignment(seen, [narrowed, None], [(0, "owl", "moon"), (1, "owl", "moon")])
+    assert alignments[0] == 1.0 and np.isnan(alignments[1])
 
 
 def test_every_user_gets_held_out_prompts_and_all_of_them_come_by_turns():
@@ -130,9 +130,11 @@ def test_a_small_run_measures_every_row_and_goes_on_where_it_was_stopped(tmp_pat
     assert result["rows"]["pointwise"]["alignment"] == result["rows"]["prefgen"]["alignment"], "the same weights here"
     assert (out / "figures/history_size.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "figures/methods.jpg").read_bytes().startswith(b"\xff\xd8")
-    kept = {path.stem: json.loads(path.read_text()) for path in runs.rglob("*.json")}
+    stored = {path.stem: json.loads(path.read_text()) for path in runs.rglob("*.json")}
     different = [
-        name for name in kept if "readings" in kept[name] and kept[name]["readings"] != kept["prefgen"]["readings"]
+        name
+        for name in stored
+        if "readings" in stored[name] and stored[name]["readings"] != stored["prefgen"]["readings"]
     ]
     assert {"none", "mismatched", "oracle", "swapped", "described", "reference_1", "weight_1.5"} <= set(different)
 

@@ -55,13 +55,13 @@ def test_pictures_in_another_range_would_be_noticed(painter, pictures, scenes):
 
 
 def test_the_embeddings_are_the_judges_and_clips_own(painter, pictures):
-    found = read(painter, pictures[:3])
+    rows = read(painter, pictures[:3])
     with torch.inference_mode():
         judged = painter.judge.features(pictures[:3] / 2 + 0.5)
         seen = torch.nn.functional.normalize(image_features(painter.clip, pictures[:3]), dim=1)
-    np.testing.assert_allclose([r["judge"] for r in found], judged.numpy(), atol=1e-4)
-    np.testing.assert_allclose([r["clip"] for r in found], seen.numpy(), atol=1e-5)
-    assert [len(row) for reading in found for row in (reading["clip"], reading["judge"])] == [128, 256] * 3
+    np.testing.assert_allclose([r["judge"] for r in rows], judged.numpy(), atol=1e-4)
+    np.testing.assert_allclose([r["clip"] for r in rows], seen.numpy(), atol=1e-5)
+    assert [len(row) for reading in rows for row in (reading["clip"], reading["judge"])] == [128, 256] * 3
 
 
 def test_pictures_that_a_user_would_like_align_with_that_user_and_not_with_the_next(painter):

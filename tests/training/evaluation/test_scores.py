@@ -52,7 +52,7 @@ def test_more_pictures_than_a_batch_and_a_prompt_past_the_limit(clip_folder):
 
 def openai_names(tower):
     """A transformers vision tower's tensors as OpenAI's CLIP names them."""
-    state, found = {k.removeprefix("vision_model."): v for k, v in tower.state_dict().items()}, {}
+    state, renamed = {k.removeprefix("vision_model."): v for k, v in tower.state_dict().items()}, {}
     for ours, theirs in {
         "embeddings.class_embedding": "class_embedding",
         "embeddings.patch_embedding.weight": "conv1.weight",
@@ -60,12 +60,12 @@ def openai_names(tower):
         "pre_layrnorm.": "ln_pre.",
         "post_layernorm.": "ln_post.",
     }.items():
-        found |= {theirs + k.removeprefix(ours): v for k, v in state.items() if k.startswith(ours)}
+        renamed |= {theirs + k.removeprefix(ours): v for k, v in state.items() if k.startswith(ours)}
     for i in range(TOWER["num_hidden_layers"]):
         layer, block = f"encoder.layers.{i}.", f"transformer.resblocks.{i}."
         for kind in ("weight", "bias"):
             joined = torch.cat([state[f"{layer}self_attn.{name}_proj.{kind}"] for name in "qkv"])
-            found[f"{block}attn.in_proj_{kind}"] = joined
+            renamed[f"{block}attn.in_proj_{kind}"] = joined
             for ours, theirs in (
                 ("self_attn.out_proj", "attn.out_proj"),
                 ("mlp.fc1", "mlp.c_fc"),
@@ -73,8 +73,8 @@ def openai_names(tower):
                 ("layer_norm1", "ln_1"),
                 ("layer_norm2", "ln_2"),
             ):
-                found[f"{block}{theirs}.{kind}"] = state[f"{layer}{ours}.{kind}"]
-    return found
+                renamed[f"{block}{theirs}.{kind}"] = state[f"{layer}{ours}.{kind}"]
+    return renamed
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_the_precision_goes_by_the_name_that_this_transformers_has(clip_folder, 
     options = {}
     load = CLIPModel.from_pretrained
     monkeypatch.setattr("training.evaluation.scores.dtype_option", lambda dtype: {"of_this_version": dtype})
-    monkeypatch.setattr(CLIPModel, "from_pretrained", lambda folder, **given: options.update(given) or load(folder))
+    monkeypatch.setattr(CLIPModel, "from_pretrained", lambda folder, **more: options.update(more) or load(folder))
     Clip(clip_folder, dtype=torch.bfloat16)
     assert options["of_this_version"] == torch.bfloat16 and not {"dtype", "torch_dtype"} & options.keys()
 

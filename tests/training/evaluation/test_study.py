@@ -23,10 +23,10 @@ METHODS = ("prefgen", "none", "oracle")
 
 def save(path, rng, size=24):
     """A picture of noise whose metadata tell everything."""
-    told = PngImagePlugin.PngInfo()
-    told.add_text("prompt", path.stem)
+    metadata = PngImagePlugin.PngInfo()
+    metadata.add_text("prompt", path.stem)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(rng.integers(256, size=(size, size, 3), dtype=np.uint8)).save(path, pnginfo=told)
+    Image.fromarray(rng.integers(256, size=(size, size, 3), dtype=np.uint8)).save(path, pnginfo=metadata)
 
 
 def write_table(folder, users=3, prompts=2, methods=METHODS, liked=2, disliked=1):
@@ -47,7 +47,7 @@ def write_table(folder, users=3, prompts=2, methods=METHODS, liked=2, disliked=1
     return rows
 
 
-def made(folder, plan, **options):
+def study_of(folder, plan, **options):
     """A study of small pictures; returns its key."""
     write_table(folder / "in", **options)
     make(pictures.read(folder / "in"), folder / "study", plan)
@@ -56,7 +56,7 @@ def made(folder, plan, **options):
 
 @pytest.fixture
 def small(tmp_path):
-    return made(tmp_path, Plan(trials=0, repeats=3))
+    return study_of(tmp_path, Plan(trials=0, repeats=3))
 
 
 def page_data(folder):
@@ -105,10 +105,10 @@ def test_a_table_becomes_blinded_trials(small, tmp_path):
 
 def test_nothing_in_the_page_tells_a_method(small, tmp_path):
     page = tmp_path / "study/page"
-    told = [method.encode() for method in METHODS[::2]] + [b"u0_", b"key.json", b"http:", b"https:"]
+    telling = [method.encode() for method in METHODS[::2]] + [b"u0_", b"key.json", b"http:", b"https:"]
     for file in page.rglob("*"):
         if file.is_file():
-            assert not any(word in file.read_bytes() for word in told), file
+            assert not any(word in file.read_bytes() for word in telling), file
     names = Counter(name for trial in page_data(page.parent)["trials"] for name in trial["pictures"])
     assert set(names.values()) == {1}, "how often a name appears would tell a method"
     files = list((page / "pictures").iterdir())
@@ -125,11 +125,11 @@ def test_nothing_in_the_page_tells_a_method(small, tmp_path):
 
 
 def test_a_part_of_the_trials_is_balanced_and_pairs_can_be_named(tmp_path):
-    key = made(tmp_path / "a", Plan(trials=9, repeats=0), users=3, prompts=3)
+    key = study_of(tmp_path / "a", Plan(trials=9, repeats=0), users=3, prompts=3)
     compared = Counter(frozenset(entry["pictures"].values()) for entry in key["trials"].values())
     assert set(compared.values()) == {3}
     assert set(Counter(entry["user"] for entry in key["trials"].values()).values()) == {3}
-    key = made(tmp_path / "b", Plan((("none", "prefgen"),), trials=0, repeats=0))
+    key = study_of(tmp_path / "b", Plan((("none", "prefgen"),), trials=0, repeats=0))
     assert {frozenset(e["pictures"].values()) for e in key["trials"].values()} == {frozenset(("none", "prefgen"))}
 
 
@@ -249,7 +249,7 @@ def test_empty_and_foreign_files_are_refused(small, tmp_path):
 
 
 def test_a_known_preference_is_found_and_everything_is_counted(tmp_path):
-    key = made(tmp_path, Plan(trials=0, repeats=4), users=12, prompts=3, methods=("prefgen", "none"))
+    key = study_of(tmp_path, Plan(trials=0, repeats=4), users=12, prompts=3, methods=("prefgen", "none"))
     files = [judge(tmp_path / f"{n}.csv", key, f"J{n}", prefers("prefgen", 0.8)) for n in range(5)]
     part = list(key["trials"])[:-7]
     files.append(judge(tmp_path / "part.csv", key, "Part", prefers("prefgen", 1), trials=part))
@@ -271,7 +271,7 @@ def test_a_known_preference_is_found_and_everything_is_counted(tmp_path):
 
 
 def test_careless_judges_can_be_left_out_by_their_repeats(tmp_path):
-    key = made(tmp_path, Plan(trials=0, repeats=6), methods=("prefgen", "none"))
+    key = study_of(tmp_path, Plan(trials=0, repeats=6), methods=("prefgen", "none"))
 
     def fickle(entry, rng):
         return sorted(entry["pictures"].values())[bool(entry["mirrors"])]
@@ -343,7 +343,7 @@ def page(chromium):
 
 @pytest.mark.slow
 def test_a_judge_with_keys_alone_does_the_whole_study_in_the_real_page(page, tmp_path):
-    key = made(tmp_path, Plan(trials=0, repeats=2), methods=("prefgen", "none"))
+    key = study_of(tmp_path, Plan(trials=0, repeats=2), methods=("prefgen", "none"))
     methods = {name: method for entry in key["trials"].values() for name, method in entry["pictures"].items()}
     side = "document.getElementById('{}').src.slice(-20, -4)"
 

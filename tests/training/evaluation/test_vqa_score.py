@@ -39,12 +39,12 @@ class Playing:
 
     def __init__(self, questions, lean):
         self.lean, self.sizes = lean, []
-        self.known = {id(one.conversation.history): one for one in questions}
+        self.questions = {id(one.conversation.history): one for one in questions}
 
     def batch(self, asked):
         assert all(one.answer == "" for one in asked), "the answer must not be read"
         self.sizes.append(len(asked))
-        values = [self.lean(self.known[id(one.history)]) for one in asked]
+        values = [self.lean(self.questions[id(one.history)]) for one in asked]
         # Conversations end at different places; elsewhere nothing is said.
         states = torch.full((len(asked), 5, 2), float("nan"))
         last = torch.tensor([i % 5 for i in range(len(asked))])
@@ -146,7 +146,7 @@ def test_a_real_reader_leans_as_each_conversation_by_itself(mllm):
     rng = np.random.default_rng(3)
     asked = [question(user, number, rng, "would", None) for user in range(3) for number in range(3)]
     reader = Reader(mllm, World())
-    found = score.leanings(reader, asked, 4, "test")
+    actual = score.leanings(reader, asked, 4, "test")
     yes, no = (mllm.tokenizer(word, add_special_tokens=False).input_ids[0] for word in ANSWERS["would"])
     expected = []
     with torch.inference_mode():
@@ -157,8 +157,8 @@ def test_a_real_reader_leans_as_each_conversation_by_itself(mllm):
             hidden = mllm.family.text(**batch.inputs).last_hidden_state[0, -1]
             logits = mllm.model.get_output_embeddings()(hidden)
             expected.append(float(logits[yes] - logits[no]))
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
-    assert np.std(found) > 0.01
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)
+    assert np.std(actual) > 0.01
 
 
 def test_a_blind_reader_sees_the_same_in_every_picture(mllm):
