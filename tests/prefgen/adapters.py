@@ -41,7 +41,7 @@ def random_adapter(
         "mllm": {
             "name": "tiny",
             "num_layers": LAYERS,
-            "hidden_size": core,
+            "hidden_size": core or CORE,
             "sem_layers": SEM_LAYERS,
             "core_layer": CORE_LAYER,
         },
@@ -51,7 +51,7 @@ def random_adapter(
         entries["mllm"] = None
     elif entries["mllm"] is not None:
         absent = ({} if semantic else {"sem_layers": []}) | ({} if core else {"core_layer": None})
-        entries["mllm"] = entries["mllm"] | {"hidden_size": core or CORE} | absent
+        entries["mllm"] = entries["mllm"] | absent
     layers = len((entries["mllm"] or {"sem_layers": SEM_LAYERS})["sem_layers"])
     sem_norm = aligner.LayerStandardiser(layers, core or CORE) if semantic else None
     core_norm = aligner.LayerStandardiser(1, core) if core else None
