@@ -13,7 +13,6 @@ import sys
 import types
 from pathlib import Path
 
-import comfy.sample
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -120,15 +119,6 @@ class Graph:
             self.set_patch(model, arguments, key)
         return model
 
-    def latents(self, model):
-        pooled = {"pooled_output": self.both.pooled[:1]} if self.both.family == "sdxl" else {}
-        conds = [[[self.both.states[i : i + 1], dict(pooled)]] for i in range(2)]
-        noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            return comfy.sample.sample(
-                model, noise, 3, 4.0, "euler", "normal", *conds, torch.zeros_like(noise), disable_pbar=True, seed=0
-            )
-
 
 @pytest.fixture(scope="module", params=list(UNETS))
 def graph(request, pack, face_pack, tmp_path_factory):
@@ -137,21 +127,21 @@ def graph(request, pack, face_pack, tmp_path_factory):
 
 def test_either_order_paints_bit_identical_latents_with_both_effects(graph):
     model = graph.both.patcher
-    before = graph.latents(graph.prefgen(graph.neighbour(model)))
-    assert torch.equal(before, graph.latents(graph.neighbour(graph.prefgen(model))))
+    before = graph.both.latents(graph.prefgen(graph.neighbour(model)))
+    assert torch.equal(before, graph.both.latents(graph.neighbour(graph.prefgen(model))))
     for alone in (model, graph.prefgen(model), graph.neighbour(model)):
-        assert_far(graph.latents(alone), before)
+        assert_far(graph.both.latents(alone), before)
 
 
 def test_every_queue_paints_the_same_and_nothing_leaks(graph):
     model = graph.both.patcher
-    plain, options = graph.latents(model), repr(model.model_options)
+    plain, options = graph.both.latents(model), repr(model.model_options)
     for first, then in ((graph.neighbour, graph.prefgen), (graph.prefgen, graph.neighbour)):
         upstream = first(model)
-        expected, alone = graph.latents(then(upstream)), graph.latents(upstream)
+        expected, alone = graph.both.latents(then(upstream)), graph.both.latents(upstream)
         for _ in range(QUEUES):
             patched = then(upstream)
-            assert torch.equal(graph.latents(patched), expected)
+            assert torch.equal(graph.both.latents(patched), expected)
             assert len(patched.get_wrappers(WrappersMP.APPLY_MODEL, graph.patch.KEY)) == 1
-        assert torch.equal(graph.latents(upstream), alone)
-    assert torch.equal(graph.latents(model), plain) and repr(model.model_options) == options
+        assert torch.equal(graph.both.latents(upstream), alone)
+    assert torch.equal(graph.both.latents(model), plain) and repr(model.model_options) == options

@@ -8,7 +8,6 @@ import os
 import sys
 from pathlib import Path
 
-import comfy.sample
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -64,15 +63,6 @@ class Graph:
         with torch.no_grad():
             return execute(model, self.ipadapter, **inputs)[0]
 
-    def latents(self, model):
-        pooled = {"pooled_output": self.both.pooled[:1]} if self.both.family == "sdxl" else {}
-        conds = [[[self.both.states[i : i + 1], dict(pooled)]] for i in range(2)]
-        noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            return comfy.sample.sample(
-                model, noise, 3, 4.0, "euler", "normal", *conds, torch.zeros_like(noise), disable_pbar=True, seed=0
-            )
-
 
 @pytest.fixture(scope="module", params=list(UNETS))
 def graph(request, pack, ipadapter_plus, tmp_path_factory):
@@ -81,11 +71,11 @@ def graph(request, pack, ipadapter_plus, tmp_path_factory):
 
 def test_either_order_paints_bit_identical_latents_with_both_effects(graph):
     model = graph.both.patcher
-    before = graph.latents(graph.prefgen(graph.neighbour(model)))
-    after = graph.latents(graph.neighbour(graph.prefgen(model)))
+    before = graph.both.latents(graph.prefgen(graph.neighbour(model)))
+    after = graph.both.latents(graph.neighbour(graph.prefgen(model)))
     assert torch.equal(before, after)
     for alone in (model, graph.prefgen(model), graph.neighbour(model)):
-        assert_far(graph.latents(alone), before)
+        assert_far(graph.both.latents(alone), before)
 
 
 def test_every_queue_paints_the_same_and_nothing_grows(graph):
@@ -93,25 +83,25 @@ def test_every_queue_paints_the_same_and_nothing_grows(graph):
     model = graph.both.patcher
     for first, then in ((graph.neighbour, graph.prefgen), (graph.prefgen, graph.neighbour)):
         upstream = first(model)
-        expected, alone = graph.latents(then(upstream)), graph.latents(upstream)
+        expected, alone = graph.both.latents(then(upstream)), graph.both.latents(upstream)
         for _ in range(QUEUES):
             patched = then(upstream)
-            assert torch.equal(graph.latents(patched), expected)
+            assert torch.equal(graph.both.latents(patched), expected)
             assert len(patched.get_wrappers(WrappersMP.APPLY_MODEL, graph.patch.KEY)) == 1
-        assert torch.equal(graph.latents(upstream), alone)
+        assert torch.equal(graph.both.latents(upstream), alone)
 
 
 def test_two_of_each_in_any_order_add_up_to_the_same_picture(graph):
     """Their register and our wrapper both stack."""
     model = graph.both.patcher
-    one = graph.latents(graph.prefgen(graph.neighbour(graph.prefgen(graph.neighbour(model)))))
-    other = graph.latents(graph.neighbour(graph.neighbour(graph.prefgen(graph.prefgen(model)))))
+    one = graph.both.latents(graph.prefgen(graph.neighbour(graph.prefgen(graph.neighbour(model)))))
+    other = graph.both.latents(graph.neighbour(graph.neighbour(graph.prefgen(graph.prefgen(model)))))
     assert torch.equal(one, other)
-    assert_far(one, graph.latents(graph.prefgen(graph.neighbour(model))))
+    assert_far(one, graph.both.latents(graph.prefgen(graph.neighbour(model))))
 
 
 def test_the_plain_model_is_untouched_by_all_of_it(graph):
     model = graph.both.patcher
-    plain, options = graph.latents(model), repr(model.model_options)
-    graph.latents(graph.prefgen(graph.neighbour(model)))
-    assert torch.equal(graph.latents(model), plain) and repr(model.model_options) == options
+    plain, options = graph.both.latents(model), repr(model.model_options)
+    graph.both.latents(graph.prefgen(graph.neighbour(model)))
+    assert torch.equal(graph.both.latents(model), plain) and repr(model.model_options) == options

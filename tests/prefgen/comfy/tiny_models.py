@@ -3,6 +3,7 @@
 import json
 
 import comfy.clip_vision
+import comfy.sample
 import comfy.supported_models
 import comfy.utils
 import torch
@@ -74,6 +75,16 @@ class Both:
         self.x, self.states = torch.randn(2, 4, 16, 16), torch.randn(2, 7, UNETS[family]["cross_attention_dim"])
         self.pooled, self.ids = torch.randn(2, 1280), torch.tensor([[512.0, 512, 0, 0, 512, 512]] * 2)
         self.t = 500
+
+    def latents(self, model):
+        """What a sampler makes of a patcher of this model in three steps, the same noise and prompts every time."""
+        pooled = {"pooled_output": self.pooled[:1]} if self.family == "sdxl" else {}
+        conds = [[[self.states[i : i + 1], dict(pooled)]] for i in range(2)]
+        noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            return comfy.sample.sample(
+                model, noise, 3, 4.0, "euler", "normal", *conds, torch.zeros_like(noise), disable_pbar=True, seed=0
+            )
 
     def ours(self, patched, rows=(0, 1)):
         """Two rows, the positive and the unconditional half, through ComfyUI."""
