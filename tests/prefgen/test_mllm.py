@@ -13,89 +13,17 @@ from prefgen.lru import LeastRecentlyUsed
 from prefgen.mllm.model import MLLMError, PreferenceMLLM
 from prefgen.mllm.prompt import CLOSING_QUESTION, build_messages, render_prompt
 from tests.closeness import FAR, assert_close, assert_far, difference
+from tests.prefgen.tiny_mllms import IDEFICS_TEMPLATE, LAYERS, SPECIALS, WIDTH, WORDS, write_model, write_tokenizer
 
-# transformers' own SmolVLM forward needs the tokens of a picture to be a multiple of the patch size.
-SIZE, PATCH, LAYERS, WIDTH, PER_PICTURE = 16, 4, 4, 24, 4
-SPECIALS = [
-    "<pad>",
-    "<unk>",
-    "<|im_start|>",
-    "<end_of_utterance>",
-    "<image>",
-    "<fake_token_around_image>",
-    "<global-img>",
-]
-WORDS = "User Assistant liked disliked What does this user like a boat cat : ? ( )".split()
-# As SmolVLM's own template writes a conversation.
-CHAT_TEMPLATE = (
-    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}: "
-    "{% for line in message['content'] %}"
-    "{% if line['type'] == 'text' %}{{ line['text'] }}{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}"
-    "{% endfor %}<end_of_utterance>\n{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-
-
-def write_tokenizer(folder, chat_template=None):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocab = {word: i for i, word in enumerate(SPECIALS + WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(SPECIALS)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", chat_template=chat_template
-    ).save_pretrained(folder)
-
-
-def write_model(folder, family="smolvlm", seed=0):
-    from transformers import (
-        Idefics3Config,
-        Idefics3ForConditionalGeneration,
-        SmolVLMConfig,
-        SmolVLMForConditionalGeneration,
-    )
-
-    config_class, model_class = {
-        "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),
-        "idefics3": (Idefics3Config, Idefics3ForConditionalGeneration),
-    }[family]
-    text = {
-        "model_type": "llama",
-        "vocab_size": len(SPECIALS + WORDS),
-        "hidden_size": WIDTH,
-        "intermediate_size": 40,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "pad_token_id": 0,
-        "initializer_range": 0.5,  # large enough for every picture and word to leave its mark on the last token
-    }
-    vision = {
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": SIZE,
-        "patch_size": PATCH,
-        "initializer_range": 0.5,
-    }
-    torch.manual_seed(seed)
-    config = config_class(
-        text_config=text, vision_config=vision, scale_factor=2, image_token_id=SPECIALS.index("<image>"), pad_token_id=0
-    )
-    model = model_class(config).eval()
-    for parameter in model.model.connector.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(folder)
+SIZE = 16
+PER_PICTURE = 4
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """One folder a family, the second with a chat template."""
     root = tmp_path_factory.mktemp("mllm")
-    for family, template in (("smolvlm", None), ("idefics3", CHAT_TEMPLATE)):
+    for family, template in (("smolvlm", None), ("idefics3", IDEFICS_TEMPLATE)):
         write_model(root / family, family)
         write_tokenizer(root / family, template)
     return root
@@ -312,7 +240,9 @@ class TestAnswers:
     @pytest.fixture
     def mllm(self, tmp_path):
         """A model whose random weights have something to say."""
-        write_model(tmp_path / "talker", seed=1)
+        # Large enough weights, and a seed, with which no answer ends within nine words.
+        large = {"initializer_range": 0.5}
+        write_model(tmp_path / "talker", "smolvlm", seed=1, text=large, vision=large)
         write_tokenizer(tmp_path / "talker")
         return watched(PreferenceMLLM.load(tmp_path / "talker"))
 
@@ -337,6 +267,7 @@ class TestAnswers:
 
     def test_the_host_waits_once_for_every_word(self, mllm):
         """Counted by torch: every number that Python reads off a tensor while the answer is made."""
+        from torch.overrides import TorchFunctionMode
         from torch.utils._python_dispatch import TorchDispatchMode
 
         class Reads(TorchDispatchMode):
@@ -346,10 +277,17 @@ class TestAnswers:
                 self.count += func in (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
                 return func(*args, **(kwargs or {}))
 
+        class Lists(TorchFunctionMode):
+            """A whole tensor that is read at once, which on the CPU is no operator."""
+
+            def __torch_function__(self, func, kinds, args=(), kwargs=None):
+                reads.count += func is torch.Tensor.tolist
+                return func(*args, **(kwargs or {}))
+
         counts = []
         for limit in (3, 9):
             mllm.answer(history(), limit=limit)  # what is read of the pictures is kept
-            with Reads() as reads:
+            with Reads() as reads, Lists():
                 mllm.answer(history(), limit=limit)
             counts.append(reads.count)
         assert counts[1] - counts[0] == 9 - 3
@@ -387,7 +325,7 @@ class TestFingerprint:
     def test_the_revision_follows_the_weights_not_the_folder(self, folders, tmp_path, mllm):
         shutil.copytree(folders / "smolvlm", tmp_path / "copy")
         assert PreferenceMLLM.load(tmp_path / "copy").fingerprint["revision"] == mllm.fingerprint["revision"]
-        write_model(tmp_path / "copy", seed=1)
+        write_model(tmp_path / "copy", "smolvlm", seed=1)
         assert PreferenceMLLM.load(tmp_path / "copy").fingerprint["revision"] != mllm.fingerprint["revision"]
 
 
