@@ -16,15 +16,15 @@ def mllm(pack):
 def described(pack, mllm):
     """(user, liked traits, disliked traits) of every bundled example user, as the node gives them."""
     world, histories = pack("prefgen.atelier.users"), pack("prefgen.comfy.histories")
-    found = []
+    rows = []
     for number in world.EXAMPLE_USERS.values():
         liked, disliked = histories.load(number)[:2]
         output = pack("nodes").DescribePreference.execute(mllm=[mllm], liked=liked, disliked=disliked)
         positive, negative, document = output.args
-        told = json.loads(document)
-        assert positive == ", ".join(told["liked"]) and negative == ", ".join(told["disliked"])
-        found.append((world.user(number), told["liked"], told["disliked"]))
-    return found
+        traits = json.loads(document)
+        assert positive == ", ".join(traits["liked"]) and negative == ", ".join(traits["disliked"])
+        rows.append((world.user(number), traits["liked"], traits["disliked"]))
+    return rows
 
 
 def test_every_trait_is_a_phrase_of_the_atelier_and_none_is_on_both_sides(described, pack):
@@ -40,9 +40,9 @@ def test_what_is_said_is_true_far_more_often_than_by_chance(described, pack):
     phrase = {(a.family, a.name): a.phrase for family in families for a in family}
     for side in ("liked", "disliked"):
         said = true = 0
-        for person, *told in described:
+        for person, *sides in described:
             pairs = [p for t in person.tastes for p in t.liked] if side == "liked" else person.disliked
-            words = told[0] if side == "liked" else told[1]
+            words = sides[0] if side == "liked" else sides[1]
             said, true = said + len(words), true + len({phrase[tuple(p)] for p in pairs} & set(words))
         assert true >= said / 3, f"{side}: {true} of {said}"  # chance is a tenth
 
@@ -73,12 +73,12 @@ def test_words_for_all_that_there_are_pictures_of_leave_the_mllm_alone(pack, mll
     liked, disliked = pack("prefgen.comfy.histories").load(next(iter(EXAMPLE_USERS.values())))[:2]
     node = pack("nodes").DescribePreference
     assert next(i for i in node.define_schema().inputs if i.id == "mllm").lazy
-    given = [
+    cases = [
         ({"disliked": disliked, "liked_traits": ["boats"], "disliked_traits": ["noise"]}, ("boats", "noise")),
         ({"liked_traits": ["boats"]}, ("boats", "")),
         ({"disliked": [], "liked_traits": ["boats"], "disliked_traits": [""]}, ("boats", "")),
     ]
-    for inputs, expected in given:
+    for inputs, expected in cases:
         assert node.check_lazy_status(mllm=(None,), liked=liked, **inputs) == []
         assert node.execute(mllm=(None,), liked=liked, **inputs).args[:2] == expected
     for inputs in ({}, {"disliked": disliked, "liked_traits": ["boats"]}, {"disliked_traits": ["noise"]}):
@@ -93,15 +93,15 @@ def test_in_a_graph_the_words_reach_both_prompts(tmp_path):
     from scripts.comfy_server import ROOT, ComfyServer
 
     with ComfyServer(setup_env.find_comfyui(), tmp_path, threads=2) as server, server.client() as client:
-        whole = graphs.to_api(graphs.load(ROOT / "workflows" / "prefgen_atelier.json"), client.object_info())
-        graph = graphs.only(whole, [graphs.find(whole, "SaveImage", "Save without preference")])
+        template = graphs.to_api(graphs.load(ROOT / "workflows" / "prefgen_atelier.json"), client.object_info())
+        graph = graphs.only(template, [graphs.find(template, "SaveImage", "Save without preference")])
         for kind in ("PrefGen_LoadPreferenceHistory", "PrefGen_LoadPreferenceMLLM"):
-            node = graphs.find(whole, kind)
-            graph[node] = whole[node]
+            node = graphs.find(template, kind)
+            graph[node] = template[node]
         history, mllm = (graphs.find(graph, f"PrefGen_LoadPreference{kind}") for kind in ("History", "MLLM"))
-        given = {"mllm": [mllm, 0], "liked": [history, 0], "disliked": [history, 1]}
-        graph["900"] = {"class_type": "PrefGen_DescribePreference", "inputs": given}
-        graph["901"] = {"class_type": "PrefGen_EncodePreferenceHistory", "inputs": given}
+        inputs = {"mllm": [mllm, 0], "liked": [history, 0], "disliked": [history, 1]}
+        graph["900"] = {"class_type": "PrefGen_DescribePreference", "inputs": inputs}
+        graph["901"] = {"class_type": "PrefGen_EncodePreferenceHistory", "inputs": inputs}
         # Without a sampler: a history can be looked at alone.
         shown = {}
         for number in ("900", "901"):

@@ -28,8 +28,8 @@ def server(tmp_path_factory):
 @pytest.fixture(scope="module")
 def graph(server):
     with server.client() as client:
-        whole = graphs.to_api(graphs.load(ROOT / "workflows" / "prefgen_atelier.json"), client.object_info())
-    small = graphs.only(whole, [graphs.find(whole, "SaveImage", "Save with preference")])
+        template = graphs.to_api(graphs.load(ROOT / "workflows" / "prefgen_atelier.json"), client.object_info())
+    small = graphs.only(template, [graphs.find(template, "SaveImage", "Save with preference")])
     sampler = graphs.find(small, "KSampler")
     small[sampler]["inputs"]["steps"] = 2
     small[graphs.find(small, "PrefGen_LoadPreferenceHistory")]["inputs"]["history"] = "sea"

@@ -102,8 +102,8 @@ def test_the_stages_bank_is_the_users_tastes_in_words(bank, runs):
     people = users_of("train", USERS)
     assert 20 < sum(len(person.tastes) == 2 for person in people) < USERS / 2
     histories = AtelierWorld(runs)
-    found = user_bank(load_base(load("atelier"), "cpu", without=("unet", "vae")), histories, [p.id for p in people])
-    torch.testing.assert_close(found, bank, rtol=0, atol=1e-4)
+    rows = user_bank(load_base(load("atelier"), "cpu", without=("unet", "vae")), histories, [p.id for p in people])
+    torch.testing.assert_close(rows, bank, rtol=0, atol=1e-4)
 
 
 def test_a_user_whose_taste_nobody_knows_has_no_row_in_the_bank():
@@ -115,8 +115,8 @@ def test_a_user_whose_taste_nobody_knows_has_no_row_in_the_bank():
         def text_bank(self, texts):
             return torch.eye(4)[[["a cat", "a fish"].index(text) for text in texts]]
 
-    found = user_bank(Text(), Words(), [0, 1, 2])
-    torch.testing.assert_close(found, torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0], [0.5**0.5, 0.5**0.5, 0, 0]]))
+    rows = user_bank(Text(), Words(), [0, 1, 2])
+    torch.testing.assert_close(rows, torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0], [0.5**0.5, 0.5**0.5, 0, 0]]))
 
 
 def test_held_out_users_are_found_by_their_own_words(both):
@@ -158,9 +158,9 @@ def test_the_held_out_distance_is_smaller_than_that_of_other_vectors(both, align
     # The stage's kernel: octaves of the median distance between texts of users that it learns from.
     bandwidths = median_bandwidths(bank[:border], bank[:0])
     texts = bank[border:]
-    found = mmd2(aligned[border:].flatten(0, 1), texts, bandwidths).item()
-    assert both[0]["heldout_mmd"] == pytest.approx(found, abs=5e-4)
-    assert found < 0.2 * mmd2(texts[:1].expand(36, -1), texts, bandwidths).item(), "one text for everybody"
+    distance = mmd2(aligned[border:].flatten(0, 1), texts, bandwidths).item()
+    assert both[0]["heldout_mmd"] == pytest.approx(distance, abs=5e-4)
+    assert distance < 0.2 * mmd2(texts[:1].expand(36, -1), texts, bandwidths).item(), "one text for everybody"
 
 
 def test_the_paired_term_alone_brings_users_to_their_own_words(runs, both):
@@ -179,8 +179,8 @@ def test_the_distance_alone_leaves_nobody_with_their_own_words(runs, both):
 
 @pytest.mark.parametrize(("seen", "heldout"), [(1, 2), (2, 1), (0, 5)])
 def test_too_few_tastes_in_words_on_either_side_are_refused(runs, bank, tmp_path, monkeypatch, seen, heldout):
-    known, border = torch.zeros(USERS, 1), first_heldout(USERS)
-    known[border - seen : border + heldout] = 1
-    monkeypatch.setattr(train_alignment, "user_bank", lambda *_: bank * known)
+    in_words, border = torch.zeros(USERS, 1), first_heldout(USERS)
+    in_words[border - seen : border + heldout] = 1
+    monkeypatch.setattr(train_alignment, "user_bank", lambda *_: bank * in_words)
     with pytest.raises(SystemExit, match=f"of {USERS} users of atelier only {seen + heldout} have a taste in words"):
         trained(runs, tmp_path / "runs", steps=1)

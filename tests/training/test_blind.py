@@ -217,12 +217,12 @@ class Known:
 
 
 def test_the_target_is_the_first_that_there_is():
-    told = {1: (["red", "round"], ["blue"])}
-    assert targets.target_of(Known(["palette/pastel"], told), "auto") == "attributes"
-    assert targets.target_of(Known([], told), "auto") == "traits"
+    traits = {1: (["red", "round"], ["blue"])}
+    assert targets.target_of(Known(["palette/pastel"], traits), "auto") == "attributes"
+    assert targets.target_of(Known([], traits), "auto") == "traits"
     assert targets.target_of(Known(), "auto") == "prompts"
-    assert targets.target_of(Known(["palette/pastel"], told), "prompts") == "prompts"
-    world = Known(["palette/pastel"], told)
+    assert targets.target_of(Known(["palette/pastel"], traits), "prompts") == "prompts"
+    world = Known(["palette/pastel"], traits)
     assert targets.texts_of(world, "attributes", 1) == [("round shapes", 1.0), ("pastel palette", 1.0)]
     assert targets.texts_of(world, "traits", 1) == [("red, round", 1.0)]
     assert targets.texts_of(world, "traits", 2) == []

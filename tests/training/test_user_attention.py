@@ -36,12 +36,12 @@ def finished(process):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A world whose alignment and branch were trained by the two scripts, each in one go."""
-    made = world(tmp_path_factory.mktemp("sd15"), "sd15")
-    made.options = ["--config", made.config, "--runs", made.runs, "--set", f"train_user_attention.steps={STEPS}"]
-    finished(start("train_alignment", *made.options))
+    world_ = world(tmp_path_factory.mktemp("sd15"), "sd15")
+    world_.options = ["--config", world_.config, "--runs", world_.runs, "--set", f"train_user_attention.steps={STEPS}"]
+    finished(start("train_alignment", *world_.options))
     looked = ["--set", "train_user_attention.pictures_every=2", "--set", "train_user_attention.heldout_every=2"]
-    finished(start("train_user_attention", *made.options, *looked))
-    return made
+    finished(start("train_user_attention", *world_.options, *looked))
+    return world_
 
 
 def command(monkeypatch, module, *words):
@@ -220,20 +220,20 @@ def test_users_whose_taste_nobody_can_say_are_not_aligned(small, monkeypatch):
 
 
 def test_a_base_of_another_family_or_of_none_is_told_before_it_is_loaded(trained, tmp_path):
-    def told(**base):
+    def refusal(**base):
         config = load(write_config(tmp_path / "run.yaml", "sd15", trained.base, trained.data, base=base))
         with pytest.raises(BaseError) as raised:
             load_base(config)
         return str(raised.value)
 
-    assert told(family="sdxl") == f"base.path {trained.base} holds an SD1.5 model, base.family says sdxl."
-    assert "is no diffusers folder" in told(path=str(tmp_path))
+    assert refusal(family="sdxl") == f"base.path {trained.base} holds an SD1.5 model, base.family says sdxl."
+    assert "is no diffusers folder" in refusal(path=str(tmp_path))
     damaged = tmp_path / "damaged"
     shutil.copytree(trained.base, damaged)
     (damaged / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"")
-    assert "can't be loaded" in told(path=str(damaged))
+    assert "can't be loaded" in refusal(path=str(damaged))
     (tmp_path / "model.safetensors").write_bytes(b"no")
-    assert "save_pretrained" in told(path=str(tmp_path / "model.safetensors"))
+    assert "save_pretrained" in refusal(path=str(tmp_path / "model.safetensors"))
 
 
 def test_shapes_keep_the_area_and_the_proportions():
@@ -279,9 +279,9 @@ def test_sdxl_is_told_the_shape_that_it_paints():
 
     base = SimpleNamespace(family="sdxl", pixels=1024, device=torch.device("cpu"), dtype=torch.float32)
     text, sizes = Text(torch.zeros(1, 2, 4), torch.zeros(1, 6)), torch.tensor([[1301, 1013, 3, 5]])
-    for shape, told in ((None, [1024, 1024]), ((832, 1216), [832, 1216])):
+    for shape, size in ((None, [1024, 1024]), ((832, 1216), [832, 1216])):
         added = Base.added_conditions(base, text, sizes, shape)
-        assert added["time_ids"].tolist() == [[1301, 1013, 3, 5, *told]]
+        assert added["time_ids"].tolist() == [[1301, 1013, 3, 5, *size]]
 
 
 def test_min_snr_weighs_both_predictions_alike_in_terms_of_x0(trained):

@@ -128,10 +128,10 @@ def test_a_judge_reads_pictures_of_any_size_the_same():
     torch.manual_seed(0)
     judge = Judge(8).eval()
     scene = random_scene(np.random.default_rng(3))
-    whole = as_tensor(render(scene)[None])
-    for one, other in zip(judge.read(whole), judge.read(as_read(whole)), strict=True):
+    picture = as_tensor(render(scene)[None])
+    for one, other in zip(judge.read(picture), judge.read(as_read(picture)), strict=True):
         assert one.scene == other.scene and one.errors == other.errors
-    assert set(CLASSES["subject"]) >= {judge.read(whole)[0].scene.subject}
+    assert set(CLASSES["subject"]) >= {judge.read(picture)[0].scene.subject}
 
 
 def test_shifted_timesteps_are_noisier_by_the_shift():
@@ -175,9 +175,9 @@ def test_captions_name_what_they_say():
         assert bare.text and not bare.names & {"subject", "number", "setting", "companion"}
         neutral = random_caption(scene, rng, neutral=1.0)
         assert ", " not in neutral.text
-        whole = random_caption(scene, rng, neutral=0.0)
+        complete = random_caption(scene, rng, neutral=0.0)
         look = phrases(scene)
-        assert sorted(whole.text.split(", ")[1:]) == sorted(look[name] for name in whole.names if name in look)
+        assert sorted(complete.text.split(", ")[1:]) == sorted(look[name] for name in complete.names if name in look)
     assert not named_classes([neutral])[0, list(CLASSES).index("palette")]
 
 

@@ -150,8 +150,8 @@ def test_a_run_killed_twelve_times_at_any_moment_goes_on_bit_for_bit(tmp_path):
     seen, log = (lines(tmp_path / "straight", name) for name in ("seen-0", "log"))
     assert dict(lines(tmp_path, "seen-0")) == dict(seen), "each step saw the same samples each time"
     assert len(lines(tmp_path, "seen-0")) > steps, "steps were done again"
-    told = [{k: line[k] for k in ("step", "lr", "loss", "grad_norm", "grad")} for line in lines(tmp_path)]
-    assert told == [{k: line[k] for k in ("step", "lr", "loss", "grad_norm", "grad")} for line in log]
+    logged = [{k: line[k] for k in ("step", "lr", "loss", "grad_norm", "grad")} for line in lines(tmp_path)]
+    assert logged == [{k: line[k] for k in ("step", "lr", "loss", "grad_norm", "grad")} for line in log]
 
 
 # A process that is killed at one call of its second checkpoint.
@@ -179,8 +179,8 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_bit_for_bit(tmp_path,
     line = [sys.executable, "-c", DYING, str(tmp_path), moment]
     killed = subprocess.run(line, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    whole = [name for name in names(tmp_path) if name.endswith(".pt")]
-    assert whole == ["step-00000001.pt", "step-00000002.pt"][: 1 + (moment == "folder")]
+    complete = [name for name in names(tmp_path) if name.endswith(".pt")]
+    assert complete == ["step-00000001.pt", "step-00000002.pt"][: 1 + (moment == "folder")]
     assert same(toy(tmp_path), straight.state)
     assert "can't be used" not in capsys.readouterr().out, "nothing is taken for damaged"
     assert not [name for name in names(tmp_path) if name.endswith(".tmp")]
@@ -194,10 +194,12 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path, straig
     process = start(tmp_path, pause=0.2, before=in_the_background)
     after_a_step(process, tmp_path)
     process.send_signal(number)
-    _, told = process.communicate(timeout=900)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 128 + number
     step = len(lines(tmp_path, "seen-0"))
-    assert f"toy: Stopped after step {step}; the same command goes on from here." in told and "Traceback" not in told
+    assert (
+        f"toy: Stopped after step {step}; the same command goes on from here." in errors and "Traceback" not in errors
+    )
     assert names(tmp_path) == [f"step-{step:08d}.json", f"step-{step:08d}.pt"] and 0 < step < 12
     assert same(toy(tmp_path), straight.state)
     assert lines(tmp_path, "seen-0") == straight.seen
@@ -237,8 +239,8 @@ def spoil(path, how):
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(stopped, straight, how, capsys):
     spoil(stopped / "toy/checkpoints/step-00000005.pt", how)
     assert same(toy(stopped), straight.state)
-    told = [line for line in capsys.readouterr().out.splitlines() if "step-00000005.pt" in line]
-    assert len(told) == 1 and "going on from step-00000004.pt" in told[0]
+    sentences = [line for line in capsys.readouterr().out.splitlines() if "step-00000005.pt" in line]
+    assert len(sentences) == 1 and "going on from step-00000004.pt" in sentences[0]
     assert "step-00000004.pt" in names(stopped) and "step-00000005.damaged" in names(stopped)
 
 
@@ -259,9 +261,9 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_the_checkpoint_before_stays(
     def small_files_only():
         resource.setrlimit(resource.RLIMIT_FSIZE, (size - 500, size - 500))
 
-    _, told = start(stopped, before=small_files_only, save_seconds=0).communicate(timeout=900)
-    assert "toy, step 6: the checkpoint can't be written" in told and "Traceback" not in told
-    assert "step-00000005.pt. Make room" in told and names(stopped) == before
+    _, errors = start(stopped, before=small_files_only, save_seconds=0).communicate(timeout=900)
+    assert "toy, step 6: the checkpoint can't be written" in errors and "Traceback" not in errors
+    assert "step-00000005.pt. Make room" in errors and names(stopped) == before
     assert same(toy(stopped), straight.state)
 
 
@@ -365,7 +367,7 @@ def test_a_logged_value_that_is_not_finite_stops_the_run(tmp_path):
 @pytest.mark.parametrize("options", [{}, {"parts": True, "accumulate": 2}], ids=["wrapped", "averaged"])
 def test_two_processes_train_as_one(tmp_path, options):
     one = toy(tmp_path / "one", noise=0)
-    _, told = start(tmp_path / "two", *TWO, noise=0, **options).communicate(timeout=900)
+    _, errors = start(tmp_path / "two", *TWO, noise=0, **options).communicate(timeout=900)
     two = last_state(tmp_path / "two/toy")
     if "parts" in options:
         two["model"] = dict(zip(one["model"], two["model"].values(), strict=True))
@@ -382,9 +384,9 @@ def test_a_run_spread_over_two_processes_goes_on_in_two_and_in_one(tmp_path):
     process = start(tmp_path / "two", *TWO, noise=0, fsdp=True, pause=0.4)
     after_a_step(process, tmp_path / "two")
     process.terminate()  # the launcher, which tells both
-    _, told = process.communicate(timeout=900)
+    _, errors = process.communicate(timeout=900)
     step = last_state(tmp_path / "two/toy")["step"]
-    assert 0 < step < 12 and f"Stopped after step {step}" in told
+    assert 0 < step < 12 and f"Stopped after step {step}" in errors
     shutil.copytree(tmp_path / "two", tmp_path / "then one")
     straight = toy(tmp_path / "one", noise=0)
     start(tmp_path / "two", *TWO, noise=0, fsdp=True).communicate(timeout=900)
@@ -401,8 +403,8 @@ def test_fsdp_1_is_refused(tmp_path):
 
 
 def test_a_batch_in_pieces_trains_as_in_one(tmp_path):
-    whole, cut = (toy(tmp_path / str(n), noise=0, accumulate=n) for n in (1, 4))
-    assert_near(whole, cut)
+    unsplit, cut = (toy(tmp_path / str(n), noise=0, accumulate=n) for n in (1, 4))
+    assert_near(unsplit, cut)
     assert [x["loss"] for x in lines(tmp_path / "4")] == pytest.approx([x["loss"] for x in lines(tmp_path / "1")], 1e-4)
 
 

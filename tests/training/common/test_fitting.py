@@ -74,11 +74,11 @@ def test_live_tensors_are_counted_until_their_last_use():
     assert peak_bytes(lambda: layers(inputs)) == 2 * 5 * 16 * 4
     assert peak_bytes(lambda: layers(inputs).view(2, 10)[:1]) == 2 * 5 * 16 * 4, "a view takes no memory"
 
-    def kept():
+    def retained():
         rows = [layers[0](inputs) for _ in range(3)]
         return sum(row.sum() for row in rows)
 
-    assert 3 * 5 * 16 * 4 <= peak_bytes(kept) < 4 * 5 * 16 * 4
+    assert 3 * 5 * 16 * 4 <= peak_bytes(retained) < 4 * 5 * 16 * 4
 
 
 def test_pieces_are_powers_of_two_of_what_is_free(monkeypatch):
