@@ -170,6 +170,7 @@ def run(family: str, folder: Path, pixels: int) -> dict:
     peaks = {}
     latents = {}
     with ComfyServer(find_comfyui(), folder) as server, server.client() as client:
+        # In this order: the first loads the checkpoint, the second CLIP vision and the adapter.
         for name, weight in (("plain", None), ("weight 0", 0.0), ("user", WEIGHT)):
             peak = PeakMemory(server.process.pid)
             start = time.monotonic()

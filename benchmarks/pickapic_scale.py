@@ -310,6 +310,7 @@ def with_duckdb(folder: Path, out: Path, limits: rules.Limits) -> None:
 
     out.mkdir(parents=True)
     clock = Clock()
+    # As the command's --unit-mb has it.
     files = source.find(str(folder), "**/*.parquet", 512 << 20)
     with rules.connect(out / "choices.duckdb", "700MB", len(os.sched_getaffinity(0))) as db:
         rules.read(db, files, limits)

@@ -105,6 +105,7 @@ def write_world(folder: Path, args) -> None:
     write_base(folder, args.width)
     make(Population(20, 60, 3, 20, Atelier(max(256, args.pixels)), None), folder / "agents", processes=1)
     write_upstream(folder / "runs", folder / "agents")
+    # Without a teacher's pass, which the published recipe doesn't have: both sides do the same work.
     stage = {"steps": STEPS, "batch": args.batch, "distil": 0.0, "lr": 1e-4, "users": 1}
     content = {
         "hardware": "a benchmark",
@@ -145,6 +146,7 @@ class IPAttention(torch.nn.Module):
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
         from prefgen.branch import scaled_dot_product
 
+        # CLIP's text has 77 tokens; the picture's stand behind them, as IP-Adapter has it (arXiv 2308.06721).
         query, text, picture = attn.to_q(hidden_states), *encoder_hidden_states.split([77, self.tokens], 1)
         out = scaled_dot_product(query, attn.to_k(text), attn.to_v(text), attn.heads)
         out = out + scaled_dot_product(query, self.to_k_ip(picture), self.to_v_ip(picture), attn.heads)
@@ -203,6 +205,7 @@ def plain(folder: Path, args) -> dict:
     projection = torch.nn.Linear(1024, TOKENS * WIDTH).to(device)
     norm = torch.nn.LayerNorm(WIDTH).to(device)
     trained = torch.nn.ModuleList([projection, norm, branch])
+    # IP-Adapter's own settings (arXiv 2308.06721, section 4.1).
     optimiser = torch.optim.AdamW(trained.parameters(), 1e-4, weight_decay=0.01)
     rng = np.random.default_rng(0)
     users = world.users("train")
@@ -213,6 +216,7 @@ def plain(folder: Path, args) -> dict:
             began = time.perf_counter()
         wanted = [world.target(int(u), rng) for u in rng.choice(users, args.batch)]
         pictures = world.pictures([target.picture for target in wanted])
+        # CLIP ViT-H/14 reads 224 x 224.
         small = np.stack([np.asarray(Image.fromarray(p).resize((224, 224))) for p in pictures])
         pixels = torch.from_numpy(small).movedim(-1, 1).to(device).float() / 127.5 - 1
         laps.end("pictures read")
