@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,3 +134,12 @@ def test_an_adapter_is_read_for_its_checksum_once(user, adapters, tmp_path, monk
     for _ in range(3):
         load_user(file, adapters)
     assert read == ["one.safetensors"]
+
+
+def test_a_blend_is_named_by_its_parts_and_a_user_by_its_numbers(user):
+    one = replace(user, taste="sea@1a2b3c4d")
+    other = replace(user, vector=user.vector + 1)
+    assert blend_users([one, other], [3, 1]).taste == "0.75 sea@1a2b3c4d + 0.25 unnamed"
+    assert blend_users([user, other], [1, 1]).taste == ""
+    assert one.digest == user.digest != other.digest
+    assert replace(user, negative=True).digest != user.digest
