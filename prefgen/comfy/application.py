@@ -56,11 +56,7 @@ class Application:
     def prepare(self, model_sampling) -> None:
         """Read what a run needs of the mask and of the model's schedule, so that no step waits for the device."""
         _ = self.by_place
-        sigmas = Sigmas.of(model_sampling)
-        for share in (self.start_at, self.end_at):
-            sigmas.at(model_sampling, share)
-        if self.weight_schedule:
-            sigmas.tabulate(model_sampling)
+        Sigmas.of(model_sampling).read(model_sampling, (self.start_at, self.end_at), bool(self.weight_schedule))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +107,15 @@ class ActiveUser:
     application: Application
     weight: float
     selection: Selection
+
+    @property
+    def is_level(self) -> bool:
+        """Whether the weight is the same in all steps of a run and for all items."""
+        return not self.application.weight_schedule and not self.application.item_weights
+
+    def weight_in(self, block: int) -> float:
+        """The weight in a block, which item weights multiply."""
+        return self.weight * self.application.block_weights[block]
 
 
 @dataclass(frozen=True, eq=False)

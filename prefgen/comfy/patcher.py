@@ -8,6 +8,7 @@ order of nodes doesn't matter, and what an input model can reach never changes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -112,22 +113,24 @@ class UserBranch:
         sampling = guider.model_patcher.get_model_object("model_sampling")
         options = guider.model_options["transformer_options"]  # the run's own copy
         conds = getattr(guider, "conds", {})
-        options[KEY] = Run(self.applications, self.addresses, sampling, conds, tuple(noise.shape))
+        run = Run(self.applications, self.addresses, sampling, conds, tuple(noise.shape))
+        options[KEY] = run
         try:
             return executor(noise, *args, **kwargs)
         finally:
             options.pop(KEY, None)
+            run.let_go()
 
     def calc_cond_batch(self, executor, model, conds, x_in, timestep, model_options):
         """CALC_COND_BATCH: mark the conditions of a step before they are stacked."""
         options = model_options.get("transformer_options", {})
-        run = self.run_of(options, model)
-        batch, marked = run.rows.mark(conds, x_in, model_options)
-        options = options | {KEY: run, BATCH: batch}
-        out = executor(model, marked, x_in, timestep, model_options | {"transformer_options": options})
-        if not run.was_called:
-            check_nothing_painted(conds)
-        return out
+        with self.run_of(options, model) as run:
+            batch, marked = run.rows.mark(conds, x_in, model_options)
+            options = options | {KEY: run, BATCH: batch}
+            out = executor(model, marked, x_in, timestep, model_options | {"transformer_options": options})
+            if not run.was_called:
+                check_nothing_painted(conds)
+            return out
 
     def __call__(
         self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
@@ -135,23 +138,31 @@ class UserBranch:
         """APPLY_MODEL: one model call, with the users added to the cross-attention of every block."""
         marks = kwargs.pop(MARKS, None)
         options = dict(transformer_options or {})
-        run = self.run_of(options, executor.class_obj)
-        options[KEY] = run
-        if not run.was_called:
-            check_attention(executor.class_obj.diffusion_model)
-            run.was_called = True
-        call = run.call(t, x, options, marks, c_crossattn)
-        if call.users:
-            run.patch(options, call)
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        model = executor.class_obj
+        with self.run_of(options, model) as run:
+            options[KEY] = run
+            if not run.was_called:
+                check_attention(model.diffusion_model)
+                run.preferred = preferred_attentions(model.diffusion_model)
+                run.was_called = True
+            call = run.call(t, x, options, marks, c_crossattn)
+            if call.users:
+                run.patch(options, call, x.device, model.manual_cast_dtype or model.get_dtype())
+            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
-    def run_of(self, options: dict, model) -> Run:
+    @contextmanager
+    def run_of(self, options: dict, model) -> Iterator[Run]:
         """The sampling run that options belong to. Outside of one, or in the run of a guider that samples with another
-        model: a run of our own."""
+        model: a run of our own, for the length of the block."""
         run = options.get(KEY)
-        if run is None or run.applications is not self.applications:
-            run = Run(self.applications, self.addresses, model.model_sampling, {})
-        return run
+        if run is not None and run.applications is self.applications:
+            yield run
+            return
+        run = Run(self.applications, self.addresses, model.model_sampling, {})
+        try:
+            yield run
+        finally:
+            run.let_go()
 
 
 def clean_mask(attn_mask: torch.Tensor) -> torch.Tensor:
@@ -182,6 +193,13 @@ def check_attention(unet: torch.nn.Module) -> None:
             f"Another node puts a function of its own in the place of a cross-attention, beside which {NODE} can't "
             "work: take that node (an older regional prompter, for example) out of this model's chain."
         )
+
+
+def preferred_attentions(unet: torch.nn.Module) -> dict[int, object]:
+    """{number of a cross-attention: the attention that ComfyUI calls there for the sake of the file}, where there is
+    one: ComfyUI newer than 0.33 has it, and leaves it to whoever fills the attention's slot."""
+    preferred = enumerate(getattr(attention, "comfy_attention", None) for _, attention in unet_blocks(unet))
+    return {number: attention for number, attention in preferred if attention is not None}
 
 
 def cross_attention_blocks(model: ModelPatcher) -> Iterator[tuple[Block, torch.nn.Module]]:

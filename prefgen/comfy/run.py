@@ -44,14 +44,13 @@ class Run:
         self.applications = applications
         self.numbers = {address: number for number, address in enumerate(addresses)}
         self.was_called = False
+        # The attention that the model's file asks for, by block: of quantised files in newer ComfyUI.
+        self.preferred: dict[int, object] = {}
         for application in applications:
             application.prepare(model_sampling)
         self.sigmas = Sigmas.of(model_sampling)
         self.sigma_spans = {
-            application: (
-                self.sigmas.at(model_sampling, application.start_at),
-                self.sigmas.at(model_sampling, application.end_at),
-            )
+            application: (self.sigmas.at(application.start_at), self.sigmas.at(application.end_at))
             for application in applications
         }
         self.rows = RowReader(conds, latent)
@@ -61,6 +60,11 @@ class Run:
         self._calls = Cache()
         self._origins = Cache()
         self._attentions = Cache()
+
+    def let_go(self) -> None:
+        """Free what lies on the device. The run's attentions refer to it, so that dropping it alone frees nothing until
+        Python looks for such circles."""
+        self.tensors.clear()
 
     # A model call: who is on, and where.
 
@@ -111,9 +115,12 @@ class Run:
 
     # The blocks of a model call.
 
-    def patch(self, options: dict, call: Call) -> None:
-        """Have the options of one model call, a copy of our own, add the users of that call to the attention."""
+    def patch(self, options: dict, call: Call, device: torch.device, dtype: torch.dtype) -> None:
+        """Have the options of one model call, a copy of our own, add the users of that call to the attention. device,
+        dtype: what the model computes on and in."""
         options[CALL] = call
+        for user in call.users:
+            self.tensors.bring(user, device, dtype)
         replace = options.get("patches_replace", {})
         prior = replace.get("attn2", {})
         # ComfyUI looks for the transformer's own slot first, then for one that covers the whole block.
@@ -166,7 +173,9 @@ def attention_with_users(run: Run, block: int, prior: Callable | None, q, k, v, 
     """What ComfyUI calls in place of one cross-attention: q [B, T, width], k and v [B, text tokens, width]."""
     heads = extra["n_heads"]
     if prior is None:
-        out = optimized_attention(q, k, v, heads, attn_precision=extra.get("attn_precision"), transformer_options=extra)
+        preferred = {"preferred_attention": run.preferred[block]} if block in run.preferred else {}
+        precision = extra.get("attn_precision")
+        out = optimized_attention(q, k, v, heads, attn_precision=precision, transformer_options=extra, **preferred)
     else:
         out = prior(q, k, v, extra)
     call: Call = extra.get(PATCHED_CALL, extra[CALL])

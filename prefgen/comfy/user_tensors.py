@@ -1,6 +1,7 @@
 """With what a user is added to an attention: its K and V, and its mask, on the attention's device and in its dtype.
 
-K and V are projected once a run, on the CPU where the adapter's weights stay, and only they go to the device.
+K and V are projected once a run, on the CPU where the adapter's weights stay, and only they go to the device: those of
+all blocks in one copy, before the model is called.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from comfy import model_management
 
 from ..apply_options import interpolated
 from ..branch import mask_to_tokens
@@ -31,19 +33,40 @@ class UserTensors:
         self._factors: dict[tuple, torch.Tensor] = {}
         self._masks: dict[tuple, torch.Tensor] = {}
 
+    def clear(self) -> None:
+        """Let go of everything that was brought to a device."""
+        for tensors in (self._keys_values, self._weighted_values, self._factors, self._masks):
+            tensors.clear()
+
+    def bring(self, user: ActiveUser, device: torch.device, dtype: torch.dtype, block: int | None = None) -> None:
+        """Put K and V of a block, or of all, on a device, in one copy, unless they are there."""
+        projected = self._projected[user.number]
+        blocks = range(len(projected)) if block is None else (block,)
+        keys = {number: (user.number, number, user.selection.keys, device, dtype) for number in blocks}
+        missing = [number for number in blocks if keys[number] not in self._keys_values]
+        if not missing:
+            return
+        rows = list(user.selection.keys)
+        tensors = []
+        for number in missing:
+            k, v = (x[rows] for x in projected[number])
+            tensors += [k, v * user.weight_in(number) if user.is_level else v]
+        flat = torch.cat([x.to(dtype).flatten() for x in tensors])
+        flat = flat.to(device, non_blocking=model_management.device_supports_non_blocking(device))
+        parts = flat.split([x.numel() for x in tensors])
+        on_device = [part.view(x.shape) for part, x in zip(parts, tensors, strict=True)]
+        for number, k, v in zip(missing, on_device[::2], on_device[1::2], strict=True):
+            self._keys_values[keys[number]] = (k, v)
+
     def keys_values(self, user: ActiveUser, block: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """K, and V times the user's weight in a block: [1 or B, N, width] each."""
-        application = user.application
-        weight = user.weight * application.block_weights[block]
-        level = not application.weight_schedule and not application.item_weights
         key = (user.number, block, user.selection.keys, like.device, like.dtype)
-        if key not in self._keys_values:
-            k, v = (x[list(user.selection.keys)] for x in self._projected[user.number][block])
-            v = v * weight if level else v
-            self._keys_values[key] = tuple(x.to(device=like.device, dtype=like.dtype) for x in (k, v))
+        if key not in self._keys_values:  # the attention's precision isn't the model's
+            self.bring(user, like.device, like.dtype, block)
         k, v = self._keys_values[key]
-        if level:
+        if user.is_level:
             return k, v
+        weight = user.weight_in(block)
         # Schedules and context windows change the weights from call to call: the last ones are kept.
         factors = self.item_factors(user, v)
         last = self._weighted_values.get(key)

@@ -313,7 +313,7 @@ def test_a_schedule_that_jumps_is_a_start_and_fading_lies_between(patcher, world
 def test_a_schedule_knows_the_share_of_the_sampling_from_sigma(pack, world):
     sampling = world[0].model.model_sampling
     sigmas = pack("prefgen.comfy.sigmas").Sigmas.of(sampling)
-    sigmas.tabulate(sampling)
+    sigmas.read(sampling, (), table=True)
     share = sigmas.share
     for at in (0.01, 0.25, 0.5, 0.77, 0.99):
         # Shares are counted in the schedule's thousand steps.
