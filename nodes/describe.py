@@ -4,7 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..prefgen.comfy import tastes
 from .choices import checked, only
-from .sockets import CATEGORY, MLLM, searched
+from .sockets import CATEGORY, MLLM, searched, shows_something
 
 
 class DescribePreference(io.ComfyNode):
@@ -31,6 +31,7 @@ class DescribePreference(io.ComfyNode):
             "those that no adapter reaches (Flux, SD3, Qwen-Image).",
             is_input_list=True,
             is_output_node=True,
+            **shows_something(),
             inputs=[
                 MLLM.Input(
                     "mllm",

@@ -4,7 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..prefgen.comfy import folders, histories
 from .choices import checked, only
-from .sockets import CATEGORY, MLLM, Preference, searched
+from .sockets import CATEGORY, MLLM, Preference, searched, shows_something
 
 
 def prompts_of(pictures: list | None, prompts: list | None) -> list[str]:
@@ -95,6 +95,7 @@ class EncodePreferenceHistory(io.ComfyNode):
             "them; CLIP vision captures how they look. Pictures that were read before are not read again.",
             is_input_list=True,
             is_output_node=True,
+            **shows_something(),
             inputs=[
                 MLLM.Input(
                     "mllm",

@@ -19,4 +19,15 @@ def advanced(entry: io.Input) -> io.Input:
 
 def searched(*words: str) -> dict:
     """What else a node is searched by, for its schema. ComfyUI 0.3.75's takes no such words."""
-    return {"search_aliases": list(words)} if "search_aliases" in {field.name for field in fields(io.Schema)} else {}
+    return _where_known(search_aliases=list(words))
+
+
+def shows_something() -> dict:
+    """For the schema of a node with a preview of its own: newer ComfyUI then shows it again after the page was loaded
+    anew, while the node's result is cached."""
+    return _where_known(has_intermediate_output=True)
+
+
+def _where_known(**settings) -> dict:
+    """The settings that this ComfyUI's schema has."""
+    return {name: value for name, value in settings.items() if name in {field.name for field in fields(io.Schema)}}

@@ -4,7 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..prefgen.comfy import auto, folders
 from .choices import checked
-from .sockets import CATEGORY, advanced, searched
+from .sockets import CATEGORY, advanced, searched, shows_something
 
 
 class ApplyTaste(io.ComfyNode):
@@ -20,6 +20,7 @@ class ApplyTaste(io.ComfyNode):
             "model here fit it. Where no adapter reaches the model (Flux and others), the taste comes out as words for "
             "the prompts.",
             **searched("taste", "style", "like", "personal", "profile", "ipadapter", "preference", "favorite"),
+            **shows_something(),
             inputs=[
                 io.Model.Input("model", tooltip="The model to bend. It stays as it is; the taste goes on a copy."),
                 io.Combo.Input(

@@ -33,8 +33,7 @@ def load_atelier() -> tuple:
     Raises FileNotFoundError with one sentence when a weight file is missing.
     """
     clip = models.load_weights("clip")
-    unet = build_unet(models.load_weights("unet"), models.vae_scaling_factor())
-    return unet, build_clip(clip), build_vae(models.load_weights("vae")), build_clip_vision(clip)
+    return load_unet(), build_clip(clip), build_vae(models.load_weights("vae")), build_clip_vision(clip)
 
 
 def unet_config_from_diffusers(config: dict) -> dict:
@@ -103,11 +102,19 @@ def build_unet(state: dict[str, torch.Tensor], scaling_factor: float) -> comfy.m
     names = comfy.utils.unet_to_diffusers(config)
     model.diffusion_model.load_state_dict({names[key]: value for key, value in state.items()})
     set_norm_groups(model.diffusion_model, models.UNET_CONFIG)
-    return comfy.model_patcher.ModelPatcher(
+    patcher = comfy.model_patcher.ModelPatcher(
         model,
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
+    # Newer ComfyUI asks the loader for a copy for every further card, and for one without its own paging of weights.
+    patcher.cached_patcher_init = (load_unet, ())
+    return patcher
+
+
+def load_unet(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """MODEL of the embedded weights, read anew. disable_dynamic: ComfyUI asks every loader so; it never is, here."""
+    return build_unet(models.load_weights("unet"), models.vae_scaling_factor())
 
 
 def build_vae(state: dict[str, torch.Tensor]) -> comfy.sd.VAE:
