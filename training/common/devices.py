@@ -34,6 +34,12 @@ def checked_device(name: str) -> str:
     return name
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait for all that was queued on a device."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+
+
 def _count(kind: str) -> int:
     """How many devices of a kind torch can use here."""
     if kind in ("cpu", "meta"):

@@ -19,6 +19,7 @@ from prefgen.errors import out_of_memory
 from . import sharded
 from .config.command import StageArgs
 from .config.sections import Training
+from .devices import synchronize
 from .files import grid_of, picture_grid
 from .folder import RunFolder
 from .order import step_seed
@@ -142,8 +143,7 @@ class Run(RunFolder):
             if not out_of_memory(error):
                 raise
             raise SystemExit(self._memory_advice(name)) from error
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(self.accelerator.device)
         self.journal.seconds[name] += time.perf_counter() - start
 
     def log(self, every: int = 20, **values) -> None:
