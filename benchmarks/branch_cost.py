@@ -101,15 +101,15 @@ def measure(family: str, ours: Callable[[str], ModuleType], theirs: tuple, no_st
     return row | {"machine": machine(), "nice": os.nice(0)}
 
 
-def full_size(family: str):
-    """ComfyUI's own UNet of the family, fp32, random weights, in its patcher."""
+def full_size(family: str, channels: int = 320):
+    """ComfyUI's own UNet of the family, fp32, random weights, in its patcher. channels: of its first level."""
     import comfy.supported_models
     import torch
     from comfy.model_patcher import ModelPatcher
 
     from tests.prefgen.comfy.tiny_models import COMFY, CPU
 
-    shape = COMFY[family] | {"model_channels": 320}
+    shape = COMFY[family] | {"model_channels": channels}
     config = {"sd15": comfy.supported_models.SD15, "sdxl": comfy.supported_models.SDXL}[family](shape)
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}).eval()
@@ -139,25 +139,35 @@ def steps(patcher, family: str, rounds: int = 2) -> list[float]:
     return spent[1:]
 
 
-def patched_models(model, layout: str, vision, folder: Path, ours: Callable[[str], ModuleType], theirs: tuple) -> dict:
-    """The model with the same file by each pack: {"positive", "both": ours, for one half or both; "theirs"}."""
+def patched_models(
+    model,
+    layout: str,
+    vision,
+    folder: Path,
+    ours: Callable[[str], ModuleType],
+    theirs: tuple | None,
+    channels: int = 320,
+) -> dict:
+    """The model with the same file by each pack: {"positive", "both": ours, for one half or both; "theirs", if any}."""
     import torch
 
     from tests.prefgen import ip_adapter_files
 
-    path = ip_adapter_files.write(folder, layout, times=10, dtype=torch.float16)
+    path = ip_adapter_files.write(folder, layout, times=channels // 32, dtype=torch.float16)
     liked, disliked = (torch.rand(1, 56, 56, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     history = ours("prefgen.history").PreferenceHistory.from_images([liked], [disliked])
     with torch.no_grad():
         encoded = ours("prefgen.comfy.encoding").encode_history(history, None, vision)
         user = ours("prefgen.fusion").fuse_user(ours("prefgen.adapter_file").load_adapter(path), encoded)
-        weights = theirs[1].ipadapter_model_loader(str(path))
-        node = theirs[0].IPAdapterAdvanced()
-        other = node.apply_ipadapter(model, weights, weight=0.8, weight_type="linear", image=liked, clip_vision=vision)[
-            0
-        ]
     apply_user = ours("prefgen.comfy.patcher").apply_user
-    return {side: apply_user(model, user, 0.8, apply_to=side) for side in ("positive", "both")} | {"theirs": other}
+    patched = {side: apply_user(model, user, 0.8, apply_to=side) for side in ("positive", "both")}
+    if theirs:
+        nodes, utils = theirs
+        settings = {"weight": 0.8, "weight_type": "linear", "image": liked, "clip_vision": vision}
+        with torch.no_grad():
+            weights = utils.ipadapter_model_loader(str(path))
+            patched["theirs"] = nodes.IPAdapterAdvanced().apply_ipadapter(model, weights, **settings)[0]
+    return patched
 
 
 @dataclass(frozen=True)

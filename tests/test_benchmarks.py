@@ -20,6 +20,8 @@ PAGE = (ROOT / "docs/performance.md").read_text()
 RECORDS = {
     "agents_scale": ("performance-data.json", "agents"),
     "branch_cost": ("performance-branch.json", ""),
+    "branch_counts": ("performance-counts.json", ""),
+    "branch_sums": ("performance-sums.json", ""),
     "full_size": ("performance-full-size.json", ""),
     "fuse_slider": ("performance-fuse.json", ""),
     "mllm_history": ("performance-mllm.json", "families"),
@@ -72,6 +74,28 @@ def test_a_small_set_of_simulated_users_is_measured(tmp_path):
     (row,) = published(run("agents_scale", 0.0004, "--out", tmp_path), tmp_path, "agents_scale")
     assert (row["users"], row["pictures"]) == (20, 396)
     assert row["pictures_per_second"] > 0 and row["peak_memory_mb"] > 50 and row["check_seconds"] > 0
+
+
+@pytest.mark.slow
+def test_what_the_branch_adds_to_a_narrow_model_is_counted(tmp_path):
+    """Of IPAdapter_plus too, where PREFGEN_NEIGHBOURS names a folder with it."""
+    (row,) = published(run("branch_counts", "sd15", "--channels", 32, "--out", tmp_path), tmp_path, "branch_counts")
+    first = row["tokens"]["4"]["first"]
+    # Torch's attention, whose result is 64 x 64 tokens of 32 numbers beside one number a head and token, and a sum.
+    result = 64 * 64 * 32 * 4
+    assert first["ours"] == {"operators": 2, "bytes": 2 * result + 64 * 64 * 8 * 4, "reads": 0}
+    assert first["both"] == {"operators": 2, "bytes": 2 * first["ours"]["bytes"], "reads": 0}
+    if "theirs" in first:
+        assert first["theirs"]["operators"] > 20 and first["theirs"]["bytes"] > 4 * first["both"]["bytes"]
+
+
+@pytest.mark.slow
+def test_the_way_that_was_not_taken_is_right_in_fp32_alone(tmp_path):
+    (row,) = published(run("branch_sums", "sdxl", "--rounds", 1, "--out", tmp_path), tmp_path, "branch_sums")
+    for tokens in ("4", "16"):
+        errors = {dtype: each[tokens] for dtype, each in row["precisions"].items()}
+        assert errors["float32"]["error"] < 1e-5
+        assert errors["bfloat16"]["error"] > 2 * errors["bfloat16"]["error_today"]
 
 
 @pytest.mark.slow
