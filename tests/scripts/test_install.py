@@ -123,7 +123,9 @@ def test_the_training_extra_brings_every_library_that_the_training_imports():
     """torchvision, which lays the samples of a run side by side, was once left to luck."""
     here = installed()
     extras = PROJECT["optional-dependencies"]
-    brought = closure(extras["train"], here) | {canonicalize_name(Requirement(line).name) for line in extras["ray"]}
+    brought = closure(extras["train"], here) | {
+        canonicalize_name(Requirement(line).name) for line in [*extras["ray"], *extras["bits"]]
+    }
     distributions_of = packages_distributions()
     for name in source_files():
         if name.split("/")[0] not in PACKAGES or not name.endswith(".py") or name.startswith("prefgen/comfy/"):
