@@ -26,7 +26,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,10 +86,12 @@ class ComfyServer:
         port: int | None = None,
         threads: int | None = None,
         arguments: Iterable[str] = (),
+        environment: Mapping[str, str] | None = None,
     ):
         """`comfyui`: the folder with main.py; `base`: a folder to write in, made if missing; `pack`: linked into its
         custom_nodes, or None where what should run lies there already; `port`: a free one if None; `threads`: CPU
-        threads for torch, its own choice if None; `arguments`: more options for ComfyUI."""
+        threads for torch, its own choice if None; `arguments`: more options for ComfyUI; `environment`: variables of
+        its process beside this one's, where the hub is offline unless HF_HUB_OFFLINE is among them."""
         self.comfyui = Path(comfyui)
         self.base = Path(base).resolve()
         self.python = python
@@ -97,6 +99,7 @@ class ComfyServer:
         self.port = port
         self.threads = threads
         self.arguments = list(arguments)
+        self.environment = dict(environment or {})
         self.process: subprocess.Popen | None = None
         self.log_path = self.base / "comfyui.log"
 
@@ -161,7 +164,7 @@ class ComfyServer:
             "--disable-api-nodes",
             *self.arguments,
         ]
-        environment = dict(os.environ, PYTHONUNBUFFERED="1", HF_HUB_OFFLINE="1", DO_NOT_TRACK="1")
+        environment = dict(os.environ, PYTHONUNBUFFERED="1", HF_HUB_OFFLINE="1", DO_NOT_TRACK="1") | self.environment
         if self.comfyui.resolve() != ROOT / ".comfyui":
             # A ComfyUI of the user's own is only read.
             environment["PYTHONDONTWRITEBYTECODE"] = "1"

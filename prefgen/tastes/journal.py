@@ -13,9 +13,11 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
+from ..files import file_state
 from ..history_folder import JOURNAL, VERDICTS
 
 VERSION = 1
@@ -91,11 +93,18 @@ def read(folder: Path) -> list[Event]:
 
 def read_all(folder: Path) -> list[Event | WordEvent]:
     """All events, of pictures and of words, oldest first."""
+    path = folder / JOURNAL
     try:
-        data = (folder / JOURNAL).read_bytes()
+        return list(_events(str(path), file_state(path)))
     except FileNotFoundError:
         return []
-    return [event for event in map(parsed, data.split(b"\n")) if event is not None]
+
+
+@lru_cache(maxsize=4)
+def _events(path: str, _state: tuple) -> tuple[Event | WordEvent, ...]:
+    """The same of a file in a state, parsed once: a panel asks for pictures, acts and words after every verdict."""
+    lines = Path(path).read_bytes().split(b"\n")
+    return tuple(event for event in map(parsed, lines) if event is not None)
 
 
 def parsed(line: bytes) -> Event | WordEvent | None:

@@ -22,13 +22,12 @@ def server(tmp_path_factory):
     comfyui = setup_env.find_comfyui()
     base = tmp_path_factory.mktemp("browser")
     (base / "sets.json").write_text(json.dumps({"ours": entry()}))
-    with pytest.MonkeyPatch.context() as patch, running_hub() as own_hub:
-        patch.setenv("PREFGEN_SETS", str(base / "sets.json"))
-        patch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{own_hub.server_port}")
-        patch.delenv("HF_HUB_OFFLINE", raising=False)
-        has_assets = "--enable-assets" in (comfyui / "comfy" / "cli_args.py").read_text()
+    has_assets = "--enable-assets" in (comfyui / "comfy" / "cli_args.py").read_text()
+    with running_hub() as own_hub:
+        environment = {"PREFGEN_SETS": str(base / "sets.json"), "HF_HUB_OFFLINE": "0"}
+        environment["HF_ENDPOINT"] = f"http://127.0.0.1:{own_hub.server_port}"
         arguments = ["--enable-assets"] if has_assets else []
-        with ComfyServer(comfyui, base, threads=1, arguments=arguments) as running:
+        with ComfyServer(comfyui, base, threads=1, arguments=arguments, environment=environment) as running:
             running.hub = own_hub
             running.has_assets = has_assets
             yield running

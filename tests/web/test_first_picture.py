@@ -34,7 +34,9 @@ def test_four_acts_lead_to_the_first_picture_in_ones_own_taste(chromium, server)
         )
         page.get_by_role("button", name="Run", exact=True).first.click()
         acts.append("click Run")
-        page.wait_for_function("app.graph._nodes.filter((node) => node.imgs?.length).length >= 2")
+        page.wait_for_function(
+            "Object.values(app.nodeOutputs ?? {}).filter((output) => output?.images?.length).length >= 2"
+        )
     finally:
         set_up(server, {"Comfy.TutorialCompleted": True})
         context.close()

@@ -34,9 +34,9 @@ export function dressHistoryNode(node) {
     const name = await onDrop(event, left ? "liked" : "disliked", own);
     // Dropped on an example user or a revision, which take nothing: the open taste took it and is read from now on.
     if (name && name !== combo.value) {
-      if (!combo.options?.values?.includes?.(name)) await app.refreshComboInNodes?.();
       combo.value = name;
       combo.callback?.(name);
+      app.canvas?.setDirty?.(true, true);
     }
   };
   box.addEventListener("dragover", (event) => {

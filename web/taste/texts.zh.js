@@ -25,6 +25,8 @@ export const CHINESE = {
   "ComfyUI refused this ({status}).": "ComfyUI 拒绝了此操作（{status}）。",
   Copy: "复制",
   "Copy…": "复制…",
+  "Describe Preference and Apply Taste go by these words. The percentage says how sure the MLLM was.":
+    "“描述偏好”和“应用品味”节点按这些词输出。百分比表示 MLLM 的把握。",
   Dislike: "不喜欢",
   "Dislike (Alt+D)": "不喜欢 (Alt+D)",
   "Dislike the picture": "不喜欢这张图片",
@@ -98,8 +100,6 @@ export const CHINESE = {
   "There is no preference MLLM: fetch one under Model files.": "没有偏好 MLLM：请在“模型文件”中下载。",
   "Understood before the last change: read the pictures again.": "这是上次更改之前的理解：请重新读取图片。",
   "Undo (Ctrl+Z)": "撤销 (Ctrl+Z)",
-  "Used by Describe Preference where this taste is chosen. The percentage says how sure the MLLM was.":
-    "在“描述偏好”节点中选择此品味时使用。百分比表示MLLM的把握。",
   "What is it called from now on?": "新名称是什么？",
   "What is it called?": "它叫什么名字？",
   "What is the copy called?": "副本叫什么名字？",

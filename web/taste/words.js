@@ -16,7 +16,7 @@ export function wordsTab() {
 function state({ understood }) {
   if (!understood.words) return t("Nobody has read this taste yet: the MLLM does it in ComfyUI's queue.");
   if (understood.revision !== tastes.open.revision) return t("Understood before the last change: read the pictures again.");
-  return t("Used by Describe Preference where this taste is chosen. The percentage says how sure the MLLM was.");
+  return t("Describe Preference and Apply Taste go by these words. The percentage says how sure the MLLM was.");
 }
 
 function half(words, side) {
