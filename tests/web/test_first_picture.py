@@ -2,8 +2,9 @@
 
 import pytest
 
+from scripts.comfy_server import ROOT
 from scripts.graph import load
-from tests.web.conftest import HEART, ROOT, set_up
+from tests.web.conftest import HEART, set_up
 from tests.web.test_panel import WAIT, drawn
 from tests.web.test_taste import drop
 

@@ -68,6 +68,8 @@ function draw() {
   );
   const help = make("footer", {}, ...(view.mode === "single" ? buttons(view.now) : []), make("span", {}, t(HELP[view.mode])));
   view.element.replaceChildren(head, stage(), help);
+  // A button that was clicked is gone with what it stood in, and the keys with it.
+  if (!view.element.contains(document.activeElement) && !document.querySelector("dialog[open]")) view.element.focus();
 }
 
 /** What is shown stays until it is judged, whatever comes in meanwhile; the rest is filled up. */
