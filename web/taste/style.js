@@ -14,7 +14,7 @@ const STYLE = `
 .prefgen-meter { height: 6px; background: var(--comfy-input-bg); border-radius: 3px; overflow: hidden; }
 .prefgen-meter > div { height: 100%; background: var(--p-primary-color, #4a90d9); }
 .prefgen-note { margin: .25rem 0 0; font-size: .8rem; color: var(--descrip-text); overflow: hidden; text-overflow: ellipsis; }
-.prefgen-panel nav { display: flex; }
+.prefgen-panel nav { display: flex; flex-wrap: wrap; }
 .prefgen-panel [role=tab] { flex: auto; padding: .35rem .2rem; font-size: .82rem; white-space: nowrap; color: var(--fg-color); background: none; border: 0; border-bottom: 2px solid var(--border-color); cursor: pointer; }
 .prefgen-panel [role=tab][aria-selected=true] { border-bottom-color: var(--p-primary-color, #4a90d9); }
 .prefgen-grid { flex: 1; min-height: 0; overflow-y: auto; display: grid; grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)); gap: 4px; align-content: start; }
@@ -37,6 +37,7 @@ const STYLE = `
 .prefgen-half[data-verdict=disliked] { border-top: 2px solid #c5483f; }
 .prefgen-node > .prefgen-button { position: absolute; right: 0; top: 0; height: 1.4rem; min-width: 1.4rem; }
 .prefgen-rate { position: fixed; inset: 0; z-index: 9000; display: flex; flex-direction: column; padding: .75rem; gap: .5rem; background: var(--comfy-menu-bg); color: var(--fg-color); }
+.prefgen-rate:focus { outline: none; }
 .prefgen-rate header > span { flex: 1; color: var(--descrip-text); }
 .prefgen-rate footer { justify-content: center; gap: .75rem; color: var(--descrip-text); }
 .prefgen-stage { flex: 1; min-height: 0; display: flex; gap: 1rem; align-items: center; justify-content: center; overflow: auto; }
