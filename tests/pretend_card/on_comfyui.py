@@ -36,7 +36,7 @@ def on_card(card=CARD, free=FREE):
         left = free - pretend_card.memory((device or card).index or 0)
         return (left, left) if torch_free_too else left
 
-    replacements = [lambda: card, free_memory, lambda *_, **__: FREE, yes, yes]
+    replacements = [lambda: card, free_memory, lambda *_, **__: FREE, yes, yes, no]
     try:
         for name, value in zip(REPLACED, [*replacements, management.CPUState.GPU, NORMAL], strict=True):
             setattr(management, name, value)
@@ -53,6 +53,7 @@ REPLACED = (
     "get_total_memory",
     "should_use_fp16",
     "should_use_bf16",
+    "supports_fp8_compute",
     "cpu_state",
     "vram_state",
 )
@@ -61,6 +62,10 @@ NORMAL = management.VRAMState.NORMAL_VRAM
 
 def yes(*args, **kwargs):
     return True
+
+
+def no(*args, **kwargs):
+    return False
 
 
 def crossings(model, steps=STEPS, **settings):
