@@ -195,7 +195,7 @@ def test_model_files_come_by_a_click_are_cancelled_and_go_on(page, server):
     assert (server.base / "models" / "LLM" / "tiny" / "model.safetensors").read_bytes() == BIG
     assert [start > 0 for name, start in server.hub.asked if "weights" in name] == [False, True]
     page.keyboard.press("Escape")
-    assert page.locator("dialog").count() == 0
+    page.wait_for_selector(".prefgen-dialog", state="detached")
 
 
 def open_models(page) -> None:

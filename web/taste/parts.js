@@ -64,10 +64,19 @@ export function modal(title, content, accept = "") {
   const button = accept ? make("button", { type: "button", class: "prefgen-button", onclick: () => dialog.close("accept") }, accept) : null;
   const dialog = make("dialog", { class: "prefgen-dialog", "aria-label": title }, make("header", {}, make("h2", {}, title), close), ...content, button);
   dialog.addEventListener("keydown", (event) => event.stopPropagation()); // ComfyUI's own keys stay out
+  // Before ComfyUI, which takes Escape for itself where what had the focus was drawn anew.
+  const escape = (event) => {
+    if (event.key !== "Escape") return;
+    event.preventDefault();
+    event.stopPropagation();
+    dialog.close();
+  };
+  window.addEventListener("keydown", escape, true);
   document.body.append(dialog);
   dialog.showModal();
   return new Promise((resolve) =>
     dialog.addEventListener("close", () => {
+      window.removeEventListener("keydown", escape, true);
       dialog.remove();
       resolve(dialog.returnValue === "accept");
     }),
