@@ -104,6 +104,9 @@ def test_prompts_say_what_they_ask_for_and_held_out_ones_are_never_of_training()
     rng = np.random.default_rng(1)
     for heldout in (False, True):
         assert all(random_prompt(rng, heldout).heldout is heldout for _ in range(50))
+    drawn = [random_prompt(rng) for _ in range(1500)]
+    for is_open in (lambda p: p.subject == OPEN, lambda p: OPEN in (p.setting, p.companion)):
+        assert 0.29 < np.mean([is_open(prompt) for prompt in drawn]) < 0.38, "a third each"
 
 
 def test_users_are_split_by_number_and_have_about_nine_opinions():

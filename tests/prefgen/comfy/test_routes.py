@@ -265,6 +265,18 @@ def test_uploads_are_bounded_and_decoded(browser, pack, monkeypatch):
     assert "isn't a zip" in browser.sentence("POST", "/prefgen/tastes/sea/import", form=form_of("", {"a.zip": b"PK"}))
 
 
+def test_a_picture_of_just_the_size_allowed_is_rated_and_one_byte_more_is_refused(
+    browser, pack, folders_of_comfy, monkeypatch
+):
+    folder = folders_of_comfy / "output"
+    (folder / "fits.png").write_bytes(picture(1))
+    (folder / "large.png").write_bytes(picture(1) + b"\0")
+    monkeypatch.setattr(pack("prefgen.comfy.routes"), "MAX_BYTES", len(picture(1)))
+    rate = {"type": "output", "verdict": "liked"}
+    assert "large.png" in browser.sentence("POST", "/prefgen/tastes/sea/rate", json=rate | {"filename": "large.png"})
+    assert browser("POST", "/prefgen/tastes/sea/rate", json=rate | {"filename": "fits.png"})[0] == 200
+
+
 def test_a_fault_of_our_own_is_a_sentence_and_in_the_log(browser, pack, monkeypatch, caplog):
     monkeypatch.setattr(pack("prefgen.comfy.routes"), "summaries", lambda: 1 / 0)
     assert "the log of ComfyUI says where" in browser.sentence("GET", "/prefgen/tastes", status=500)
