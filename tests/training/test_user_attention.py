@@ -265,12 +265,12 @@ def test_pictures_that_are_not_square_keep_their_proportions(small, monkeypatch)
     monkeypatch.setattr(DataSetWorld, "decoded", wide)
     monkeypatch.setattr(Base, "predict", watched)
     monkeypatch.setattr(train_user_attention, "painted_smaller", lambda *_: None)
-    runs, options = small(base={"aspects": True, "pixels": 192}, train_user_attention={"steps": 6})
+    runs, options = small(base={"aspects": True, "pixels": 192}, train_user_attention={"steps": 2})
     command(monkeypatch, train_user_attention, *options)
     latents = {path.stem: np.load(path, mmap_mode="r").shape for path in runs.glob("latents_*.npy")}
     assert latents.keys() == {"latents_128x256", "latents_192x192"}
     assert latents["latents_128x256"][1:] == (4, 16, 32) and latents["latents_192x192"][1:] == (4, 24, 24)
-    assert set(seen[:12]) == {(16, 32), (24, 24)}, "six steps of teacher and student, of either shape"
+    assert seen[:4] in ([(16, 32)] * 2 + [(24, 24)] * 2, [(24, 24)] * 2 + [(16, 32)] * 2), "one shape a step"
     assert json.loads((runs / "train_user_attention/done").read_text())["heldout_loss_user"] > 0
 
 
