@@ -199,7 +199,10 @@ def test_a_labs_ratings_become_an_adapter_by_the_pages_commands(family, mllm, tm
     del content["mllm"]  # its own file of settings
     fp32 = {"path": MLLM, "precision": "fp32", "lora": {"rank": 2}}
     base = {"family": family, "pixels": tiny_bases.PIXELS, "precision": "fp32"}
-    config = shortened(content, "people.yaml", mllm=fp32, base=base)
+    # Of random weights some say nothing of most people: then the prompts of the liked pictures are the target.
+    target = "traits" if mllm == "SmolVLM2" else "prompts"
+    alignment = SHORT["train_alignment"] | {"target": target}
+    config = shortened(content, "people.yaml", mllm=fp32, base=base, train_alignment=alignment)
     (page,) = blocks("lab.md")
     lines = [
         line.replace("SmolVLM2-2.2B-Instruct", "SmolVLM2-2.2B-Instruct --dtype fp32 --pictures 2")
