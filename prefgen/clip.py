@@ -238,6 +238,11 @@ def _transformers_tower(name: str, path: Path):
 
     try:
         config = transformers.AutoConfig.from_pretrained(str(path), local_files_only=True)
+        if not config.model_type.startswith("clip"):
+            raise ClipError(
+                f"{path} is a {config.model_type} model and no CLIP with its projection. Choose one, such as CLIP "
+                "ViT-H."
+            )
         if isinstance(config, transformers.CLIPConfig):
             # Of a whole CLIP, where the towers' own entries may say another width.
             width = config.projection_dim

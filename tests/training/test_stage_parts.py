@@ -129,9 +129,10 @@ def test_taste_heads_read_the_four_top_layers_each_normalised():
 
 def test_the_mllms_eyes_start_as_the_shipped_clips():
     vision = new_mllm().model.vision_model
-    clip, before = models.load_clip().vision_model.state_dict(), vision.state_dict()
+    model = models.load_clip()
+    clip, before = model.vision_model.state_dict(), vision.state_dict()
     before = {key: value.clone() for key, value in before.items()}
-    copied = mllm_vision.start_from_clip(vision)
+    copied = mllm_vision.start_from_clip(vision, model)
     after = vision.state_dict()
     place = "embeddings.position_embedding.weight"
     same = [key for key in after if key != place and key in clip and clip[key].shape == after[key].shape]
@@ -164,15 +165,22 @@ def shipped(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ablations.ABLATIONS)
 def test_an_ablation_links_what_it_does_not_run_anew(shipped, name):
     ablation = ablations.ABLATIONS[name]
+    earlier = shipped.out / ablation.on if ablation.on else None
+    if earlier:
+        for part in ("weights/mllm", *(f"runs/{stage}" for stage in ablations.ABLATIONS[ablation.on].stages)):
+            (earlier / part).mkdir(parents=True)
+        (earlier / "weights/adapter.safetensors").write_text("earlier")
     for _ in range(2):  # the same command goes on
         folder = ablations.prepare(name, shipped.runs, shipped.out)
     assert folder == shipped.out / name
     links = {p.relative_to(folder).as_posix(): p.resolve() for p in folder.rglob("*") if p.is_symlink()}
     anew = set(ablation.stages) | ({"probe_layers"} if ablation.layers else set())
-    expected = {f"runs/{p}": shipped.runs / p for p in (*ablations.UPSTREAM, *CACHED) if p not in anew}
+    of_earlier = ablations.ABLATIONS[ablation.on].stages if ablation.on else {}
+    shared = [part for part in (*ablations.UPSTREAM, *CACHED) if part not in anew]
+    expected = {f"runs/{part}": (earlier / "runs" if part in of_earlier else shipped.runs) / part for part in shared}
     expected |= {f"weights/{part}": shipped.weights / part for part in ablations.WEIGHT_FILES}
     own = "mllm/tokenizer.json" if "train_mllm" in ablation.stages else "mllm"
-    expected[f"weights/{own}"] = shipped.weights / own
+    expected[f"weights/{own}"] = (earlier / "weights" if "train_mllm" in of_earlier else shipped.weights) / own
     assert links == {name: path.resolve() for name, path in expected.items()}
     assert not (folder / "weights/adapter.safetensors").exists()
     if ablation.layers:

@@ -34,6 +34,8 @@ def defaults():
     everything = [*vars(atelier).values(), *vars(schema).values()]
     kinds = [kind for kind in everything if isinstance(kind, type) and issubclass(kind, sections.Section)]
     fields = {f"{kind.__name__}.{name}": f.default for kind in kinds for name, f in kind.model_fields.items()}
+    # A section's own defaults stand by its name already.
+    fields = {key: value for key, value in fields.items() if not isinstance(value, sections.Section)}
     return {key: json.loads(json.dumps(value, default=repr)) for key, value in fields.items()}
 
 
