@@ -8,6 +8,7 @@ its note, under the names that `python -m prefgen.download` and ComfyUI's own te
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
@@ -315,11 +316,14 @@ def note_of(name: str) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder for the graphs (default: workflows)")
+    args = parser.parse_args()
     exit_on_terminate()
     base = Path(tempfile.mkdtemp(prefix="prefgen-templates-"))
     try:
         with ComfyServer(find_comfyui(), base) as server, server.client() as client:
-            write(client.object_info(), FOLDER)
+            write(client.object_info(), args.out)
     finally:
         remove_base(base)
 
