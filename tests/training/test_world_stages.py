@@ -194,6 +194,9 @@ def test_the_worlds_users_are_a_data_set_whose_users_like_what_they_say(tmp_path
         liked = [one for one, like in zip(shown, history.liked, strict=True) if like]
         likes["shown"] += sum(len(wanted & one) for one in liked)
         likes["asked"] += len(wanted) * len(liked)
+        target = world.target(user, np.random.default_rng(1))
+        said = set(target.enriched.split(", ")) - {target.prompt}
+        assert said in [{world.phrase(a) for a in taste} for taste in world.tastes(user)]
         assert not any(avoided & one & {a for a in avoided if a.split("/")[0] in NAMED} for one in liked)
     # Favourites and company show only where a prompt leaves them open.
     assert likes["shown"] / likes["asked"] > 0.5
