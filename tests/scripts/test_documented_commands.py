@@ -121,7 +121,8 @@ def is_a_template(words):
 def test_a_printed_command_starts_and_reads_the_options_that_it_is_printed_with(command, answers):
     name, sub = command
     (_, _, usage), (_, _, unknown), *outcomes = answers[command]
-    assert usage.startswith(("exit 0: usage:", "exit None: usage:"))
+    # bitsandbytes, where it is installed, says on import what it has no kernels for.
+    assert re.match(r"exit (0|None): (.*\n)*?.*usage:", usage), usage
     hands_on = name == "scripts/any_cpu.py"  # to pytest
     assert unknown.startswith("exit 2: ") or hands_on, "the control: an option that there isn't"
     complaints = [
