@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib import import_module
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parents[1]
@@ -63,5 +64,6 @@ if __name__ == "__main__":
         # Run by this file's path: an embedded Python looks for no module in the current folder. The folder of this file
         # has a package of the name comfy.
         sys.path[0] = str(PACK)
-        from prefgen.check import main  # type: ignore[no-redef]
+        # By its name below the pack, so that its relative imports work: in ComfyUI the pack has another one.
+        main = import_module("prefgen.check").main
     main()
