@@ -42,7 +42,8 @@ def load(history: Path | folders.Revision | int) -> LoadedHistory:
     if isinstance(history, int):
         drawn = _draw(history)
         names = {number: folders.EXAMPLE + name for name, number in users.EXAMPLE_USERS.items()}
-        name_pictures(PreferenceHistory.from_images(drawn.liked, drawn.disliked), names[history])
+        name = names.get(history, f"example {history}")
+        name_pictures(PreferenceHistory.from_images(drawn.liked, drawn.disliked), name)
         return drawn
     path, revision = history if isinstance(history, folders.Revision) else (history, "")
     bar = comfy.utils.ProgressBar(1)

@@ -16,6 +16,7 @@ import comfy.sample
 import comfy.sd
 import folder_paths
 import torch
+from comfy import cli_args
 from comfy.ldm.modules import attention
 from PIL import Image
 
@@ -141,7 +142,9 @@ def close(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def saved(vae, latents: torch.Tensor, name: str) -> Path:
     """Write a picture into ComfyUI's output folder."""
-    folder = Path(folder_paths.get_output_directory(), "prefgen-check")
+    # ComfyUI's own start, which isn't run here, moves the folder where a flag says so.
+    output = cli_args.args.output_directory or folder_paths.get_output_directory()
+    folder = Path(output, "prefgen-check")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
     picture = vae.decode(latents)[0].clamp(0, 1) * 255
