@@ -256,7 +256,9 @@ def test_the_first_real_runs_script_runs_on_tables_of_the_published_schema(tmp_p
 
 
 def test_the_script_names_a_path_that_is_not_there_before_anything_else(tmp_path):
-    environment = os.environ | {"PYTHON": sys.executable, "SOURCE": str(tmp_path / "nowhere")}
+    # The script starts in the root, and takes PYTHON as words: a path that may have a space is given from there.
+    python = os.path.relpath(sys.executable, ROOT)
+    environment = os.environ | {"PYTHON": python, "SOURCE": str(tmp_path / "nowhere")}
     line = ["sh", str(ROOT / "training/runs/sd15_pickapic.sh")]
     ran = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 1 and ran.stderr.strip() == f"{tmp_path / 'nowhere'} is not there" and not ran.stdout

@@ -32,7 +32,7 @@
 set -eu
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}
-LAUNCH=${LAUNCH:-}                                         # what starts a stage on several devices
+LAUNCH=${LAUNCH:-$PYTHON}                                  # what starts a stage on several devices
 CONFIG=${CONFIG:-sd15_pickapic}
 RUNS=${RUNS:-runs/sd15_pickapic}
 SOURCE=${SOURCE:-data/pickapic_v2}
@@ -47,26 +47,22 @@ COMPARE=${COMPARE:---users 48 --prompts 4 --seeds 2}       # --pickscore, --csd 
 set -- --config "$CONFIG" --runs "$RUNS" --set data.path="$DATA" --set data.questions="$QUESTIONS" \
     --set base.path="$BASE" --set base.ip_adapter="$ADAPTER" --set clip_vision.path="$CLIP" --set mllm.path="$MLLM" "$@"
 
-launch() {
-    if [ "$LAUNCH" ]; then $LAUNCH "$@"; else "$PYTHON" "$@"; fi
-}
-
 # A wrong path is known before the first hour, and not before the last one.
-"$PYTHON" -c 'import os, sys; sys.exit(next((f"{path} is not there" for path in sys.argv[1:] if not os.path.exists(path)), 0))' \
+$PYTHON -c 'import os, sys; sys.exit(next((f"{path} is not there" for path in sys.argv[1:] if not os.path.exists(path)), 0))' \
     "$SOURCE" "$BASE" "$ADAPTER" "$CLIP" "$MLLM"
 
-"$PYTHON" -m training.data.pickapic "$SOURCE" "$DATA"               # people's choices, cleaned: docs/pickapic.md
-"$PYTHON" -m training.data check "$DATA"
-"$PYTHON" -m training.data.vqa "$DATA" "$QUESTIONS"                 # questions that only a history answers
-"$PYTHON" -m training.data.traits "$DATA" --mllm "$MLLM"            # what each user likes, in the MLLM's words
+$PYTHON -m training.data.pickapic "$SOURCE" "$DATA"               # people's choices, cleaned: docs/pickapic.md
+$PYTHON -m training.data check "$DATA"
+$PYTHON -m training.data.vqa "$DATA" "$QUESTIONS"                 # questions that only a history answers
+$PYTHON -m training.data.traits "$DATA" --mllm "$MLLM"            # what each user likes, in the MLLM's words
 
-launch -m training.train_mllm "$@"                               # LoRA on the language model: reads histories
-launch -m training.extract "$@"                                  # hidden states, CLIP embeddings of the histories
-"$PYTHON" -m training.probe_layers "$@"                             # which layers give e_sem and e_core
-launch -m training.train_alignment "$@"                          # e_sem -> the base's text space, by MMD
-launch -m training.train_user_attention "$@"                     # the user branch beside the frozen UNet
-"$PYTHON" -m training.export "$@" --out "$OUT"                      # the one file that artists load
+$LAUNCH -m training.train_mllm "$@"                               # LoRA on the language model: reads histories
+$LAUNCH -m training.extract "$@"                                  # hidden states, CLIP embeddings of the histories
+$PYTHON -m training.probe_layers "$@"                             # which layers give e_sem and e_core
+$LAUNCH -m training.train_alignment "$@"                          # e_sem -> the base's text space, by MMD
+$LAUNCH -m training.train_user_attention "$@"                     # the user branch beside the frozen UNet
+$PYTHON -m training.export "$@" --out "$OUT"                      # the one file that artists load
 
 shift 4                                                           # compare takes no --runs
-"$PYTHON" -m training.evaluation.compare --config "$CONFIG" "$@" --adapter "$OUT" --lora "$RUNS/train_mllm/lora" \
+$PYTHON -m training.evaluation.compare --config "$CONFIG" "$@" --adapter "$OUT" --lora "$RUNS/train_mllm/lora" \
     --clip "$CLIP" --out "$RUNS/compare" $COMPARE
