@@ -181,6 +181,7 @@ def stacked(rows: list, length: int):
     return torch.cat([F.pad(row, (0, 0) * (row.ndim - 2) + (0, length - row.shape[1])) for row in rows])
 
 
+@torch.no_grad()
 def data_set_tokens(
     args, world: DataSetWorld, mllm: PreferenceMLLM, rank: int = 0, world_size: int = 1
 ) -> np.ndarray | None:
