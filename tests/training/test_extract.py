@@ -157,7 +157,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_lost(folder, straight, tmp_pat
     faults = {
         "run `python -m training.train_mllm` first": "mllm.lora={rank: 2}",
         "900 are needed": "extract.users=900",
-        "is no CLIP vision folder": f"clip_vision.path={tmp_path}",
+        "is no CLIP folder": f"clip_vision.path={tmp_path}",
         "another configuration": "extract.histories=3",
     }
     before = (straight / "hidden.npy").read_bytes()
