@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..judge import Stage
 from .labels import CLASSES, scene_of
 from .models import as_read
 from .scenes import Scene
@@ -23,7 +24,8 @@ from .traits import CONTINUOUS
 WIDTHS = {"a": 32, "b": 40}
 PERIODIC = torch.tensor([trait.period for trait in CONTINUOUS.values()])
 # Of the logarithm of a variance, in squared shares of the range: a spread of 0.3 % to 100 %.
-LEAST, MOST = -11.5, 0.0
+LEAST_LOG_VARIANCE = -11.5
+MOST_LOG_VARIANCE = 0.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Judge(nn.Module):
         features = self.features(pictures)
         numbers = self.values(F.relu(self.hidden(features))).float().unflatten(1, (len(CONTINUOUS), 3))
         logits = {name: head(features) for name, head in self.classes.items()}
-        return logits, numbers[..., :2], numbers[..., 2].clamp(LEAST, MOST)
+        return logits, numbers[..., :2], numbers[..., 2].clamp(LEAST_LOG_VARIANCE, MOST_LOG_VARIANCE)
 
     @torch.inference_mode()
     def read(self, pictures: torch.Tensor, batch: int = 64) -> list[Reading]:
@@ -90,24 +92,6 @@ class Judge(nn.Module):
         return readings
 
 
-class Stage(nn.Module):
-    """Halves the picture, then one residual pair of 3x3 convolutions."""
-
-    def __init__(self, width_in: int, width_out: int):
-        super().__init__()
-        self.down = nn.Conv2d(width_in, width_out, 3, stride=2, padding=1)
-        self.norm = nn.BatchNorm2d(width_out)
-        self.conv1 = nn.Conv2d(width_out, width_out, 3, padding=1)
-        self.norm1 = nn.BatchNorm2d(width_out)
-        self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
-        self.norm2 = nn.BatchNorm2d(width_out)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.norm(self.down(x)))
-        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        return F.relu(x + y)
-
-
 def shares_of(values: torch.Tensor) -> torch.Tensor:
     """A judge's values [B, 13, 2] as shares of the ranges [B, 13], 0..1."""
     turns = torch.atan2(values[..., 1], values[..., 0]) / (2 * np.pi) % 1
@@ -116,8 +100,8 @@ def shares_of(values: torch.Tensor) -> torch.Tensor:
 
 def distances(shares: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """How far shares lie apart, [B, 13]; the short way where the range wraps."""
-    apart = (shares - truth).abs()
-    return torch.where(PERIODIC, torch.minimum(apart, 1 - apart), apart)
+    straight = (shares - truth).abs()
+    return torch.where(PERIODIC, torch.minimum(straight, 1 - straight), straight)
 
 
 def load_judge(which: Literal["a", "b"]) -> Judge:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prefgen.atelier.world.judge import PERIODIC, shares_of
+from prefgen.atelier.world.judge import PERIODIC, distances, shares_of
 from prefgen.atelier.world.labels import CLASSES
 from prefgen.atelier.world.traits import CONTINUOUS
 
@@ -46,8 +46,7 @@ class TraitHeads(nn.Module):
         figures = {}
         for i, name in enumerate(CLASSES):
             figures[name] = (self.classes[i](features).argmax(1) == classes[:, i]).float().mean().item()
-        apart = (shares_of(self._values(features)) - values).abs()
-        squares = torch.where(PERIODIC, torch.minimum(apart, 1 - apart), apart).square()
+        squares = distances(shares_of(self._values(features)), values).square()
         for i, name in enumerate(CONTINUOUS):
             spread = 1 / 48 if PERIODIC[i] else 1 / 12
             figures[name] = 1 - squares[seen[:, i], i].mean().item() / spread
