@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .attributes import FAMILIES, PROPS, SUBJECTS
-from .models import IMAGE_SIZE, load_weights
+from .editions import READ_SIZE
+from .models import load_weights
 
 HEADS: dict[str, list[str]] = {
     "subject": list(SUBJECTS),
@@ -64,8 +65,8 @@ class Judge(nn.Module):
         pictures = torch.from_numpy(pictures) if isinstance(pictures, np.ndarray) else pictures
         pictures = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures.float()
         pictures = pictures.movedim(-1, 1)
-        if pictures.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
-            pictures = F.interpolate(pictures, (IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", antialias=True).clamp(0, 1)
+        if pictures.shape[-2:] != (READ_SIZE, READ_SIZE):
+            pictures = F.interpolate(pictures, (READ_SIZE, READ_SIZE), mode="bicubic", antialias=True).clamp(0, 1)
         readings = []
         for chunk in pictures.split(batch):
             picked = {name: logits.argmax(1).tolist() for name, logits in self(chunk).items()}

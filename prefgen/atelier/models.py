@@ -1,8 +1,8 @@
 """The atelier's small models: ordinary CLIP, VAE, UNet and MLLM architectures with configs of our own.
 
 The configs are the arguments of the public classes (transformers `CLIPConfig`, `SmolVLMConfig`; diffusers
-`AutoencoderKL`, `UNet2DConditionModel`), so that every number of the architecture stands in this file once. The
-weights lie beside it as safetensors and were made by `training/`.
+`AutoencoderKL`, `UNet2DConditionModel`). The weights lie beside it as safetensors and were made by `training/`; numbers
+in which the two editions differ are in `editions`, and the weights folder says which one it holds.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from .editions import READ_SIZE, Edition, edition_of
+
 # Training and its tests point elsewhere, so that an unfinished run never touches the shipped files.
 WEIGHTS = Path(os.environ.get("PREFGEN_ATELIER_WEIGHTS") or Path(__file__).parent / "weights")
 CLIP_TOKENIZER = WEIGHTS / "clip_tokenizer"
@@ -20,9 +22,6 @@ MLLM_FOLDER = WEIGHTS / "mllm"
 
 # Behind the name of a tensor that is stored as int8.
 SCALE = ".int8_scale"
-
-IMAGE_SIZE = 128
-MAX_TOKENS = 48
 
 # Noise schedule of the UNet: SD1.5's betas with zero terminal SNR, because a palette fills the whole picture and a
 # schedule that never reaches pure noise cannot move the mean colour (Lin et al., arXiv 2305.08891).
@@ -32,50 +31,18 @@ BETA_END = 0.012
 TRAIN_TIMESTEPS = 1000
 ZERO_TERMINAL_SNR = True
 
-CLIP_TEXT_CONFIG = {
-    "hidden_size": 128,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "max_position_embeddings": MAX_TOKENS,
-    "hidden_act": "gelu_pytorch_tanh",
-    "projection_dim": 128,
-}
 CLIP_VISION_CONFIG: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 512,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
-    "image_size": IMAGE_SIZE,
+    "image_size": READ_SIZE,
     "patch_size": 16,
     "hidden_act": "gelu_pytorch_tanh",
     "projection_dim": 128,
 }
 CLIP_MEAN = CLIP_STD = (0.5, 0.5, 0.5)
 
-VAE_CONFIG: dict[str, Any] = {
-    "block_out_channels": (32, 32, 64, 64),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 1,
-    "latent_channels": 8,
-    # 32 groups of 32 channels would be instance norm, which forgets the colour of the whole picture.
-    "norm_num_groups": 8,
-    "sample_size": IMAGE_SIZE,
-}
-UNET_CONFIG = {
-    "sample_size": IMAGE_SIZE // 8,
-    "in_channels": 8,
-    "out_channels": 8,
-    "layers_per_block": 1,
-    "block_out_channels": (64, 128, 128),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "cross_attention_dim": 128,
-    "norm_num_groups": 16,
-    # diffusers' historical name for the number of heads.
-    "attention_head_dim": 4,
-}
 # CLIP's tower once more: the MLLM's vision tower starts from its weights.
 MLLM_VISION_CONFIG = {key: value for key, value in CLIP_VISION_CONFIG.items() if key != "projection_dim"}
 MLLM_TEXT_CONFIG = {
@@ -87,14 +54,18 @@ MLLM_TEXT_CONFIG = {
     "num_key_value_heads": 6,
     "max_position_embeddings": 2048,
 }
-MLLM_SCALE_FACTOR = 4  # 8 x 8 patches become 2 x 2 image tokens
+
+
+def edition() -> Edition:
+    """The edition whose weights there are."""
+    return edition_of(WEIGHTS)
 
 
 def clip_tokenizer():
     """transformers CLIPTokenizer over the atelier's own BPE vocabulary."""
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(str(CLIP_TOKENIZER), model_max_length=MAX_TOKENS)
+    return CLIPTokenizer.from_pretrained(str(CLIP_TOKENIZER), model_max_length=edition().max_tokens)
 
 
 def clip_config():
@@ -102,15 +73,13 @@ def clip_config():
     from transformers import CLIPConfig
 
     tokenizer = clip_tokenizer()
-    text = CLIP_TEXT_CONFIG | {
+    text = edition().clip_text | {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    return CLIPConfig(
-        text_config=text, vision_config=CLIP_VISION_CONFIG, projection_dim=CLIP_TEXT_CONFIG["projection_dim"]
-    )
+    return CLIPConfig(text_config=text, vision_config=CLIP_VISION_CONFIG, projection_dim=text["projection_dim"])
 
 
 def mllm_tokenizer():
@@ -136,7 +105,7 @@ def mllm_config():
     return SmolVLMConfig(
         text_config=text,
         vision_config=MLLM_VISION_CONFIG,
-        scale_factor=MLLM_SCALE_FACTOR,
+        scale_factor=edition().scale_factor,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         pad_token_id=pad,
         tie_word_embeddings=True,
@@ -195,14 +164,15 @@ def load_vae_diffusers(random: bool = False):
     `config.scaling_factor`."""
     from diffusers import AutoencoderKL
 
-    model = AutoencoderKL(**VAE_CONFIG, scaling_factor=vae_scaling_factor())
+    model = AutoencoderKL(**edition().vae, scaling_factor=vae_scaling_factor())
     if not random:
         model.load_state_dict(load_weights("vae"))
     return model.eval()
 
 
 def vae_scaling_factor() -> float:
-    """1 / std of the latents over the training pictures, kept in the VAE file's header (1.0 before it exists)."""
+    """1 / std of the latents over the training pictures, kept in the VAE file's header; 1.0 before it exists, and where
+    the VAE was folded to give unit variance."""
     from safetensors import safe_open
 
     path = WEIGHTS / "vae.safetensors"
@@ -216,7 +186,7 @@ def load_unet_diffusers(random: bool = False):
     """diffusers UNet2DConditionModel in eval mode, fp32, v-prediction."""
     from diffusers import UNet2DConditionModel
 
-    model = UNet2DConditionModel(**UNET_CONFIG)
+    model = UNet2DConditionModel(**edition().unet)
     if not random:
         model.load_state_dict(load_weights("unet"))
     return model.eval()

@@ -1,7 +1,8 @@
 """The atelier's weights in ComfyUI's own classes, so that every ComfyUI node works on them.
 
-The files hold transformers and diffusers keys; here they are renamed into ComfyUI's layout, driven by the config
-dicts of `atelier.models`. Everything runs in fp32: the models are tiny and the training compares with it.
+The files hold transformers and diffusers keys; here they are renamed into ComfyUI's layout, driven by the
+configs of the edition whose weights there are. Everything runs in fp32: the models are tiny and the training compares
+with it.
 """
 
 from __future__ import annotations
@@ -97,11 +98,12 @@ class AtelierModel(comfy.supported_models_base.BASE):
 
 def build_unet(state: dict[str, torch.Tensor], scaling_factor: float) -> comfy.model_patcher.ModelPatcher:
     """MODEL from diffusers UNet2DConditionModel weights; `scaling_factor` is the VAE's (latents of unit variance)."""
-    config = unet_config_from_diffusers(models.UNET_CONFIG)
+    trained = models.edition().unet
+    config = unet_config_from_diffusers(trained)
     model = AtelierModel(config, scaling_factor).get_model(state)
     names = comfy.utils.unet_to_diffusers(config)
     model.diffusion_model.load_state_dict({names[key]: value for key, value in state.items()})
-    set_norm_groups(model.diffusion_model, models.UNET_CONFIG)
+    set_norm_groups(model.diffusion_model, trained)
     patcher = comfy.model_patcher.ModelPatcher(
         model,
         load_device=comfy.model_management.get_torch_device(),
@@ -119,7 +121,7 @@ def load_unet(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher
 
 def build_vae(state: dict[str, torch.Tensor]) -> comfy.sd.VAE:
     """VAE from diffusers AutoencoderKL weights."""
-    config = models.VAE_CONFIG
+    config = models.edition().vae
     widths = config["block_out_channels"]
     network = {
         "double_z": True,
@@ -162,11 +164,12 @@ class _TextEncoder(comfy.sd1_clip.SDClipModel):
     def __init__(self, device="cpu", dtype=None, model_options=None):
         tokenizer = models.clip_tokenizer()
         special = {"start": tokenizer.bos_token_id, "end": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
-        config = models.CLIP_TEXT_CONFIG | {"vocab_size": len(tokenizer), "eos_token_id": special["end"]}
+        edition = models.edition()
+        config = edition.clip_text | {"vocab_size": len(tokenizer), "eos_token_id": special["end"]}
         super().__init__(
             device=device,
             dtype=dtype,
-            max_length=models.MAX_TOKENS,
+            max_length=edition.max_tokens,
             textmodel_json_config=config,
             model_class=_TextTransformer,
             special_tokens=special,
@@ -181,12 +184,13 @@ class AtelierClip(comfy.sd1_clip.SD1ClipModel):
 
 class _Tokenizer(comfy.sd1_clip.SDTokenizer):
     def __init__(self, embedding_directory=None, tokenizer_data=None):
+        edition = models.edition()
         super().__init__(
             tokenizer_path=str(models.CLIP_TOKENIZER),
-            max_length=models.MAX_TOKENS,
+            max_length=edition.max_tokens,
             pad_token=models.clip_tokenizer().pad_token_id,
             embedding_directory=embedding_directory,
-            embedding_size=models.CLIP_TEXT_CONFIG["hidden_size"],
+            embedding_size=edition.clip_text["hidden_size"],
             embedding_key="clip_atelier",
             tokenizer_data=tokenizer_data or {},
         )

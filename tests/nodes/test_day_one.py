@@ -49,9 +49,9 @@ def write_for_the_atelier(path):
     """The base layout in the atelier's widths, random weights."""
     from safetensors import safe_open
 
-    from prefgen.atelier.models import CLIP_VISION_CONFIG, UNET_CONFIG, WEIGHTS
+    from prefgen.atelier.models import CLIP_VISION_CONFIG, WEIGHTS, edition
 
-    text, generator = UNET_CONFIG["cross_attention_dim"], torch.Generator().manual_seed(0)
+    text, generator = edition().unet["cross_attention_dim"], torch.Generator().manual_seed(0)
     with safe_open(WEIGHTS / "adapter.safetensors", "pt") as file:
         shapes = {key: file.get_slice(key).get_shape() for key in file.keys() if key.startswith("ip_adapter.")}
     width = CLIP_VISION_CONFIG["projection_dim"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prefgen.adapter_file import load_adapter, save_adapter
-from prefgen.atelier.models import UNET_CONFIG
+from prefgen.atelier.editions import FIRST
 from prefgen.branch import scaled_dot_product, user_residual
 from tests.closeness import SAMPLED, assert_close, assert_far
 
@@ -104,7 +104,7 @@ def user(adapter, seed):
     return torch.stack([torch.zeros_like(vector), vector])
 
 
-@pytest.mark.parametrize("config", [TINY, UNET_CONFIG], ids=["tiny", "atelier"])
+@pytest.mark.parametrize("config", [TINY, FIRST.unet], ids=["tiny", "atelier"])
 def test_a_guided_run_with_precomputed_embeddings_equals_ours(new_pipeline, new_adapter, tmp_path, config):
     theirs, ours = new_pipeline(config), new_pipeline(config)
     plain, without = draw(ours)

@@ -9,10 +9,11 @@ import torch
 from diffusers import AutoencoderKL
 
 from prefgen.atelier import models
+from prefgen.atelier.editions import SECOND
 from prefgen.atelier.models import PREDICTION, alphas_cumprod
 from prefgen.atelier.world.judge import PERIODIC, Judge, shares_of
 from prefgen.atelier.world.labels import CLASSES, class_labels, scene_of, value_labels
-from prefgen.atelier.world.models import VAE_CONFIG, as_read
+from prefgen.atelier.world.models import as_read
 from prefgen.atelier.world.prompts import phrases
 from prefgen.atelier.world.render import render
 from prefgen.atelier.world.scenes import random_scene
@@ -31,11 +32,11 @@ from training.data.world_pool import WorldPool, as_tensor, pool_scene, prompt_of
 from training.data.worlds import DataSetWorld
 
 SIZES = {
+    "tokenizers": [],
     "pool": ["count=48", "large=16", "processes=1"],
     "vae": ["steps=5", "batch=4", "heldout=2"],
     "judge_a": ["steps=3", "batch=8", "heldout=40"],
     "judge_b": ["steps=3", "batch=8", "heldout=40"],
-    "tokenizers": [],
     "clip": ["steps=3", "batch=8"],
     "mllm_vision": ["steps=3", "batch=8"],
     "captioning": ["steps=3", "batch=8"],
@@ -91,7 +92,7 @@ def test_a_scene_comes_back_from_its_labels():
 
 def test_latents_get_unit_variance_and_pictures_stay():
     torch.manual_seed(0)
-    model = AutoencoderKL(**VAE_CONFIG).eval()
+    model = AutoencoderKL(**SECOND.vae).eval()
     pictures = torch.rand(4, 3, 64, 64) * 2 - 1
     with torch.inference_mode():
         before = model.decode(model.encode(pictures).latent_dist.mean).sample

@@ -14,7 +14,7 @@ from multiprocessing import Pool as Processes
 import numpy as np
 
 from prefgen.atelier.captions import train_prompts
-from prefgen.atelier.models import IMAGE_SIZE
+from prefgen.atelier.editions import FIRST
 from prefgen.atelier.renderer import Scene, random_scene, render
 
 from ..common.cache import cached
@@ -33,7 +33,10 @@ def main() -> None:
     run = Run(args)
     if run.finished:
         return
-    columns = {"pictures": ((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8), "labels": ((len(CLASS_COUNTS),), np.int8)}
+    columns = {
+        "pictures": ((FIRST.image_size, FIRST.image_size, 3), np.uint8),
+        "labels": ((len(CLASS_COUNTS),), np.int8),
+    }
     with Processes(section.processes) as processes:
 
         def fill(start: int, stop: int) -> dict[str, np.ndarray]:
@@ -48,7 +51,7 @@ def main() -> None:
 def draw(numbers: tuple[int, int]) -> tuple[np.ndarray, list[int]]:
     """(uint8 [128, 128, 3], labels [12]) of (seed, number of the picture)."""
     drawn = scene(*numbers)
-    return render(drawn, IMAGE_SIZE), scene_labels(drawn)
+    return render(drawn, FIRST.image_size), scene_labels(drawn)
 
 
 def scene(seed: int, index: int) -> Scene:

@@ -16,7 +16,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from prefgen.atelier.captions import corpus
-from prefgen.atelier.models import CLIP_TOKENIZER, MAX_TOKENS, MLLM_FOLDER
+from prefgen.atelier.editions import FIRST
+from prefgen.atelier.models import CLIP_TOKENIZER, MLLM_FOLDER
 from prefgen.files import write_atomic
 
 CLIP_SPECIALS = ["<|startoftext|>", "<|endoftext|>"]
@@ -43,7 +44,7 @@ def main() -> None:
     print(json.dumps(sizes))
 
 
-def write_clip(folder: Path, lines: list[str], max_tokens: int = MAX_TOKENS) -> int:
+def write_clip(folder: Path, lines: list[str], max_tokens: int = FIRST.max_tokens) -> int:
     """Write CLIP's tokenizer as a folder of transformers. Returns how many tokens it knows."""
     bpe = clip_bpe(lines)
     write_atomic(folder / "vocab.json", json.dumps(bpe["vocab"], ensure_ascii=False).encode())

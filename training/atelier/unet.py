@@ -18,10 +18,10 @@ from diffusers.models.attention_processor import AttnProcessor
 
 from prefgen.atelier import captions
 from prefgen.atelier.attributes import FAMILIES
+from prefgen.atelier.editions import FIRST
 from prefgen.atelier.judge import load_judge
 from prefgen.atelier.models import (
     PREDICTION,
-    UNET_CONFIG,
     WEIGHTS,
     alphas_cumprod,
     clip_tokenizer,
@@ -53,7 +53,7 @@ def main() -> None:
     clip = load_clip()
     tokenizer = clip_tokenizer()
     schedule = NoiseSchedule(alphas_cumprod(), PREDICTION)
-    unet = UNet2DConditionModel(**UNET_CONFIG)
+    unet = UNet2DConditionModel(**FIRST.unet)
     run.warm_start(unet, "unet")
     # The fused kernel's backward is slow on CPUs at these sizes; plain products are 1.7 times faster.
     unet.set_attn_processor(AttnProcessor())

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from prefgen.atelier.models import VAE_CONFIG, WEIGHTS
+from prefgen.atelier.editions import FIRST
+from prefgen.atelier.models import WEIGHTS
 
 from ..common.config.atelier import Vae
 from ..common.config.command import arguments
@@ -36,9 +37,9 @@ def main() -> None:
     if run.finished:
         return
     pool = PicturePool(args.runs)
-    model = AutoencoderKL(**VAE_CONFIG)
+    model = AutoencoderKL(**FIRST.vae)
     # Start almost without sampling noise: unit noise on an untrained code teaches the decoder to ignore it.
-    torch.nn.init.constant_(model.quant_conv.bias[VAE_CONFIG["latent_channels"] :], -6.0)
+    torch.nn.init.constant_(model.quant_conv.bias[FIRST.vae["latent_channels"] :], -6.0)
     run.warm_start(model, "vae")
     optimiser = torch.optim.AdamW(parameter_groups(model, 1e-4), betas=(0.9, 0.99))
     ema = Ema(model, 0.998)

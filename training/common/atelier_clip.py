@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 from transformers import CLIPModel
 
-from prefgen.atelier.models import MAX_TOKENS
-
 
 def tokenize(tokenizer, texts: list[str]) -> torch.Tensor:
-    """Token ids [B, 48], padded as ComfyUI pads."""
-    return tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
+    """Token ids [B, T], padded as ComfyUI pads."""
+    length = tokenizer.model_max_length
+    return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
 
 
 def text_features(model: CLIPModel, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(hidden states [B, 48, 128], projected pooled embedding [B, 128]) of token ids [B, 48]."""
+    """(hidden states [B, T, 128], projected pooled embedding [B, 128]) of token ids [B, T]."""
     output = model.text_model(input_ids=ids)
     return output.last_hidden_state, model.text_projection(output.pooler_output)
 

@@ -255,13 +255,16 @@ def cut(picture: np.ndarray, height: int, width: int) -> tuple[np.ndarray, tuple
 def _atelier(config: Config, device: torch.device | str, without: Sequence[str]) -> Base:
     from prefgen.atelier import models
 
+    side = models.edition().image_size
+    if config.data.path is not None and config.base.pixels != side:
+        raise BaseError(f"base.pixels is {config.base.pixels}, and the embedded models paint {side}: set it to {side}.")
     return AtelierBase(
         "atelier",
         None if "unet" in without else models.load_unet_diffusers(),
         None if "vae" in without else models.load_vae_diffusers(),
         [(models.clip_tokenizer(), models.load_clip())],
         atelier_scheduler(),
-        models.IMAGE_SIZE,
+        side,
         DTYPES[config.base.precision],
         device,
         # Their last one is no exact zero, as the scheduler's is.

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from prefgen.atelier.attributes import FAMILIES, PROPS, SUBJECTS
-from prefgen.atelier.models import UNET_CONFIG, VAE_CONFIG, load_vae_diffusers
+from prefgen.atelier.editions import FIRST
+from prefgen.atelier.models import load_vae_diffusers
 from prefgen.atelier.renderer import Scene, attribute_labels, subject_index
 
 from ..common.cache import cached, digest_of
@@ -73,7 +74,7 @@ def pool_latents(runs: Path, pool: PicturePool, rank: int = 0, world_size: int =
     rank, world_size: as of `cached`. SystemExit where they were made by another VAE, or of another pool.
     """
     vae = load_vae_diffusers()
-    shape = (VAE_CONFIG["latent_channels"], UNET_CONFIG["sample_size"], UNET_CONFIG["sample_size"])
+    shape = (FIRST.vae["latent_channels"], FIRST.unet["sample_size"], FIRST.unet["sample_size"])
 
     def fill(start: int, stop: int) -> dict[str, np.ndarray]:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

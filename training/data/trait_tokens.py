@@ -7,11 +7,14 @@ context, since a token of zeros would still draw attention.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from prefgen.atelier.editions import SECOND
+from prefgen.atelier.models import load_weights
 from prefgen.atelier.world.judge import PERIODIC
 from prefgen.atelier.world.labels import CLASSES
 from prefgen.atelier.world.traits import CONTINUOUS
@@ -21,6 +24,21 @@ HIDDEN = 256
 COUNTS = tuple(len(kinds) for kinds in CLASSES.values())
 # Every class and every continuous trait: each is said or not.
 TRAITS = len(CLASSES) + len(CONTINUOUS)
+
+
+@dataclass(frozen=True)
+class TraitLabels:
+    """What is said of B scenes, or of one without the first axis: classes int64 [B, 12], values [B, 13] as shares of
+    the ranges, said bool [B, 25], classes first."""
+
+    classes: torch.Tensor
+    values: torch.Tensor
+    said: torch.Tensor
+
+    @classmethod
+    def stacked(cls, labels: Sequence[TraitLabels]) -> TraitLabels:
+        """Those of several scenes."""
+        return cls(*(torch.stack([getattr(one, name) for one in labels]) for name in ("classes", "values", "said")))
 
 
 class TraitTokens(nn.Module):
@@ -42,6 +60,18 @@ class TraitTokens(nn.Module):
         numbers = torch.where(PERIODIC[:, None], circle, line) * said[:, len(COUNTS) :, None]
         features = torch.cat([*kinds, numbers.flatten(1), said], 1).float()
         return self.norm(self.mlp(features).unflatten(1, (TOKENS, -1)))
+
+    @torch.no_grad()
+    def of(self, labels: TraitLabels) -> torch.Tensor:
+        """Context tokens [B, 2, width] of labels."""
+        return self(labels.classes, labels.values, labels.said)
+
+
+def load_trait_tokens() -> TraitTokens:
+    """The exported trait tokens in eval mode, fp32; FileNotFoundError where their weights are missing."""
+    module = TraitTokens(SECOND.unet["cross_attention_dim"])
+    module.load_state_dict(load_weights("trait_tokens"))
+    return module.eval().requires_grad_(False)
 
 
 def random_said(seen: torch.Tensor, shares: Sequence[float] | torch.Tensor) -> torch.Tensor:

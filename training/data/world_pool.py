@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from prefgen.atelier.world.models import LATENT_SIZE, VAE_CONFIG, load_vae
+from prefgen.atelier.editions import SECOND
+from prefgen.atelier.models import load_vae_diffusers
 from prefgen.atelier.world.prompts import Prompt
 from prefgen.atelier.world.render import render
 from prefgen.atelier.world.scenes import Scene, random_scene
@@ -87,7 +88,7 @@ def pool_latents(runs: Path, pool: WorldPool, seed: int) -> torch.Tensor:
 
     SystemExit where they were made by another VAE, or of another pool.
     """
-    vae = load_vae()
+    vae = load_vae_diffusers()
 
     def fill(start: int, stop: int) -> dict[str, np.ndarray]:
         pictures = as_tensor(np.stack([render(pool_scene(seed, i)) for i in range(start, stop)]))
@@ -95,5 +96,7 @@ def pool_latents(runs: Path, pool: WorldPool, seed: int) -> torch.Tensor:
             return {"latents": vae.encode(pictures).latent_dist.mean.half().numpy()}
 
     key = {"vae": digest_of(vae), "pool": pool.digest}
-    columns = {"latents": ((VAE_CONFIG["latent_channels"], LATENT_SIZE, LATENT_SIZE), np.float16)}
+    columns = {
+        "latents": ((SECOND.vae["latent_channels"], SECOND.unet["sample_size"], SECOND.unet["sample_size"]), np.float16)
+    }
     return torch.from_numpy(np.array(cached(runs, "world_latents", len(pool), columns, key, fill, 64)["latents"]))

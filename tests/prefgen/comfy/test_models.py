@@ -21,9 +21,9 @@ def test_one_noise_prediction_of_the_unet_is_the_same(atelier, models):
     theirs = models.load_unet_diffusers()
     ours = atelier.build_unet(models.load_weights("unet"), 1.0).model.diffusion_model
     torch.manual_seed(0)
-    size, channels = models.UNET_CONFIG["sample_size"], models.UNET_CONFIG["in_channels"]
+    size, channels = models.edition().unet["sample_size"], models.edition().unet["in_channels"]
     x = torch.randn(3, channels, size, size)
-    t, states = torch.tensor([1.0, 400.0, 999.0]), torch.randn(3, 48, models.UNET_CONFIG["cross_attention_dim"])
+    t, states = torch.tensor([1.0, 400.0, 999.0]), torch.randn(3, 48, models.edition().unet["cross_attention_dim"])
     with torch.no_grad():
         assert_close(ours(x, t, states), theirs(x, t, states).sample)
 
@@ -51,7 +51,7 @@ def test_the_text_encoder_gives_the_same_states(atelier, models, text):
         states, pooled = text_features(theirs, ids)
     got, got_pooled = ours.encode_from_tokens(ours.tokenize(text), return_pooled=True)
     if "owl" in text:  # longer than one window: ComfyUI goes on in another one
-        assert got.shape[1] == 2 * models.MAX_TOKENS or got.shape[1] == 3 * models.MAX_TOKENS
+        assert got.shape[1] == 2 * models.edition().max_tokens or got.shape[1] == 3 * models.edition().max_tokens
         return
     assert_close(got, states)
     assert_close(got_pooled, pooled)

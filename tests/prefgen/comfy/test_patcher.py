@@ -234,7 +234,7 @@ def test_a_model_without_unet_cross_attention_is_named(patcher, world):
 def test_a_model_of_another_size_is_named_before_sampling(patcher, world, pack):
     model, users = world
     atelier = pack("prefgen.comfy.atelier_models")
-    config = atelier.unet_config_from_diffusers(atelier.models.UNET_CONFIG) | {"context_dim": 768}
+    config = atelier.unet_config_from_diffusers(atelier.models.edition().unet) | {"context_dim": 768}
     other = atelier.AtelierModel(config, 1.0).get_model({})
     other.model_config = object()
     with pytest.raises(ValueError, match="This adapter is for the atelier; the model you connected is SD1.5"):

@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import SmolVLMForConditionalGeneration
 
-from prefgen.atelier.models import MLLM_FOLDER, mllm_tokenizer
-from prefgen.atelier.world.models import mllm_config
+from prefgen.atelier.models import MLLM_FOLDER, mllm_config, mllm_tokenizer
 from prefgen.atelier.world.prompts import phrases
 from prefgen.atelier.world.scenes import Scene
 from prefgen.files import write_atomic

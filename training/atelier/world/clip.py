@@ -18,10 +18,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPModel
 
-from prefgen.atelier.models import WEIGHTS
-from prefgen.atelier.world.models import MAX_TOKENS, clip_config, clip_tokenizer
+from prefgen.atelier.models import WEIGHTS, clip_config, clip_tokenizer
 
-from ...common.atelier_clip import image_features, text_features
+from ...common.atelier_clip import image_features, text_features, tokenize
 from ...common.config.command import arguments
 from ...common.config.world import WorldClip
 from ...common.files import save_weights
@@ -62,7 +61,7 @@ def main() -> None:
             captions = [random_caption(pool_scene(pool_seed, i), rng, NEUTRAL, BARE) for i in chosen]
         with run.timer("forward"), torch.autocast("cpu", torch.bfloat16):
             image = image_features(model, pictures).float()
-            text = text_features(model, tokens_of(tokenizer, [one.text for one in captions]))[1].float()
+            text = text_features(model, tokenize(tokenizer, [one.text for one in captions]))[1].float()
         # CLIP's loss (arXiv 2103.00020): the pairs of a batch against each other, the scale clipped at 100.
         logits = F.normalize(text, dim=1) @ F.normalize(image, dim=1).T * model.logit_scale.exp().clamp(max=100)
         pairs = torch.arange(len(logits))
@@ -80,11 +79,6 @@ def main() -> None:
     run.finish(**evaluate(model, heads, tokenizer, pool, pool_seed))
 
 
-def tokens_of(tokenizer, texts: list[str]) -> torch.Tensor:
-    """Token ids [B, 64], padded as ComfyUI pads."""
-    return tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
-
-
 @torch.inference_mode()
 def evaluate(model: CLIPModel, heads: TraitHeads, tokenizer, pool: WorldPool, pool_seed: int) -> dict:
     """Full-caption retrieval among unseen renders, and what the heads read off their embeddings."""
@@ -94,7 +88,7 @@ def evaluate(model: CLIPModel, heads: TraitHeads, tokenizer, pool: WorldPool, po
     scenes = [pool_scene(pool_seed, pool.train_count + i) for i in range(count)]
     texts = [random_caption(scene, rng, 0.0).text for scene in scenes]
     image = torch.cat([image_features(model, some) for some in pool.batch(unseen).split(128)])
-    text = torch.cat([text_features(model, ids)[1] for ids in tokens_of(tokenizer, texts).split(128)])
+    text = torch.cat([text_features(model, ids)[1] for ids in tokenize(tokenizer, texts).split(128)])
     ranks = (F.normalize(text, dim=1) @ F.normalize(image, dim=1).T).argsort(1, descending=True)
     hits = ranks == torch.arange(count)[:, None]
     return {

@@ -13,8 +13,8 @@ import json
 
 import torch
 
+from prefgen.atelier.models import load_vae_diffusers
 from prefgen.atelier.world.judge import load_judge
-from prefgen.atelier.world.models import load_vae
 from prefgen.files import write_atomic
 
 from ...common.config.command import arguments
@@ -30,7 +30,7 @@ R2 = 0.90
 @torch.inference_mode()
 def main() -> None:
     args = arguments(WorldVae, __doc__, "atelier.world.gate_vae")
-    vae = load_vae()
+    vae = load_vae_diffusers()
 
     def there_and_back(pictures: torch.Tensor) -> torch.Tensor:
         return torch.cat([vae.decode(vae.encode(some).latent_dist.mean).sample for some in pictures.split(16)])

@@ -20,7 +20,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import SmolVLMForConditionalGeneration
 
-from prefgen.atelier.world.models import load_clip, mllm_config
+from prefgen.atelier.models import load_clip, mllm_config
 from prefgen.files import write_atomic
 
 from ...common.config.command import arguments

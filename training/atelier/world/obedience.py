@@ -7,20 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
 
-from prefgen.atelier.models import load_weights
+from prefgen.atelier.models import clip_tokenizer, load_clip, load_unet_diffusers, load_vae_diffusers
 from prefgen.atelier.world.judge import Reading, load_judge
 from prefgen.atelier.world.labels import CLASSES, class_labels, value_labels, visible_traits
-from prefgen.atelier.world.models import UNET_CONFIG, clip_tokenizer, load_clip, load_vae
 from prefgen.atelier.world.prompts import Prompt, phrases, random_prompt
 from prefgen.atelier.world.scenes import Scene, random_scene
 from prefgen.atelier.world.traits import CONTINUOUS, NAMED
 
-from ...common.atelier_clip import text_features
+from ...common.atelier_clip import text_features, tokenize
 from ...common.sampling import decode, sample
-from ...data.trait_tokens import TraitTokens
-from .clip import tokens_of
+from ...data.trait_tokens import TraitLabels, load_trait_tokens
 
 GUIDANCE = 3.0
 STEPS = 20
@@ -63,14 +60,12 @@ def draw(texts: list[str], scenes: list[Scene] | None = None, batch: int = 16) -
     """Pictures [B, 3, 256, 256] in -1..1 by the exported weights. scenes: what the trait tokens say whole, if any."""
     clip = load_clip()
     tokenizer = clip_tokenizer()
-    unet = UNet2DConditionModel(**UNET_CONFIG)
-    unet.load_state_dict(load_weights("unet"))
-    unet.eval()
-    vae = load_vae()
-    empty = text_features(clip, tokens_of(tokenizer, [""]))[0]
+    unet = load_unet_diffusers()
+    vae = load_vae_diffusers()
+    empty = text_features(clip, tokenize(tokenizer, [""]))[0]
     pictures = []
     for start in range(0, len(texts), batch):
-        states = text_features(clip, tokens_of(tokenizer, texts[start : start + batch]))[0]
+        states = text_features(clip, tokenize(tokenizer, texts[start : start + batch]))[0]
         unconditional = empty.expand_as(states)
         if scenes:
             tokens = trait_tokens_of(scenes[start : start + batch])
@@ -85,12 +80,10 @@ def draw(texts: list[str], scenes: list[Scene] | None = None, batch: int = 16) -
 
 def trait_tokens_of(scenes: list[Scene], say: bool = True) -> torch.Tensor:
     """The exported trait tokens [B, 2, 128] of all that can be seen in scenes, or of nothing."""
-    module = TraitTokens(UNET_CONFIG["cross_attention_dim"])
-    module.load_state_dict(load_weights("trait_tokens"))
     seen = torch.tensor([[say] * len(CLASSES) + [say and s for s in visible_traits(scene)] for scene in scenes])
     classes = torch.tensor([class_labels(scene) for scene in scenes])
     values = torch.tensor([value_labels(scene) for scene in scenes])
-    return module(classes, values, seen)
+    return load_trait_tokens().of(TraitLabels(classes, values, seen))
 
 
 def measure(requests: list[Request]) -> tuple[dict, torch.Tensor]:

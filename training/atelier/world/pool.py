@@ -16,8 +16,8 @@ from multiprocessing import Pool as Processes
 import numpy as np
 from PIL import Image
 
+from prefgen.atelier.editions import READ_SIZE
 from prefgen.atelier.world.labels import CLASSES, class_labels, value_labels, visible_traits
-from prefgen.atelier.world.models import READ_SIZE
 from prefgen.atelier.world.render import SIZE, render
 from prefgen.atelier.world.traits import CONTINUOUS
 

@@ -1,4 +1,4 @@
-"""Stage 0: the two vocabularies, from every word that the world can say.
+"""Stage 0: the two vocabularies, from every word that the world can say, and the note that this is the second edition.
 
     python -m training.atelier.world.tokenizers
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 
-from prefgen.atelier.models import CLIP_TOKENIZER, MLLM_FOLDER
-from prefgen.atelier.world.models import MAX_TOKENS
+from prefgen.atelier.editions import SECOND, write_note
+from prefgen.atelier.models import CLIP_TOKENIZER, MLLM_FOLDER, WEIGHTS
 from prefgen.atelier.world.prompts import every_word
 
 from ..tokenizers import write_clip, write_mllm
@@ -22,8 +22,9 @@ pictures share that the disliked ones lack what is favourite one kind here any o
 
 def main() -> None:
     lines = sorted(set(every_word()))
-    clip_vocab = write_clip(CLIP_TOKENIZER, lines, MAX_TOKENS)
+    clip_vocab = write_clip(CLIP_TOKENIZER, lines, SECOND.max_tokens)
     sizes = {"clip_vocab": clip_vocab, "mllm_vocab": write_mllm(MLLM_FOLDER, [*lines, QUESTIONS])}
+    write_note(WEIGHTS, SECOND)
     print(json.dumps(sizes))
 
 

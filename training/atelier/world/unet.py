@@ -23,10 +23,10 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
-from prefgen.atelier.models import PREDICTION, WEIGHTS, alphas_cumprod
-from prefgen.atelier.world.models import UNET_CONFIG, clip_tokenizer, load_clip
+from prefgen.atelier.editions import SECOND
+from prefgen.atelier.models import PREDICTION, WEIGHTS, alphas_cumprod, clip_tokenizer, load_clip
 
-from ...common.atelier_clip import text_features
+from ...common.atelier_clip import text_features, tokenize
 from ...common.config.command import arguments
 from ...common.config.world import WorldUnet
 from ...common.files import save_weights
@@ -37,7 +37,6 @@ from ...common.sampling import NoiseSchedule
 from ...data.trait_tokens import TraitTokens, random_said
 from ...data.world_pool import WorldPool, pool_latents, pool_scene
 from .captions import random_caption
-from .clip import tokens_of
 from .obedience import heldout_requests, measure
 
 # Share of captions without phrases.
@@ -63,10 +62,10 @@ def main() -> None:
     tokenizer = clip_tokenizer()
     schedule = NoiseSchedule(alphas_cumprod(), PREDICTION)
     shifted = shifted_timesteps(schedule)
-    unet = UNet2DConditionModel(**UNET_CONFIG)
+    unet = UNet2DConditionModel(**SECOND.unet)
     # The fused kernel's backward is slow on CPUs at these sizes; plain products are 1.7 times faster.
     unet.set_attn_processor(AttnProcessor())
-    both = nn.ModuleDict({"unet": unet, "trait_tokens": TraitTokens(UNET_CONFIG["cross_attention_dim"])})
+    both = nn.ModuleDict({"unet": unet, "trait_tokens": TraitTokens(SECOND.unet["cross_attention_dim"])})
     optimiser = torch.optim.AdamW(parameter_groups(both, 0.01), betas=(0.9, 0.99))
     ema = Ema(both, section.ema)
     run.resume(model=both, optimiser=optimiser, ema=ema)
@@ -80,7 +79,7 @@ def main() -> None:
                 "" if rng.random() < section.empty else random_caption(scene, rng, NEUTRAL).text for scene in scenes
             ]
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-                states = text_features(clip, tokens_of(tokenizer, texts))[0].float()
+                states = text_features(clip, tokenize(tokenizer, texts))[0].float()
             timesteps = random_timesteps(shifted, section.batch, fine=step % section.fine_batches == 0)
             clean = latents[chosen].float()
             noisy, target = schedule.add_noise(clean, torch.randn_like(clean), timesteps)

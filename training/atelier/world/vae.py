@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
+from prefgen.atelier.editions import SECOND
 from prefgen.atelier.models import WEIGHTS
-from prefgen.atelier.world.models import VAE_CONFIG
 from prefgen.atelier.world.render import render
 from prefgen.atelier.world.scenes import random_scene
 
@@ -31,10 +31,11 @@ from ...common.files import save_weights
 from ...common.optim import Ema, cosine, parameter_groups
 from ...common.order import batch_indices
 from ...common.run import Run
+from ...common.sharpness import laplacian
 from ...data.world_pool import WorldPool, as_tensor
 
 HELDOUT_SEED = 900_002
-CHANNELS = VAE_CONFIG["latent_channels"]
+CHANNELS = SECOND.vae["latent_channels"]
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
     if run.finished:
         return
     pool = WorldPool(args.runs)
-    model = AutoencoderKL(**VAE_CONFIG)
+    model = AutoencoderKL(**SECOND.vae)
     # Start almost without sampling noise: unit noise on an untrained code teaches the decoder to ignore it.
     torch.nn.init.constant_(model.quant_conv.bias[CHANNELS:], -6.0)
     optimiser = torch.optim.AdamW(parameter_groups(model, 1e-4), betas=(0.9, 0.99))
@@ -162,12 +163,6 @@ def figures(model: AutoencoderKL, count: int) -> dict:
         "high_power": torch.cat(powers).mean().item(),
         "renders": count,
     }
-
-
-def laplacian(pictures: torch.Tensor) -> torch.Tensor:
-    """Mean absolute Laplacian of each picture [B, 3, H, W]: [B]."""
-    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).expand(3, 1, 3, 3)
-    return F.conv2d(pictures, kernel, groups=3).abs().mean((1, 2, 3))
 
 
 def high_power(latents: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torchvision.utils import make_grid
 
 from prefgen.atelier import users
-from prefgen.atelier.models import IMAGE_SIZE
+from prefgen.atelier.editions import FIRST
 from prefgen.files import atomic_file, write_atomic
 from prefgen.pictures import read_picture
 
@@ -236,7 +236,7 @@ def draw_side_by_side(pictures: dict[str, Path], people: list[users.User], promp
     """A row a user: some of the history (liked above disliked), then the first prompt by each method."""
     names = [name for name in SHORT if name in pictures]
     people = people[:FIGURE_USERS]
-    side = IMAGE_SIZE
+    side = FIRST.image_size
     small = side // 2
     left = FIGURE_HISTORY * small + 12
     head = 18
@@ -264,6 +264,6 @@ def save_pictures(pictures: torch.Tensor, path: Path) -> None:
 
 def saved_picture(path: Path, number: int) -> Image.Image:
     """One picture of a file of `save_pictures`."""
-    top, left = (IMAGE_SIZE * place for place in divmod(number, SHEET_COLUMNS))
+    top, left = (FIRST.image_size * place for place in divmod(number, SHEET_COLUMNS))
     sheet = read_picture(path, long_side=None)
-    return Image.fromarray(sheet[top : top + IMAGE_SIZE, left : left + IMAGE_SIZE])
+    return Image.fromarray(sheet[top : top + FIRST.image_size, left : left + FIRST.image_size])
