@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import AttnProcessor
 
 from prefgen.atelier.models import alphas_cumprod
 
-from ...common.sampling import atelier_scheduler
+from ..common.sampling import atelier_scheduler
 
 
 class ReferenceAttention(AttnProcessor):

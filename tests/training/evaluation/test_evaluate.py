@@ -10,9 +10,9 @@ import torch
 from prefgen.atelier import captions, models, users
 from tests.closeness import assert_close, assert_far
 from training.data.atelier_users import users_of
-from training.evaluation import metrics, rows
+from training.evaluation import metrics, reference, rows
 from training.evaluation.evaluate import __main__ as command
-from training.evaluation.evaluate import measure, painter, readings, reference
+from training.evaluation.evaluate import measure, painter, readings
 
 
 def test_an_interval_is_over_users_and_leaves_the_unknown_out():

@@ -26,8 +26,8 @@ from prefgen.mllm.traits import Traits
 from ...common.atelier_clip import image_features, text_features, tokenize
 from ...common.sampling import decode, sample
 from ...common.user_branch import install
+from .. import reference
 from ..rows import Pictures, Row
-from . import reference
 
 GUIDANCE = 3.0
 STEPS = 20
