@@ -190,7 +190,7 @@ def blocks_of(model, family: str, patcher: ModuleType) -> list[Block]:
     """Every cross-attention of the model at the family's picture size."""
     latent = PIXELS[family] // 8
     blocks = []
-    for (kind, number, index), attention in patcher.cross_attention_blocks(model):
+    for (kind, number, index), attention in patcher.unet_blocks(model.get_model_object("diffusion_model")):
         halved = {"input": number // 3, "output": LEVELS[family] - number // 3, "middle": LEVELS[family]}[kind]
         extra = {
             "cond_or_uncond": [0, 1],

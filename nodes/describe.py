@@ -28,7 +28,7 @@ class DescribePreference(io.ComfyNode):
             category=CATEGORY,
             **searched("taste", "style", "caption", "prompt", "words"),
             description="The MLLM puts into words what you like and dislike, for the prompts of any model, including "
-            "those that no adapter reaches (Flux, SD3, Qwen-Image).",
+            "those that no adapter reaches (SD3, Flux.2, Qwen-Image).",
             is_input_list=True,
             is_output_node=True,
             **shows_something(),

@@ -17,7 +17,7 @@ class ApplyTaste(io.ComfyNode):
             display_name="Apply Taste",
             category=CATEGORY,
             description="Bends what the model paints towards a taste, with whatever adapter, MLLM and CLIP vision "
-            "model here fit it. Where no adapter reaches the model (Flux and others), the taste comes out as words for "
+            "model here fit it. Where no adapter reaches the model (SD3, Flux.2), the taste comes out as words for "
             "the prompts.",
             **searched("taste", "style", "like", "personal", "profile", "ipadapter", "preference", "favorite"),
             **shows_something(),

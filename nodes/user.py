@@ -32,7 +32,8 @@ class FuseUserVector(io.ComfyNode):
                     "adapter",
                     options=list(folders.adapters()),
                     tooltip="'atelier' is built in and fits Load Atelier. Others are PrefGen adapters in "
-                    "models/prefgen, and public IP-Adapters (base, plus, full face) there or in models/ipadapter.",
+                    "models/prefgen, and public IP-Adapters (base, plus, full face, Flux.1's) there or in "
+                    "models/ipadapter.",
                 ),
                 part("semantic", "the taste in words (likes, dislikes, style) counts"),
                 part("core", "the user's identity counts: what sets this taste apart from others"),
@@ -155,7 +156,7 @@ class ApplyUserCrossAttention(io.ComfyNode):
                         default="",
                         optional=True,
                         tooltip="Weights for single blocks, in place of the preset's: in8=0.5, out1=1, mid=0. in, out "
-                        "and all work too. They multiply the weight.",
+                        "and all work too; on Flux double3, single12. They multiply the weight.",
                     )
                 ),
                 advanced(

@@ -21,7 +21,15 @@ from .files import file_sha256, file_state
 
 # Goes up when an older PrefGen would misread the file; entries that it can pass over leave it as it is.
 FORMAT_VERSION = 1
-FAMILY_NAMES = {"atelier": "the atelier", "sd15": "SD1.5", "sd2": "SD2", "sdxl": "SDXL", "sdxl_refiner": "SDXL refiner"}
+FLUX = "flux"
+FAMILY_NAMES = {
+    "atelier": "the atelier",
+    "sd15": "SD1.5",
+    "sd2": "SD2",
+    "sdxl": "SDXL",
+    "sdxl_refiner": "SDXL refiner",
+    FLUX: "Flux.1",
+}
 # By the width of the text states, which is all that an IP-Adapter file says of its UNet.
 FAMILY_OF_WIDTH = {768: "sd15", 1024: "sd2", 1280: "sdxl_refiner", 2048: "sdxl"}
 
@@ -36,7 +44,8 @@ class AdapterHeader:
     core_layer (null without); None for an image-only adapter. clip_vision: name, width, preprocessing, what
     `image_encoder.described` tells and the encoder's embedding of `fixed_picture`, by which another one is known; for
     an IP-Adapter file also output, what it reads; empty for an adapter that reads no pictures by themselves.
-    kind: "prefgen", or "ip_adapter" for a public IP-Adapter file. tokens: 0 where the pictures decide.
+    kind: "prefgen", or "ip_adapter" for a public IP-Adapter file. tokens: 0 where the pictures decide. in_attention: of
+    an adapter for Flux, whether it adds to a block's attention, before its output projection, or after the block.
     """
 
     format_version: int
@@ -51,6 +60,7 @@ class AdapterHeader:
     mllm: dict | None = None
     clip_vision: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
+    in_attention: bool = False
 
     @property
     def user_width(self) -> int:
@@ -112,8 +122,22 @@ class UserProjection(nn.Module):
         return self.norm(self.proj(vector).unflatten(-1, (self.tokens, self.cross_attention_dim)))
 
 
+class EmbeddingProjection(nn.Module):
+    """Tokens = LayerNorm(Linear(vector)), [B, width] -> [B, tokens, X]: of base IP-Adapter files and of Flux."""
+
+    def __init__(self, width: int, cross_attention_dim: int, tokens: int):
+        super().__init__()
+        self.tokens = tokens
+        self.proj = nn.Linear(width, tokens * cross_attention_dim)
+        self.norm = nn.LayerNorm(cross_attention_dim)
+
+    def forward(self, embedding: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.proj(embedding).unflatten(-1, (self.tokens, -1)))
+
+
 class UserAdapter(nn.Module):
-    """The trained parts of one adapter file. `to_k_ip`, `to_v_ip`: bias-free projections of every block, file order.
+    """The trained parts of one adapter file. `to_k_ip`, `to_v_ip`: projections of every block, file order, with biases
+    for Flux alone.
 
     aligner, sem_norm: None without a semantic part; core_norm: None without a core part.
     """
@@ -121,7 +145,7 @@ class UserAdapter(nn.Module):
     def __init__(
         self,
         header: AdapterHeader,
-        projection: UserProjection,
+        projection: UserProjection | EmbeddingProjection,
         aligner: SemanticAligner | None,
         sem_norm: LayerStandardiser | None,
         core_norm: LayerStandardiser | None,
@@ -145,9 +169,11 @@ class UserAdapter(nn.Module):
         own = {"aligner": self.aligner, "sem_norm": self.sem_norm, "core_norm": self.core_norm}
         parts: dict[str, nn.Module] = {"image_proj.": self.projection}
         parts |= {f"prefgen.{name}.": module for name, module in own.items() if module is not None}
-        # IP-Adapter numbers all attentions of a UNet, and a cross-attention follows every self-attention: 1, 3, 5 ...
         for i, (k, v) in enumerate(zip(self.to_k_ip, self.to_v_ip, strict=True)):
-            parts |= {f"ip_adapter.{2 * i + 1}.to_k_ip.": k, f"ip_adapter.{2 * i + 1}.to_v_ip.": v}
+            # IP-Adapter numbers all attentions of a UNet, and a cross-attention follows every self-attention: 1, 3, 5
+            # ... In Flux every double block has one.
+            number = i if self.header.base_family == FLUX else 2 * i + 1
+            parts |= {f"ip_adapter.{number}.to_k_ip.": k, f"ip_adapter.{number}.to_v_ip.": v}
         return parts
 
     @property
@@ -180,7 +206,15 @@ class UserAdapter(nn.Module):
 
 def _branch(header: AdapterHeader) -> nn.ModuleList:
     """One projection of the user tokens for every block."""
-    return nn.ModuleList(nn.Linear(header.cross_attention_dim, width, bias=False) for width in header.block_widths)
+    bias = header.base_family == FLUX
+    return nn.ModuleList(nn.Linear(header.cross_attention_dim, width, bias=bias) for width in header.block_widths)
+
+
+def new_projection(header: AdapterHeader, hidden: int | None = None) -> UserProjection | EmbeddingProjection:
+    """The module that makes user tokens of e_u, for an adapter of this header: what stock diffusers reads there."""
+    if header.base_family == FLUX:
+        return EmbeddingProjection(header.user_width, header.cross_attention_dim, header.tokens)
+    return UserProjection(header.user_width, header.cross_attention_dim, header.tokens, hidden)
 
 
 # PrefGen reads e_sem off the MLLM's top 4 layers, where likes, dislikes and style are, and e_core off middle to upper

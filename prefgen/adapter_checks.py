@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .adapter import FAMILY_NAMES, AdapterHeader
+from .adapter import FAMILY_NAMES, FLUX, AdapterHeader
 from .encoded import EncodedPreference
 from .errors import AdapterError
-from .image_encoder import CLIP, SAME_ENCODER, encoder_in_words, likeness
+from .image_encoder import CLIP, SAME_ENCODER, SIGLIP, encoder_in_words, likeness
 from .ip_adapter import STATES, encoder_name, other_width_of
 
 # What must be the same for two MLLMs to give the same hidden states.
@@ -112,11 +112,17 @@ def _check_pictures(header: AdapterHeader, encoded: EncodedPreference) -> None:
     name = header.clip_vision["name"]
     output = header.clip_vision["output"]
     connected = encoded.clip_vision
-    if connected.get("architecture", CLIP) != CLIP:
+    architecture = header.clip_vision.get("architecture", CLIP)
+    if connected.get("architecture", CLIP) != architecture:
         raise AdapterError(
             f"This IP-Adapter reads {name} (width {header.image_width}); the connected model is "
             f"{encoder_in_words(connected)}, which encodes pictures differently: connect {name} in Encode Preference "
             "History."
+        )
+    if encoded.image_embed_liked is None and connected and architecture == SIGLIP:
+        raise AdapterError(
+            "This IP-Adapter reads what SigLIP's pooling head gives, which ComfyUI leaves out: put the file that Load "
+            "CLIP Vision loads into models/clip_vision whole, as sigclip_vision_patch14_384 is, and load it from there."
         )
     if encoded.image_embed_liked is None:
         raise AdapterError(
@@ -136,6 +142,11 @@ def _check_pictures(header: AdapterHeader, encoded: EncodedPreference) -> None:
         raise AdapterError(
             f"This IP-Adapter reads {name} (width {header.image_width}); the connected CLIP vision model is "
             f"{encoder_name(output, width)} (width {width}): connect {name} in Encode Preference History."
+        )
+    if header.base_family == FLUX and encoded.image_embed_none is None:
+        raise AdapterError(
+            f"This IP-Adapter takes a black picture for none, which was not read beside this history: connect {name} "
+            "in Encode Preference History and encode it again."
         )
     # A ViT-g has the embedding's width of a ViT-H, and other states.
     expected = other_width_of(output, width)

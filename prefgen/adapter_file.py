@@ -14,12 +14,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from .adapter import FORMAT_VERSION, AdapterFile, AdapterHeader, UserAdapter, UserProjection
+from .adapter import FLUX, FORMAT_VERSION, AdapterFile, AdapterHeader, UserAdapter, new_projection
 from .adapter_weights import AGAIN, assign, check_dtypes, check_to_write, read_header, read_weights, weight_of
 from .aligner import LayerStandardiser, SemanticAligner
 from .errors import AdapterError
 from .files import safetensors_header, write_atomic
+from .flux_adapter import build_flux_adapter, is_flux, is_sd3
 from .ip_adapter import ImageAdapter, build_image_adapter, is_ip_adapter
+
+# One of the two weights of FLUX.1 Redux.
+REDUX = "redux_up.weight"
 
 
 # ComfyUI runs nodes in inference mode, and what is made there is of no use to a gradient ever after.
@@ -96,11 +100,23 @@ def save_adapter(adapter: UserAdapter, path: str | os.PathLike) -> None:
 def _build_image_adapter(
     name: str, weights: dict[str, torch.Tensor], names: list[str], file: AdapterFile | None
 ) -> ImageAdapter:
-    """`build_image_adapter`, which is refused for a file that is no adapter of any kind. names: of all its tensors."""
+    """The image-only adapter of a file, refused for one that is no adapter of any kind. names: of all its tensors."""
+    if REDUX in names:
+        raise AdapterError(
+            f"{name} is FLUX.1 Redux, which makes text of a picture and has no branch: put it into models/style_models "
+            "and use ComfyUI's own Load Style Model, CLIP Vision Encode and Apply Style Model."
+        )
+    if is_sd3(names):
+        raise AdapterError(
+            f"{name} is an IP-Adapter for SD3.5, whose tokens change at every step and whose norms no hook of ComfyUI "
+            "reaches: put the taste into words with Describe Preference, or paint with SDXL or Flux.1."
+        )
+    if is_flux(names):
+        return build_flux_adapter(name, weights, file)
     if not is_ip_adapter(names):
         raise AdapterError(
             f"{name} is not a PrefGen adapter and not an IP-Adapter: choose a file from a PrefGen training export or "
-            "an IP-Adapter for SD1.5 or SDXL."
+            "an IP-Adapter for SD1.5, SDXL or Flux.1."
         )
     return build_image_adapter(name, weights, file)
 
@@ -150,7 +166,7 @@ def _build_user_adapter(
         return weight_of(name, weights, key, 2).shape
 
     aligner = sem_norm = core_norm = None
-    projection_hidden = size("image_proj.proj.0.weight")[0]
+    projection_hidden = None if header.base_family == FLUX else size("image_proj.proj.0.weight")[0]
     # On the meta device nothing is drawn at random that the file replaces.
     with torch.device("meta"):
         if header.semantic_width:
@@ -164,7 +180,7 @@ def _build_user_adapter(
             core_norm = LayerStandardiser(1, header.core_width)
         adapter = UserAdapter(
             header,
-            UserProjection(header.user_width, header.cross_attention_dim, header.tokens, projection_hidden),
+            new_projection(header, projection_hidden),
             aligner,
             sem_norm,
             core_norm,

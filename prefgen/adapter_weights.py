@@ -16,7 +16,11 @@ from .files import safetensors_header
 AGAIN = "Download or export it again."
 # What some converters write for `ip_adapter.`.
 OTHER_PREFIX = "adapter_modules."
-WEIGHTS = ("image_proj.", "ip_adapter.", OTHER_PREFIX, "prefgen.aligner.", "prefgen.sem_norm.", "prefgen.core_norm.")
+# How XLabs' files for Flux.1 spell `image_proj.` and, within the name of a block, `ip_adapter.`.
+XLABS_PROJECTION = "ip_adapter_proj_model."
+XLABS_BRANCH = ".ip_adapter_double_stream_"
+OWN_PARTS = ("prefgen.aligner.", "prefgen.sem_norm.", "prefgen.core_norm.")
+WEIGHTS = ("image_proj.", "ip_adapter.", OTHER_PREFIX, XLABS_PROJECTION, *OWN_PARTS)
 # safetensors' names of the dtypes that torch casts to fp32 value by value. Whole numbers, and the scales of F8_E8M0,
 # are weights only together with what else a quantiser wrote.
 FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ"}
@@ -53,7 +57,7 @@ def read_weights(path: Path, dtypes: Mapping[str, str]) -> tuple[dict[str, torch
     try:
         with safe_open(str(path), "pt") as file:
             names = list(file.keys())
-            weights = {name: file.get_tensor(name).clone() for name in names if name.startswith(WEIGHTS)}
+            weights = {name: file.get_tensor(name).clone() for name in names if is_weight(name)}
     except (SafetensorError, OSError) as error:
         raise _damaged(path) from error
     for name, weight in weights.items():
@@ -63,16 +67,21 @@ def read_weights(path: Path, dtypes: Mapping[str, str]) -> tuple[dict[str, torch
     return weights, names
 
 
+def is_weight(name: str) -> bool:
+    """Whether a tensor of this name is a weight of an adapter of any layout."""
+    return name.startswith(WEIGHTS) or XLABS_BRANCH in name
+
+
 def check_dtypes(file: str, dtypes: Mapping[str, str]) -> None:
     """Refuse weights that aren't plain floats before they are read: torch casts whole numbers without a word."""
     scale = next((name for name in dtypes if SCALES.search(name)), None)
-    if scale is not None and any(name.startswith(WEIGHTS) for name in dtypes):
+    if scale is not None and any(is_weight(name) for name in dtypes):
         raise AdapterError(
             f"{file} is quantised, with scales of its own ({scale}), which PrefGen doesn't read: choose the same "
             "adapter in fp16 or fp32."
         )
     for name, dtype in dtypes.items():
-        if name.startswith(WEIGHTS) and dtype not in FLOATS:
+        if is_weight(name) and dtype not in FLOATS:
             raise AdapterError(
                 f"{file} stores {name} as {dtype}, which PrefGen can't read as a weight: choose the same adapter "
                 "in fp16 or fp32."
@@ -89,7 +98,7 @@ def _damaged(path: Path) -> AdapterError:
     if start == b"PK" or start in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5"):
         return AdapterError(
             f"{path.name} is a pickle under a .safetensors name, which PrefGen never opens: get a real "
-            "safetensors file."
+            "safetensors file, or convert it once with torch.load(..., weights_only=True), as docs/flux.md shows."
         )
     return AdapterError(f"{path.name} is damaged, or an incomplete safetensors file. {AGAIN}")
 

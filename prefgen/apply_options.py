@@ -2,7 +2,7 @@
 cross-attentions a user reaches and how strongly, when, and in which pictures of a batch.
 
 A block's address is ("input" | "output" | "middle", stage, transformer), as ComfyUI counts them; artists write in8,
-out1, mid, or in8.3 for one transformer of a stage.
+out1, mid, or in8.3 for one transformer of a stage. Flux has ("double" | "single", block, 0), double3 and single12.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ Block = tuple[str, int, int]
 Points = tuple[tuple[float, float], ...]  # (place, weight) in order of their places
 
 PRESETS = ("all", "style", "composition")
-SHORT = {"input": "in", "middle": "mid", "output": "out"}
+SHORT = {"input": "in", "middle": "mid", "output": "out", "double": "double", "single": "single", "text": "text"}
+# Not a block, but named among them: the text's tokens in the single blocks of Flux, which no preset reaches.
+TEXT: Block = ("text", 0, 0)
 
 
 def parse_block_weights(
@@ -24,8 +26,8 @@ def parse_block_weights(
     """The weight of every block: that of the preset `blocks`, 0 or 1, unless `block_weights` sets another one.
 
     widths: attention width of each block. block_weights: "name=weight" entries between commas or lines; a name is a
-    stage (in8, out1, mid), one transformer of it (in8.3), a side (in, out) or all; later entries win. Raises ValueError
-    with one sentence.
+    stage (in8, out1, mid), one transformer of it (in8.3), a side (in, out), a block of Flux (double3, single12), all of
+    its double or single blocks, or all; later entries win. Raises ValueError with one sentence.
     """
     weights = dict.fromkeys(addresses, 0.0)
     weights |= dict.fromkeys(preset_blocks(addresses, widths, blocks), 1.0)
@@ -83,7 +85,12 @@ def preset_blocks(addresses: Sequence[Block], widths: Sequence[int], preset: str
     if preset not in PRESETS:
         raise ValueError(f"There is no block preset {preset!r}: choose {', '.join(PRESETS)}.")
     if preset == "all":
-        return list(addresses)
+        return [address for address in addresses if address != TEXT]
+    if any(address[0] == "double" for address in addresses):
+        raise ValueError(
+            f"Nobody has found which blocks of Flux are those of {preset}: choose all in blocks, or weigh single ones "
+            "in block_weights, such as double0=0.5."
+        )
     # InstantStyle (arXiv 2404.02733) finds style in SDXL's up_blocks.0.attentions.1 and layout in its
     # down_blocks.2.attentions.1; its script for SD1.5, whose stages have one transformer each, takes up_blocks.1 for
     # style, and down_blocks.2 with the middle for layout. So: the coarsest level with cross-attention on the way up or
@@ -129,6 +136,8 @@ def names(address: Block) -> tuple[str, ...]:
     """Everything a block answers to."""
     side, stage, transformer = address
     short = SHORT[side]
+    if side == "text":
+        return (short,)
     name = short if side == "middle" else f"{short}{stage}"
     return "all", short, name, f"{name}.{transformer}"
 
@@ -138,7 +147,7 @@ def listed(addresses: Sequence[Block]) -> str:
     parts = []
     for side, short in SHORT.items():
         for stages in consecutive(sorted({address[1] for address in addresses if address[0] == side})):
-            if side == "middle":
+            if side in ("middle", "text"):
                 parts.append(short)
             elif len(stages) > 2:
                 parts.append(f"{short}{stages[0]} to {short}{stages[-1]}")

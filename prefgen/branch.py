@@ -19,6 +19,12 @@ def scaled_dot_product(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
+def split_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
+    """The same of a query whose heads are split already, [B, T, heads, dim_head]."""
+    k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (k, v))
+    return F.scaled_dot_product_attention(q.transpose(1, 2), k, v).transpose(1, 2).flatten(2)
+
+
 def user_residual(
     query: torch.Tensor,
     k: torch.Tensor,

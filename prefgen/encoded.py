@@ -18,6 +18,8 @@ class EncodedPreference:
     digest: of the history (`PreferenceHistory.digest`).
     image_states_liked, image_states_disliked: CLIP vision's penultimate hidden states [n, T, E], or None;
     image_states_none [T, E]: those of an all-zero input, which adapters that read states take for no picture.
+    image_embed_none [I]: the embedding of a black picture, which adapters for Flux take for no picture; None of an
+    encoder that none of them reads.
     taste: the name of what was read, such as sea@1a2b3c4d; "" for pictures that nobody named.
     """
 
@@ -30,4 +32,5 @@ class EncodedPreference:
     image_states_liked: torch.Tensor | None = None
     image_states_disliked: torch.Tensor | None = None
     image_states_none: torch.Tensor | None = None
+    image_embed_none: torch.Tensor | None = None
     taste: str = ""

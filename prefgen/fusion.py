@@ -11,7 +11,7 @@ from functools import cached_property
 
 import torch
 
-from .adapter import UserAdapter
+from .adapter import FLUX, UserAdapter
 from .encoded import EncodedPreference
 from .ip_adapter import STATES, ImageAdapter
 from .pooling import PUSH_AWAY, pool_image_embeds, pool_pictures
@@ -107,6 +107,8 @@ def _fuse_pictures(
         liked = encoded.image_embed_liked
         disliked = encoded.image_embed_disliked
         no_picture = None if liked is None else torch.zeros(liked.shape[1:])
+        if adapter.header.base_family == FLUX:
+            no_picture = encoded.image_embed_none
     # `check_encoded` has seen to both.
     assert liked is not None and no_picture is not None
     no_picture = no_picture.float()

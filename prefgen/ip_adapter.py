@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .adapter import FAMILY_OF_WIDTH, FORMAT_VERSION, AdapterFile, AdapterHeader
-from .adapter_weights import OTHER_PREFIX, assign, check_shapes, weight_of
+from .adapter import FAMILY_OF_WIDTH, FORMAT_VERSION, AdapterFile, AdapterHeader, EmbeddingProjection
+from .adapter_weights import OTHER_PREFIX, XLABS_PROJECTION, assign, check_shapes, weight_of
 from .errors import AdapterError
 
 # What a projection reads of CLIP vision.
@@ -29,7 +29,7 @@ EMBEDDING = "image_embeds"
 STATES = "penultimate_hidden_states"
 # CLIP vision models by the width of what they give.
 ENCODERS = {
-    EMBEDDING: {768: "CLIP ViT-L", 1024: "CLIP ViT-H", 1280: "CLIP ViT-bigG"},
+    EMBEDDING: {768: "CLIP ViT-L", 1152: "SigLIP so400m", 1024: "CLIP ViT-H", 1280: "CLIP ViT-bigG"},
     STATES: {1024: "CLIP ViT-L", 1280: "CLIP ViT-H", 1664: "CLIP ViT-bigG"},
 }
 # Of every published resampler; the file doesn't say it.
@@ -40,19 +40,6 @@ PROJECTION = "image_proj."
 BRANCH = "ip_adapter."
 # One weight of each layout's projection that the others don't have: base, plus, full face.
 LAYOUT_KEYS = {"proj.weight", "latents", "proj.3.weight"}
-
-
-class EmbeddingProjection(nn.Module):
-    """Base: [B, C] -> [B, tokens, X]."""
-
-    def __init__(self, width: int, cross_attention_dim: int, tokens: int):
-        super().__init__()
-        self.tokens = tokens
-        self.proj = nn.Linear(width, tokens * cross_attention_dim)
-        self.norm = nn.LayerNorm(cross_attention_dim)
-
-    def forward(self, embedding: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.proj(embedding).unflatten(-1, (self.tokens, -1)))
 
 
 class StatesProjection(nn.Module):
@@ -161,7 +148,7 @@ class ImageAdapter:
 
 def is_ip_adapter(keys) -> bool:
     """Whether a file's keys speak of an IP-Adapter of any kind, supported or not."""
-    return any(key.startswith((BRANCH, PROJECTION, OTHER_PREFIX, "ip_adapter_proj_model.")) for key in keys)
+    return any(key.startswith((BRANCH, PROJECTION, OTHER_PREFIX, XLABS_PROJECTION)) for key in keys)
 
 
 def build_image_adapter(name: str, tensors: dict[str, torch.Tensor], file: AdapterFile | None = None) -> ImageAdapter:
@@ -172,7 +159,7 @@ def build_image_adapter(name: str, tensors: dict[str, torch.Tensor], file: Adapt
     if kind:
         raise AdapterError(
             f"{name} is {kind}, which PrefGen doesn't load: choose a base, plus or full-face IP-Adapter for SD1.5 or "
-            "SDXL."
+            "SDXL, or one for Flux.1."
         )
     with torch.device("meta"):
         projection, reads, width = _projection(name, tensors)

@@ -25,7 +25,8 @@ class Application:
     attn_mask: [b, H, W] in 0..1 or None. uncond: the unconditional half gets what training calls no user, or the user's
     disliked pictures. block_weights: one for every block, in file order. weight_schedule: (share of the sampling,
     weight) points, none for a level weight. item_weights: (number of the batch item, weight) points, none for all items
-    alike. All weights multiply `weight`.
+    alike. All weights multiply `weight`. For Flux: in_attention, as the adapter's header says; text_weight, of the
+    text's tokens in single blocks, to which InstantX' own pipeline adds the user as well.
     """
 
     user: FusedUser
@@ -37,6 +38,8 @@ class Application:
     block_weights: tuple[float, ...]
     weight_schedule: Points = ()
     item_weights: Points = ()
+    in_attention: bool = False
+    text_weight: float = 0.0
 
     @property
     def by_item(self) -> bool:

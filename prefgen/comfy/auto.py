@@ -16,15 +16,15 @@ import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 
 from ..adapter import FAMILY_NAMES, AdapterHeader
-from ..adapter_checks import ANOTHER_ENCODER, check_compatible
+from ..adapter_checks import ANOTHER_ENCODER
 from ..adapter_file import adapter_header
 from ..errors import AdapterError
 from ..files import file_state
 from ..ip_adapter import EMBEDDING, STATES, other_width_of
 from ..mllm.files import MLLMError, check_folder, weight_bytes
 from . import folders, memory, readers
+from .bases import FLUX_NAMES, base_of, why_unreached
 from .encoding import encoder_of
-from .patcher import cross_attention_blocks, family_name
 
 AUTO = "auto"
 WORDS = "words only"
@@ -90,27 +90,31 @@ def no_adapter(model: ModelPatcher) -> str:
             f"No adapter for {name} is here: `python -m prefgen.download {ADAPTER_SETS[name]}` puts one into "
             "models/ipadapter."
         )
-    return f"No adapter reaches {name}: it takes a taste in words alone."
+    if base_of(model) is not None and name in FLUX_NAMES.values():
+        return (
+            f"No adapter for {name} is here: XLabs' flux-ip-adapter-v2 in models/ipadapter and CLIP ViT-L in "
+            "models/clip_vision reach it."
+        )
+    why = why_unreached(model)
+    return f"No adapter reaches {name}{f' ({why})' if why else ''}: it takes a taste in words alone."
 
 
 def model_name(model: ModelPatcher) -> str:
-    """What people call a model: its family where it is a UNet with cross-attention, else its class."""
-    attention = next((attention for _, attention in cross_attention_blocks(model)), None)
-    return type(model.model).__name__ if attention is None else family_name(model, attention.to_k.in_features)
+    """What people call a model: its family where an adapter could reach it, else its class."""
+    base = base_of(model)
+    return type(model.model).__name__ if base is None else base.name
 
 
 def fitting(model: ModelPatcher) -> Iterator[tuple[str, AdapterHeader]]:
     """(combo entry, header) of all adapters that fit a model, the best first."""
-    attentions = [attention for _, attention in cross_attention_blocks(model)]
-    if not attentions:
+    base = base_of(model)
+    if base is None:
         return
-    widths = [attention.heads * attention.dim_head for attention in attentions]
-    text_width = attentions[0].to_k.in_features
     ranked = []
     for name, path in folders.adapters().items():
         try:
             header = header_of(path)
-            check_compatible(header, widths, text_width)
+            base.check(header)
         except AdapterError:
             continue
         ranked.append((rank(name, header), name, header))
@@ -192,7 +196,7 @@ def in_words(model: ModelPatcher, mllm: str, reason: str) -> Choice:
     chosen = largest_mllm()
     if chosen is None:
         # Where an adapter would fit, what it lacks is said alone.
-        if reason and list(cross_attention_blocks(model)):
+        if reason and base_of(model) is not None:
             raise folders.ChoiceError(reason)
         why = f"{reason[:-1]}, and no" if reason else "No"
         raise folders.ChoiceError(

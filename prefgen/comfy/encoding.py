@@ -10,21 +10,26 @@ import comfy.utils
 import torch
 
 from ..encoded import EncodedPreference
+from ..flux_adapter import FLUX_WIDTHS
 from ..history import HistoryItem, PreferenceHistory
-from ..image_encoder import CLIP, described, fixed_picture, rounded
+from ..image_encoder import CLIP, SIGLIP, described, fixed_picture, rounded
 from ..lru import LeastRecentlyUsed
 from ..mllm.answer import Answer
 from ..mllm.traits import Traits
+from ..siglip import NORM, PoolingHead, load_head
+from . import folders
 from .histories import name_of
 from .memory import ManagedMLLM
 
 # In place of a picture's digest.
 NOTHING = ""
 FIXED = "fixed picture"
+BLACK = "black picture"
 CACHED_PICTURES = 128  # the states of one picture are 1.3 MB with CLIP ViT-H
 # CLIP vision model -> {picture digest: (embedding, states)}, and -> what it is. Both go with their model.
 _read: WeakKeyDictionary = WeakKeyDictionary()
 _described: WeakKeyDictionary = WeakKeyDictionary()
+_heads: WeakKeyDictionary = WeakKeyDictionary()
 
 
 def encode_history(
@@ -39,7 +44,7 @@ def encode_history(
         )
     encoder = encoder_of(clip_vision) if clip_vision is not None else {}
     # No adapter reads another kind: Fuse User Vector names it beside the one that the adapter needs.
-    reads_pictures = clip_vision is not None and encoder.get("architecture", CLIP) == CLIP
+    reads_pictures = clip_vision is not None and gives_embeddings(clip_vision, encoder)
     mllm_steps = len(history) + 1 if managed is not None else 0
     bar = comfy.utils.ProgressBar(mllm_steps + (len(history) if reads_pictures else 0))
     interrupt()
@@ -47,13 +52,15 @@ def encode_history(
     if managed is not None:
         hidden = hidden_states(history, managed, bar)
         bar.update_absolute(mllm_steps)
-    liked = disliked = states_liked = states_disliked = states_none = None
+    liked = disliked = states_liked = states_disliked = states_none = embed_none = None
     if reads_pictures:
         liked, states_liked = read_pictures(clip_vision, history.liked, bar)
         if history.disliked:
             disliked, states_disliked = read_pictures(clip_vision, history.disliked, bar)
         encoder["width"] = liked.shape[-1]
         encoder["fixed_picture"] = read_fixed_picture(clip_vision)
+        if liked.shape[-1] in FLUX_WIDTHS:
+            embed_none = read_black(clip_vision)
         if states_liked is not None:
             states_none = read_nothing(clip_vision)
             encoder["states_width"] = states_liked.shape[-1]
@@ -67,6 +74,7 @@ def encode_history(
         image_states_liked=states_liked,
         image_states_disliked=states_disliked,
         image_states_none=states_none,
+        image_embed_none=embed_none,
         taste=name_of(history),
     )
 
@@ -109,6 +117,33 @@ def encoder_of(clip_vision) -> dict:
     return dict(_described[model])
 
 
+def gives_embeddings(clip_vision, encoder: dict) -> bool:
+    """Whether an image encoder, of which `encoder_of` says this, gives an embedding that some adapter reads."""
+    architecture = encoder.get("architecture", CLIP)
+    return architecture == CLIP or (architecture == SIGLIP and pooling_head(clip_vision) is not None)
+
+
+def pooling_head(clip_vision) -> PoolingHead | None:
+    """The head of a SigLIP model, from the file in models/clip_vision that the model is of; None of every other one."""
+    model = clip_vision.model
+    if model not in _heads:
+        norm = None
+        if encoder_of(clip_vision).get("architecture") == SIGLIP:
+            norm = model.state_dict().get(NORM)
+        paths = [path for path in folders.clip_visions().values() if path is not None and norm is not None]
+        _heads[model] = next((head for path in paths if (head := load_head(path, norm)) is not None), None)
+    return _heads[model]
+
+
+@torch.no_grad()
+def embedding_in(clip_vision, output) -> torch.Tensor:
+    """The embedding [I] of the one picture in what an image encoder gave, fp32 on the CPU."""
+    embedding = output["image_embeds"].float().cpu()
+    head = pooling_head(clip_vision)
+    # What ComfyUI calls SigLIP's embedding are its normed states.
+    return embedding[0] if head is None else head(embedding)[0]
+
+
 def interrupt() -> None:
     """Raise ComfyUI's own exception if the artist has stopped the queue."""
     comfy.model_management.throw_exception_if_processing_interrupted()
@@ -124,7 +159,10 @@ def read_pictures(clip_vision, items: tuple[HistoryItem, ...], bar) -> tuple[tor
         if item.digest not in cache:
             output = clip_vision.encode_image(item.image[None])
             states = getattr(output, "penultimate_hidden_states", None)
-            row = (output["image_embeds"][0].float().cpu(), None if states is None else states[0].float().cpu())
+            # SigLIP's states are megabytes that no adapter reads.
+            if pooling_head(clip_vision) is not None:
+                states = None
+            row = (embedding_in(clip_vision, output), None if states is None else states[0].float().cpu())
             check_read(row)
             cache[item.digest] = row
         rows.append(cache[item.digest])
@@ -150,8 +188,17 @@ def read_fixed_picture(clip_vision) -> list[float]:
     if FIXED not in cache:
         # 224: of another pack's encoder that doesn't say its side.
         picture = fixed_picture(getattr(clip_vision, "image_size", 224))
-        cache[FIXED] = rounded(clip_vision.encode_image(picture[None])["image_embeds"][0].cpu())
+        cache[FIXED] = rounded(embedding_in(clip_vision, clip_vision.encode_image(picture[None])))
     return cache[FIXED]
+
+
+def read_black(clip_vision) -> torch.Tensor:
+    """The embedding [I] of a black picture, which XLabs' adapters for Flux take for none."""
+    cache = _read[clip_vision.model]
+    if BLACK not in cache:
+        side = getattr(clip_vision, "image_size", 224)
+        cache[BLACK] = embedding_in(clip_vision, clip_vision.encode_image(torch.zeros(1, side, side, 3)))
+    return cache[BLACK]
 
 
 def read_nothing(clip_vision) -> torch.Tensor:

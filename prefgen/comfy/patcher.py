@@ -14,12 +14,11 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ..adapter import FAMILY_NAMES, FAMILY_OF_WIDTH
-from ..adapter_checks import check_compatible
-from ..apply_options import Block, is_zero, parse_block_weights, parse_item_weights, parse_weight_schedule
+from ..apply_options import TEXT, is_zero, parse_block_weights, parse_item_weights, parse_weight_schedule
 from ..errors import AdapterError
 from ..fusion import FusedUser
 from .application import Application
+from .bases import Base, base_of, unet_blocks, why_unreached
 from .layout import NODE, LayoutError
 from .marks import MARKS
 from .rows import BATCH
@@ -53,17 +52,16 @@ def apply_user(
     """
     if apply_to not in APPLY_TO:
         raise ValueError(f"apply_to must be one of {', '.join(APPLY_TO)}, not {apply_to!r}.")
-    attentions = list(cross_attention_blocks(model))
-    if not attentions:
+    base = base_of(model)
+    if base is None:
+        why = why_unreached(model)
         raise AdapterError(
-            "Apply User Cross-Attention needs a UNet with cross-attention (SD1.5, SD2, SDXL or the atelier); "
-            f"{type(model.model).__name__} has none: put the taste into its prompt with Describe Preference."
+            f"{NODE} needs a UNet with cross-attention or the blocks of Flux.1; {type(model.model).__name__} has none"
+            f"{', and ' if why else ''}{why}: put the taste into its prompt with Describe Preference."
         )
-    widths = [attention.heads * attention.dim_head for _, attention in attentions]
-    cross_dim = attentions[0][1].to_k.in_features
-    check_compatible(user.adapter.header, widths, cross_dim, family_name(model, cross_dim))
-    addresses = tuple(block for block, _ in attentions)
-    of_blocks = parse_block_weights(addresses, widths, blocks, block_weights)
+    header = user.adapter.header
+    count = base.check(header)
+    of_blocks, text_weight = weights_of_blocks(base, count, header.in_attention, blocks, block_weights)
     schedule = parse_weight_schedule(weight_schedule)
     of_items = parse_item_weights(item_weights)
     if weight == 0 or start_at > end_at or not any(of_blocks) or is_zero(schedule) or is_zero(of_items):
@@ -78,16 +76,29 @@ def apply_user(
         block_weights=of_blocks,
         weight_schedule=schedule,
         item_weights=of_items,
+        in_attention=header.in_attention,
+        text_weight=text_weight,
     )
     application.prepare(model.get_model_object("model_sampling"))
-    return with_application(model, application, addresses)
+    return with_application(model, application, base)
 
 
-def with_application(model: ModelPatcher, application: Application, addresses: tuple[Block, ...]) -> ModelPatcher:
-    """A clone of a model with one more user on it. addresses: of every cross-attention, in file order."""
+def weights_of_blocks(
+    base: Base, count: int, has_text: bool, blocks: str, block_weights: str
+) -> tuple[tuple[float, ...], float]:
+    """(the weight of every place of a base, of which an adapter reaches the first `count`; that of the text's tokens,
+    which artists name beside blocks where `has_text`)."""
+    text = (TEXT,) if has_text else ()
+    widths = (*base.widths[:count], *([0] * len(text)))
+    weights = parse_block_weights((*base.addresses[:count], *text), widths, blocks, block_weights)
+    return weights[:count] + (0.0,) * (len(base.addresses) - count), weights[count] if has_text else 0.0
+
+
+def with_application(model: ModelPatcher, application: Application, base: Base) -> ModelPatcher:
+    """A clone of a model, which is such a base, with one more user on it."""
     clone = model.clone()
     earlier = [branch.applications for branch in clone.get_wrappers(WrappersMP.APPLY_MODEL, KEY)]
-    branch = UserBranch((*(earlier[0] if earlier else ()), application), addresses)
+    branch = UserBranch((*(earlier[0] if earlier else ()), application), base)
     wrappers = {
         WrappersMP.OUTER_SAMPLE: branch.outer_sample,
         WrappersMP.CALC_COND_BATCH: branch.calc_cond_batch,
@@ -101,11 +112,11 @@ def with_application(model: ModelPatcher, application: Application, addresses: t
 
 class UserBranch:
     """All users of one model, as the wrappers that ComfyUI calls, from the outermost to the innermost. Never changes
-    once it is built. addresses: of every cross-attention, in file order."""
+    once it is built."""
 
-    def __init__(self, applications: tuple[Application, ...], addresses: tuple[Block, ...]):
+    def __init__(self, applications: tuple[Application, ...], base: Base):
         self.applications = applications
-        self.addresses = addresses
+        self.base = base
 
     def outer_sample(self, executor, noise, *args, **kwargs):
         """OUTER_SAMPLE: project K and V, sample, let go of them."""
@@ -113,7 +124,7 @@ class UserBranch:
         sampling = guider.model_patcher.get_model_object("model_sampling")
         options = guider.model_options["transformer_options"]  # the run's own copy
         conds = getattr(guider, "conds", {})
-        run = Run(self.applications, self.addresses, sampling, conds, tuple(noise.shape))
+        run = self.base.run(self.applications, self.base.addresses, sampling, conds, tuple(noise.shape))
         options[KEY] = run
         try:
             return executor(noise, *args, **kwargs)
@@ -147,7 +158,7 @@ class UserBranch:
                 run.was_called = True
             call = run.call(t, x, options, marks, c_crossattn)
             if call.users:
-                run.patch(options, call, x.device, model.manual_cast_dtype or model.get_dtype())
+                run.patch(options, call, x, model)
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     @contextmanager
@@ -158,7 +169,7 @@ class UserBranch:
         if run is not None and run.applications is self.applications:
             yield run
             return
-        run = Run(self.applications, self.addresses, model.model_sampling, {})
+        run = self.base.run(self.applications, self.base.addresses, model.model_sampling, {})
         try:
             yield run
         finally:
@@ -200,31 +211,3 @@ def preferred_attentions(unet: torch.nn.Module) -> dict[int, object]:
     one: ComfyUI newer than 0.33 has it, and leaves it to whoever fills the attention's slot."""
     preferred = enumerate(getattr(attention, "comfy_attention", None) for _, attention in unet_blocks(unet))
     return {number: attention for number, attention in preferred if attention is not None}
-
-
-def cross_attention_blocks(model: ModelPatcher) -> Iterator[tuple[Block, torch.nn.Module]]:
-    """`unet_blocks` of a model as it is patched."""
-    return unet_blocks(model.get_model_object("diffusion_model"))
-
-
-def unet_blocks(unet: torch.nn.Module) -> Iterator[tuple[Block, torch.nn.Module]]:
-    """Every cross-attention of a UNet with the address ComfyUI dispatches it under, in the order of IP-Adapter
-    files: input blocks, output blocks, middle block. Nothing for a model that isn't such a UNet."""
-    middle = getattr(unet, "middle_block", None)
-    stages = [
-        *(("input", number, stage) for number, stage in enumerate(getattr(unet, "input_blocks", ()))),
-        *(("output", number, stage) for number, stage in enumerate(getattr(unet, "output_blocks", ()))),
-        *([("middle", 0, middle)] if middle is not None else ()),
-    ]
-    for kind, number, stage in stages:
-        for layer in stage.children():
-            for index, block in enumerate(getattr(layer, "transformer_blocks", ())):
-                if getattr(block, "attn2", None) is not None:
-                    yield (kind, number, index), block.attn2
-
-
-def family_name(model: ModelPatcher, cross_dim: int) -> str:
-    """What people call the connected model, for messages."""
-    # Released families are told apart by the width of their text states; the atelier's model says what it is.
-    family = getattr(model.model.model_config, "prefgen_family", FAMILY_OF_WIDTH.get(cross_dim))
-    return FAMILY_NAMES[family] if family else f"a UNet with text width {cross_dim}"

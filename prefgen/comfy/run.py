@@ -115,12 +115,12 @@ class Run:
 
     # The blocks of a model call.
 
-    def patch(self, options: dict, call: Call, device: torch.device, dtype: torch.dtype) -> None:
-        """Have the options of one model call, a copy of our own, add the users of that call to the attention. device,
-        dtype: what the model computes on and in."""
+    def patch(self, options: dict, call: Call, x: torch.Tensor, model) -> None:
+        """Have the options of one model call, a copy of our own, add the users of that call to the attention. x: the
+        call's latents, on the device that the model computes on. model: ComfyUI's BaseModel."""
         options[CALL] = call
         for user in call.users:
-            self.tensors.bring(user, device, dtype)
+            self.tensors.bring(user, x.device, model.manual_cast_dtype or model.get_dtype())
         replace = options.get("patches_replace", {})
         prior = replace.get("attn2", {})
         # ComfyUI looks for the transformer's own slot first, then for one that covers the whole block.

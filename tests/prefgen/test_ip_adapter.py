@@ -72,17 +72,6 @@ OTHERS = {
         | branch([1, 3], text=2048),
         "InstantID",
     ),
-    "Flux (InstantX)": (
-        {"image_proj.norm.weight": torch.zeros(4096)} | branch(range(57), 3072, 4096),
-        "another kind of model",
-    ),
-    "Flux (XLabs)": (
-        {
-            "ip_adapter_proj_model.norm.weight": torch.zeros(4096),
-            "double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight": torch.zeros(8, 8),
-        },
-        "another kind of model",
-    ),
     "something new": ({"image_proj.gate": torch.zeros(1)} | branch([1, 3]), "unknown kind"),
 }
 

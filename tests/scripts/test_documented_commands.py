@@ -24,6 +24,7 @@ ELSEWHERE = {"pytest", "venv", "pip", "tests"}
 # How a line of a fence may begin, beside `python`: programs of others, and a block that is run by a test of its page.
 PROGRAMS = {"make", "sh", "accelerate", "pip", "git", "cd"}
 OTHER_BLOCKS = {
+    "flux.md": "tests/prefgen/test_flux_adapter.py",
     "pickles.md": "tests/training/data/test_pickles_page.py",
     "diffusers.md": "tests/prefgen/test_pipeline.py",
 }

@@ -34,7 +34,10 @@ def build(family="SD15", dtype=torch.float32, compute=None, model_type=None, **s
 
 def users(pack, model, count=2, base_family="sd15"):
     """Users with random vectors, of one random adapter that fits the model."""
-    blocks = [attention for _, attention in pack("prefgen.comfy.patcher").cross_attention_blocks(model)]
+    blocks = [
+        attention
+        for _, attention in pack("prefgen.comfy.patcher").unet_blocks(model.get_model_object("diffusion_model"))
+    ]
     part, text = 8, blocks[0].to_k.in_features
     widths = [attention.heads * attention.dim_head for attention in blocks]
     torch.manual_seed(3)

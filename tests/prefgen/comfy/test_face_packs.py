@@ -82,7 +82,7 @@ class Graph:
     def __init__(self, family, pack, face_pack, folder):
         self.patch, self.both = pack("prefgen.comfy.patcher"), Both(family)
         self.set_patch, to_kv, self.weights = face_pack
-        self.blocks = list(self.patch.cross_attention_blocks(self.both.patcher))
+        self.blocks = list(self.patch.unet_blocks(self.both.patcher.get_model_object("diffusion_model")))
         cross = self.blocks[0][1].to_k.in_features
         random = torch.Generator().manual_seed(1)
         state = {

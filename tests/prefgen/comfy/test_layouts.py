@@ -43,7 +43,7 @@ def test_every_cross_attention_of_a_layout_is_reached_and_weight_0_is_the_plain_
     patcher = pack("prefgen.comfy.patcher")
     unet = model.get_model_object("diffusion_model")
     there = {id(m.attn2) for m in unet.modules() if getattr(m, "attn2", None) is not None}
-    blocks = list(patcher.cross_attention_blocks(model))
+    blocks = list(patcher.unet_blocks(model.get_model_object("diffusion_model")))
     assert {id(attention) for _, attention in blocks} == there and len(blocks) == len(there) > 5
     (user,) = studio.users(pack, model, 1, base)
     plain, patched = studio.latents(model), patcher.apply_user(model, user)

@@ -49,7 +49,7 @@ def left(width=40, height=24):
 
 def test_every_cross_attention_is_found_in_file_order(patcher, world):
     model, users = world
-    blocks = [block for block, _ in patcher.cross_attention_blocks(model)]
+    blocks = [block for block, _ in patcher.unet_blocks(model.get_model_object("diffusion_model"))]
     assert len(blocks) == len(users[0].adapter.header.block_widths)
     assert blocks[-1] == ("middle", 0, 0)
     assert [kind for kind, _, _ in blocks] == sorted([k for k, _, _ in blocks], key=["input", "output", "middle"].index)
@@ -125,7 +125,7 @@ def test_users_stack_and_one_behind_a_black_mask_is_not_there(patcher, world):
 
 def test_at_the_attention_itself_a_mask_lets_nothing_through_outside(patcher, world):
     model, users = world
-    _, attention = next(patcher.cross_attention_blocks(model))
+    _, attention = next(patcher.unet_blocks(model.get_model_object("diffusion_model")))
 
     def first_output(patched):
         seen = []
@@ -162,7 +162,9 @@ def test_the_order_beside_another_packs_patch_is_irrelevant(patcher, world, whol
 
     def other(m, patch):
         clone = m.clone()
-        slots = [block for block, _ in patcher.cross_attention_blocks(model) if block[0] == "output"]
+        slots = [
+            block for block, _ in patcher.unet_blocks(model.get_model_object("diffusion_model")) if block[0] == "output"
+        ]
         for kind, number, index in slots:
             clone.set_model_attn2_replace(patch, kind, number, *([] if whole_block else [index]))
         return clone
@@ -258,7 +260,7 @@ def test_the_preset_all_and_a_level_schedule_are_exactly_the_plain_application(p
 
 def test_a_user_reaches_only_the_blocks_that_are_chosen(patcher, world):
     model, users = world
-    blocks = list(patcher.cross_attention_blocks(model))
+    blocks = list(patcher.unet_blocks(model.get_model_object("diffusion_model")))
 
     def outputs(patched):
         """What every cross-attention hands to its output layer at the first call."""
