@@ -250,7 +250,8 @@ def unet_flops(folder: Path, args) -> float:
     """Floating-point operations of one forward and backward pass of the UNet with the branch, a step."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from training.common.bases import Text, load_base
+    from training.common.base import Text
+    from training.common.bases import load_base
     from training.common.config.command import load
     from training.common.user_branch import connect, install, unet_projections
 

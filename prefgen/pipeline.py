@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .adapter import FAMILY_OF_WIDTH, AdapterHeader, UserAdapter
+from .adapter import FAMILY_OF_WIDTH, FLUX, AdapterHeader, UserAdapter
 from .adapter_checks import check_compatible, check_encoded
 from .adapter_file import load_adapter_once
 from .clip import ClipVision
@@ -126,25 +126,39 @@ def put_on(pipeline, adapter: str | Path, weight: float = 1.0) -> None:
     """Load an adapter file into a diffusers pipeline, in place of any other. AdapterError for one of another base."""
     adapter = Path(adapter)
     header = user_adapter(adapter).header
-    unet = pipeline.unet
-    crosses = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn2.processor")]
-    widths = [unet.get_submodule(name).to_k.out_features for name in crosses]
-    cross_dim = unet.config.cross_attention_dim
-    check_compatible(header, widths, cross_dim, FAMILY_OF_WIDTH.get(cross_dim, ""))
+    if is_flux(pipeline):
+        transformer = pipeline.transformer
+        widths = [transformer.inner_dim] * len(transformer.transformer_blocks)
+        check_compatible(header, widths, transformer.config.joint_attention_dim, FLUX)
+        no_encoder = {"image_encoder_pretrained_model_name_or_path": None}
+    else:
+        unet = pipeline.unet
+        crosses = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn2.processor")]
+        widths = [unet.get_submodule(name).to_k.out_features for name in crosses]
+        cross_dim = unet.config.cross_attention_dim
+        check_compatible(header, widths, cross_dim, FAMILY_OF_WIDTH.get(cross_dim, ""))
+        no_encoder = {"image_encoder_folder": None}
     take_off(pipeline)
-    pipeline.load_ip_adapter(str(adapter.parent), subfolder="", weight_name=adapter.name, image_encoder_folder=None)
+    pipeline.load_ip_adapter(str(adapter.parent), subfolder="", weight_name=adapter.name, **no_encoder)
     pipeline.set_ip_adapter_scale(weight)
 
 
 def take_off(pipeline) -> None:
     """Take any adapter off a pipeline."""
-    if getattr(pipeline.unet, "encoder_hid_proj", None) is not None:
+    denoiser = pipeline.transformer if is_flux(pipeline) else pipeline.unet
+    if getattr(denoiser, "encoder_hid_proj", None) is not None:
         pipeline.unload_ip_adapter()
+
+
+def is_flux(pipeline) -> bool:
+    """Whether a pipeline paints with Flux.1's transformer."""
+    return hasattr(getattr(pipeline, "transformer", None), "single_transformer_blocks")
 
 
 def user_embeds(vectors: torch.Tensor, pipeline, guidance: bool = True) -> list[torch.Tensor]:
     """`ip_adapter_image_embeds` of user vectors [B, C + D + I], one a prompt: by turns no user, as in training, and
-    the user; without guidance the users alone."""
+    the user; without guidance, and on Flux, which takes the other half by itself, the users alone."""
+    guidance = guidance and not is_flux(pipeline)
     rows = torch.stack([torch.zeros_like(vectors), vectors]).flatten(0, 1) if guidance else vectors
     return [rows[:, None].to(pipeline.device, pipeline.dtype)]
 

@@ -24,7 +24,8 @@ import torch.nn.functional as F
 
 from prefgen.aligner import LayerStandardiser, SemanticAligner
 
-from .common.bases import Base, load_base
+from .common.base import Base
+from .common.bases import load_base
 from .common.chain import made_of
 from .common.config.command import StageArgs, arguments
 from .common.config.schema import TrainAlignment

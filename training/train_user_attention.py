@@ -35,7 +35,8 @@ from prefgen.adapter_file import save_adapter
 from prefgen.atelier.models import WEIGHTS
 
 from .common.adapters import new_adapter, trained_adapter, trained_parts
-from .common.bases import Base, Text, load_base, load_unet
+from .common.base import Base, Text
+from .common.bases import load_base, load_unet
 from .common.chain import made_of
 from .common.config.command import StageArgs, arguments
 from .common.config.schema import TrainUserAttention
@@ -46,7 +47,7 @@ from .common.precision import full_precision
 from .common.run import Run
 from .common.sampling import decode, guided_sample, seeded_noise
 from .common.stage_outputs import ExtractedUsers
-from .common.user_branch import UserAttention, connect, install
+from .common.user_branch import Branch, connect, install
 from .data.atelier_users import users_of
 from .data.branch_data import TrainingData, caches, training_data
 from .data.worlds import open_world, painted_smaller
@@ -57,7 +58,6 @@ from .evaluation.rows import BASIC, ROWS
 # The grids of samples.
 SHOWN_USERS = 4
 SAMPLING_STEPS = 20
-GUIDANCE = 5.0
 # Of every held-out user's picture, spread over the schedule.
 HELDOUT_TIMESTEPS = 4
 
@@ -170,7 +170,7 @@ def look(section: TrainUserAttention, run: Run, data: TrainingData, base: Base, 
 
 
 @torch.no_grad()
-def paint(data: TrainingData, base: Base, branch: list[UserAttention], adapter: UserAdapter) -> torch.Tensor:
+def paint(data: TrainingData, base: Base, branch: Branch, adapter: UserAdapter) -> torch.Tensor:
     """Pictures [2 * users, 3, H, W] in -1..1: the first users' first targets without and with them. Users, prompts and
     noise are the same every time."""
     _, rows = np.unique(data.owners, return_index=True)
@@ -197,12 +197,12 @@ def paint(data: TrainingData, base: Base, branch: list[UserAttention], adapter: 
     def predict(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         return base.predict(noisy, timestep.to(base.device), condition, sizes)
 
-    latents = guided_sample(predict, latents, base.scheduler, SAMPLING_STEPS, GUIDANCE)
+    latents = guided_sample(predict, latents, base.scheduler, SAMPLING_STEPS, base.guidance)
     return decode(base.vae, latents.to(base.vae.device), batch=2)
 
 
 def export_and_measure(
-    args: StageArgs[TrainUserAttention], run: Run, data: TrainingData, base: Base, branch: list[UserAttention]
+    args: StageArgs[TrainUserAttention], run: Run, data: TrainingData, base: Base, branch: Branch
 ) -> dict:
     """Write the adapter of the last checkpoint, and measure it on users outside of training."""
     adapter = trained_adapter(args)
@@ -216,7 +216,7 @@ def export_and_measure(
 
 
 @torch.no_grad()
-def heldout_losses(data: TrainingData, base: Base, branch: list[UserAttention], adapter: UserAdapter) -> dict:
+def heldout_losses(data: TrainingData, base: Base, branch: Branch, adapter: UserAdapter) -> dict:
     """Denoising loss on pictures that users outside of training like: with the user, with another one, with none. The
     noise is the same in all three."""
     totals = dict.fromkeys(("user", "other_user", "no_user"), 0.0)

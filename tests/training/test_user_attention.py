@@ -17,7 +17,8 @@ from tests.prefgen import ip_adapter_files
 from tests.training.commands import FSDP, start, until
 from tests.training.tiny_bases import LAYERS, MLLM, world, write_config
 from training import export, train_alignment, train_user_attention
-from training.common.bases import Base, BaseError, Text, cut, load_base
+from training.common.base import Base, BaseError, Text, cut
+from training.common.bases import load_base
 from training.common.cache import cached
 from training.common.checkpoints import last_state
 from training.common.config.command import load

@@ -49,13 +49,14 @@ def write_base(folder, family: str):
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(str(CLIP_TOKENIZER), model_max_length=77)
     parts = {
-        "unet": diffusers.UNet2DConditionModel(**UNETS[family]),
+        "unet": diffusers.UNet2DConditionModel(**UNETS[family]) if family in UNETS else None,
         "vae": diffusers.AutoencoderKL(
             block_out_channels=(8,) * 4,
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             layers_per_block=1,
-            latent_channels=4,
+            latent_channels=16 if family == "flux" else 4,
+            shift_factor=0.1 if family == "flux" else None,
             norm_num_groups=4,
         ),
         "text_encoder": text_encoder(CLIPTextModel, 768, tokenizer),
@@ -64,6 +65,8 @@ def write_base(folder, family: str):
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
         ),
     }
+    if family == "flux":
+        return write_flux(folder, parts)
     if family == "sdxl":
         second = text_encoder(CLIPTextModelWithProjection, 1280, tokenizer)
         pipeline = diffusers.StableDiffusionXLPipeline(**parts, text_encoder_2=second, tokenizer_2=tokenizer)
@@ -71,6 +74,36 @@ def write_base(folder, family: str):
         absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         pipeline = diffusers.StableDiffusionPipeline(**parts, **absent)
     pipeline.save_pretrained(folder)
+    return folder
+
+
+def write_flux(folder, parts):
+    """A FluxPipeline's folder of a tiny transformer, T5 and VAE, and the CLIP of `parts`."""
+    import diffusers
+    from transformers import T5Config, T5EncoderModel
+
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=2,
+        num_single_layers=1,
+        attention_head_dim=32,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=768,
+        guidance_embeds=True,
+        axes_dims_rope=(8, 12, 12),
+    )
+    size = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    diffusers.FluxPipeline(
+        transformer=transformer,
+        vae=parts["vae"],
+        text_encoder=parts["text_encoder"],
+        tokenizer=parts["tokenizer"],
+        text_encoder_2=T5EncoderModel(T5Config(vocab_size=len(parts["tokenizer"]), **size)),
+        # Any tokenizer does for a T5 that has learnt nothing.
+        tokenizer_2=parts["tokenizer"],
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ).save_pretrained(folder)
     return folder
 
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from prefgen.adapter import FORMAT_VERSION, AdapterHeader, UserAdapter, UserProjection
+from prefgen.adapter import FLUX, FORMAT_VERSION, AdapterHeader, UserAdapter, new_projection
 from prefgen.adapter_checks import check_compatible
 from prefgen.adapter_file import load_adapter
 from prefgen.aligner import LayerStandardiser, SemanticAligner
 from prefgen.errors import AdapterError
 
-from .bases import Base, BaseError
+from .base import Base, BaseError
 from .checkpoints import last_state
 from .config.command import StageArgs
 from .config.schema import PARTS, TrainUserAttention
 from .stage_outputs import ExtractedUsers, chosen_layers
-from .user_branch import unet_projections
+from .user_branch import own_projections
 
 BRANCH_STAGE = TrainUserAttention.stage
 # Of that stage's section, in every file's header.
@@ -30,15 +31,19 @@ def new_adapter(args: StageArgs[TrainUserAttention], base: Base) -> UserAdapter:
 
     args: what `arguments` gives for `train_user_attention`. BaseError for an IP-Adapter that doesn't fit.
     """
-    projections = unet_projections(base.unet)
+    projections = own_projections(base.unet)
     widths = [len(to_k) for to_k, _ in projections]
     text_width = projections[0][0].shape[1]
+    biases: list[torch.Tensor] = []
     if args.config.base.ip_adapter is not None:
-        projections = _ip_adapter_projections(args.config.base.ip_adapter, base, widths, text_width)
+        projections, biases = _ip_adapter_projections(args.config.base.ip_adapter, base, widths, text_width)
     adapter = _around_aligner(args, text_width, widths)
     for (k, v), to_k, to_v in zip(projections, adapter.to_k_ip, adapter.to_v_ip, strict=True):
         to_k.weight.data.copy_(k)
         to_v.weight.data.copy_(v)
+    if base.family == FLUX:
+        for layer, bias in zip([*adapter.to_k_ip, *adapter.to_v_ip], biases or [0.0] * 2 * len(widths), strict=True):
+            layer.bias.data.copy_(torch.as_tensor(bias))
     return adapter
 
 
@@ -53,7 +58,7 @@ def trained_adapter(args: StageArgs[TrainUserAttention], unfinished: bool = Fals
             "it is with --unfinished."
         )
     # In file order, as `trained_parts` lists them.
-    shapes = [weight.shape for key, weight in state["ema"].items() if key.startswith("to_k_ip.")]
+    shapes = [weight.shape for key, weight in state["ema"].items() if re.match(r"to_k_ip\.\d+\.weight", key)]
     adapter = _around_aligner(args, shapes[0][1], [shape[0] for shape in shapes])
     trained_parts(adapter).load_state_dict(state["ema"])
     adapter.header.training["step"] = state["step"]
@@ -109,8 +114,7 @@ def _around_aligner(
         clip_vision=extracted.index["clip_vision"] if "image" in parts else {},
         training={key: args.fingerprint[key] for key in HEADER_KEYS} | _provenance(args.config),
     )
-    projection = UserProjection(header.user_width, cross_attention_dim, section.tokens)
-    return UserAdapter(header, projection, aligner, sem_norm, core_norm)
+    return UserAdapter(header, new_projection(header), aligner, sem_norm, core_norm)
 
 
 def _trained_aligner(runs: Path) -> tuple[SemanticAligner, LayerStandardiser]:
@@ -125,8 +129,10 @@ def _trained_aligner(runs: Path) -> tuple[SemanticAligner, LayerStandardiser]:
     return aligner, sem_norm
 
 
-def _ip_adapter_projections(path, base: Base, widths: list[int], text_width: int) -> list[tuple]:
-    """(K, V) weights of every block of a public IP-Adapter file."""
+def _ip_adapter_projections(
+    path, base: Base, widths: list[int], text_width: int
+) -> tuple[list[tuple], list[torch.Tensor]]:
+    """(K, V) weights of every block of a public IP-Adapter file; of one for Flux the biases of all K, then of all V."""
     try:
         start = load_adapter(path)
         check_compatible(start.header, widths, text_width, base.family)
@@ -134,7 +140,8 @@ def _ip_adapter_projections(path, base: Base, widths: list[int], text_width: int
         raise BaseError(f"base.ip_adapter: {error}") from error
     # A public file's weights are bare tensors, an export's are layers.
     pairs = zip(start.to_k_ip, start.to_v_ip, strict=True)
-    return [tuple(getattr(side, "weight", side) for side in pair) for pair in pairs]
+    biases = [*getattr(start, "k_bias", ()), *getattr(start, "v_bias", ())]
+    return [tuple(getattr(side, "weight", side) for side in pair) for pair in pairs], biases
 
 
 def _provenance(config) -> dict:

@@ -125,5 +125,6 @@ def atelier_scheduler() -> DDIMScheduler:
 @torch.inference_mode()
 def decode(vae, latents: torch.Tensor, batch: int = 32) -> torch.Tensor:
     """Unit-variance latents -> pictures [B, 3, H, W] in -1..1."""
-    scaled = latents / vae.config.scaling_factor
+    # Flux' latents are shifted as well.
+    scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
     return torch.cat([vae.decode(z).sample for z in scaled.split(batch)]).clamp(-1, 1)

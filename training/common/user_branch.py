@@ -7,12 +7,14 @@ added by prefgen/comfy/run.py; `prefgen.branch.user_residual` is shared.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from prefgen.branch import scaled_dot_product, user_residual
+
+from .flux import FluxUserAttention, flux_projections, install_flux
 
 # (K, V) [B, N, width] of every block, in file order.
 KeysValues = list[tuple[torch.Tensor, torch.Tensor]]
@@ -40,11 +42,18 @@ class UserAttention:
         return dropout(linear(out))
 
 
-def install(unet, fused: bool = False) -> list[UserAttention]:
-    """Put the branch into every cross-attention of a diffusers UNet; returned in file order (down, up, mid).
+# What is connected in every place of the branch, in file order.
+Branch = Sequence[UserAttention | FluxUserAttention]
+
+
+def install(unet, fused: bool = False) -> Branch:
+    """Put the branch into every cross-attention of a diffusers UNet, or every double block of a Flux transformer;
+    returned in file order (down, up, mid).
 
     fused: torch's own attention kernels, which tiny UNets on a CPU are slower with.
     """
+    if is_flux(unet):
+        return install_flux(unet)
     attention = scaled_dot_product if fused else product_attention
     self_attention = AttnProcessor2_0 if fused else AttnProcessor
     processors = {
@@ -56,21 +65,29 @@ def install(unet, fused: bool = False) -> list[UserAttention]:
     return [processors[name] for name in unet.attn_processors if _is_cross_attention(name)]
 
 
-def connect(branch: list[UserAttention], keys_values: KeysValues | None) -> None:
+def connect(branch: Branch, keys_values: KeysValues | None) -> None:
     """Set K and V of every block for the next call of the UNet; None is the plain UNet."""
     pairs = [None] * len(branch) if keys_values is None else keys_values
     for processor, pair in zip(branch, pairs, strict=True):
         processor.keys_values = pair
 
 
-def unet_projections(unet) -> KeysValues:
-    """The UNet's own (to_k, to_v) weights [width, X] of every cross-attention, in file order: where training starts."""
+def own_projections(unet) -> KeysValues:
+    """The model's own (to_k, to_v) weights [width, X] of every place that the branch is in, in file order: where
+    training starts."""
+    if is_flux(unet):
+        return flux_projections(unet)
     blocks = [
         unet.get_submodule(name.removesuffix(".processor"))
         for name in unet.attn_processors
         if _is_cross_attention(name)
     ]
     return [(block.to_k.weight.detach().clone(), block.to_v.weight.detach().clone()) for block in blocks]
+
+
+def is_flux(unet) -> bool:
+    """Whether a denoiser is a Flux transformer of diffusers'."""
+    return hasattr(unet, "single_transformer_blocks")
 
 
 def product_attention(q, k, v, heads, **_):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..common.ahead import Ahead, Spans
-from ..common.bases import PICTURES_AT_ONCE, Base, Text
+from ..common.base import PICTURES_AT_ONCE, Base, Text
 from ..common.cache import cached, digest_of
 from ..common.config.command import StageArgs
 from ..common.config.schema import TrainUserAttention

@@ -14,7 +14,7 @@ import torch
 
 from prefgen.adapter import UserAdapter
 
-from ..common.bases import Base, Text
+from ..common.base import Base, Text
 from ..common.config.command import StageArgs
 from ..common.config.schema import PARTS, TrainUserAttention
 from ..common.fitting import release

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from training.common import bases, fitting
+from training.common import base as base_room
+from training.common import fitting
 from training.common.ahead import Ahead, Spans
 from training.common.fitting import Pieces, peak_bytes, pieces_that_fit
 
@@ -51,7 +52,7 @@ def test_the_cache_step_of_sdxl_fits_8_gb():
     vae, encoders = sdxl()
     weights = weight_bytes(vae) + sum(map(weight_bytes, encoders))
     assert 83.6e6 < weight_bytes(vae) / 4 < 83.7e6, "its published number of weights"
-    picture = bases.encoding_bytes(type(vae), vae.config, 1024)
+    picture = base_room.encoding_bytes(type(vae), vae.config, 1024)
     assert weights + picture < 8 * GB
     tokens = torch.zeros(64, 77, dtype=torch.long, device="meta")
     texts = max(peak_bytes(lambda m=model: m(input_ids=tokens, output_hidden_states=True)) for model in encoders)
@@ -63,7 +64,7 @@ def test_the_cache_step_of_sdxl_fits_8_gb():
         room = int(card - weights)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fitting, "free_bytes", lambda _, room=room: room)
-            assert pieces_that_fit(picture, bases.PICTURES_AT_ONCE, torch.device("cuda")).size == size
+            assert pieces_that_fit(picture, base_room.PICTURES_AT_ONCE, torch.device("cuda")).size == size
 
 
 def test_live_tensors_are_counted_until_their_last_use():
@@ -118,17 +119,17 @@ def test_latents_are_the_same_in_pieces(monkeypatch):
     pictures = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), np.uint8) for i in range(5)]
 
     def base():
-        return bases.Base("sd15", None, vae, [], DDIMScheduler(), 32, torch.float32, "cpu")
+        return base_room.Base("sd15", None, vae, [], DDIMScheduler(), 32, torch.float32, "cpu")
 
     once, _ = base().latents(pictures)
-    halved, encode = base(), bases.Base._encode_pictures
+    halved, encode = base(), base_room.Base._encode_pictures
 
     def small_card(self, squares):
         if len(squares) > 1:
             raise out_of_memory()
         return encode(self, squares)
 
-    monkeypatch.setattr(bases.Base, "_encode_pictures", small_card)
+    monkeypatch.setattr(base_room.Base, "_encode_pictures", small_card)
     latents, sizes = halved.latents(pictures)
     torch.testing.assert_close(latents, once, rtol=1e-5, atol=1e-6)
     assert sizes.shape == (5, 4) and latents.shape == (5, 4, 32, 32)

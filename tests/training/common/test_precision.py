@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.prefgen import tiny_mllms
 from tests.training import tiny_bases
 from training import train_alignment, train_mllm, train_user_attention
-from training.common.bases import Base, load_base
+from training.common.base import Base
+from training.common.bases import load_base
 from training.common.config.command import load
 from training.common.errors import exit_with_message
 from training.common.precision import full_precision

@@ -36,7 +36,7 @@ class Data(Section):
 class Base(Section):
     """The frozen diffusion model."""
 
-    family: Literal["atelier", "sd15", "sdxl"] = "atelier"
+    family: Literal["atelier", "sd15", "sdxl", "flux"] = "atelier"
     # A diffusers folder; none for the atelier's own.
     path: Path | None = None
     # Side of the training pictures. Of real bases a multiple of 64: the VAE divides by 8, SD1.5's UNet by 8 again.
@@ -50,11 +50,15 @@ class Base(Section):
     ip_adapter: Path | None = None
     # Compute the UNet's activations twice rather than store them (arXiv 1604.06174).
     gradient_checkpointing: bool = False
+    # 4-bit weights of Flux' frozen transformer; needs bitsandbytes and a graphics card.
+    nf4: bool = False
 
     @model_validator(mode="after")
     def _consistent(self):
         if self.family != "atelier" and self.pixels % 64:
             raise ValueError(f"pixels is {self.pixels}: {self.family} needs a multiple of 64")
+        if self.nf4 and self.family != "flux":
+            raise ValueError(f"nf4 is for Flux' transformer: {self.family}'s UNet fits without")
         return self
 
 
@@ -287,6 +291,12 @@ class Config(Section):
         for section, (needed, path) in read.items():
             if real and needed and path is None:
                 raise ValueError(f"base.family {self.base.family} needs {section}.path")
+        branch = self.train_user_attention
+        if self.base.family == "flux" and (branch.tokens not in (4, 16) or branch.min_snr is not None):
+            raise ValueError(
+                "base.family flux: train_user_attention.tokens is 4 or 16, all that stock diffusers loads there, and "
+                "min_snr is for noise that a UNet predicts"
+            )
         if real and self.base.path is None:
             raise ValueError(f"base.family {self.base.family} needs base.path")
         return self
