@@ -78,6 +78,7 @@ def studio(tmp_path_factory):
 def words_of(folder, out, *options, adapter="prefgen"):
     words = ["--config", folder / "tiny.yaml", "--adapter", folder / f"{adapter}.safetensors"]
     words += ["--image-only", folder / "image.safetensors", "--clip", folder / "judge", "--pickscore", folder / "judge"]
+    words += ["--weights", "0.5"]
     return [str(word) for word in (*words, *SETTING, "--out", out, *options)]
 
 
@@ -103,7 +104,7 @@ def picture(folder, row, name):
 def test_every_row_is_painted_and_scored_with_intervals(compared, studio):
     result, _ = compared
     assert list(result["rows"]) == [
-        "none", "described", "described_both", "oracle", "mismatched", "prefgen", "image_only",
+        "none", "described", "described_both", "oracle", "mismatched", "prefgen", "image_only", "weight_0.5",
     ]  # fmt: skip
     assert len(result["users"]) == 3 and result["pictures"] == 12
     for row in result["rows"].values():
@@ -112,7 +113,10 @@ def test_every_row_is_painted_and_scored_with_intervals(compared, studio):
             assert low <= row[measure]["mean"] <= high and row[measure]["users"] == 3
         assert row["seconds_a_picture"] > 0
     assert result["rows"]["prefgen"]["clip_i"]["minus_prefgen"]["mean"] == 0
+    weak = result["rows"]["weight_0.5"]
+    assert result["rows"]["none"]["leak"]["minus_null"]["mean"] == 0 and weak["leak"]["minus_null"]["mean"] != 0
     page = (studio / "out/compare.md").read_text()
+    assert page.count(f"{weak['label']} |") == 2 and "taste a leak" in page
     assert "PrefGen" in page and "python -m training.evaluation.compare" in page and "pickscore" in page
 
 

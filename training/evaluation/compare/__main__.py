@@ -4,7 +4,8 @@
         --clip models/clip-vit-large --out runs/compare
 
 Paints with stock diffusers, scores with published judges whose weights are given by path. Rows: no preference, another
-user's, the taste in the MLLM's words, PrefGen, an image-only adapter (--image-only), the true taste where it is known.
+user's, the taste in the MLLM's words, PrefGen, an image-only adapter (--image-only), the true taste where it is known,
+PrefGen at other weights (--weights).
 What is read, painted or scored is kept in --out: the same command goes on where it was stopped. Writes compare.md and
 compare.json there.
 """
@@ -31,7 +32,7 @@ from ...common.devices import checked_device, default_device
 from ...common.errors import exit_with_message
 from ...data.store import MANIFEST
 from ...data.worlds import DataSetWorld
-from ..rows import ON_REAL_BASES, ROWS
+from ..rows import ON_REAL_BASES, ROWS, WEIGHTS
 from ..scores import Clip, Csd, ViperProxy
 from ..store import Store
 from .page import page
@@ -60,7 +61,8 @@ def main() -> None:
     readings = HistoryReadings(Store(out / "histories"), world, config, args.lora, args.device)
     readings.all(people)
 
-    rows = {name: adapters.get(ROWS[name].adapter) for name in ON_REAL_BASES if ROWS[name].adapter in ("", *adapters)}
+    names = (*ON_REAL_BASES, *(f"weight_{weight:g}" for weight in sorted(set(args.weights)) if weight != 1))
+    rows = {name: adapters.get(ROWS[name].adapter) for name in names if ROWS[name].adapter in ("", *adapters)}
     if not any(person.taste for person in people):
         del rows["oracle"]
     if any(not (out / name / job.name).exists() for name in rows for job in jobs):
@@ -79,7 +81,7 @@ def main() -> None:
             name: {
                 "label": ROWS[name].label,
                 "seconds_a_picture": seconds(out / name),
-                **summary(values[name], values["prefgen"]),
+                **summary(values[name], values["prefgen"], values["none"]),
             }
             for name in rows
         },
@@ -154,6 +156,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--config", required=True, help="a name in training/configs, or a YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one value")
     parser.add_argument("--adapter", type=Path, required=True, help="what `python -m training.export` wrote")
+    parser.add_argument(
+        "--weights", type=float, nargs="*", default=[], choices=WEIGHTS, help="PrefGen at these weights as well"
+    )
     parser.add_argument("--image-only", type=Path, help="an adapter trained on e_img alone")
     parser.add_argument("--lora", type=Path, help="the preference MLLM's LoRA")
     parser.add_argument(

@@ -39,8 +39,29 @@ def page(result: dict, csd: bool) -> str:
             "",
             *legend,
             "",
+            "## Taste and leak over no preference",
+            "",
+            "Unrelated pictures look alike already, so what counts is the difference from the row without a "
+            "preference: how much nearer the pictures came to liked ones that the method never saw, how much nearer to "
+            "one that it saw, and how much of the first came for the second.",
+            "",
+            leak_table(result["rows"]),
+            "",
         ]
     )
+
+
+def leak_table(rows: dict[str, dict]) -> str:
+    """Taste and leak of every row over the one without a preference."""
+    taste_name = "csd" if any("csd" in row for row in rows.values()) else "clip_i"
+    lines = []
+    for row in rows.values():
+        if taste_name in row and "leak" in row:
+            taste = row[taste_name]["minus_null"]
+            leak = row["leak"]["minus_null"]
+            ratio = f"{taste['mean'] / leak['mean']:.2f}" if leak["mean"] else "-"
+            lines.append([row["label"], estimate(taste), estimate(leak), ratio])
+    return table(["method", f"taste ({taste_name})", "leak", "taste a leak"], lines)
 
 
 def figures(entry: dict | None) -> str:

@@ -71,12 +71,12 @@ class PipelinePainter:
             **options,
         ).images
 
-    def put_on(self, adapter: Path | None) -> None:
-        """This adapter file on the UNet, or none."""
+    def put_on(self, adapter: Path | None, weight: float = 1.0) -> None:
+        """This adapter file on the UNet at a weight, or none."""
         if adapter is None:
             take_off(self.pipeline)
         else:
-            put_on(self.pipeline, adapter)
+            put_on(self.pipeline, adapter, weight)
 
 
 def mixed(seed: tuple[int, ...]) -> int:
@@ -119,7 +119,7 @@ def paint_row(
 ) -> Iterator[int]:
     """Paint into `folder`, yielding how many pictures each batch had; `time.jsonl` says how long each took."""
     folder.mkdir(parents=True, exist_ok=True)
-    painter.put_on(adapter_file)
+    painter.put_on(adapter_file, row.weight)
     adapter = load_adapter(adapter_file) if adapter_file else None
     for first in range(0, len(jobs), painter.batch):
         batch = jobs[first : first + painter.batch]

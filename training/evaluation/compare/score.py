@@ -35,6 +35,7 @@ MEASURES = {
     "viper": ("ViPer proxy: would the user like it, 0..1", True),
     "csd": ("CSD: cosine to the style of unseen liked pictures", True),
     "clip_i": ("CLIP-I: cosine to unseen liked pictures, x 100", True),
+    "leak": ("cosine to the nearest liked picture that the method saw, x 100", False),
     "cmmd": ("CMMD to unseen liked pictures", False),
     "clip_t": ("CLIP-T: cosine to the prompt, x 100", True),
     "pickscore": ("PickScore", True),
@@ -65,6 +66,7 @@ def score_person(
     values = {
         "clip_t": float(100 * (embeds * judges.clip.texts(prompts)).sum(1).mean()),
         "clip_i": float(100 * cosine_to_mean(embeds, judges.clip.images, liked)),
+        "leak": float(100 * nearest(embeds, judges.clip.images, readings.pictures(person.liked))),
         "cmmd": float("nan"),
         "diversity": float(diversity(embeds.view(len(person.prompts), -1, embeds.shape[1]).numpy()).mean()),
     }
@@ -91,10 +93,25 @@ def cosine_to_mean(
     return (embeds @ mean).mean()
 
 
-def summary(values: dict[str, list[float]], reference: dict[str, list[float]]) -> dict:
-    """{measure: {"mean", "ci95", "users", "minus_prefgen"}}; measures that no user has are left out."""
+def nearest(
+    embeds: torch.Tensor, embed: Callable[[list[Image.Image]], torch.Tensor], seen: list[Image.Image]
+) -> torch.Tensor:
+    """Mean over unit embeddings [n, d] of the largest cosine with a picture; NaN without any. What was taken of one
+    picture, its subject above all, shows here more than in a mean."""
+    if not seen:
+        return torch.tensor(float("nan"))
+    return (embeds @ embed(seen).T).amax(1).mean()
+
+
+def summary(values: dict[str, list[float]], reference: dict[str, list[float]], null: dict[str, list[float]]) -> dict:
+    """{measure: {"mean", "ci95", "users", "minus_prefgen", "minus_null"}}; measures that no user has are left out.
+    null: of no preference, without which unrelated pictures look alike already."""
     return {
-        name: interval(np.array(column)) | {"minus_prefgen": interval(np.array(column) - np.array(reference[name]))}
+        name: interval(np.array(column))
+        | {
+            "minus_prefgen": interval(np.array(column) - np.array(reference[name])),
+            "minus_null": interval(np.array(column) - np.array(null[name])),
+        }
         for name, column in values.items()
         if not np.isnan(column).all()
     }
