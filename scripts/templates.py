@@ -25,6 +25,8 @@ SEED = 20_000
 # Colours of groups, on which white titles can be read.
 GREY, BLUE, GREEN = ("#8A8A8A", "#3f789e", "#2f9e62")
 CLIP_VISION = "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"
+CLIP_VISION_L = "clip-vit-large-patch14.safetensors"
+FLUX_ADAPTER = "ipadapter/flux-ip-adapter-v2.safetensors"
 SAMPLING = {
     "atelier": {"steps": 20, "cfg": 3.0, "sampler_name": "euler", "scheduler": "sgm_uniform"},
     "sd15": {"steps": 25, "cfg": 7.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"},
@@ -139,7 +141,8 @@ def my_taste(canvas: Canvas, family: str) -> None:
     canvas.group("The same prompt and seed, without and with", GREY, *samplers)
 
 
-def in_words(canvas: Canvas) -> None:
+def flux(canvas: Canvas) -> tuple[Base, tuple]:
+    """(Flux.1 dev from its own files, an empty latent)."""
     unet = canvas.add("UNETLoader", 0, 640, 270, 90, unet_name="flux1-dev.safetensors")
     clip = canvas.add(
         "DualCLIPLoader",
@@ -153,21 +156,40 @@ def in_words(canvas: Canvas) -> None:
     )
     vae = canvas.add("VAELoader", 0, 990, 270, 60, vae_name="ae.safetensors")
     latent = canvas.add("EmptySD3LatentImage", 0, 1110, 270, 110, width=1024, height=1024)
-    base = Base(unet[0], clip[0], vae[0], SAMPLING["flux"], unet)
+    return Base(unet[0], clip[0], vae[0], SAMPLING["flux"], unet), latent[0]
+
+
+def my_taste_flux(canvas: Canvas) -> None:
+    base, latent = flux(canvas)
+    encoded = canvas.add("CLIPTextEncode", 300, 640, 280, 150, "Prompt", clip=base.clip, text="a small harbour at dusk")
+    guided = canvas.add("FluxGuidance", 300, 850, 280, 70, conditioning=encoded[0])
+    none = canvas.add("ConditioningZeroOut", 610, 850, 270, 40, conditioning=encoded[0])
+    vision = canvas.add("CLIPVisionLoader", 0, 1340, 270, 60, clip_name=CLIP_VISION_L)
+    model, places = four_nodes(canvas, base, 300, 1080, {"clip_vision": vision[0]}, FLUX_ADAPTER, {"weight": 0.7})
+    rest = {"positive": guided[0], "negative": none[0], "latent_image": latent}
+    samplers = without_and_with(canvas, base, model, "my taste flux", **rest)
+    canvas.group("The user: what they liked and disliked", BLUE, vision, *places)
+    canvas.group("The same prompt and seed, without and with", GREY, *samplers)
+
+
+def in_words(canvas: Canvas) -> None:
+    base, latent = flux(canvas)
     text = canvas.add("PrimitiveStringMultiline", 300, 640, 280, 140, "Prompt", value="a small harbour at dusk")
-    taste = canvas.add("PrefGen_ApplyTaste", 300, 850, 280, 330, model=unet[0], taste="example: ada")
+    taste = canvas.add(
+        "PrefGen_ApplyTaste", 300, 850, 280, 330, model=base.model, taste="example: ada", adapter="words only"
+    )
     joined = canvas.add("StringConcatenate", 610, 850, 270, 150, string_a=text[0], string_b=taste[1], delimiter=", ")
     canvas.add("PreviewAny", 610, 1060, 270, 120, "The words", source=taste[1])
     guided = []
     for number, (title, source) in enumerate((("without", text[0]), ("with", joined[0]))):
         encoded = canvas.add(
-            "CLIPTextEncode", 910, 640 + number * 320, 280, 90, f"Prompt {title} the taste", clip=clip[0], text=source
+            "CLIPTextEncode", 910, 640 + number * 320, 280, 90, f"Prompt {title} the taste", clip=base.clip, text=source
         )
         guided.append(canvas.add("FluxGuidance", 910, 790 + number * 320, 280, 70, conditioning=encoded[0])[0])
     none = canvas.add("ConditioningZeroOut", 910, 1220, 280, 40, conditioning=guided[0])
-    rest = {"negative": none[0], "latent_image": latent[0]}
+    rest = {"negative": none[0], "latent_image": latent}
     samplers = [
-        painted(canvas, base, "without", unet[0], "in words", positive=guided[0], **rest),
+        painted(canvas, base, "without", base.model, "in words", positive=guided[0], **rest),
         painted(canvas, base, "with", taste[0], "in words", positive=guided[1], **rest),
     ]
     canvas.group("The taste, in words", BLUE, taste, joined)
@@ -290,6 +312,7 @@ TEMPLATES: dict[str, Callable[[Canvas], None]] = {
     "prefgen_atelier": try_it,
     "my_taste_sdxl": lambda canvas: my_taste(canvas, "sdxl"),
     "my_taste_sd15": lambda canvas: my_taste(canvas, "sd15"),
+    "my_taste_flux": my_taste_flux,
     "my_taste_in_words": in_words,
     "two_tastes_one_canvas": two_tastes,
     "ideation_sheet": ideation,
