@@ -27,7 +27,7 @@ from .ip_adapter import BRANCH, EMBEDDING, PROJECTION, ImageAdapter, encoder_nam
 
 # How XLabs spells what diffusers' layout calls `ip_adapter.N.to_k_ip.`.
 XLABS_BRANCH = re.compile(r"^double_blocks\.(\d+)\.processor\.ip_adapter_double_stream_([kv])_proj\.")
-NUMBERED = re.compile(r"^ip_adapter\.(\d+)\.")
+NUMBERED = re.compile(r"^ip_adapter\.(\d+)\.to_[kv]_ip\.")
 # What the published files read: the embeddings of CLIP ViT-L and of SigLIP so400m.
 FLUX_WIDTHS = (768, 1152)
 # Of every Flux.1 model; InstantX norms K and V for each head, and its file doesn't say how wide one is.

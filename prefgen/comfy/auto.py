@@ -23,7 +23,7 @@ from ..files import file_state
 from ..ip_adapter import EMBEDDING, STATES, other_width_of
 from ..mllm.files import MLLMError, check_folder, weight_bytes
 from . import folders, memory, readers
-from .bases import FLUX_NAMES, base_of, why_unreached
+from .bases import base_of, why_unreached
 from .encoding import encoder_of
 
 AUTO = "auto"
@@ -90,7 +90,8 @@ def no_adapter(model: ModelPatcher) -> str:
             f"No adapter for {name} is here: `python -m prefgen.download {ADAPTER_SETS[name]}` puts one into "
             "models/ipadapter."
         )
-    if base_of(model) is not None and name in FLUX_NAMES.values():
+    base = base_of(model)
+    if base is not None and base.doubles:
         return (
             f"No adapter for {name} is here: XLabs' flux-ip-adapter-v2 in models/ipadapter and CLIP ViT-L in "
             "models/clip_vision reach it."

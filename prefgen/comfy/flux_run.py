@@ -54,8 +54,8 @@ class FluxRun(Run):
     def patch(self, options: dict, call: Call, x: torch.Tensor, model) -> None:
         """As Run.patch, for latents x [B, C, h, w]."""
         transformer = model.diffusion_model
-        patch = transformer.patch_size
-        options |= {CALL: call, GRID: tuple(-(-side // patch) for side in x.shape[-2:]), TEXT: []}
+        token = transformer.patch_size
+        options |= {CALL: call, GRID: tuple(-(-side // token) for side in x.shape[-2:]), TEXT: []}
         for user in call.users:
             self.tensors.bring(user, x.device, model.manual_cast_dtype or model.get_dtype())
         hands_over = hands_query_over(transformer.double_blocks[0])
@@ -106,9 +106,9 @@ class FluxRun(Run):
         end = text + height * width
         if query.shape[0] != len(call.layout) or query.shape[2] < end:
             raise LayoutError(
-                f"{NODE} can't tell what the {query.shape[0]} rows of {query.shape[2]} tokens in a block of Flux are, "
-                f"since the model was called with {len(call.layout)} pictures of {width} x {height} tokens: take the "
-                "node that cuts the tokens up or repeats them out of this model's chain."
+                f"{NODE} can't tell what {query.shape[0]} x {query.shape[2]} tokens in a block of Flux are, since the "
+                f"model was called with {len(call.layout)} pictures of {width} x {height}: take the node that cuts "
+                "or repeats tokens out of this model's chain."
             )
         for user in call.users:
             if user.application.block_weights[block]:

@@ -14,7 +14,7 @@ from tests.training.tiny_bases import world
 from training import export, train_alignment, train_user_attention
 from training.common.bases import load_base
 from training.common.checkpoints import last_state
-from training.common.config.command import load
+from training.common.config.command import ConfigError, load
 from training.common.errors import exit_with_message
 from training.common.flux import FlowSchedule
 from training.common.user_branch import connect, install
@@ -87,5 +87,5 @@ def test_the_configuration_for_flux_is_whole():
     config = load("flux_24gb", [])
     assert (config.base.family, config.base.nf4, config.train_user_attention.tokens) == ("flux", True, 16)
     for changes in (["train_user_attention.tokens=8"], ["train_user_attention.min_snr=5"]):
-        with pytest.raises(ValueError, match="tokens is 4 or 16"):
+        with pytest.raises(ConfigError, match="tokens is 4 or 16"):
             load("flux_24gb", changes)

@@ -15,6 +15,8 @@ T5_TOKENS = 256
 # What Flux.1 dev is told in place of guidance, as diffusers' pipeline tells it by default.
 GUIDANCE = 3.5
 TIMESTEPS = 1000
+# Of V at the start. Of zeros neither K nor what makes the tokens would have a gradient.
+V_SCALE = 0.01
 # Fewer steps look at high noise with a larger shift; the pipeline's own for 1024 px.
 SHIFT = 3.16
 
@@ -143,11 +145,15 @@ def install_flux(transformer) -> list[FluxUserAttention]:
 
 
 def flux_projections(transformer) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(to_k, to_v) weights [width, X] of every double block, where training starts: K as a block makes it of the text
-    that enters the model, V of zeros, so that the first step paints what the plain model paints."""
-    embed = transformer.context_embedder.weight.detach().float()
-    weights = []
-    for block in transformer.transformer_blocks:
-        to_k = block.attn.add_k_proj.weight.detach().float() @ embed
-        weights.append((to_k, torch.zeros_like(to_k)))
-    return weights
+    """(to_k, to_v) weights [width, X] of every double block, where training starts: K and V as a block makes them of
+    the text that enters the model, V a hundredth of it, since nothing scales it down on its way to the picture."""
+    embed = _matrix(transformer.context_embedder)
+    sides = [(block.attn.add_k_proj, block.attn.add_v_proj) for block in transformer.transformer_blocks]
+    return [(_matrix(k) @ embed, V_SCALE * _matrix(v) @ embed) for k, v in sides]
+
+
+@torch.no_grad()
+def _matrix(linear: nn.Linear) -> torch.Tensor:
+    """A biased layer's weights, fp32 [out, in], by what it makes of a unit matrix: in 4 bits they are packed."""
+    unit = torch.eye(linear.in_features, device=linear.bias.device, dtype=linear.bias.dtype)
+    return (linear(unit) - linear.bias).T.float()

@@ -301,6 +301,17 @@ def test_a_skipped_block_skips_its_users(user, apply_user):
     assert torch.equal(latents(skipping(apply_user(model, user(), WEIGHT))), expected)
 
 
+def test_apply_taste_finds_the_file_and_knows_how_it_is_used(pack, tmp_path, monkeypatch):
+    auto, apply_taste, folders = (pack(f"prefgen.comfy.{name}") for name in ("auto", "apply_taste", "folders"))
+    model, path = build(), files.write(tmp_path, "xlabs-v2")
+    monkeypatch.setattr(folders, "adapters", lambda: {"ipadapter/a.safetensors": path, "atelier": tmp_path / "gone"})
+    ((name, header),) = auto.fitting(model)
+    assert name == "ipadapter/a.safetensors" and apply_taste.defaults_of(header) == apply_taste.Defaults(0.7, "all")
+    assert auto.model_name(model) == "Flux.1" and "flux-ip-adapter-v2" in auto.no_adapter(model)
+    assert "No adapter for Chroma is here" in auto.no_adapter(build("Chroma"))
+    assert auto.model_name(build("Chroma")) == "Chroma" and list(auto.fitting(studio.build())) == []
+
+
 def test_what_does_not_fit_is_a_sentence(user, apply_user, pack, one_sentence):
     model = build()
     with pytest.raises(ValueError, match="has no block 'single0'; it has double0, double1"):
