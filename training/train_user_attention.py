@@ -191,7 +191,7 @@ def paint(data: TrainingData, base: Base, branch: Branch, adapter: UserAdapter) 
     # Values of zero add nothing: only the last quarter has the branch.
     connect(branch, [(torch.cat([k] * 4), torch.cat([torch.zeros_like(v)] * 3 + [v])) for k, v in pairs])
     factor = 2 ** (len(base.vae.config.block_out_channels) - 1)
-    noise = seeded_noise((base.unet.config.in_channels, base.pixels // factor, base.pixels // factor), range(count))
+    noise = seeded_noise((base.latent_channels, base.pixels // factor, base.pixels // factor), range(count))
     latents = torch.cat([noise, noise]).to(base.device)
 
     def predict(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:

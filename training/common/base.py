@@ -98,6 +98,10 @@ class Base:
         if part is not None:
             part.eval().requires_grad_(False).to(self.device)
 
+    @property
+    def latent_channels(self) -> int:
+        return self.unet.config.in_channels
+
     def autocast(self) -> AbstractContextManager:
         """The UNet's precision, for a forward pass."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)

@@ -63,6 +63,11 @@ class FluxBase(Base):
     def _schedule(self, scheduler, alphas: torch.Tensor | None) -> FlowSchedule:
         return FlowSchedule(self.device)
 
+    @property
+    def latent_channels(self) -> int:
+        # A token is a square of four latent pixels.
+        return self.unet.config.in_channels // 4
+
     @torch.no_grad()
     def encode_text(self, prompts: list[str]) -> Text:
         """fp32 on the base's device: T5's states and CLIP's pooled embedding."""

@@ -4,6 +4,8 @@ import comfy.sample
 import comfy.supported_models
 import comfy.utils
 import torch
+from comfy.ldm.chroma.model import ChromaParams
+from comfy.ldm.flux.model import FluxParams
 from comfy.model_patcher import ModelPatcher
 
 from tests.prefgen.comfy.tiny_models import CPU
@@ -35,22 +37,18 @@ CONFIGS = {
     "Chroma": COMMON
     | {"in_channels": 64, "out_channels": 64, "in_dim": 64, "out_dim": TINY.width, "hidden_dim": 32, "n_layers": 1},
 }
-# What newer ComfyUI's parameters have beside.
-NEWER = {"Chroma": {"txt_ids_dims": [], "vec_in_dim": POOLED}}
+# What newer ComfyUI asks for beside.
+NEWER = {"txt_ids_dims": [], "vec_in_dim": POOLED}
 
 
 def build(family="Flux", dtype=torch.float32, **shape):
     """ModelPatcher of a family, random weights."""
     config_class = getattr(comfy.supported_models, "FluxInpaint" if family == "Fill" else family)
-    try:
-        config = config_class(CONFIGS[family] | shape)
-        config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
-        model = config.get_model({})
-    except TypeError:
-        config = config_class(CONFIGS[family] | NEWER[family] | shape)
-        config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
-        model = config.get_model({})
-    model.eval()
+    params = ChromaParams if family == "Chroma" else FluxParams
+    newer = {name: value for name, value in NEWER.items() if name in params.__dataclass_fields__}
+    config = config_class(newer | CONFIGS[family] | shape)
+    config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
+    model = config.get_model({}).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.diffusion_model.named_parameters():  # ComfyUI leaves them as the memory was
