@@ -253,13 +253,13 @@ def unet_flops(folder: Path, args) -> float:
     from training.common.base import Text
     from training.common.bases import load_base
     from training.common.config.command import load
-    from training.common.user_branch import connect, install, unet_projections
+    from training.common.user_branch import connect, install, own_projections
 
     base = load_base(load(folder / "run.yaml"))
     branch = install(base.unet, fused=True)
     side = args.pixels // 8
     tokens = torch.randn(args.batch, 4, 768, requires_grad=True)
-    connect(branch, [(tokens @ k.float().T, tokens @ v.float().T) for k, v in unet_projections(base.unet)])
+    connect(branch, [(tokens @ k.float().T, tokens @ v.float().T) for k, v in own_projections(base.unet)])
     with FlopCounterMode(display=False) as counter:
         noisy = torch.randn(args.batch, 4, side, side)
         base.predict(

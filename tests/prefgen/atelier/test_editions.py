@@ -27,14 +27,14 @@ def test_an_adapter_of_the_first_edition_is_refused_beside_the_second(one_senten
     from prefgen.adapter_checks import check_compatible
     from prefgen.adapter_file import load_adapter
     from prefgen.errors import AdapterError
-    from training.common.user_branch import unet_projections
+    from training.common.user_branch import own_projections
 
     header = load_adapter(models.WEIGHTS / "adapter.safetensors").header
     with torch.device("meta"):
         from diffusers import UNet2DConditionModel
 
         unet = UNet2DConditionModel(**SECOND.unet)
-    widths = [len(to_k) for to_k, _ in unet_projections(unet)]
+    widths = [len(to_k) for to_k, _ in own_projections(unet)]
     with pytest.raises(AdapterError) as raised:
         check_compatible(header, widths, SECOND.unet["cross_attention_dim"], "atelier")
     assert "another variant" in one_sentence(raised)

@@ -1,18 +1,24 @@
 """Public IP-Adapter files on Flux.1: what diffusers' own Flux IP-Adapter gives, and all options of Apply."""
 
+import json
 from collections import Counter
+from dataclasses import replace
 
+import comfy.clip_vision
 import pytest
 import torch
 import torch.nn.functional as F
 from comfy.ldm.flux.layers import apply_mod
 from comfy.ldm.flux.math import attention
+from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from prefgen.flux_adapter import build_flux_adapter
 from tests.closeness import assert_close, assert_far
 from tests.prefgen import flux_files as files
 from tests.prefgen.comfy import studio
 from tests.prefgen.comfy.tiny_flux import SIZE, TEXT_TOKENS, BothFlux, build, conditions, latents
+from tests.prefgen.comfy.tiny_models import clip_vision
 
 WEIGHT = 0.8
 GRID = tuple(side // 2 for side in SIZE)
@@ -299,6 +305,51 @@ def test_a_skipped_block_skips_its_users(user, apply_user):
     weights = {"block_weights": "double1=0"}
     expected = latents(skipping(apply_user(model, user(), WEIGHT, **weights)))
     assert torch.equal(latents(skipping(apply_user(model, user(), WEIGHT))), expected)
+
+
+def test_clip_vit_l_reads_a_black_picture_for_none(pack, tmp_path):
+    theirs, ours = clip_vision("CLIP ViT-L", tmp_path)
+    history = pack("prefgen.history").PreferenceHistory.from_images([torch.rand(1, 56, 56, 3)], [])
+    encoded = pack("prefgen.comfy.encoding").encode_history(history, None, ours)
+    black = comfy.clip_vision.clip_preprocess(torch.zeros(1, 56, 56, 3), 56)
+    with torch.no_grad():
+        expected = theirs(black).image_embeds[0]
+    assert_close(encoded.image_embed_none, expected, unlike=encoded.image_embed_liked[0])
+
+
+def test_siglip_is_read_through_the_head_in_its_file(pack, tmp_path, monkeypatch):
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    size = {"hidden_size": 1152, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 16}
+    config = SiglipVisionConfig(**size, image_size=28, patch_size=14)
+    torch.manual_seed(0)
+    theirs = SiglipVisionModel(config).eval()
+    about = config.to_dict() | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    ours = comfy.clip_vision.ClipVisionModel(str(tmp_path / "config.json"))
+    ours.dtype = torch.float32
+    ours.model.float()
+    weights = {
+        key if key.startswith("vision_model.") else f"vision_model.{key}": value.contiguous()
+        for key, value in theirs.state_dict().items()
+    }
+    ours.load_sd(weights)
+    save_file(weights, tmp_path / "siglip.safetensors")
+    encoding, folders = pack("prefgen.comfy.encoding"), pack("prefgen.comfy.folders")
+    monkeypatch.setattr(folders, "clip_visions", lambda: {"atelier": None, "a": tmp_path / "siglip.safetensors"})
+    picture = torch.rand(1, 28, 28, 3)
+    encoded = encoding.encode_history(pack("prefgen.history").PreferenceHistory.from_images([picture], []), None, ours)
+    with torch.no_grad():
+        pixels = comfy.clip_vision.clip_preprocess(picture, 28, mean=[0.5] * 3, std=[0.5] * 3)
+        expected = theirs(pixels).pooler_output
+    assert_close(encoded.image_embed_liked, expected, unlike=encoded.image_embed_none[None])
+    header = build_flux_adapter("x", {k: torch.empty(s) for k, s in published_but_small().items()}).header
+    pack("prefgen.adapter_checks").check_encoded(header, encoded)
+
+
+def published_but_small():
+    """InstantX' shapes that read SigLIP so400m, of a tiny transformer."""
+    return files.shapes("instantx", replace(files.TINY, siglip=1152))
 
 
 def test_apply_taste_finds_the_file_and_knows_how_it_is_used(pack, tmp_path, monkeypatch):

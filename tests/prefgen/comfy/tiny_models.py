@@ -47,7 +47,7 @@ COMFY = {
         "adm_in_channels": 2816,
     },
 }
-ENCODERS = {"CLIP ViT-H": (1280, 1024), "CLIP ViT-bigG": (1664, 1280)}
+ENCODERS = {"CLIP ViT-L": (1024, 768), "CLIP ViT-H": (1280, 1024), "CLIP ViT-bigG": (1664, 1280)}
 
 
 class Both:
