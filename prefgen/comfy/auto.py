@@ -23,7 +23,7 @@ from ..files import file_state
 from ..ip_adapter import EMBEDDING, STATES, other_width_of
 from ..mllm.files import MLLMError, check_folder, weight_bytes
 from . import folders, memory, readers
-from .bases import base_of, why_unreached
+from .bases import base_of, embedded_family, why_unreached
 from .encoding import encoder_of
 
 AUTO = "auto"
@@ -192,7 +192,7 @@ def in_words(model: ModelPatcher, mllm: str, reason: str) -> Choice:
     """An MLLM that puts the taste into words. Raises ChoiceError with one sentence if there is none."""
     if mllm != AUTO:
         return Choice(None, mllm, reason=reason)
-    if getattr(model.model.model_config, "prefgen_family", "") == folders.EMBEDDED:
+    if embedded_family(model) == folders.EMBEDDED:
         return Choice(None, folders.EMBEDDED, reason=reason)
     chosen = largest_mllm()
     if chosen is None:

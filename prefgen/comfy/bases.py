@@ -103,5 +103,11 @@ def unet_blocks(unet: torch.nn.Module) -> Iterator[tuple[Block, torch.nn.Module]
 def family_name(model: ModelPatcher, cross_dim: int) -> str:
     """What people call the connected model, for messages."""
     # Released families are told apart by the width of their text states; the atelier's model says what it is.
-    family = getattr(model.model.model_config, "prefgen_family", FAMILY_OF_WIDTH.get(cross_dim))
+    family = embedded_family(model) or FAMILY_OF_WIDTH.get(cross_dim)
     return FAMILY_NAMES[family] if family else f"a UNet with text width {cross_dim}"
+
+
+def embedded_family(model: ModelPatcher) -> str:
+    """What the atelier's model says that it is; "" of any other one."""
+    # Of the class: newer ComfyUI's configurations answer None, and a warning in the log, to what they haven't.
+    return getattr(type(model.model.model_config), "prefgen_family", "")

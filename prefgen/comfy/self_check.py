@@ -116,7 +116,7 @@ def load(checkpoint: str | None) -> tuple:
 def pixels_of(model) -> int:
     """The side of the pictures that a model is made for."""
     config = model.model.model_config
-    if getattr(config, "prefgen_family", "") == "atelier":
+    if getattr(type(config), "prefgen_family", "") == "atelier":
         return 128
     return 1024 if config.unet_config.get("context_dim") == 2048 else 512
 

@@ -257,6 +257,17 @@ def test_any_order_with_what_else_sits_on_the_blocks(user, apply_user):
         assert_far(one, latents(apply_user(model, someone, WEIGHT)))
 
 
+@pytest.mark.parametrize("kind", ["xlabs-v1", "instantx"])
+def test_nag_of_newer_comfyui_goes_with_it_in_any_order(kind, user, apply_user):
+    nag = pytest.importorskip("comfy_extras.nodes_nag").NAGuidance
+    model, someone = build(), user(kind)
+    guided = nag.execute(model, 5.0, 0.5, 1.5)[0]
+    one = latents(apply_user(guided, someone, WEIGHT))
+    assert torch.equal(one, latents(nag.execute(apply_user(model, someone, WEIGHT), 5.0, 0.5, 1.5)[0]))
+    assert_far(one, latents(guided))
+    assert_far(one, latents(apply_user(model, someone, WEIGHT)))
+
+
 def test_two_layouts_on_one_model_add_up_in_any_order(user, apply_user):
     model, one, other = build(), user(), user("instantx")
     first = latents(apply_user(apply_user(model, one, WEIGHT), other, WEIGHT))
