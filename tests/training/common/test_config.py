@@ -79,7 +79,7 @@ FAULTS = {
     "a negative count": (["extract.batch=-1"], "extract.batch:"),
     "a share above one": (["train_user_attention.drop_text=2"], "train_user_attention.drop_text:"),
     "an unknown part": (["train_user_attention.parts=[imge]"], "train_user_attention.parts"),
-    "an unknown base": (["base.family=flux"], "base.family:"),
+    "an unknown base": (["base.family=sd3"], "base.family:"),
     "pixels that the VAE can't halve": (["base.pixels=1000"], "multiple of 64"),
     "4-bit weights without LoRA": (["mllm.nf4=true", "mllm.lora=null"], "nf4"),
     "no value": (["train_mllm.steps"], "section.key=value"),
