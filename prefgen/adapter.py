@@ -43,7 +43,8 @@ class AdapterHeader:
     mllm: name, revision, lora, prompt_version, precision, num_layers, hidden_size, sem_layers (none without that part),
     core_layer (null without); None for an image-only adapter. clip_vision: name, width, preprocessing, what
     `image_encoder.described` tells and the encoder's embedding of `fixed_picture`, by which another one is known; for
-    an IP-Adapter file also output, what it reads; empty for an adapter that reads no pictures by themselves.
+    an IP-Adapter file also output, what it reads; empty for an adapter that reads no pictures by themselves; examples,
+    of how many liked pictures e_img is, the last ones, where it isn't of all.
     kind: "prefgen", or "ip_adapter" for a public IP-Adapter file. tokens: 0 where the pictures decide. in_attention: of
     an adapter for Flux, whether it adds to a block's attention, before its output projection, or after the block.
     """

@@ -84,9 +84,12 @@ def fuse_user_vector(
             semantic_part = semantic * adapter.semantic(hidden)[0]
         if core and header.core_width:
             core_part = core * adapter.core(hidden)[0]
-    # The paper's e_img is one liked picture, here it is the mean of all that are liked: docs/departures.md.
+    # The paper's e_img is one liked picture, here it is the mean of all that are liked, or for an adapter whose header
+    # says so of the last few of them: docs/departures.md.
     if encoded.image_embed_liked is not None and image and header.image_width:
-        image_part = image * pool_image_embeds(encoded.image_embed_liked, encoded.image_embed_disliked)
+        examples = header.clip_vision.get("examples")
+        liked = encoded.image_embed_liked if examples is None else encoded.image_embed_liked[-int(examples) :]
+        image_part = image * pool_image_embeds(liked, encoded.image_embed_disliked)
     return torch.cat([semantic_part, core_part, image_part])
 
 

@@ -13,7 +13,6 @@ table of them that `training.evaluation.study` reads.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import shlex
 import shutil
@@ -27,13 +26,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from prefgen.atelier import captions, users
-from prefgen.atelier.judge import load_judge
-from prefgen.atelier.renderer import render
 from prefgen.files import write_atomic
 from prefgen.pictures import read_picture
 from scripts import demo_sheet
 from scripts.comfy_server import ROOT, ComfyClient, ComfyServer, GraphError, ServerError, exit_on_terminate, remove_base
+from scripts.demo_worlds import DemoWorld, demo_world
 from scripts.graph import find, load, only, to_api
 from scripts.setup_env import SetupError, find_comfyui
 from training.common.files import save_image
@@ -45,9 +42,6 @@ PLAIN_TITLE = "Save without preference"
 USER_TITLE = "Save with preference"
 # What each picture is painted with: nothing, the next user's history, the user's own, and the likes in the prompt.
 CONDITIONS = ("none", "mismatched", "prefgen", "oracle")
-LIKED = 8
-DISLIKED = 8
-HISTORY_SEED = 1
 SHEET_USERS = 3
 SHEET_PROMPTS = 3
 
@@ -59,31 +53,34 @@ def main(arguments: list[str] | None = None) -> dict:
     exit_on_terminate()
     started = time.monotonic()
     comfyui = find_comfyui()
-    people = unseen_users(options.users)
-    prompts = spread(captions.heldout_prompts(), options.prompts)
+    world = demo_world()
+    people = world.people(options.users)
+    prompts = spread(world.prompts(), options.prompts)
     options.out.mkdir(parents=True, exist_ok=True)
     base = Path(tempfile.mkdtemp(prefix="prefgen-demo-"))
     fresh = Path(tempfile.mkdtemp(prefix=".pictures-", dir=options.out))
     try:
         print(f"{len(people)} unseen users, {len(prompts)} unseen prompts: rendering histories, starting ComfyUI ...")
-        shown = write_histories(base / "input" / "prefgen", people)
+        shown = write_histories(base / "input" / "prefgen", world, people)
         with ComfyServer(comfyui, base, threads=options.threads) as server, server.client() as client:
             template = to_api(load(WORKFLOW), client.object_info())
-            jobs = plan(template, people, prompts, options.seed, options.steps)
+            jobs = plan(template, world, people, prompts, options.seed, options.steps)
             pictures = make_pictures(client, jobs, fresh)
         report = {
             "users": len(people),
             "prompts": len(prompts),
             "seconds": 0.0,
-            **measure(pictures, people, prompts),
+            **measure(pictures, world, people, prompts),
             "seeds": sorted({job.seed for job in jobs}),
             "command": "make demo" + (f" ARGS={shlex.quote(shlex.join(words))}" if words else ""),
         }
-        save_image(draw_sheet(people, shown, prompts, pictures, report), options.out / "sheet.png", optimize=True)
+        save_image(
+            draw_sheet(world, people, shown, prompts, pictures, report), options.out / "sheet.png", optimize=True
+        )
         report["seconds"] = round(time.monotonic() - started, 1)
         write_atomic(options.out / "report.json", (json.dumps(report, indent=2) + "\n").encode())
         shutil.copytree(base / "input" / "prefgen", fresh / "histories")
-        table = study_table(jobs, prompts, fresh / "histories")
+        table = study_table(jobs, [world.text(prompt) for prompt in prompts], fresh / "histories")
         # Only now do the pictures of an earlier run go: a stopped demo leaves them as they were.
         shutil.rmtree(options.out / "pictures", ignore_errors=True)
         fresh.rename(options.out / "pictures")
@@ -115,20 +112,12 @@ def history_name(user: int) -> str:
     return f"demo_user_{user:02d}"
 
 
-def unseen_users(count: int) -> list[users.User]:
-    """`count` users of the test split: the bundled examples, who are on the sheet, then the others by number."""
-    numbers = list(users.EXAMPLE_USERS.values())
-    others = (number for number in itertools.count() if users.split(number) == "test" and number not in numbers)
-    numbers += itertools.islice(others, max(0, count - len(numbers)))
-    return [users.user(number) for number in numbers[:count]]
-
-
 def spread(items: list, count: int) -> list:
     """`count` of `items`, evenly spread, so that subjects differ. All of them if there are fewer."""
     return [items[index * len(items) // count] for index in range(count)] if count < len(items) else list(items)
 
 
-def write_histories(folder: Path, people: list[users.User]) -> list[tuple[list[Image.Image], list[Image.Image]]]:
+def write_histories(folder: Path, world: DemoWorld, people: list) -> list[tuple[list[Image.Image], list[Image.Image]]]:
     """Render every user's history to `folder`/<name>/{liked,disliked}/NN.png, as an artist would lay pictures down.
 
     Returns the (liked, disliked) pictures of each user.
@@ -136,8 +125,8 @@ def write_histories(folder: Path, people: list[users.User]) -> list[tuple[list[I
     shown = []
     for index, person in enumerate(people):
         pictures = {"liked": [], "disliked": []}
-        for example in users.history(person, LIKED, DISLIKED, HISTORY_SEED):
-            pictures["liked" if example.liked else "disliked"].append(Image.fromarray(render(example.scene)))
+        for picture, liked in world.history(person):
+            pictures["liked" if liked else "disliked"].append(Image.fromarray(picture))
         for verdict, images in pictures.items():
             target = folder / history_name(index) / verdict
             target.mkdir(parents=True)
@@ -147,7 +136,7 @@ def write_histories(folder: Path, people: list[users.User]) -> list[tuple[list[I
     return shown
 
 
-def study_table(jobs: list[Job], prompts: list[tuple], histories: Path) -> str:
+def study_table(jobs: list[Job], prompts: list[str], histories: Path) -> str:
     """pictures.jsonl: the histories' pictures with their verdicts, then the painted ones with what made them."""
     rows = [
         {"user": file.parts[0], "verdict": file.parts[1], "image": f"pictures/histories/{file.as_posix()}"}
@@ -156,7 +145,7 @@ def study_table(jobs: list[Job], prompts: list[tuple], histories: Path) -> str:
     rows += [
         {
             "user": history_name(job.user),
-            "prompt": captions.neutral(*prompts[job.prompt]),
+            "prompt": prompts[job.prompt],
             "method": job.condition,
             "image": f"pictures/{job.prefix}.png",
         }
@@ -171,13 +160,16 @@ def seed_of(base: int, user: int, prompt: int) -> int:
     return base + 1000 * prompt + (0 if user < SHEET_USERS else user)
 
 
-def fill(template: dict, *, text: str, seed: int, prefix: str, steps: int | None, history: str | None) -> dict:
-    """The template with a prompt and a seed filled in, cut down to one branch: the one with a user if `history` names
-    an entry of Load Preference History, else the plain one."""
+def fill(
+    template: dict, *, text: str, seed: int, prefix: str, side: int, steps: int | None, history: str | None
+) -> dict:
+    """The template with a prompt, a seed and the side of its pictures filled in, cut down to one branch: the one with a
+    user if `history` names an entry of Load Preference History, else the plain one."""
     output = find(template, "SaveImage", PLAIN_TITLE if history is None else USER_TITLE)
     graph = only(template, [output])
     graph[find(graph, "CLIPTextEncode", PROMPT_TITLE)]["inputs"]["text"] = text
     graph[output]["inputs"]["filename_prefix"] = prefix
+    graph[find(graph, "EmptyLatentImage")]["inputs"] |= {"width": side, "height": side}
     sampler = graph[find(graph, "KSampler")]["inputs"]
     sampler["seed"] = seed
     if steps:
@@ -187,15 +179,14 @@ def fill(template: dict, *, text: str, seed: int, prefix: str, steps: int | None
     return graph
 
 
-def plan(template: dict, people: list[users.User], prompts: list[tuple], seed: int, steps: int | None) -> list[Job]:
+def plan(template: dict, world: DemoWorld, people: list, prompts: list, seed: int, steps: int | None) -> list[Job]:
     """Every picture of the demo, in an order in which what one graph computed serves the next."""
     jobs = []
     for user, person in enumerate(people):
         other = (user + 1) % len(people)
-        for prompt, (subject, prop) in enumerate(prompts):
-            neutral = captions.neutral(subject, prop)
-            texts = {condition: neutral for condition in CONDITIONS}
-            texts["oracle"] = captions.enriched(subject, prop, dict(person.tastes[0].liked))
+        for prompt, asked in enumerate(prompts):
+            texts = dict.fromkeys(CONDITIONS, world.text(asked))
+            texts["oracle"] = world.enriched(person, asked)
             histories = {"prefgen": history_name(user), "mismatched": history_name(other)}
             for condition in CONDITIONS:
                 job = Job(user, prompt, condition, seed_of(seed, user, prompt), {})
@@ -204,6 +195,7 @@ def plan(template: dict, people: list[users.User], prompts: list[tuple], seed: i
                     text=texts[condition],
                     seed=job.seed,
                     prefix=job.prefix,
+                    side=world.side,
                     steps=steps,
                     history=histories.get(condition),
                 )
@@ -236,16 +228,17 @@ def summary(values: np.ndarray) -> dict:
     return {"mean": round(float(values.mean()), 4), "ci95": bootstrap(values.mean(1)), "n": int(values.size)}
 
 
-def measure(pictures: dict, people: list[users.User], prompts: list[tuple]) -> dict:
+def measure(pictures: dict, world: DemoWorld, people: list, prompts: list) -> dict:
     """Let the judge read every picture and sum up: alignment, its differences, and how often the subject is there."""
     keys = list(pictures)
-    readings = dict(zip(keys, load_judge().read(np.stack([pictures[key] for key in keys])), strict=True))
+    asked = [(people[user], prompts[prompt]) for user, prompt, _ in keys]
+    readings = world.read([pictures[key] for key in keys], asked)
     shape = (len(people), len(prompts))
     alignment = {condition: np.zeros(shape) for condition in CONDITIONS}
     subject = {condition: np.zeros(shape) for condition in CONDITIONS}
-    for (user, prompt, condition), reading in readings.items():
-        alignment[condition][user, prompt] = users.alignment(reading["attributes"], people[user])
-        subject[condition][user, prompt] = reading["subject"] == prompts[prompt][0]
+    for (user, prompt, condition), (aligned, named) in zip(keys, readings, strict=True):
+        alignment[condition][user, prompt] = aligned
+        subject[condition][user, prompt] = named
     gain = alignment["prefgen"].mean() - alignment["none"].mean()
     ceiling = alignment["oracle"].mean() - alignment["none"].mean()
     return {
@@ -259,31 +252,24 @@ def measure(pictures: dict, people: list[users.User], prompts: list[tuple]) -> d
     }
 
 
-def in_words(attributes: users.Pairs) -> str:
-    """A user's attributes as the words that an enriched caption uses."""
-    return ", ".join(captions.taste_phrases(dict(attributes)))
-
-
-def draw_sheet(
-    people: list[users.User], shown: list, prompts: list[tuple], pictures: dict, report: dict
-) -> Image.Image:
+def draw_sheet(world: DemoWorld, people: list, shown: list, prompts: list, pictures: dict, report: dict) -> Image.Image:
     """The sheet of the first users and prompts."""
-    names = {number: name.title() for name, number in users.EXAMPLE_USERS.items()}
     blocks = []
     for index, person in enumerate(people[:SHEET_USERS]):
         rows = [
             demo_sheet.SheetRow(
-                captions.neutral(*prompts[prompt]),
+                world.text(prompts[prompt]),
                 *(Image.fromarray(pictures[index, prompt, name]) for name in ("none", "prefgen", "mismatched")),
             )
             for prompt in range(min(SHEET_PROMPTS, len(prompts)))
         ]
         liked, disliked = shown[index]
+        likes, dislikes = world.opinions(person)
         blocks.append(
             demo_sheet.SheetUser(
-                name=names.get(person.id, f"User {index + 1}"),
-                likes=in_words(person.tastes[0].liked),
-                dislikes=in_words(person.disliked),
+                name=world.names.get(person.id, f"User {index + 1}"),
+                likes=likes,
+                dislikes=dislikes,
                 liked=liked,
                 disliked=disliked,
                 rows=rows,
@@ -300,7 +286,7 @@ def draw_sheet(
         "Alignment, as the judge sees it: "
         + ",  ".join(f"{words} {numbers[name]['mean']:.2f}" for name, words in described)
         + f"   ({numbers['prefgen']['n']} pictures each)",
-        "Share of the user's liked attributes in the picture, less the share of disliked ones.",
+        world.meaning,
     ]
     return demo_sheet.draw_sheet(
         blocks,

@@ -31,7 +31,7 @@ from .common.config.schema import TrainUserAttention
 from .common.errors import exit_with_message
 from .common.folder import RunFolder
 from .common.publish import card, card_path, push
-from .data.worlds import open_world
+from .data.open_world import open_world
 
 
 def options(parser: ArgumentParser) -> None:

@@ -56,10 +56,11 @@ from .common.run import Run
 from .common.statistics import bootstrap, resampled
 from .data.atelier_users import interleaved
 from .data.errors import DataError
+from .data.open_world import open_world
 from .data.preference_questions import WOULD
 from .data.readers import Conversation, Reader, load_reader, picture_tokens
 from .data.schema import normal_prompt
-from .data.worlds import History, World, open_world
+from .data.worlds import History, World
 from .evaluation import probes
 from .evaluation.probe_page import MEASURES, draw, page
 

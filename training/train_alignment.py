@@ -9,7 +9,8 @@ Out: the aligner (a small MLP, [4, D] -> [C]) and its standardiser, in the last 
 The paper (arXiv 2512.06020) aligns e_sem with the CLIP text embeddings of the user's attributes by a maximum mean
 discrepancy, since a loss on distributions keeps the diversity that point-wise losses can collapse. Here the MMD is
 marginal: between a large batch of aligned users and a bank of training users' texts, which is content with any
-permutation of users. A weak paired cosine term says which text is whose (docs/departures.md). The target is likes only.
+permutation of users. A weak paired cosine term says which text is whose (docs/departures.md). The target is likes, and
+with `train_alignment.dislikes` a second text beside it, of what is disliked.
 Reports retrieval on held-out users beside the MMD, since neither says enough alone.
 `--set train_alignment.mmd=0 --set train_alignment.paired=1` leaves the point-wise term alone: the ablation.
 """
@@ -35,8 +36,9 @@ from .common.optim import cosine, parameter_groups
 from .common.order import batch_indices, step_seed
 from .common.run import Run
 from .common.stage_outputs import ExtractedUsers, chosen_layers, first_heldout
-from .data.targets import ATTRIBUTES, target_of, texts_of
-from .data.worlds import World, open_world
+from .data.open_world import open_world
+from .data.targets import ATTRIBUTES, disliked_text, target_of, texts_of
+from .data.worlds import World
 
 # On either side, for the median distance that the kernel's bandwidths are octaves of.
 KERNEL_TEXTS = 1024
@@ -68,7 +70,7 @@ def main() -> None:
             rows = batch_indices(section.seed, step, section.batch, len(data.train), run.rank, run.world_size)
             chosen = data.train[rows]
             standard = norm(data.states[chosen].to(run.accelerator.device))
-            target = data.text_of(chosen)
+            target = data.text_of(chosen, torch.Generator().manual_seed(step_seed(section.seed, step, run.rank + 1)))
             # Every process compares with the same texts.
             shared = torch.Generator().manual_seed(step_seed(section.seed, step))
             reference = texts[torch.randint(0, len(texts), (section.bank,), generator=shared)]
@@ -90,22 +92,34 @@ def main() -> None:
 class AlignmentData:
     """The histories of users whose taste is known in words.
 
-    states [n, layers, D]: e_sem of every extracted history; owners [n]: its user's row of the bank. bank [users, C]:
-    unit text embeddings on the device, train_texts those that the training histories' users have. train, heldout:
-    histories to learn from and to measure on, of different users. target: what says the tastes.
+    states [n, layers, D]: e_sem of every extracted history; owners [n]: its user. bank [texts, C]: unit text embeddings
+    on the device, train_texts those that the training histories' users have; first, counts [users]: where each user's
+    texts stand in the bank, one a user or one a taste. train, heldout: histories to learn from and to measure on, of
+    different users. target: what says the tastes.
     """
 
     states: torch.Tensor
     owners: torch.Tensor
     bank: torch.Tensor
+    first: torch.Tensor
+    counts: torch.Tensor
     train_texts: torch.Tensor
     train: torch.Tensor
     heldout: torch.Tensor
     target: str
 
-    def text_of(self, histories: torch.Tensor) -> torch.Tensor:
-        """What each history's user likes, [B, C]."""
-        return self.bank[self.owners[histories].to(self.bank.device)]
+    def text_of(self, histories: torch.Tensor, draw: torch.Generator | None = None) -> torch.Tensor:
+        """What each history's user likes, [B, C]: of several texts one that is drawn, or the first."""
+        owners = self.owners[histories]
+        rows = self.first[owners]
+        if draw is not None:
+            rows = rows + (torch.rand(len(rows), generator=draw) * self.counts[owners]).long()
+        return self.bank[rows.to(self.bank.device)]
+
+    @property
+    def bank_owners(self) -> torch.Tensor:
+        """The user of every row of the bank, [texts]."""
+        return torch.arange(len(self.counts)).repeat_interleave(self.counts)
 
 
 def alignment_data(
@@ -117,8 +131,17 @@ def alignment_data(
     target = target_of(world, args.section.target)
     if target != ATTRIBUTES:
         print(f"train_alignment: no attributes are known; the target is made of {target}.", flush=True)
-    bank = user_bank(load_base(args.config, device, without=("unet", "vae")), world, users.tolist(), target).to(device)
-    has_words = bank.abs().sum(1).cpu() > 0  # [users]
+    base = load_base(args.config, device, without=("unet", "vae"))
+    if args.section.tastes == "drawn":
+        bank, counts = taste_bank(base, world, users.tolist(), target)
+    else:
+        bank = user_bank(base, world, users.tolist(), target)
+        counts = torch.ones(len(users), dtype=torch.int64)
+    first = counts.cumsum(0) - counts
+    has_words = bank[first].abs().sum(1).cpu() > 0  # [users]
+    if args.section.dislikes:
+        bank = with_dislikes(base, world, users.tolist(), target, bank, counts)
+    bank = bank.to(device)
     border = first_heldout(len(users))
     if has_words[:border].sum() < 2 or has_words[border:].sum() < 2:
         raise SystemExit(
@@ -131,7 +154,9 @@ def alignment_data(
         states=torch.as_tensor(np.asarray(extracted.hidden[:, layers])),
         owners=owners,
         bank=bank,
-        train_texts=bank[:border][has_words[:border].to(device)],
+        first=first,
+        counts=counts,
+        train_texts=bank[(has_words & (torch.arange(len(users)) < border)).repeat_interleave(counts).to(device)],
         train=torch.nonzero((owners < border) & has_words[owners])[:, 0],
         heldout=torch.nonzero((owners >= border) & has_words[owners])[:, 0],
         target=target,
@@ -155,6 +180,30 @@ def user_bank(base: Base, world: World, users: list[int], target: str = ATTRIBUT
     return bank
 
 
+def taste_bank(base: Base, world: World, users: list[int], target: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(unit text embeddings [texts, C] of each taste by itself, texts a user [users]). Where a world's attributes don't
+    say the tastes there is one text a user."""
+    if target != ATTRIBUTES:
+        return user_bank(base, world, users, target), torch.ones(len(users), dtype=torch.int64)
+    texts = [world.texts(user) or [""] for user in users]
+    bank = base.text_bank([text for own in texts for text in own])
+    empty = torch.tensor([not text for own in texts for text in own])
+    bank[empty] = 0
+    return bank, torch.tensor([len(own) for own in texts])
+
+
+def with_dislikes(
+    base: Base, world: World, users: list[int], target: str, bank: torch.Tensor, counts: torch.Tensor
+) -> torch.Tensor:
+    """The bank [texts, C] with what each row's user dislikes beside it: unit rows [texts, 2 C]. A user who dislikes
+    nothing that words can say has the embedding of the empty prompt there."""
+    texts = [disliked_text(world, target, user) for user in users]
+    different = sorted(set(texts))
+    rows = torch.tensor([different.index(text) for text in texts])
+    disliked = base.text_bank(different)[rows].repeat_interleave(counts, 0)
+    return torch.cat([bank, disliked], 1) / 2**0.5
+
+
 @torch.inference_mode()
 def evaluate(data: AlignmentData, norm: LayerStandardiser, aligner, bandwidths: torch.Tensor) -> dict[str, float]:
     """Of histories of held-out users: is the own text the nearest of all held-out users', and how far are both sets
@@ -167,12 +216,15 @@ def evaluate(data: AlignmentData, norm: LayerStandardiser, aligner, bandwidths: 
     # on such an e_sem meets a worse one in use (docs/evidence/notes.md).
     seen = data.train[:: max(1, len(data.train) // len(data.heldout))]
     heldout = aligned(data.heldout)
-    owners = data.owners[data.heldout].to(data.bank.device)
+    device = data.bank.device
+    owners = data.owners[data.heldout].to(device)
     candidates = torch.unique(owners)
-    ranks = (heldout @ data.bank[candidates].T).argsort(1, descending=True)
-    hits = candidates[ranks] == owners[:, None]
+    among = torch.isin(data.bank_owners.to(device), candidates)
+    bank = data.bank[among]
+    ranks = (heldout @ bank.T).argsort(1, descending=True)
+    hits = data.bank_owners.to(device)[among][ranks] == owners[:, None]
     return {
-        "heldout_mmd": mmd2(heldout, data.bank[candidates], bandwidths).item(),
+        "heldout_mmd": mmd2(heldout, bank, bandwidths).item(),
         "heldout_cosine": (heldout * data.text_of(data.heldout)).sum(1).mean().item(),
         "seen_cosine": (aligned(seen) * data.text_of(seen)).sum(1).mean().item(),
         "retrieval_top1": hits[:, :1].any(1).float().mean().item(),

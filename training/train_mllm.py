@@ -39,6 +39,7 @@ from prefgen.mllm.model import PreferenceMLLM
 
 from .common import lora
 from .common.ahead import Ahead
+from .common.captioning import captioning_folder
 from .common.chain import made_of
 from .common.config.command import StageArgs, arguments
 from .common.config.schema import TrainMllm
@@ -49,14 +50,20 @@ from .common.precision import full_precision
 from .common.run import Run
 from .common.sharded import gather
 from .data.errors import DataError
+from .data.history_shapes import drawn_length, drop_prompts, without_prompts
 from .data.image_tokens import new_mllm, pool_image_tokens, vision_parts
+from .data.open_world import open_world
 from .data.preference_questions import NO, YES, Questions, closing, would
 from .data.readers import Conversation, Reader, data_set_tokens
 from .data.schema import TEST, TRAIN
-from .data.worlds import World, open_world
+from .data.taste_heads import TasteHeads, new_heads, precision_at_k, reading_loss, taste_targets
+from .data.worlds import AtelierWorld, World
+from .evaluation.vqa_score import share_right
 
-# The paper takes e_sem from the last token of the top four layers, so the heads read those.
-TOP_LAYERS = 4
+# What must be right of preference questions at `gate_step`, and of how many they are.
+GATE = 0.75
+GATE_USERS = 100
+GATE_QUESTIONS = 4
 
 
 def main() -> None:
@@ -76,7 +83,7 @@ def main() -> None:
     # For LoRA's dropout; the atelier's model has none.
     model = reader.mllm.model.train(peft_model is not None)
     device = reader.mllm.device
-    heads = new_heads(reader, world, section)
+    heads = new_heads(reader, world, section.reading)
     trained = nn.ModuleDict({"text": text})
     if heads is not None:
         trained["heads"] = heads
@@ -106,6 +113,7 @@ def main() -> None:
         if without_dislikes:
             figures["pairs_skipped"] = samples.skipped
         run.log(loss=run.loss, **figures, grad_norm=norm)
+        check_gate(args, run, reader)
 
     model.eval()
     figures = evaluate(world, reader, heads, section)
@@ -113,6 +121,21 @@ def main() -> None:
         figures["users_without_dislikes"] = without_dislikes
     export(run, model, peft_model)
     run.finish(**figures)
+
+
+def check_gate(args: StageArgs[TrainMllm], run: Run, reader: Reader) -> None:
+    """At `gate_step`, SystemExit where the MLLM answers too few of the test users' closed questions: nothing that is
+    trained on its states would know its users."""
+    if run.step + 1 != args.section.gate_step:
+        return
+    right = share_right(reader, args.config, GATE_USERS, GATE_QUESTIONS, args.section.batch)
+    run.log_figures(gate_right=right)
+    if right < GATE:
+        run.stop(
+            f"{args.stage}: after {args.section.gate_step} steps the MLLM answers {right:.2f} of preference questions "
+            f"rightly, not {GATE}: begin with histories of one picture each, or train its vision tower longer. The "
+            "same command trains on all the same."
+        )
 
 
 def count_without_dislikes(world: World, users: list[int], section: TrainMllm, quiet: bool) -> int:
@@ -158,7 +181,13 @@ def open_mllm(args: StageArgs[TrainMllm], world: World, run: Run) -> tuple[Reade
 
 
 def new_atelier(args: StageArgs[TrainMllm], world: World, run: Run) -> tuple[Reader, nn.Module]:
-    """The atelier's MLLM, freshly initialised, with the vision tower and connector that the stage before trained."""
+    """The atelier's MLLM as the stage before left it: of the second edition one that captions pictures, of the first
+    freshly initialised, with a trained vision tower and connector."""
+    if not isinstance(world, AtelierWorld):
+        mllm = PreferenceMLLM.load(captioning_folder(args.runs))
+        vision_parts(mllm.model).requires_grad_(False)
+        tokens = data_set_tokens(args, world, mllm, run.rank, run.world_size)
+        return Reader(mllm, world, tokens), mllm.model.model.text_model
     model = new_mllm()
     run.warm_start(model, "mllm/model")
     vision = vision_parts(model)
@@ -232,22 +261,31 @@ def samples_of(
         )
     chosen = [users[i] for i in rng.choice(len(users), count, replace=len(users) < count)]
     rest = [users[i] for i in rng.choice(len(users), others + pairs, replace=len(users) < others + pairs)]
-    # One length a step: padding would be a third of the work. Short histories come less often.
-    sizes = [*range(1, section.pictures + 1), section.pictures]
-    liked = int(rng.choice(sizes))
-    disliked = int(rng.choice([0, *sizes[1:]]))
+    # One length a step: padding would be a third of the work.
+    if section.short:
+        liked, disliked = (drawn_length(rng, section.pictures, section.short) for _ in range(2))
+    else:
+        # Short histories come less often.
+        sizes = [*range(1, section.pictures + 1), section.pictures]
+        liked = int(rng.choice(sizes))
+        disliked = int(rng.choice([0, *sizes[1:]]))
     conversations = [closing(world, user, rng, liked, disliked) for user in (*chosen, *chosen)]
     asked = [questions.ask(user, rng, liked, disliked) for user in rest[:others]]
     contrasts: list[Conversation] = []
     skipped = 0
+    hidden = world.drop_prompts
     for user in rest[others:]:
         history = world.history(user, rng, liked, max(1, disliked))
         # A liked picture in place of a disliked one would be a wrong answer.
         if history.liked.all():
             skipped += 1
             continue
+        # Both pictures of a pair are asked about in the same words.
+        if hidden and rng.random() < hidden:
+            history = without_prompts(history)
         contrasts += [would(world, user, history, rng, verdict) for verdict in (True, False)]
-    return Samples(chosen, conversations, asked, contrasts, skipped)
+    conversations = drop_prompts(conversations, hidden, rng)
+    return Samples(chosen, conversations, drop_prompts(asked, hidden, rng), contrasts, skipped)
 
 
 def losses_of(
@@ -318,44 +356,6 @@ def identity_loss(once: torch.Tensor, again: torch.Tensor, temperature: float = 
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-@full_precision
-def reading_loss(heads: TasteHeads, states: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Mean binary cross entropy of the heads. states [B, layers, D], truth [B, 2 * attributes]."""
-    # The positives are rare (about 10 of 98): weigh them up, or the heads first learn to say nothing.
-    weight = torch.tensor(4.0, device=truth.device)
-    return F.binary_cross_entropy_with_logits(heads(states), truth, pos_weight=weight)
-
-
-class TasteHeads(nn.Module):
-    """Linear readers of the top four layers: liked and disliked attributes. Used in training only."""
-
-    def __init__(self, width: int, attributes: int):
-        super().__init__()
-        self.read = nn.Linear(TOP_LAYERS * width, 2 * attributes)
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """[B, layers, D] -> [B, 2 * attributes]."""
-        top = F.layer_norm(states[:, -TOP_LAYERS:], states.shape[-1:])
-        return self.read(top.flatten(1))
-
-
-def new_heads(reader: Reader, world: World, section: TrainMllm) -> TasteHeads | None:
-    """Fresh heads, where the reading loss is asked for and the data knows attributes."""
-    if not section.reading or not world.attributes:
-        return None
-    return TasteHeads(reader.fingerprint["hidden_size"], len(world.attributes))
-
-
-def taste_targets(world: World, users: list[int]) -> torch.Tensor:
-    """[B, 2 * attributes]: liked by any taste, then disliked."""
-    count = len(world.attributes)
-    truth = torch.zeros(len(users), 2 * count)
-    for row, user in zip(truth, users, strict=True):
-        row[[a for taste in world.tastes(user) for a in taste]] = 1
-        row[[count + a for a in world.dislikes(user)]] = 1
-    return truth
-
-
 def core_layer(layers: int) -> int:
     """The middle-to-upper layer that identity is trained on, where the paper finds e_core: two thirds up."""
     return layers * 2 // 3
@@ -394,13 +394,6 @@ def evaluate(
         if rows.any():
             figures[f"{name}_precision"] = precision_at_k(own_scores[rows], own_truth[rows])
     return figures
-
-
-def precision_at_k(scores: torch.Tensor, truth: torch.Tensor) -> float:
-    """Share of true attributes among as many ranked first, mean over rows. scores, truth [B, attributes]."""
-    rows = zip(scores, truth, strict=True)
-    hits = [true[score.topk(int(true.sum())).indices].mean() for score, true in rows]
-    return torch.stack(hits).mean().item()
 
 
 def export(run: Run, model: nn.Module, peft_model) -> None:

@@ -12,9 +12,10 @@ cross-attention in the frozen diffusion UNet, as IP-Adapter does with an image (
 branch start from the UNet's own, or from a public IP-Adapter's. The student sees the neutral prompt and the user; two
 targets share the weight:
 - the noise of a picture that this user likes, the paper's diffusion loss;
-- the frozen UNet's own prediction for the prompt with the user's likes written into it. That words teacher is ours and
-  not the paper's (docs/departures.md): it is less noisy than any picture and shortens training many times, but what it
-  teaches is what words can do. `--set train_user_attention.distil=0` leaves it out.
+- the frozen UNet's own prediction when it is told what the user likes: in the prompt's words, or in the atelier's
+  second edition by trait tokens (training/data/lessons.py), and pushed away from what the user dislikes. That teacher
+  is ours and not the paper's (docs/departures.md): it is less noisy than any picture and shortens training many times,
+  but what it teaches is what words, or those tokens, can do. `--set train_user_attention.distil=0` leaves it out.
 
 The user vector's parts, the whole user and the text are dropped at times, so that the artist's weights and guidance
 work; a dropped user must predict what the plain UNet predicts. With `--set train_user_attention.parts=[image]` it is an
@@ -50,7 +51,8 @@ from .common.stage_outputs import ExtractedUsers
 from .common.user_branch import Branch, connect, install
 from .data.atelier_users import users_of
 from .data.branch_data import TrainingData, caches, training_data
-from .data.worlds import open_world, painted_smaller
+from .data.lessons import answer_of
+from .data.open_world import open_world, painted_smaller
 from .evaluation.evaluate.painter import Painter, paint_row, requests
 from .evaluation.evaluate.readings import alignment, read
 from .evaluation.rows import BASIC, ROWS
@@ -94,11 +96,11 @@ def main() -> None:
         losses = {"picture": 0.0, "distil": 0.0}
         for rows in run.micro_batches(np.arange(len(batch.vectors))):
             part = batch.of(rows)
-            # The plain UNet reads the taste in words, the student has to see it in the user vector alone.
+            # The plain UNet is told the taste, the student has to see it in the user vector alone.
             if data.distil:
                 with run.timer("teacher"), torch.no_grad():
                     connect(branch, None)
-                    teacher = base.predict(part.noisy, part.timesteps, part.teacher_text, part.sizes)
+                    teacher = answer_of(base, part)
             with run.timer("forward"):
                 with base.autocast():
                     connect(branch, adapter.keys_values(part.vectors))
@@ -206,10 +208,10 @@ def export_and_measure(
 ) -> dict:
     """Write the adapter of the last checkpoint, and measure it on users outside of training."""
     adapter = trained_adapter(args)
+    embedded = args.config.base.family == "atelier"
+    save_adapter(adapter, (WEIGHTS if embedded else run.folder) / "adapter.safetensors")
     if args.config.data.path is None:
-        save_adapter(adapter, WEIGHTS / "adapter.safetensors")
         return measure_atelier(run, adapter, args.section.users)
-    save_adapter(adapter, run.folder / "adapter.safetensors")
     if not len(data.heldout):
         return {"users": 0}
     return heldout_losses(data, base, branch, adapter.to(base.device))

@@ -51,3 +51,21 @@ def test_the_sheet_shows_every_picture_and_is_written_whole(tmp_path):
     demo.save_image(sheet, tmp_path / "sheet.png", optimize=True)
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
     assert Image.open(tmp_path / "sheet.png").size == sheet.size
+
+
+def test_either_edition_has_users_prompts_and_a_judge_that_likes_what_they_like(monkeypatch):
+    from prefgen.atelier.world import judge, render, users
+    from scripts import demo_worlds
+
+    assert isinstance(demo_worlds.demo_world(), demo_worlds.FirstWorld)
+    world = demo_worlds.SecondWorld()
+    (person, prompt), (picture, liked) = (world.people(1)[0], world.prompts()[1]), world.history(world.people(1)[0])[0]
+    assert picture.shape == (world.side, world.side, 3) and liked
+    assert world.enriched(person, prompt).split(", ")[1:] and all(world.opinions(person))
+    scenes = [users.asked_scene(None, prompt, np.random.default_rng(0))]
+    scenes.append(users.follow(scenes[0], person.tastes[0], np.random.default_rng(0), width=0.0))
+    reader = type("Reader", (), {"read": lambda self, pixels: [judge.Reading(scene, ()) for scene in scenes]})
+    monkeypatch.setattr(demo_worlds.second_judge, "load_judge", lambda which: reader())
+    drawn = [render.render(scene) for scene in scenes]
+    (plain, subject), (suited, _) = world.read(drawn, [(person, prompt)] * 2)
+    assert suited > plain and subject

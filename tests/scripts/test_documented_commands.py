@@ -33,8 +33,12 @@ PYTHON_BLOCKS = {"data.md", "evidence/README.md"}
 PIPELINES = {
     ("training/runs/atelier.sh", "--runs", "runs/other"): "training.train_user_attention",
     ("training/runs/sd15_pickapic.sh",): "training.evaluation.compare",
+    ("training/runs/world.sh", "--set", "atelier.world.unet.steps=9000"): "training.evaluation.world",
     ("training/runs/sdxl.sh", "sdxl_24gb", "--set", "mllm=smolvlm2_2b"): "training.export",
 }
+
+
+WITHOUT_OPTIONS = ("training.atelier.tokenizers", "training.atelier.world.tokenizers")
 
 
 def blocks(page):
@@ -168,12 +172,12 @@ def lines_of_a_pipeline(*words):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", PIPELINES, ids=["atelier", "sd15_pickapic", "sdxl"])
+@pytest.mark.parametrize("words", PIPELINES, ids=["atelier", "sd15_pickapic", "world", "sdxl"])
 def test_a_pipeline_on_one_page_gives_every_stage_options_that_it_reads(words, answers):
     stages = answers[words]
     assert len(stages) > 8 and stages[-1][0] == PIPELINES[words]
     complaints = [stage for stage in stages if stage[-1] != "parsed"]
-    assert complaints in ([], [("training.atelier.tokenizers", [], "reads no options")])
+    assert complaints in ([], *([(name, [], "reads no options")] for name in WITHOUT_OPTIONS))
 
 
 def test_the_shipped_base_takes_other_stages_of_the_atelier():

@@ -256,7 +256,7 @@ def test_a_hidden_attribute_is_known_nowhere(tmp_path):
     assert blind.target(user, np.random.default_rng(0)).enriched is None
     assert blind.digest == seen.digest
     config = load("sd15_12gb", [f"data.path={tmp_path / 'set'}", "data.attributes=false", "base.pixels=64"])
-    from training.data.worlds import open_world
+    from training.data.open_world import open_world
 
     assert open_world(config, tmp_path).attributes == []
 

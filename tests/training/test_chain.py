@@ -17,7 +17,7 @@ from training.common.config.command import load, stage_args
 from training.common.config.schema import STAGES, section_kinds
 from training.common.errors import exit_with_message
 from training.common.folder import RunFolder
-from training.data.worlds import open_world
+from training.data.open_world import open_world
 
 
 @pytest.fixture(scope="module")

@@ -30,9 +30,10 @@ from training.data.agents import __main__ as agents
 from training.data.agents.make import Population, make
 from training.data.agents.renderers import Atelier
 from training.data.errors import DataError
+from training.data.open_world import open_world
 from training.data.store import Store
 from training.data.vqa import make as vqa
-from training.data.worlds import DataSetWorld, open_world
+from training.data.worlds import DataSetWorld
 from training.evaluation.scores import Clip, ScoreError
 
 # Simulated users

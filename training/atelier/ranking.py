@@ -22,10 +22,12 @@ from tqdm import tqdm
 from prefgen.atelier.world import scores, users
 from prefgen.atelier.world.prompts import OPEN, Prompt, random_prompt
 from prefgen.atelier.world.scenes import Scene
-from prefgen.atelier.world.subjects import CLASS_OF, CLASSES
+from prefgen.atelier.world.subjects import CLASSES
 from prefgen.atelier.world.traits import COARSE, CONTINUOUS, NAMED, visible
 from prefgen.atelier.world.users import TOLERANCE, Example, Taste, User
 from prefgen.files import write_atomic
+
+from ..evaluation.world import drawn
 
 PROMPTS = 12  # a user
 DRAWS = 2000  # of the bootstrap
@@ -167,32 +169,11 @@ def none(person: User, history: list[Example], prompt: Prompt, rng: np.random.Ge
     return users.asked_scene(None, prompt, rng)
 
 
-def render_oracle(person: User, history: list[Example], prompt: Prompt, rng: np.random.Generator) -> Scene:
-    """The true taste, drawn exactly; nothing that is disliked."""
-    scene = users.asked_scene(person, prompt, rng)
-    taste = person.tastes[rng.integers(len(person.tastes))]
-    return without_dislikes(users.follow(scene, taste, rng, width=0.0), person, rng, band=True)
-
-
 def words_oracle(person: User, history: list[Example], prompt: Prompt, rng: np.random.Generator) -> Scene:
     """The true taste in words: names, bins, favourites; dislikes as negative prompt."""
     scene = users.asked_scene(person, prompt, rng)
     taste = in_words(person.tastes[rng.integers(len(person.tastes))], rng)
-    return without_dislikes(users.follow(scene, taste, rng, width=0.0), person, rng, person.band[0] in COARSE)
-
-
-def without_dislikes(scene: Scene, person: User, rng: np.random.Generator, band: bool) -> Scene:
-    """The scene with what is disliked drawn again, and nothing else. band: whether the band is known as well."""
-    kinds = {}
-    for trait, kind in person.avoided.items():
-        if scene.kinds[trait] == kind:
-            others = [each for each in NAMED[trait] if each != kind]
-            kinds[trait] = others[rng.integers(len(others))]
-    name, low, high = person.band
-    value = scene.numbers[name]
-    while band and low <= value <= high:
-        value = float(rng.uniform(CONTINUOUS[name].low, CONTINUOUS[name].high))
-    return scene.with_traits(kinds, {name: value})
+    return drawn.without_dislikes(users.follow(scene, taste, rng, width=0.0), person, rng, person.band[0] in COARSE)
 
 
 def in_words(taste: Taste, rng: np.random.Generator) -> Taste:
@@ -204,17 +185,6 @@ def in_words(taste: Taste, rng: np.random.Generator) -> Taste:
             share = (trait.bin(taste.values[name]) + rng.random()) / 3
             values[name] = trait.low + share * (trait.high - trait.low)
     return Taste(taste.named, values)
-
-
-def cloner(person: User, history: list[Example], prompt: Prompt, rng: np.random.Generator) -> Scene:
-    """One liked picture's whole look, with the asked subject."""
-    liked = [example.scene for example in history if example.liked]
-    model = liked[rng.integers(len(liked))]
-    asked = users.asked_scene(None, prompt, rng)
-    fields = {field: getattr(asked, field) for field in ("subject", "number", "setting", "companion")}
-    if prompt.subject == OPEN and CLASS_OF[model.subject] == prompt.kind:
-        fields["subject"] = model.subject
-    return model.with_traits(**fields)
 
 
 def reader(contrast: bool, words: bool = False) -> Row:
@@ -232,9 +202,9 @@ def reader(contrast: bool, words: bool = False) -> Row:
 
 ROWS: dict[str, Row] = {
     "none": none,
-    "render-oracle": render_oracle,
+    "render-oracle": lambda person, history, prompt, rng: drawn.render_oracle(person, prompt, rng),
     "words-oracle": words_oracle,
-    "cloner": cloner,
+    "cloner": lambda person, history, prompt, rng: drawn.cloner(history, prompt, rng),
     "ideal observer of the liked alone": reader(contrast=False),
     "ideal observer of both": reader(contrast=True),
     "ideal observer of both, in words": reader(contrast=True, words=True),

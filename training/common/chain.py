@@ -18,6 +18,7 @@ from prefgen.atelier.models import MLLM_FOLDER, WEIGHTS
 from prefgen.files import file_sha256, read_text
 from prefgen.mllm.files import weights_digest
 
+from .captioning import captioning_folder
 from .checkpoints import listed
 from .config.schema import STAGES, Config
 from .stage_outputs import chosen_layers
@@ -34,6 +35,7 @@ NAMES = {
     "aligner": "aligner",
     "text_encoders": "text encoder",
     "unet": "UNet",
+    "trait_tokens": "set of trait tokens",
 }
 
 
@@ -113,7 +115,9 @@ def _inputs(config: Config, runs: Path, stage: str) -> dict[str, str]:
 
 def _base_mllm(config: Config, runs: Path) -> dict[str, str]:
     """The MLLM before `train_mllm`."""
-    # Of the atelier's, whose decoder starts at random, the vision tower.
+    if config.mllm.path is None and config.data.path is not None:
+        return {"mllm": weights_digest(captioning_folder(runs))}
+    # Of the first edition's, whose decoder starts at random, the vision tower.
     return {"mllm": weights_digest(config.mllm.path or runs / "atelier.mllm_vision")}
 
 
@@ -152,7 +156,10 @@ def _text_encoders(config: Config) -> dict[str, str]:
 
 def _unet(config: Config) -> dict[str, str]:
     if config.base.path is None:
-        return {"unet": file_sha256(WEIGHTS / "unet.safetensors")}
+        digests = {"unet": file_sha256(WEIGHTS / "unet.safetensors")}
+        if config.train_user_attention.teacher == "traits":
+            digests["trait_tokens"] = file_sha256(WEIGHTS / "trait_tokens.safetensors")
+        return digests
     return {"unet": weights_digest(config.base.path / "unet")}
 
 

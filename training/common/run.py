@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -185,6 +186,13 @@ class Run(RunFolder):
         self.accelerator.wait_for_everyone()
         super().finish(**figures)
         self.unlock()
+
+    def stop(self, sentence: str) -> NoReturn:
+        """End the run after this step, with a checkpoint: the same command goes on behind it. SystemExit."""
+        self.step += 1
+        self.save()
+        self.wait()
+        raise SystemExit(sentence)
 
     def shard(self, root: nn.Module, blocks: Sequence[nn.Module]) -> None:
         """Shard the blocks of a large module over the processes, if they were started with FSDP. root: the module whose

@@ -102,8 +102,9 @@ class TextCache:
 
     def __init__(self, args: StageArgs[TrainUserAttention], base: Base, world: World, targets: list[Target], run):
         asked = {"", *(target.prompt for target in targets)}
-        if args.section.distil:
+        if args.section.distil and args.section.teacher == "words":
             asked |= {target.enriched for target in targets if target.enriched}
+            asked |= {target.against for target in targets if args.section.away and target.avoided}
         # In one order, so that every process and every resumed run means the same rows.
         texts = sorted(asked)
         self.rows = {text: i for i, text in enumerate(texts)}

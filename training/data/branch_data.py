@@ -22,32 +22,10 @@ from ..common.order import step_seed
 from ..common.run import Run
 from ..common.stage_outputs import ExtractedUsers, first_heldout
 from .branch_caches import LatentCache, TextCache
+from .lessons import Batch, Teacher, TraitsTeacher, WordsTeacher
+from .people_world import PeopleWorld
 from .picture_shapes import picture_shapes
 from .worlds import Target, World
-
-
-@dataclass
-class Batch:
-    """One process's share of a step, n rows, on its device.
-
-    vectors [n, C + D + I]: user vectors, in part dropped. noisy, target [n, c, h, w]: noised latents and what the UNet
-    should predict of them at timesteps [n]; sizes [n, 4] for SDXL. text: the neutral prompts; teacher_text: the prompts
-    with the taste in them. weights, teacher_weights [n]: of each row in the two losses.
-    """
-
-    vectors: torch.Tensor
-    noisy: torch.Tensor
-    target: torch.Tensor
-    timesteps: torch.Tensor
-    sizes: torch.Tensor | None
-    text: Text
-    teacher_text: Text | None
-    weights: torch.Tensor
-    teacher_weights: torch.Tensor
-
-    def of(self, rows: np.ndarray) -> Batch:
-        """A micro-batch."""
-        return Batch(**{name: None if value is None else value[rows] for name, value in vars(self).items()})
 
 
 @dataclass
@@ -66,7 +44,7 @@ class TrainingData:
 
     owners [n]: the user of each history. vectors [n, C + D + I]: its user vector. part_widths: C, D, I. shelves: by the
     shape of the pictures, one in all but `base.aspects`. heldout [users]: one history of each user that is left out.
-    texts: prompts -> Text. distil: share of the loss that has the words teacher, 0 where nobody knows a taste in words.
+    texts: prompts -> Text. teacher: None where nobody knows a taste; distil: its share of the loss, 0 without one.
     """
 
     section: TrainUserAttention
@@ -78,6 +56,7 @@ class TrainingData:
     shelves: list[Shelf]
     heldout: np.ndarray
     texts: Callable[[list[str]], Text]
+    teacher: Teacher | None
     distil: float
 
     def batch(self, step: int, rank: int, world_size: int) -> Batch:
@@ -98,23 +77,32 @@ class TrainingData:
         vectors = drop_parts(self.vectors[chosen], self.part_widths, section.drop_part, section.drop_user)
         timesteps = torch.randint(0, len(self.base.schedule), (section.batch,))
         noise = torch.randn(section.batch, *shelf.latents.shape)
-        # Where the text is dropped or nobody knows the taste in words, a row learns from its picture alone; the others
-        # have the teacher's weight together, whatever process or micro-batch they are in.
-        teachable = torch.tensor([bool(target.prompt and target.enriched) for target in targets])
+        # Where the text is dropped or nobody knows the taste, a row learns from its picture alone; the others have the
+        # teacher's weight together, whatever process or micro-batch they are in.
+        teachable = torch.tensor([self.teacher is not None and self.teacher.knows(target) for target in targets])
         teacher_weights = teachable * (section.batch / max(1, int(teachable.sum())))
 
         share = section.batch // world_size
         own = slice(rank * share, (rank + 1) * share)
         clean, sizes = shelf.latents.of([target.picture for target in targets[own]])
-        return self.noised(
-            targets[own],
-            clean,
-            sizes,
-            vectors[own],
-            timesteps[own],
-            noise[own],
-            teachable[own].tolist(),
-            teacher_weights[own],
+        lesson = None
+        if self.teacher is not None:
+            # A dropped user must predict what the plain UNet predicts, so its teacher is told nothing.
+            taught = teachable[own] & (vectors[own].abs().sum(1) > 0)
+            lesson = self.teacher.lesson(self.owners[chosen[own]].tolist(), targets[own], taught.tolist())
+        device = self.base.device
+        own_timesteps = timesteps[own].to(device)
+        noisy, prediction = self.base.schedule.add_noise(clean.to(device), noise[own].to(device), own_timesteps)
+        return Batch(
+            vectors=vectors[own].to(device),
+            noisy=noisy,
+            target=prediction,
+            timesteps=own_timesteps,
+            sizes=sizes,
+            text=self.texts([target.prompt for target in targets[own]]),
+            lesson=lesson,
+            weights=self.base.schedule.min_snr_weights(own_timesteps, section.min_snr),
+            teacher_weights=teacher_weights[own].to(device),
         )
 
     def latents(self, pictures: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -130,41 +118,6 @@ class TrainingData:
         else:
             target = shelf.targets[user][rng.integers(len(shelf.targets[user]))]
         return Target(target.picture, "", None) if rng.random() < self.section.drop_text else target
-
-    def noised(
-        self,
-        targets: list[Target],
-        clean: torch.Tensor,
-        sizes: torch.Tensor | None,
-        vectors: torch.Tensor,
-        timesteps: torch.Tensor,
-        noise: torch.Tensor,
-        teachable: list[bool],
-        teacher_weights: torch.Tensor,
-    ) -> Batch:
-        """The rows of a batch on the base's device, with their latents noised and their prompts read."""
-        no_user = vectors.abs().sum(1) == 0
-        device = self.base.device
-        vectors, timesteps, noise, teacher_weights = (
-            tensor.to(device) for tensor in (vectors, timesteps, noise, teacher_weights)
-        )
-        noisy, prediction = self.base.schedule.add_noise(clean.to(device), noise, timesteps)
-        teacher_text = None
-        if self.distil:
-            # A dropped user must predict what the plain UNet predicts, so its teacher reads the neutral prompt.
-            rows = zip(targets, no_user.tolist(), teachable, strict=True)
-            teacher_text = [t.enriched if taught and not dropped else t.prompt for t, dropped, taught in rows]
-        return Batch(
-            vectors=vectors,
-            noisy=noisy,
-            target=prediction,
-            timesteps=timesteps,
-            sizes=sizes,
-            text=self.texts([target.prompt for target in targets]),
-            teacher_text=None if teacher_text is None else self.texts(teacher_text),
-            weights=self.base.schedule.min_snr_weights(timesteps, self.section.min_snr),
-            teacher_weights=teacher_weights,
-        )
 
 
 def caches(
@@ -207,11 +160,30 @@ def training_data(
     heldout = np.searchsorted(owners, heldout_users(args, owners)[: args.section.users])
     header = adapter.header
     widths = [header.semantic_width, header.core_width, header.image_width]
-    knows_words = bool(world.attributes or world.traits)
-    if args.section.distil and not knows_words and run.rank == 0:
+    teacher = teacher_of(args, run, world, base, texts)
+    distil = args.section.distil if teacher is not None else 0.0
+    return TrainingData(args.section, world, base, owners, vectors, widths, shelves, heldout, texts, teacher, distil)
+
+
+def teacher_of(
+    args: StageArgs[TrainUserAttention], run: Run, world: World, base: Base, texts: Callable[[list[str]], Text]
+) -> Teacher | None:
+    """The teacher that the section asks for, None where it has no weight or nobody knows a taste. SystemExit for trait
+    tokens of users whom nobody knows completely."""
+    section = args.section
+    if not section.distil:
+        return None
+    if section.teacher == "traits":
+        if not isinstance(world, PeopleWorld):
+            raise SystemExit(
+                f"{args.stage}.teacher=traits: only the traits of the atelier's own users are known; set it to words."
+            )
+        return TraitsTeacher(world, texts, section.away, base.device)
+    if world.attributes or world.traits:
+        return WordsTeacher(texts, section.away, base.device)
+    if run.rank == 0:
         print(f"{args.stage}: nobody knows a taste in words, so there is no words teacher.", flush=True)
-    distil = args.section.distil if knows_words else 0.0
-    return TrainingData(args.section, world, base, owners, vectors, widths, shelves, heldout, texts, distil)
+    return None
 
 
 def heldout_users(args: StageArgs[TrainUserAttention], owners: np.ndarray) -> np.ndarray:

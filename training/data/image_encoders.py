@@ -14,6 +14,7 @@ from prefgen.atelier.models import CLIP_VISION_CONFIG, load_clip
 from prefgen.clip import ClipVision
 from prefgen.image_encoder import described, fixed_picture, rounded
 from prefgen.lru import LeastRecentlyUsed
+from prefgen.pictures import resize
 
 from ..common.atelier_clip import image_features
 from ..common.cache import cached, digest_of
@@ -22,6 +23,8 @@ from .worlds import AtelierWorld, World
 
 # Pictures of the pool that are read together.
 POOL_AT_ONCE = 128
+# A user's pictures stand in several histories.
+CACHED_PICTURES = 4096
 
 
 class ImageEncoder(ABC):
@@ -47,18 +50,15 @@ class AtelierImageEncoder(ImageEncoder):
 
     def __init__(self, world: AtelierWorld, runs: Path, rank: int = 0, world_size: int = 1):
         clip = load_clip()
-        width = CLIP_VISION_CONFIG["projection_dim"]
-        preprocessing = "bicubic 128, mean 0.5, std 0.5"
         self.digest = digest_of(clip.vision_model, clip.visual_projection)
-        self.about = {"name": "atelier", "width": width, "preprocessing": preprocessing} | described(clip.state_dict())
-        self.about["fixed_picture"] = _of_fixed_picture(clip)
+        self.about = embedded_about(clip)
 
         def fill(start: int, stop: int) -> dict[str, np.ndarray]:
             with torch.inference_mode():
                 features = image_features(clip, world.pool.batch(slice(start, stop)))
                 return {"clip_images": F.normalize(features, dim=1).half().numpy()}
 
-        columns = {"clip_images": ((width,), np.float16)}
+        columns = {"clip_images": ((self.about["width"],), np.float16)}
         key = {"clip": self.digest, "pool": world.pool.digest}
         count = len(world.pool)
         arrays = cached(runs, "clip_images", count, columns, key, fill, POOL_AT_ONCE, rank, world_size)
@@ -68,10 +68,44 @@ class AtelierImageEncoder(ImageEncoder):
         return torch.from_numpy(self.embeds[pictures]).float()
 
 
+class EmbeddedImageEncoder(ImageEncoder):
+    """The embedded CLIP over a data set's pictures, read as ComfyUI's CLIP vision reads: bicubic, in 8 bits."""
+
+    def __init__(self, world: World):
+        self.world = world
+        self.clip = load_clip()
+        self.digest = digest_of(self.clip.vision_model, self.clip.visual_projection)
+        self.about = embedded_about(self.clip)
+        self.embeds = LeastRecentlyUsed(CACHED_PICTURES)
+
+    @torch.inference_mode()
+    def __call__(self, pictures: np.ndarray) -> torch.Tensor:
+        numbers = [int(number) for number in pictures]
+        unread = [number for number in dict.fromkeys(numbers) if number not in self.embeds]
+        for start in range(0, len(unread), POOL_AT_ONCE):
+            some = unread[start : start + POOL_AT_ONCE]
+            images = [torch.from_numpy(image).float() / 255 for image in self.world.pictures(some)]
+            for number, embed in zip(some, embedded_embeds(self.clip, images), strict=True):
+                self.embeds[number] = embed
+        return torch.stack([self.embeds[number] for number in numbers])
+
+
+def embedded_embeds(clip, images: list[torch.Tensor]) -> torch.Tensor:
+    """Unit embeddings [B, I] of pictures [H, W, 3] in 0..1 by the embedded CLIP."""
+    side = CLIP_VISION_CONFIG["image_size"]
+    pixels = torch.stack([(resize(image, side, side) * 255).round() / 255 for image in images])
+    return F.normalize(image_features(clip, pixels.movedim(-1, 1) * 2 - 1), dim=1)
+
+
+def embedded_about(clip) -> dict:
+    """What an adapter's header says of the embedded CLIP."""
+    width = CLIP_VISION_CONFIG["projection_dim"]
+    about = {"name": "atelier", "width": width, "preprocessing": "bicubic 128, mean 0.5, std 0.5"}
+    return about | described(clip.state_dict()) | {"fixed_picture": _of_fixed_picture(clip)}
+
+
 class ClipImageEncoder(ImageEncoder):
     """A CLIP of transformers or open_clip. A user's pictures stand in several histories: the last ones are cached."""
-
-    CACHED_PICTURES = 4096
 
     def __init__(self, world: World, folder: Path, device: str, architecture: str | None = None):
         self.world = world
@@ -80,7 +114,7 @@ class ClipImageEncoder(ImageEncoder):
         self.about = {"name": Path(folder).name, "width": self.vision.width, "preprocessing": preprocessing}
         self.about |= self.vision.about
         self.digest = digest_of(self.vision.model)
-        self.embeds = LeastRecentlyUsed(self.CACHED_PICTURES)
+        self.embeds = LeastRecentlyUsed(CACHED_PICTURES)
 
     def __call__(self, pictures: np.ndarray) -> torch.Tensor:
         # In ascending order, in which a data set reads every row group once.
@@ -96,6 +130,8 @@ def load_image_encoder(args, world: World, device=None, rank: int = 0, world_siz
     """The image encoder of a configuration, for one of so many processes."""
     folder = args.config.clip_vision.path
     if folder is None:
+        if not isinstance(world, AtelierWorld):
+            return EmbeddedImageEncoder(world)
         return AtelierImageEncoder(world, args.runs, rank, world_size)
     return ClipImageEncoder(world, folder, str(device or default_device()), args.config.clip_vision.architecture)
 

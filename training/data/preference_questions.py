@@ -19,11 +19,13 @@ from prefgen.atelier.attributes import FAMILIES
 from prefgen.files import file_sha256, read_text
 from prefgen.mllm.prompt import AVOID_QUESTION, CLOSING_QUESTION
 
+from . import world_questions
 from .errors import DataError
+from .people_world import PeopleWorld
 from .readers import Conversation
 from .schema import DISLIKED, LIKED, TRAIN
 from .vqa import questions
-from .worlds import AtelierWorld, DataSetWorld, History, World
+from .worlds import DataSetWorld, History, World
 
 WOULD = "Would this user like this picture?"
 YES = "yes"
@@ -49,7 +51,7 @@ def would(world: World, user: int, history: History, rng: np.random.Generator, l
 
     DataError for a user without a picture of that verdict: any other picture's answer would be wrong.
     """
-    more = world.history(user, rng, len(history.pictures) + 1, len(history.pictures) + 1)
+    more = world.others(user, rng, history)
     candidates = [p for p, verdict in zip(more.pictures, more.liked, strict=True) if verdict == liked]
     unseen = [p for p in candidates if p not in history.pictures]
     judged = unseen or candidates or history.pictures[history.liked == liked].tolist()
@@ -59,14 +61,17 @@ def would(world: World, user: int, history: History, rng: np.random.Generator, l
 
 
 class Questions:
-    """Other questions than the closing one. The atelier's are made as they are asked: one family, what is avoided,
-    whether the user would like one more picture. A data set's are those that `training.data.vqa` made of it, of one
-    split. DataError where they are missing, or were made of another set."""
+    """Other questions than the closing one. DataError where they are missing, or were made of another set.
+
+    The atelier's are made as they are asked: in the second edition those of `world_questions`, in the first one family,
+    what is avoided, whether the user would like one more picture. A data set's are those that `training.data.vqa` made
+    of it, of one split.
+    """
 
     def __init__(self, world: World, folder: Path | None, split: str = TRAIN):
         self.world = world
         self.table = None
-        if isinstance(world, DataSetWorld):
+        if isinstance(world, DataSetWorld) and not _asked_as_they_come(world, folder):
             self.table = _table_of(world, folder, split)
             if not world.attributes:
                 # What two words answer is known of the verdicts alone.
@@ -80,7 +85,7 @@ class Questions:
     def ask(self, user: int, rng: np.random.Generator, liked: int, disliked: int) -> Conversation:
         """One question about a user."""
         if self.table is None:
-            return _atelier_question(self.world, user, self.world.history(user, rng, liked, disliked), rng)
+            return _question(self.world, user, self.world.history(user, rng, liked, disliked), rng)
         if not len(self.table):
             raise DataError(
                 f"No questions could be made of {self.world.folder}, as for a set whose users dislike nothing: set "
@@ -106,7 +111,11 @@ class Questions:
                 rng = np.random.default_rng([user, number, 43])
                 sizes = rng.integers(*questions.SIDE, size=2).tolist()
                 history = self.world.history(user, rng, *sizes)
-                yield user, questions.WOULD, would(self.world, user, history, rng, bool((user + number) % 2))
+                first = bool((user + number) % 2)
+                yield user, questions.WOULD, would(self.world, user, history, rng, first)
+                if isinstance(self.world, PeopleWorld):
+                    if asked := world_questions.which(self.world, user, history, rng, first):
+                        yield user, questions.WHICH, asked
 
     def _conversation(self, row: int) -> Conversation:
         question = self.table.slice(row, 1).to_pylist()[0]
@@ -136,7 +145,31 @@ def _table_of(world: DataSetWorld, folder: Path | None, split: str):
     return table
 
 
-def _atelier_question(world: AtelierWorld, user: int, history: History, rng: np.random.Generator) -> Conversation:
+def _asked_as_they_come(world: World, folder: Path | None) -> bool:
+    """Whether a set's questions are made as they are asked: of the second edition's users, where none are named."""
+    return isinstance(world, PeopleWorld) and folder is None
+
+
+def _question(world: World, user: int, history: History, rng: np.random.Generator) -> Conversation:
+    """A question that is made as it is asked, of a kind that this user's history can answer."""
+    if not isinstance(world, PeopleWorld):
+        return _atelier_question(world, user, history, rng)
+    kinds = world_questions.KINDS if world.attributes else ("which", "would")
+    kind = kinds[rng.integers(len(kinds))]
+    first = bool(rng.integers(2))
+    asked = None
+    if kind == "which":
+        asked = world_questions.which(world, user, history, rng, first)
+    elif kind == "shared":
+        asked = world_questions.shared(world, history)
+    elif kind == "avoid":
+        asked = world_questions.avoid(world, user, history)
+    elif kind == "favourite":
+        asked = world_questions.favourite(world, user, history, rng)
+    return asked or would(world, user, history, rng, first)
+
+
+def _atelier_question(world: World, user: int, history: History, rng: np.random.Generator) -> Conversation:
     """A question of one of three kinds, each as often as the others."""
     kind = rng.choice(["family", "avoid", "picture"] if world.attributes else ["picture"])
     if kind == "family":

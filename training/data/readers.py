@@ -24,8 +24,8 @@ from ..common.ahead import Ahead, Spans
 from ..common.cache import cached
 from ..common.devices import default_device
 from ..common.precision import full_precision
-from .image_tokens import pool_image_tokens
-from .worlds import DataSetWorld, History, World
+from .image_tokens import pool_image_tokens, vision_digest
+from .worlds import AtelierWorld, DataSetWorld, History, World
 
 # The sign that ends a turn: SmolVLM's and Idefics', and Qwen's. Any other tokenizer's is its eos token.
 TURN_ENDS = ("<end_of_utterance>", "<|im_end|>")
@@ -186,14 +186,21 @@ def data_set_tokens(
     args, world: DataSetWorld, mllm: PreferenceMLLM, rank: int = 0, world_size: int = 1
 ) -> np.ndarray | None:
     """Image tokens [pictures, n, D] of a whole set for a `Reader`, memory-mapped, read once by the frozen vision tower;
-    None unless mllm.cache_vision asks for them. All processes have to call it."""
-    if not args.config.mllm.cache_vision:
+    None unless mllm.cache_vision asks for them. The embedded MLLM's are always cached. All processes have to call
+    it."""
+    config = args.config.mllm
+    embedded = config.path is None
+    if not (config.cache_vision or embedded):
         return None
-    precision = args.config.mllm.precision
+    precision = "fp16" if embedded else config.precision
     one = picture_tokens(mllm, world.pictures([0]))
     columns = {"image_tokens": (tuple(one.shape[1:]), TOKEN_TYPES[precision])}
-    # A LoRA is on the decoder alone, so the stages before and after it share what the tower said.
-    key = {name: mllm.fingerprint.get(name) for name in ("revision", "reading")}
+    # A LoRA is on the decoder alone, so the stages before and after it share what the tower said. The embedded MLLM's
+    # decoder is trained in all its weights: its tower is known by itself.
+    if embedded:
+        key = {"eyes": vision_digest(mllm.model)}
+    else:
+        key = {name: mllm.fingerprint.get(name) for name in ("revision", "reading")}
     key |= {"precision": precision, "data": world.digest}
     count = len(world.index)
     spans = Spans(count, TOKENS_AT_ONCE, world_size)
@@ -216,7 +223,9 @@ def load_reader(args, world: World, device=None, rank: int = 0, world_size: int 
     config = args.config.mllm
     if config.path is None:
         mllm = PreferenceMLLM.load(MLLM_FOLDER)
-        return Reader(mllm, world, pool_image_tokens(args.runs, world.pool, mllm.model))
+        if isinstance(world, AtelierWorld):
+            return Reader(mllm, world, pool_image_tokens(args.runs, world.pool, mllm.model))
+        return Reader(mllm, world, data_set_tokens(args, world, mllm, rank, world_size))
     lora = args.runs / "train_mllm" / "lora" if config.lora is not None else None
     if lora is not None and not lora.is_dir():
         raise SystemExit(f"{lora} is missing: run `python -m training.train_mllm` first, or set mllm.lora=null.")

@@ -24,6 +24,14 @@ def target_of(world: World, wanted: str) -> str:
     return TRAITS if world.traits else PROMPTS
 
 
+def disliked_text(world: World, target: str, user: int) -> str:
+    """What a user dislikes in words, "" where nothing says it. The prompts of disliked pictures don't: what is asked
+    for and what came out badly are the same words."""
+    if target == ATTRIBUTES:
+        return ", ".join(world.phrase(attribute) for attribute in world.dislikes(user))
+    return ", ".join(world.traits.get(user, ([], []))[1]) if target == TRAITS else ""
+
+
 def texts_of(world: World, target: str, user: int) -> list[tuple[str, float]]:
     """(text, weight) of all that says what a user likes, in an order; none for a user of whom nothing is known."""
     if target == ATTRIBUTES:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,11 +48,19 @@ class History:
 @dataclass(frozen=True)
 class Target:
     """A picture that a user likes, the prompt that asked for it, and the prompt with the taste written into it (none
-    when nobody knows the taste in words)."""
+    when nobody knows the taste in words). avoided: what the user dislikes as a negative prompt, where that is known;
+    taste: number of the user's taste that the picture shows."""
 
     picture: int
     prompt: str
     enriched: str | None
+    avoided: str | None = None
+    taste: int = 0
+
+    @property
+    def against(self) -> str:
+        """The prompt with what the user dislikes in it."""
+        return f"{self.prompt}, {self.avoided}"
 
 
 class World(ABC):
@@ -66,6 +73,8 @@ class World(ABC):
     name: str
     attributes: list[str]
     traits: Mapping[int, tuple[list[str], list[str]]] = {}
+    # How often training reads a history without its prompts (data.drop_prompts).
+    drop_prompts: float = 0.0
     # Pictures as a history keeps them, by their numbers, that were read before they are asked for.
     prefetched: Mapping[int, np.ndarray] = {}
 
@@ -76,6 +85,11 @@ class World(ABC):
     @abstractmethod
     def history(self, user: int, rng: np.random.Generator, liked: int, disliked: int) -> History:
         """So many liked and disliked pictures, by turns; a data set's user may have fewer."""
+
+    def others(self, user: int, rng: np.random.Generator, history: History) -> History:
+        """More of a user's pictures than a history has, for questions about one that it doesn't show; a user who has no
+        others gives those again."""
+        return self.history(user, rng, len(history.pictures) + 1, len(history.pictures) + 1)
 
     @abstractmethod
     def target(self, user: int, rng: np.random.Generator) -> Target:
@@ -352,17 +366,6 @@ class DataSetWorld(World):
             return dict(zip(numbers.tolist(), threads.map(decode, range(len(numbers))), strict=True))
 
 
-def open_world(config, runs: Path) -> World:
-    """The world that a configuration names. Says at once, hours before it is refused, where the branch can't be trained
-    on its pictures."""
-    if config.data.path is None:
-        return AtelierWorld(runs, config.data.attributes)
-    world = DataSetWorld(config.data.path, config.data.attributes)
-    if fault := painted_smaller(world.folder, config.base.pixels):
-        print(f"train_user_attention will refuse this: {fault}", file=sys.stderr, flush=True)
-    return world
-
-
 def counted(prompts: Sequence[str], liked: np.ndarray) -> dict[str, tuple[int, int]]:
     """{prompt: pictures liked, disliked} of pictures' prompts and verdicts, without the empty prompt."""
     counts: dict[str, tuple[int, int]] = {}
@@ -387,16 +390,3 @@ def read_traits(folder: Path, digest: str) -> dict[int, tuple[list[str], list[st
     if source != digest:
         raise DataError(f"{report.parent} was made of another set: delete it, and tell the traits again.")
     return {row["user"]: (row["liked"], row["disliked"]) for row in rows}
-
-
-def painted_smaller(folder: Path, pixels: int) -> str | None:
-    """A sentence for a set that was painted smaller than base.pixels: the branch would learn off enlarged ones that
-    blur is liked. None for any other; real people's sets have pictures of many sizes, which no manifest names."""
-    try:
-        painted = json.loads(read_text(folder / "manifest.json"))["config"].get("size")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder / 'manifest.json'} is damaged: make the set again.") from error
-    if not isinstance(painted, int) or painted >= pixels:
-        return None
-    lower = f", or set base.pixels={painted // 64 * 64}" if painted >= 64 else ""
-    return f"{folder} was painted at {painted} pixels, base.pixels is {pixels}: paint it with --size {pixels}{lower}."

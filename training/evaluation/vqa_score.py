@@ -30,17 +30,19 @@ from prefgen.files import write_atomic
 from prefgen.mllm.model import PreferenceMLLM
 
 from ..common.arguments import natural, positive
+from ..common.captioning import captioning_folder
 from ..common.config.command import load
 from ..common.devices import default_device
 from ..common.errors import exit_with_message
 from ..data.errors import DataError
 from ..data.image_tokens import new_mllm, pool_image_tokens
+from ..data.open_world import open_world
 from ..data.preference_questions import Questions
-from ..data.readers import Conversation, Reader, load_reader
+from ..data.readers import Conversation, Reader, data_set_tokens, load_reader
 from ..data.schema import TEST, TRAIN
 from ..data.vqa.control import TextOnly
-from ..data.vqa.questions import ANSWERS, WOULD, Picture, Question
-from ..data.worlds import World, open_world
+from ..data.vqa.questions import ANSWERS, WHICH, WOULD, Picture, Question
+from ..data.worlds import AtelierWorld, World
 from .metrics import interval
 from .tables import estimate, table
 
@@ -51,7 +53,7 @@ BLIND = "tuned, without pictures"
 TEXT = "text alone"
 TITLES = {
     WOULD: "would like this picture, yes or no",
-    "which": "which of the two, first or second",
+    WHICH: "which of the two, first or second",
     RANKED: "liked above disliked",
 }
 
@@ -97,6 +99,19 @@ def score(config, runs: Path, users: int, each: int, batch: int) -> dict:
         "readers": summary(shares),
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def share_right(reader: Reader, config, users: int, each: int, batch: int) -> float:
+    """Of the test users' closed questions, the share that a reader answers rightly, the mean over kinds of question.
+    users, each: how many users, and questions of each kind a user."""
+    assert reader.world is not None
+    try:
+        questions = closed_questions(reader.world, config, users, each, TEST)
+    except DataError:
+        # A small set has fewer users.
+        questions = closed_questions(reader.world, config, 0, each, TEST)
+    right = by_user(questions, leanings(reader, questions, batch, "gate"))
+    return float(np.mean([np.mean(list(shares.values())) for kind, shares in right.items() if kind != RANKED]))
 
 
 @dataclass(frozen=True)
@@ -145,10 +160,14 @@ class Blind(Reader):
 
 
 def untuned_of(config, runs: Path, world: World) -> Reader:
-    """The MLLM before `train_mllm`: without the LoRA; the atelier's with its trained image encoder and new words."""
+    """The MLLM before `train_mllm`: without the LoRA; the atelier's as it captions pictures, or in
+    the first edition with its trained image encoder and new words."""
     mllm = config.mllm
     if mllm.path is not None:
         return Reader(PreferenceMLLM.load(mllm.path, DTYPES[mllm.precision], default_device(), None, mllm.nf4), world)
+    if not isinstance(world, AtelierWorld):
+        captioning = PreferenceMLLM.load(captioning_folder(runs))
+        return Reader(captioning, world, data_set_tokens(SimpleNamespace(config=config, runs=runs), world, captioning))
     from prefgen.atelier.models import mllm_tokenizer
 
     # The image tokens are cached, so that only the language model runs.

@@ -12,6 +12,7 @@ from prefgen.atelier.world.scenes import Scene, random_scene
 from prefgen.atelier.world.subjects import COMPANIONS, SETTINGS, SUBJECTS
 from prefgen.atelier.world.traits import CONTINUOUS, NAMED, NAMELESS, random_traits, visible
 from training.atelier import ranking
+from training.evaluation.world import drawn
 
 CLEAR = {"palette": "earth", "line": "ink", "fill": "hatched", "shape": "drawn", "background": "plain"}
 CLEAR |= {"light": "side", "frame": "none", "ornament": "stars"}
@@ -162,7 +163,7 @@ def test_a_picture_without_preference_scores_nothing_and_a_perfect_one_everythin
     assert all(abs(mean) < 0.1 for mean in one_taste.values()), one_taste
     person = next(p for p in people(50) if len(p.tastes) == 1)
     prompt = Prompt(next(iter(person.favourites)), OPEN, "one", "none", "none")
-    perfect = ranking.render_oracle(person, [], prompt, np.random.default_rng(0))
+    perfect = drawn.render_oracle(person, prompt, np.random.default_rng(0))
     perfect = perfect.with_traits(subject=person.favourites[prompt.kind])
     score = scores.alignment(perfect, person, prompt)
     assert score.named == pytest.approx(1) and score.semantic == pytest.approx(1) and score.all > 0.85

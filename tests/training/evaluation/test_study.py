@@ -144,10 +144,11 @@ def test_parquet_says_the_same_as_lines(tmp_path):
 
 def test_the_demo_s_output_becomes_a_study(tmp_path):
     from scripts import demo
+    from scripts.demo_worlds import FirstWorld
 
-    people = demo.unseen_users(2)
-    prompts = demo.spread(demo.captions.heldout_prompts(), 2)
-    demo.write_histories(tmp_path / "pictures/histories", people)
+    world = FirstWorld()
+    prompts = [world.text(prompt) for prompt in demo.spread(world.prompts(), 2)]
+    demo.write_histories(tmp_path / "pictures/histories", world, world.people(2))
     jobs = [demo.Job(u, p, condition, 0, {}) for u in range(2) for condition in demo.CONDITIONS for p in range(2)]
     for job in jobs:
         save(tmp_path / "pictures" / f"{job.prefix}.png", np.random.default_rng(job.user + job.prompt))

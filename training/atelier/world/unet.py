@@ -98,17 +98,17 @@ def main() -> None:
             export(ema)
             figures = report(run, section.pictures)
             if step + 1 == GATE_STEP:
-                check_gate(figures)
+                check_gate(run, figures)
 
     export(ema)
     run.finish(**report(run, section.pictures))
 
 
-def check_gate(figures: dict) -> None:
+def check_gate(run: Run, figures: dict) -> None:
     """SystemExit for figures below GATE."""
     missed = [f"{name} {figures[name]:.2f}, not {bar:.2f}" for name, bar in GATE.items() if figures[name] < bar]
     if missed:
-        raise SystemExit(
+        run.stop(
             f"After {GATE_STEP} steps the UNet draws too little of what it is asked for ({'; '.join(missed)}): give it "
             "more channels or attention, or drop the world's busiest patterns. The same command trains on all the same."
         )

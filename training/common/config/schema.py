@@ -31,6 +31,8 @@ class Data(Section):
     questions: Path | None = None
     # Whether the world's attributes may be used; false hides them, as in a set that knows none.
     attributes: bool = True
+    # How often a history is read without its prompts, in training the MLLM and after it: a graph has them or not.
+    drop_prompts: Share = 0.0
 
 
 class Base(Section):
@@ -128,6 +130,8 @@ class TrainMllm(Training):
     optimiser: Optimiser = "adamw"
     # In a history: so many of the most liked pictures, and so many of the most disliked ones.
     pictures: Count = 8
+    # Share of the histories that have 1 to 3 pictures of a verdict; without it every length is about as likely.
+    short: Share = 0.0
     # Share of a batch that asks other questions than the closing one (of a data set: data.vqa's).
     others: Share = 0.125
     # Weights of the losses. identity: InfoNCE (arXiv 1807.03748) between two histories of one user; contrast: a liked
@@ -135,6 +139,9 @@ class TrainMllm(Training):
     identity: Weight = 0.3
     contrast: Weight = 0.0
     reading: Weight = 4.0
+    # The embedded MLLM's gate: after so many steps preference questions are counted, and below 0.75 the run ends; 0 for
+    # none.
+    gate_step: Natural = 0
     seed: Natural = 8
 
     @property
@@ -165,6 +172,16 @@ class Extract(StageSection):
     histories: Count = 3
     # In a history: so many of the most liked pictures at most, and so many of the most disliked ones.
     pictures: Count = 8
+    # Share of the histories that have 1 to 3 pictures of a verdict; without it the first of a user is as long as it
+    # may be, and the others are shorter.
+    short: Share = 0.0
+    # Whether histories show what their users dislike.
+    disliked: bool = True
+    # What H is: the MLLM's hidden states, or for comparison, without a decoder, the mean image tokens of the liked and
+    # of the disliked pictures, or the means of CLIP's embeddings of them.
+    states: Literal["mllm", "tokens", "embeddings"] = "mllm"
+    # e_img: of all liked pictures together, or of the last one.
+    image: Literal["pooled", "last"] = "pooled"
     # Histories at once.
     batch: Count = 64
     seed: Natural = 9
@@ -200,6 +217,10 @@ class TrainAlignment(Training):
     # Weights of the two terms; mmd 0 and paired 1 is the point-wise ablation.
     mmd: Weight = 1.0
     paired: Weight = 0.5
+    # Of a user with two tastes: the mean of both texts, or at every step one of them.
+    tastes: Literal["mean", "drawn"] = "mean"
+    # Whether e_sem is aligned with what the user dislikes too: a second text beside the first.
+    dislikes: bool = False
     # How many text embeddings a step is compared with.
     bank: Count = 2048
     # Width of the aligner's one hidden layer.
@@ -225,6 +246,11 @@ class TrainUserAttention(Training):
     # Share of the loss against the UNet's own answer to the prompt with the taste in it: attributes, or else traits.
     # Where nobody knows the taste in words it is left out.
     distil: Share = 0.8
+    # What the UNet is told for that answer: the taste in the prompt's words, or as trait tokens, which the second
+    # edition's UNet knows.
+    teacher: Literal["words", "traits"] = "words"
+    # How far the answer is pushed away from the one to what the user dislikes, as guidance pushes.
+    away: Weight = 0.0
     # How often a part of the vector, the whole user or the text is left out, so that each can be weighed by itself and
     # guidance has an unconditional half.
     drop_part: Share = 0.08
@@ -282,10 +308,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self):
         real = self.base.family != "atelier"
-        if real != (self.data.path is not None):
-            raise ValueError(
-                f"base.family {self.base.family} needs data.path" if real else "the atelier draws its own data.path"
-            )
+        if real and self.data.path is None:
+            raise ValueError(f"base.family {self.base.family} needs data.path")
+        if real and self.train_user_attention.teacher == "traits":
+            raise ValueError("train_user_attention.teacher: only the atelier's UNet knows trait tokens")
         reads_pictures = "image" in self.train_user_attention.parts
         read = {"mllm": (self.reads_mllm, self.mllm.path), "clip_vision": (reads_pictures, self.clip_vision.path)}
         for section, (needed, path) in read.items():

@@ -21,6 +21,7 @@ from prefgen.mllm.prompt import AVOID_QUESTION, CLOSING_QUESTION
 from ..schema import normal_prompt
 
 WOULD = "would"
+WHICH = "which"
 SIDE = (2, 9)  # liked and disliked pictures of a history each, half open
 # A trait of one side: at least this share of its pictures show it, and at most that share of the other side's.
 OFTEN = 0.6
@@ -158,7 +159,7 @@ def would(material: Material) -> Draft | None:
 
 
 @question_kind(
-    "which",
+    WHICH,
     "Which of these two would this user like, the first or the second?",
     "Two more pictures. Which one is to this user's taste, the first or the second?",
     "The first or the second: which picture would this user choose?",
