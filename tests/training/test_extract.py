@@ -17,6 +17,7 @@ from tests.prefgen import tiny_mllms
 from tests.training import tiny_bases, tiny_clip
 from tests.training.commands import kill, start, until
 from training import extract
+from training.common.config.schema import Extract
 from training.common.errors import exit_with_message
 from training.common.stage_outputs import ExtractedUsers
 from training.data.worlds import DataSetWorld
@@ -81,10 +82,10 @@ def test_a_row_is_what_the_nodes_read_of_that_history(folder, straight):
     from prefgen.pooling import pool_image_embeds
 
     world, users = DataSetWorld(folder / "agents"), ExtractedUsers(folder / "runs")
-    args = type("Args", (), {"seed": 9, "pictures": 3})
+    section = Extract(seed=9, pictures=3)
     mllm, vision = PreferenceMLLM.load(folder / "mllm"), ClipVision(folder / "vision")
     for row in (0, 3, 19):
-        one = extract.history_of(world, args, int(users.owners[row]), row % 2)
+        one = extract.history_of(world, section, int(users.owners[row]), row % 2)
         pictures = [torch.from_numpy(p).float() / 255 for p in world.pictures(one.pictures)]
         items = zip(pictures, one.liked.tolist(), one.prompts, strict=True)
         history = PreferenceHistory(tuple(HistoryItem(image, liked, prompt) for image, liked, prompt in items))

@@ -64,6 +64,15 @@ def write_people(folder):
     people.make(people.People(USERS, 1), folder, processes=1)
 
 
+def look_quickly():
+    """Paint in two steps, and measure a judge's errors on a few renders."""
+    from training.evaluation.world import measures, painter, readings
+
+    painter.STEPS = 2
+    readings.RENDERS = 4
+    measures.DRAWS = 20
+
+
 def main():
     folder = Path(sys.argv[1])
     for stage in sys.argv[2:]:
@@ -75,6 +84,8 @@ def main():
             write_people(folder / "people")
             continue
         sys.argv = [name, *words]
+        if name == "evaluation.world":
+            look_quickly()
         runpy.run_module(f"training.{name}", run_name="__main__")
 
 

@@ -1,4 +1,4 @@
-"""The teachers of the branch: what the frozen UNet is told of a user, and what it answers.
+"""The teachers of the branch: what the frozen UNet hears of a user, and what it answers.
 
 Both are ours and not the paper's (docs/departures.md). In words a teacher can only teach what words can do; trait
 tokens, which the second edition's UNet has learnt beside its text, say what has no words too.
@@ -23,7 +23,7 @@ Texts = Callable[[list[str]], Text]
 
 @dataclass
 class Lesson:
-    """What a teacher is told, n rows.
+    """What a teacher hears, n rows.
 
     liked: the prompt with what the user likes; disliked: with what the user dislikes, None where nothing is pushed
     away. plain: bool [n], rows whose teacher is the UNet with the neutral prompt, None where `liked` has that for them.
@@ -46,7 +46,7 @@ class Batch:
 
     vectors [n, C + D + I]: user vectors, in part dropped. noisy, target [n, c, h, w]: noised latents and what the UNet
     should predict of them at timesteps [n]; sizes [n, 4] for SDXL. text: the neutral prompts; lesson: what the teacher
-    is told, None without one. weights, teacher_weights [n]: of each row in the two losses.
+    says, None without one. weights, teacher_weights [n]: of each row in the two losses.
     """
 
     vectors: torch.Tensor
@@ -89,8 +89,8 @@ class WordsTeacher:
 
     def lesson(self, users: Sequence[int], targets: Sequence[Target], taught: Sequence[bool]) -> Lesson:
         rows = list(zip(targets, taught, strict=True))
-        liked = self.texts([target.enriched or "" if told else target.prompt for target, told in rows])
-        pushed = [bool(self.away and told and target.avoided) for target, told in rows]
+        liked = self.texts([target.enriched or "" if is_taught else target.prompt for target, is_taught in rows])
+        pushed = [bool(self.away and is_taught and target.avoided) for target, is_taught in rows]
         disliked = None
         if any(pushed):
             against = [target.against if push else "" for target, push in zip(targets, pushed, strict=True)]
@@ -116,8 +116,8 @@ class TraitsTeacher:
         rows = list(zip(users, targets, strict=True))
         liked = self._with_tokens(neutral, [self.world.liked_labels(*row) for row in rows])
         disliked = self._with_tokens(neutral, [self.world.disliked_labels(*row) for row in rows]) if self.away else None
-        told = torch.tensor(list(taught), device=self.device)
-        return Lesson(liked, disliked, ~told, told * self.away)
+        rows_taught = torch.tensor(list(taught), device=self.device)
+        return Lesson(liked, disliked, ~rows_taught, rows_taught * self.away)
 
     def _with_tokens(self, text: Text, labels: list[TraitLabels]) -> Text:
         tokens = self.tokens.of(TraitLabels.stacked(labels)).to(text.states)
@@ -125,7 +125,7 @@ class TraitsTeacher:
 
 
 def answer_of(base: Base, batch: Batch) -> torch.Tensor:
-    """What the frozen UNet predicts of a batch [n, c, h, w] where its teacher has told it the taste. The branch has to
+    """What the frozen UNet predicts of a batch [n, c, h, w] where its teacher says the taste. The branch has to
     be off."""
     lesson = batch.lesson
     assert lesson is not None

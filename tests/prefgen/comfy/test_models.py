@@ -28,6 +28,21 @@ def test_one_noise_prediction_of_the_unet_is_the_same(atelier, models):
         assert_close(ours(x, t, states), theirs(x, t, states).sample)
 
 
+def test_unet_and_vae_of_the_second_edition_are_the_same(atelier, models, tmp_path, monkeypatch):
+    (tmp_path / "edition.json").write_text('{"edition": "second"}')
+    monkeypatch.setattr(models, "WEIGHTS", tmp_path)
+    torch.manual_seed(0)
+    unet, vae = models.load_unet_diffusers(random=True), models.load_vae_diffusers(random=True)
+    x, t, states = torch.randn(1, 8, 32, 32), torch.tensor([400.0]), torch.randn(1, 64, 128)
+    picture = torch.rand(1, 256, 256, 3)
+    with torch.no_grad():
+        assert_close(
+            atelier.build_unet(unet.state_dict(), 1.0).model.diffusion_model(x, t, states), unet(x, t, states)[0]
+        )
+        latents = vae.encode(picture.movedim(-1, 1) * 2 - 1).latent_dist.mean
+    assert_close(atelier.build_vae(vae.state_dict()).encode(picture), latents)
+
+
 def test_the_vae_encodes_and_decodes_the_same(atelier, models):
     theirs, ours = models.load_vae_diffusers(), atelier.build_vae(models.load_weights("vae"))
     picture = torch.rand(2, 128, 128, 3)

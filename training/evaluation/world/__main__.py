@@ -61,10 +61,8 @@ def main() -> None:
 
 def evaluate(args: argparse.Namespace) -> dict:
     """Everything the page says."""
-    arms = {name: trained(args.arms, name) for name in ARMS}
-    arms[METHOD] = arms[METHOD] or [models.WEIGHTS]
-    present = [name for name in args.rows if not ROWS[name].arm or arms[ROWS[name].arm]]
-    rows = {name: ROWS[name] for name in dict.fromkeys([*ENDS, *present])}
+    arms = trained_arms(args.arms)
+    rows = rows_of(args.rows, arms)
     people = asked.reported_users(args.users)
     prompts = asked.heldout_prompts(args.prompts)
     requests = asked.requests_of(len(people), len(prompts), args.each)
@@ -79,10 +77,8 @@ def evaluate(args: argparse.Namespace) -> dict:
     folder = args.runs / hashlib.sha256(json.dumps(setting).encode()).hexdigest()[:16]
     chosen = tuned(args, rows, arms, folder / "choosing")
     rows |= {name: row for name, row in chosen.items() if name in rows}
-    sizes = (args.pictures, *(size for size in SHORT if args.short and size != args.pictures))
     tables = {}
-    for size in sizes:
-        own = rows if size == args.pictures else {name: row for name, row in rows.items() if name in SHORT_ROWS}
+    for size, own in by_size(args, rows).items():
         painted = PaintedRows(Store(folder / f"size-{size}"), people, prompts, requests, arms, size)
         tables[size] = table_of(painted, own).figures(size)
     return {
@@ -95,6 +91,27 @@ def evaluate(args: argparse.Namespace) -> dict:
         "tables": tables,
         "versions": {module.__name__: module.__version__ for module in (torch, np)},
     }
+
+
+def trained_arms(folder: Path) -> dict[str, list[Path]]:
+    """{arm: the weights folder of every finished seed}; the shipped weights are the method's where it has none."""
+    arms = {name: trained(folder, name) for name in ARMS}
+    arms[METHOD] = arms[METHOD] or [models.WEIGHTS]
+    return arms
+
+
+def rows_of(names: Sequence[str], arms: Mapping[str, Sequence[Path]]) -> dict[str, Row]:
+    """The rows of these whose weights are there, behind the ends of the scale."""
+    present = [name for name in names if not ROWS[name].arm or arms[ROWS[name].arm]]
+    return {name: ROWS[name] for name in dict.fromkeys([*ENDS, *present])}
+
+
+def by_size(args: argparse.Namespace, rows: Mapping[str, Row]) -> dict[int, dict[str, Row]]:
+    """{pictures of a verdict in a history: the rows that are painted with it}."""
+    sizes = {args.pictures: dict(rows)}
+    for size in SHORT if args.short else ():
+        sizes.setdefault(size, {name: row for name, row in rows.items() if name in SHORT_ROWS})
+    return sizes
 
 
 def table_of(painted: PaintedRows, rows: Mapping[str, Row]) -> Table:

@@ -69,7 +69,8 @@ def score(
 
 
 class Bootstrap:
-    """The draws that all rows of a table share. requests: of every row; none, cloner: the ends of specificity."""
+    """The draws that all rows of a table share. requests: of every row; none, cloner: the ends of specificity; users:
+    of whom, all by default; draws: DRAWS by default."""
 
     def __init__(
         self,
@@ -77,11 +78,12 @@ class Bootstrap:
         none: Scored,
         cloner: Scored,
         users: Sequence[int] | None = None,
-        draws: int = DRAWS,
+        draws: int = 0,
     ):
         self.users = np.array([request.user for request in requests])
         self.prompts = np.array([request.prompt for request in requests])
         chosen = np.unique(self.users) if users is None else np.array(sorted(users))
+        draws = draws or DRAWS
         rng = np.random.default_rng(0)
         prompt_count = int(self.prompts.max()) + 1
         user_weights = np.zeros((draws + 1, int(self.users.max()) + 1))

@@ -78,7 +78,7 @@ class PaintedRows:
     def errors(self) -> dict[str, float]:
         """The reporting judge's own errors."""
         name = f"errors_{self.reporting}"
-        return self.store.json(name, lambda: readings.judge_errors(self.judges[self.reporting]))
+        return self.store.json(name, lambda: readings.judge_errors(self.judges[self.reporting], readings.RENDERS))
 
     def row(self, name: str, row: Row, bar: tqdm) -> list[list[dict]]:
         """Readings of a row's pictures, one list for every training seed, or partner and seed."""

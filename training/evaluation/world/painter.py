@@ -99,6 +99,7 @@ class Painter:
         """Of the empty prompt, [1, T, X]."""
         return self.states([""])
 
+    @torch.inference_mode()
     def emphasised(self, text: str, phrases: Sequence[str], weight: float) -> torch.Tensor:
         """States [1, T, X] of "text, phrase, phrase" with the phrases weighed as ComfyUI weighs `(phrase:1.3)`: their
         tokens' states go on along the line from the empty prompt's."""

@@ -54,7 +54,7 @@ def scene_seen(reading: dict) -> Scene:
     return scene_of(reading["classes"], reading["shares"])
 
 
-def judge_errors(judge: Judge, count: int = RENDERS) -> dict[str, float]:
+def judge_errors(judge: Judge, count: int) -> dict[str, float]:
     """{continuous trait: mean distance of what a judge reads off fresh renders from the truth, where it is visible}."""
     distances: dict[str, list[float]] = {name: [] for name in CONTINUOUS}
     for start in range(0, count, 64):
