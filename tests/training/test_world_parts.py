@@ -16,7 +16,7 @@ from prefgen.atelier.world.traits import CONTINUOUS, NAMED
 from tests.closeness import assert_close
 from training.atelier.tokenizers import write_mllm
 from training.atelier.world.tokenizers import QUESTIONS
-from training.common.bases import Text
+from training.common.base import Text
 from training.data import lessons, world_questions
 from training.data.history_shapes import drawn_length, drop_prompts
 from training.data.people_world import PeopleWorld, labels_of

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ..common.bases import Base, Text
+from ..common.base import Base, Text
 from .people_world import PeopleWorld
 from .trait_tokens import TraitLabels, load_trait_tokens
 from .worlds import Target
