@@ -147,7 +147,8 @@ class IPAttention(torch.nn.Module):
         from prefgen.branch import scaled_dot_product
 
         # CLIP's text has 77 tokens; the picture's stand behind them, as IP-Adapter has it (arXiv 2308.06721).
-        query, text, picture = attn.to_q(hidden_states), *encoder_hidden_states.split([77, self.tokens], 1)
+        query = attn.to_q(hidden_states)
+        text, picture = encoder_hidden_states.split([77, self.tokens], 1)
         out = scaled_dot_product(query, attn.to_k(text), attn.to_v(text), attn.heads)
         out = out + scaled_dot_product(query, self.to_k_ip(picture), self.to_v_ip(picture), attn.heads)
         return attn.to_out[1](attn.to_out[0](out))
@@ -277,11 +278,11 @@ def measure(args) -> Iterator[dict]:
         flops = unet_flops(folder, args)
         rounds = []
         for number in range(args.rounds + 1):
-            mine = ours(folder)
+            measured = ours(folder)
             if number == 0:  # it filled the caches
                 continue
             theirs = subprocess.run(line, check=True, capture_output=True, text=True)
-            rounds.append({"plain": json.loads(theirs.stdout.splitlines()[-1]), "ours": mine})
+            rounds.append({"plain": json.loads(theirs.stdout.splitlines()[-1]), "ours": measured})
             yield entry_of(args, rounds, flops)
     finally:
         shutil.rmtree(folder)

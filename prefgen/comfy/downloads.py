@@ -19,7 +19,7 @@ from .doors import in_thread, json_of
 from .running import prompt_server
 
 EVENT = "prefgen.download"
-TOLD_EVERY = 0.25  # seconds
+ANNOUNCED_EVERY = 0.25  # seconds
 
 
 class Refused(MendableError):
@@ -43,7 +43,7 @@ class Download:
         self.error = ""
         self.cancel = threading.Event()
         self._finished = 0
-        self._told = 0.0
+        self._announced_at = 0.0
 
     def run(self) -> None:
         """Fetch; in a thread of its own."""
@@ -57,7 +57,8 @@ class Download:
         except Cancelled:
             self.state = "cancelled"
         except DownloadError as error:
-            self.state, self.error = "failed", str(error)
+            self.state = "failed"
+            self.error = str(error)
         except OSError as error:
             self.state = "failed"
             self.error = f"{Path(error.filename or self.models).name} can't be used: {(error.strerror or '').lower()}."
@@ -66,8 +67,8 @@ class Download:
     def _progress(self, file: PinnedFile, done: int) -> None:
         self.done = self._finished + min(done, file.bytes)
         self._check()
-        if time.monotonic() - self._told > TOLD_EVERY:
-            self._told = time.monotonic()
+        if time.monotonic() - self._announced_at > ANNOUNCED_EVERY:
+            self._announced_at = time.monotonic()
             tell(self)
 
     def _check(self) -> None:

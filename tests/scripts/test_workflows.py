@@ -115,8 +115,8 @@ def test_results_stand_where_the_page_opens_and_no_node_lies_on_another(path):
             assert right < 1280 and bottom < 720, node["type"]
     for i, (x, y, width, height) in enumerate(boxes):
         for left, top, other_width, other_height in boxes[:i]:
-            apart = x >= left + other_width or left >= x + width or y >= top + other_height or top >= y + height
-            assert apart, (path.stem, (x, y), (left, top))
+            is_clear = x >= left + other_width or left >= x + width or y >= top + other_height or top >= y + height
+            assert is_clear, (path.stem, (x, y), (left, top))
 
 
 @pytest.mark.slow
@@ -130,7 +130,10 @@ def test_a_workflows_sockets_and_widgets_are_those_of_the_server(path, client):
         inputs = [name for group in ("required", "optional") for name in schema["input"].get(group, {})]
         assert [entry["name"] for entry in node["inputs"]] == inputs, node["type"]
         assert len(node["widgets_values"]) == len(graphs.widget_names(schema)), node["type"]
-        assert [output["type"] for output in node["outputs"]] == schema["output"], node["type"]
+        outputs = [output["type"] for output in node["outputs"]]
+        # Newer cores gave outputs to nodes that had none (Save Image passes its picture on).
+        assert outputs == schema["output"][: len(outputs)], node["type"]
+        assert outputs == schema["output"] or not node["type"].startswith("PrefGen_"), node["type"]
 
 
 @pytest.mark.slow

@@ -313,8 +313,8 @@ def test_traits_are_told_once_and_resumed_to_the_same_bytes(tmp_path, monkeypatc
     assert rest.asked == 6, "four of the six were on the disk"
     content = [(tmp_path / name / "traits/traits.parquet").read_bytes() for name in ("one", "two")]
     assert content[0] == content[1] and not (tmp_path / "two/traits/.parts").exists()
-    told = DataSetWorld(tmp_path / "two").traits
-    assert len(told) == 10 and all(value == (["2 boats"], ["2 trees"]) for value in told.values())
+    read = DataSetWorld(tmp_path / "two").traits
+    assert len(read) == 10 and all(value == (["2 boats"], ["2 trees"]) for value in read.values())
     with pytest.raises(DataError, match="holds other traits"):
         traits.make(one, Talker(), 3, 10)
     # The set's own check knows them, and tells them apart from files that don't belong there.

@@ -59,9 +59,9 @@ def test_halves_that_are_painted_apart_for_want_of_memory_are_the_same(apply_use
     plain = studio.latents(model, BATCH)
     calls.clear()
     monkeypatch.setattr(type(model.model), "memory_required", lambda *_, **__: 1e30)
-    apart = studio.latents(patched, BATCH)
+    separate = studio.latents(patched, BATCH)
     assert set(calls) == {BATCH}
-    assert_close(apart, together, ulps=SAMPLED, unlike=plain)
+    assert_close(separate, together, ulps=SAMPLED, unlike=plain)
 
 
 class Windows(comfy.context_windows.IndexListContextHandler):

@@ -161,13 +161,13 @@ def reference(cleaned):
             heldout_pictures[user] |= {winner, loser}
     result = {}
     for user in stays:
-        mine = [
+        own = [
             (p, points) for (u, p), points in score.items() if u == user and points and p not in heldout_pictures[user]
         ]
-        keep = int(LIMITS.ratio * min(sum(x > 0 for _, x in mine), sum(x < 0 for _, x in mine)))
+        keep = int(LIMITS.ratio * min(sum(x > 0 for _, x in own), sum(x < 0 for _, x in own)))
         chosen = {p: points for p, points in score.items() if p[0] == user and p[1] in heldout_pictures[user]}
         for liked in (True, False):
-            side = sorted((p for p in mine if (p[1] > 0) == liked), key=lambda p: (-abs(p[1]), -last[user, p[0]], p))
+            side = sorted((p for p in own if (p[1] > 0) == liked), key=lambda p: (-abs(p[1]), -last[user, p[0]], p))
             chosen |= {(user, p): points for p, points in side[:keep]}
         for (_, p), points in chosen.items():
             words = prompt_split(planted.caption(prompt[p], 1, ""))
