@@ -27,6 +27,12 @@ MAX_FILES = 20_000
 MAX_TOTAL = 8 << 30  # bytes, unpacked
 MAX_MANIFEST = 32 << 20
 
+# What zipfile raises for a file that isn't a zip, and for an entry that is damaged, locked or packed in a way that this
+# Python doesn't know (LZMA has an error of its own, and some builds of Python have no LZMA).
+NO_ZIP = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError)
+LZMA_ERROR: type[Exception] = getattr(getattr(zipfile, "lzma", None), "LZMAError", zlib.error)
+DAMAGED_ENTRY = (*NO_ZIP, zlib.error, LZMA_ERROR, RuntimeError, EOFError, KeyError)
+
 
 @dataclass
 class Imported:
@@ -82,7 +88,7 @@ def import_zip(taste: Taste, source: BinaryIO, tick: Callable[[int, int], None] 
     manifest. Nothing is unpacked by its own name, and everything is bounded before it is read."""
     try:
         archive = zipfile.ZipFile(source)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except NO_ZIP as error:
         raise TasteError("This isn't a zip file that can be read: export it again, or choose another.") from error
     pictures = rated_entries(archive)
     done = Imported()
@@ -94,15 +100,7 @@ def import_zip(taste: Taste, source: BinaryIO, tick: Callable[[int, int], None] 
             _count(done, taste.rate(data, verdict, name, "import", _origin(row), group).events)
         except TasteError as error:
             done.refused.append((printable(name), str(error)))
-        except (
-            zipfile.BadZipFile,
-            OSError,
-            RuntimeError,
-            NotImplementedError,
-            EOFError,
-            ValueError,
-            zlib.error,
-        ) as error:
+        except DAMAGED_ENTRY as error:
             done.refused.append((printable(name), f"damaged or locked in the zip ({type(error).__name__})"))
         if tick:
             tick(number + 1, len(pictures))
@@ -212,7 +210,7 @@ def _manifest(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> dict[
         if PurePosixPath(entry.filename).name != MANIFEST or entry.file_size > MAX_MANIFEST:
             continue
         folder = PurePosixPath(entry.filename).parent.as_posix()
-        with suppress(ValueError, KeyError, TypeError, RuntimeError, OSError, zipfile.BadZipFile, RecursionError):
+        with suppress(*DAMAGED_ENTRY, TypeError, RecursionError):
             with archive.open(entry) as file:
                 pictures = json.loads(file.read(MAX_MANIFEST))["pictures"]
             rows |= {(folder, row["file"]): row for row in pictures if isinstance(row["file"], str)}

@@ -43,9 +43,9 @@ def exported(taste: Taste, private: bool) -> bytes:
     return out.getvalue()
 
 
-def zipped(files: dict[str, bytes], **kinds) -> io.BytesIO:
+def zipped(files: dict[str, bytes], packed: int = zipfile.ZIP_DEFLATED) -> io.BytesIO:
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(out, "w", packed) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
     out.seek(0)
@@ -125,6 +125,17 @@ def test_a_link_in_a_zip_is_no_picture(tmp_path):
     there = empty(tmp_path / "there")
     done = import_zip(there, out)
     assert done.added == 1 and [name for name, _ in done.refused] == ["link.png"]
+
+
+@pytest.mark.parametrize("packed", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_entry_is_named_and_the_others_are_taken(tmp_path, packed):
+    data = bytearray(zipped({"liked/damaged.png": picture(1), "liked/sound.png": picture(2)}, packed).getvalue())
+    # The entry's bytes lie behind its header of 30 bytes and its name.
+    start = 30 + len("liked/damaged.png")
+    data[start : start + 40] = bytes(byte ^ 0xFF for byte in data[start : start + 40])
+    done = import_zip(empty(tmp_path / "there"), io.BytesIO(data))
+    assert done.added == 1 and [name for name, _ in done.refused] == ["damaged.png"]
+    assert "damaged or locked in the zip" in done.refused[0][1]
 
 
 def test_a_bomb_is_refused_before_it_unfolds(tmp_path, monkeypatch, one_sentence):

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefgen.tastes.exchange import bounded
-from prefgen.tastes.names import TasteError
+from prefgen.tastes.exchange import DAMAGED_ENTRY, NO_ZIP, bounded
 from prefgen.tastes.taste import MAX_BYTES
 
 from ..errors import DataError
 from .rating import Key
 
 ARROW, PARQUET = ".arrow", ".parquet"
-# What zipfile raises for an entry that is damaged, locked or packed in a way that it doesn't know.
-DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, KeyError, TasteError)
 DAMAGED = b"damaged"  # no picture's bytes: judged as broken
 
 
@@ -62,7 +58,7 @@ def _opened(root: Path, file: str):
     kind = {ARROW: ArrowImages, PARQUET: ParquetImages}.get(Path(file).suffix.lower(), ZipImages)
     try:
         return kind(root, file)
-    except (OSError, pa.ArrowException, zipfile.BadZipFile) as error:
+    except (*NO_ZIP, pa.ArrowException) as error:
         raise DataError(f"{root / file} can't be read ({error}): fetch or export it again.") from error
 
 
@@ -76,7 +72,7 @@ class ZipImages:
     def read(self, inner: str) -> bytes | None:
         try:
             return bounded(self.archive, self.archive.getinfo(inner))
-        except DAMAGED_ZIP:
+        except DAMAGED_ENTRY:
             return DAMAGED
 
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from prefgen.files import file_sha256, is_hidden
 from prefgen.history_folder import JOURNAL, HistoryFolder, in_order, picture_files
 from prefgen.history_folder import VERDICTS as FOLDERS
-from prefgen.tastes.exchange import rated_entries, user_of
+from prefgen.tastes.exchange import NO_ZIP, rated_entries, user_of
 from prefgen.tastes.names import TasteError
 from prefgen.tastes.taste import Taste
 
@@ -85,7 +85,7 @@ def _read_zip(source: Source, file: Path) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = rated_entries(archive)
-    except (TasteError, zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except (TasteError, *NO_ZIP) as error:
         reason = str(error) if isinstance(error, TasteError) else "it isn't a zip file that can be read"
         raise DataError(f"{file}: {reason}") from error
     place = file.relative_to(source.root).as_posix()
