@@ -8,6 +8,17 @@ from dataclasses import dataclass, field
 from scripts import graph
 
 OURS = "PrefGen_"
+# What the front end shows of a graph as an App (older ones pass over it): the widgets that an artist
+# changes, and the nodes whose pictures are the result.
+APP_WIDGETS = {
+    "PrefGen_LoadPreferenceHistory": ("history",),
+    "PrefGen_ApplyTaste": ("taste", "strength"),
+    "PrefGen_ApplyUserCrossAttention": ("weight",),
+    "PrimitiveStringMultiline": ("value",),
+    "LoadImage": ("image",),
+}
+APP_PROMPT = ("CLIPTextEncode", "Prompt")
+APP_RESULTS = ("SaveImage",)
 
 
 class Place:
@@ -93,9 +104,19 @@ class Canvas:
             "links": self.links,
             "groups": self.groups,
             "config": {},
-            "extra": {"ds": {"scale": 0.6, "offset": [130, 260]}},
+            "extra": {"ds": {"scale": 0.6, "offset": [130, 260]}, "linearData": self._app()},
             "version": 0.4,
         }
+
+    def _app(self) -> dict:
+        """The graph as an App: [node, widget] in the order in which they were drawn, and the nodes with results."""
+        inputs = []
+        for node in self.nodes:
+            widgets = APP_WIDGETS.get(node["type"], ())
+            if (node["type"], node.get("title")) == APP_PROMPT:
+                widgets = ("text",)
+            inputs += [[node["id"], name] for name in widgets]
+        return {"inputs": inputs, "outputs": [node["id"] for node in self.nodes if node["type"] in APP_RESULTS]}
 
     def _node(self, kind: str, x: int, y: int, width: int, height: int, title: str) -> dict:
         number = len(self.nodes) + 1

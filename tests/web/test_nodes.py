@@ -2,6 +2,8 @@
 
 import pytest
 
+from scripts import graph as graphs
+from scripts.setup_env import ROOT
 from tests.prefgen import ip_adapter_files
 
 pytestmark = pytest.mark.slow
@@ -76,3 +78,13 @@ def test_describe_runs_alone_and_its_words_stand_below_it(page):
     assert "palette" in page.locator(".prefgen-text").inner_text()
     box = page.locator(".prefgen-text").bounding_box()
     assert box["height"] > 40 and box["width"] > 100
+
+
+def test_a_template_opens_as_an_app_with_what_an_artist_changes(page):
+    if not page.evaluate("app.extensionManager.command.commands.some(({ id }) => id === 'Comfy.ToggleLinear')"):
+        pytest.skip("this front end has no App mode")
+    page.evaluate("(graph) => app.loadGraphData(graph)", graphs.load(ROOT / "workflows" / "prefgen_atelier.json"))
+    page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
+    widgets = page.locator("[data-testid='linear-widgets']")
+    for name in ("text", "history", "weight"):
+        widgets.get_by_text(name, exact=True).first.wait_for()
