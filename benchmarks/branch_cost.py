@@ -373,7 +373,8 @@ def page(rows: list[dict]) -> str:
         "attention, at fp16. The adapter's own weights stay on the CPU in a run: "
         "`tests/prefgen/comfy/test_cost.py` "
         "counts that nothing touches them once K and V are projected, that in a whole run a model call reads "
-        "sigma once at most and nothing else is read, and how often a compiled UNet breaks its graph."
+        "sigma once at most and nothing else is read, and that a compiled UNet with a card's attention has no graph "
+        "breaks."
     )
     head = ["", "tokens", "ours", "ours, both halves", "theirs", "ours / theirs", "at most 1/3"]
     times = table([*head, "both halves / theirs"], [time_row(*each) for each in measured(rows)])

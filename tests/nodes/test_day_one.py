@@ -25,7 +25,7 @@ ENCODE, FUSE, APPLY = (
 def server(tmp_path_factory):
     with ComfyServer(setup_env.find_comfyui(), tmp_path_factory.mktemp("day one"), threads=2) as running:
         folder = running.base / "models" / "ipadapter"
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write_for_the_atelier(folder / "any name.safetensors")
         yield running
 

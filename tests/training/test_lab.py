@@ -1,7 +1,6 @@
 """What a lab meets first: sizes that agree, devices that are here, users who dislike nothing, caches of old weights."""
 
 import json
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -16,8 +15,7 @@ from prefgen.atelier import models
 from prefgen.errors import MendableError
 from prefgen.files import file_sha256
 from tests.prefgen import tiny_mllms
-from tests.training import tiny_bases, tiny_clip
-from tests.training.commands import ROOT
+from tests.training import tiny_bases, tiny_clip, warm
 from training import export, probe_layers, train_mllm
 from training.common import devices
 from training.common.adapters import trained_adapter
@@ -118,7 +116,7 @@ def test_every_command_with_a_device_says_in_one_sentence_that_it_is_not_here(tm
     ]
     for line in (paint, compare):
         line = [sys.executable, "-m", *map(str, line), "--device", "cuda"]
-        ran = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        ran = warm.run(line)
         assert ran.returncode == 1 and len(ran.stderr.strip().splitlines()) == 1
         assert ran.stderr.startswith("--device cuda: torch can't use any cuda here")
     assert not (tmp_path / "set").exists() and not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.closeness import assert_close
 from tests.prefgen import tiny_mllms
-from tests.training import tiny_bases, tiny_clip
+from tests.training import tiny_bases, tiny_clip, warm
 from training.data.agents.make import Population, make
 from training.data.agents.renderers import Atelier
 
@@ -40,7 +40,7 @@ def started(*words):
 
 
 def run(module, *words):
-    return started("-m", f"training.{module}", *words)
+    return warm.run([sys.executable, "-m", f"training.{module}", *words])
 
 
 @pytest.fixture(scope="module")

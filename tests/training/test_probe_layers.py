@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.training import warm
 from training import probe_layers
 from training.common.errors import exit_with_message
 from training.data.errors import DataError
@@ -167,7 +167,7 @@ def test_histories_of_one_user_share_no_picture_and_no_prompt_and_an_asked_promp
 def run(*words):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-m", *map(str, words)]
-    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    return warm.run(line, env=environment)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.training import warm
+
 ROOT = Path(__file__).resolve().parents[2]
 # In the pipeline's order; enough steps to run every line, far too few to learn anything.
 STAGES = {
@@ -34,14 +36,7 @@ def changed(name, changes):
 def stage(name, folder, *options, weights=None):
     environment = os.environ | {"PREFGEN_ATELIER_WEIGHTS": str(weights or folder / "weights")}
     runs = [] if name == "atelier.tokenizers" else ["--runs", str(folder / "runs"), "--threads", "2"]
-    return subprocess.run(
-        [sys.executable, "-m", f"training.{name}", *runs, *options],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    return warm.run([sys.executable, "-m", f"training.{name}", *runs, *options], env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +111,7 @@ def test_ablations_change_one_thing_and_share_the_rest(trained, tmp_path, monkey
         for name, a in ablations.ABLATIONS.items()
     }
     monkeypatch.setattr(ablations, "ABLATIONS", small)
+    monkeypatch.setattr(subprocess, "run", warm.run)
     words = ["--runs", str(trained / "runs"), "--out", str(tmp_path), "--steps", "2", "--threads", "2"]
     monkeypatch.setattr(sys, "argv", ["ablations", *words])
     monkeypatch.chdir(ROOT)
@@ -171,7 +167,7 @@ def report(trained, folder, runs=None):
     paths |= {name: folder / f"{name}.json" for name in ("demo", "wide")}
     options = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
     command = [sys.executable, "-m", "training.evaluation.atelier_report", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    return warm.run(command)
 
 
 def test_the_evidence_page_says_of_each_bar_whether_it_is_reached(trained, tmp_path):

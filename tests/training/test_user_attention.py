@@ -14,6 +14,7 @@ from PIL import Image
 from prefgen.adapter_file import load_adapter
 from tests.closeness import assert_close, assert_learnt_alike
 from tests.prefgen import ip_adapter_files
+from tests.training import warm
 from tests.training.commands import FSDP, start, until
 from tests.training.tiny_bases import LAYERS, MLLM, world, write_config
 from training import export, train_alignment, train_user_attention
@@ -34,14 +35,19 @@ def finished(process):
     return out
 
 
+def done_at_once(stage, *words):
+    ran = warm.run([sys.executable, "-m", f"training.{stage}", *words])
+    assert ran.returncode == 0, ran.stderr[-2000:]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A world whose alignment and branch were trained by the two scripts, each in one go."""
     world_ = world(tmp_path_factory.mktemp("sd15"), "sd15")
     world_.options = ["--config", world_.config, "--runs", world_.runs, "--set", f"train_user_attention.steps={STEPS}"]
-    finished(start("train_alignment", *world_.options))
+    done_at_once("train_alignment", *world_.options)
     looked = ["--set", "train_user_attention.pictures_every=2", "--set", "train_user_attention.heldout_every=2"]
-    finished(start("train_user_attention", *world_.options, *looked))
+    done_at_once("train_user_attention", *world_.options, *looked)
     return world_
 
 

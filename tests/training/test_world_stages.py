@@ -1,6 +1,8 @@
 """The second world's stages: each runs from nothing at a tiny size, and what they rest on holds."""
 
 import json
+import os
+import sys
 from collections import Counter
 
 import numpy as np
@@ -19,7 +21,7 @@ from prefgen.atelier.world.render import render
 from prefgen.atelier.world.scenes import random_scene
 from prefgen.atelier.world.traits import CONTINUOUS, NAMED
 from tests.closeness import assert_close
-from tests.training.commands import start
+from tests.training import warm
 from training.atelier.world import judges, unet, vae
 from training.atelier.world.captions import named_classes, random_caption
 from training.atelier.world.obedience import heldout_requests
@@ -47,14 +49,13 @@ SIZES = {
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PREFGEN_ATELIER_WEIGHTS": str(folder / "weights")}
     for name, sizes in SIZES.items():
         options = [word for size in sizes for word in ("--set", f"atelier.world.{name}.{size}")]
         runs = [] if name == "tokenizers" else ["--runs", folder / "runs"]
-        process = start(
-            f"atelier.world.{name}", *options, *runs, environment={"PREFGEN_ATELIER_WEIGHTS": str(folder / "weights")}
-        )
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors[-3000:]
+        line = [sys.executable, "-m", f"training.atelier.world.{name}", *options, *runs]
+        ran = warm.run(line, env=environment)
+        assert ran.returncode == 0, ran.stderr[-3000:]
     return folder
 
 

@@ -30,8 +30,8 @@ WEIGHT_FILES = ("clip.safetensors", "clip_tokenizer", "judge.safetensors", "unet
 class Ablation:
     """What is run anew, each stage with its changes (`key=value` of its section); the rest is linked.
 
-    changes: of every stage (`section.key=value`). layers: in place of the probe's choice. on: another ablation, whose
-    stages it goes on from.
+    changes: of every stage (`section.key=value`). layers: in place of the probe's choice, which is the shipped one's
+    where another MLLM isn't probed. on: another ablation, whose stages it goes on from.
     """
 
     stages: dict[str, tuple[str, ...]]
@@ -104,15 +104,22 @@ def prepare(name: str, runs: Path, out: Path) -> Path:
             raise SystemExit(f"{target} is missing: run `sh training/runs/atelier.sh --runs {runs}` first.")
         if not (folder / link).exists():
             (folder / link).symlink_to(target.resolve())
-    if ablation.layers:
+    if has_own_layers(ablation):
+        layers = ablation.layers or json.loads((runs / "probe_layers/layers.json").read_text(encoding="utf-8"))
         (folder / "runs/probe_layers").mkdir(exist_ok=True)
-        write_atomic(folder / "runs/probe_layers/layers.json", json.dumps(ablation.layers).encode())
+        write_atomic(folder / "runs/probe_layers/layers.json", json.dumps(layers).encode())
     return folder
+
+
+def has_own_layers(ablation: Ablation) -> bool:
+    """Whether its layers are written into its folder: the shipped run of the probe is of the shipped MLLM."""
+    is_unprobed = "train_mllm" in ablation.stages and "probe_layers" not in ablation.stages
+    return ablation.layers is not None or is_unprobed
 
 
 def shared_by(ablation: Ablation, runs: Path, out: Path) -> dict[str, Path]:
     """{path in the ablation's folder: what stands there in its place}."""
-    anew = {*ablation.stages, *(["probe_layers"] if ablation.layers else [])}
+    anew = {*ablation.stages, *(["probe_layers"] if has_own_layers(ablation) else [])}
     caches = [part for name in CACHES if (runs / f"{name}.json").exists() for part in (f"{name}.npy", f"{name}.json")]
     earlier = ABLATIONS[ablation.on].stages if ablation.on else {}
     own_runs = dict.fromkeys(earlier, out / ablation.on / "runs")

@@ -5,6 +5,7 @@ from functools import cached_property
 import comfy.sample
 import pytest
 import torch
+from comfy.ldm.modules import attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -142,8 +143,8 @@ def test_a_run_leaves_nothing_behind(graph):
     assert repr(model.model_options) == before and graph.patch.KEY not in model.model_options["transformer_options"]
 
 
-def breaks(graph, model):
-    """(graph breaks, graphs after two steps, graphs after five) of the compiled UNet."""
+def compiled(graph, model):
+    """(what it painted in two steps, graph breaks, graphs after two runs, graphs after three) of the compiled UNet."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
     from torch._dynamo.utils import counters
 
@@ -151,22 +152,25 @@ def breaks(graph, model):
     counters.clear()
     model = model.clone()
     set_torch_compile_wrapper(model, backend="eager")
-    plain = graph.sample(model, 2)
-    early, broken = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+    latents = graph.sample(model, 2)
     graph.sample(model, 5)
-    return broken, early, counters["stats"]["unique_graphs"], plain
+    early = counters["stats"]["unique_graphs"]
+    graph.sample(model, 5)
+    return latents, sum(counters["graph_break"].values()), early, counters["stats"]["unique_graphs"]
 
 
 @pytest.mark.slow
-def test_a_compiled_model_breaks_no_more_than_five_times_more_and_does_not_compile_every_step(graph):
+def test_a_compiled_model_with_a_user_has_no_graph_breaks_and_does_not_compile_every_step(graph, pack, monkeypatch):
+    # A card's attention. What ComfyUI takes on a CPU breaks the graph at each call, to ask psutil for free memory.
+    for module in (attention, pack("prefgen.comfy.run")):
+        monkeypatch.setattr(module, "optimized_attention", attention.attention_pytorch)
     options = {"weight_schedule": "0=1, 1=0.2"} if graph.both.family == "sd15" else {}
     try:
-        plain = breaks(graph, graph.both.patcher)
-        with_user = breaks(graph, graph.applied(**options))
+        latents, breaks, early, late = compiled(graph, graph.applied(**options))
     finally:
         torch._dynamo.reset()
-    # Every break is where ComfyUI's attention for CPUs asks psutil for free memory, with a user and without.
-    assert with_user[0] <= plain[0] + 5
-    assert with_user[2] <= with_user[1] + plain[2] - plain[1], "the second run compiles nothing anew"
+    assert breaks == 0
+    # With a schedule the weight is first taken for a constant, then for a number that changes.
+    assert early == late <= (3 if options else 1)
     expected = graph.sample(graph.applied(**options), 2)
-    assert_close(with_user[3], expected, ulps=SAMPLED, unlike=graph.sample(graph.both.patcher, 2))
+    assert_close(latents, expected, ulps=SAMPLED, unlike=graph.sample(graph.both.patcher, 2))

@@ -1,11 +1,13 @@
 """What training exports, in stock diffusers and in the node pack: the branch that was trained, in both."""
 
+import sys
+
 import pytest
 import torch
 
 from tests.closeness import assert_close
 from tests.prefgen.comfy.tiny_models import Both
-from tests.training.commands import start
+from tests.training import warm
 from tests.training.tiny_bases import world
 from training.common.user_branch import connect, install
 
@@ -23,9 +25,8 @@ def exported(request, tmp_path_factory):
         ("train_user_attention", []),
         ("export", ["--out", world_.runs / "e.safetensors"]),
     ):
-        process = start(module, *options, *more)
-        _, err = process.communicate(timeout=900)
-        assert process.returncode == 0, err[-2000:]
+        ran = warm.run([sys.executable, "-m", f"training.{module}", *options, *more])
+        assert ran.returncode == 0, ran.stderr[-2000:]
     return request.param, world_.runs / "e.safetensors"
 
 

@@ -1,7 +1,6 @@
 """Methods side by side on a tiny SD1.5 pipeline: the real command, from a data set to the table."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from PIL import Image
 
 from tests.prefgen import tiny_mllms
 from tests.prefgen.adapters import random_adapter
-from tests.training import tiny_bases, tiny_clip
+from tests.training import tiny_bases, tiny_clip, warm
 from training.common.errors import exit_with_message
 from training.data.agents.make import Population, make
 from training.data.agents.renderers import Atelier
@@ -84,7 +83,7 @@ def words_of(folder, out, *options, adapter="prefgen"):
 
 def compare(folder, out, *options):
     line = [sys.executable, "-m", "training.evaluation.compare", *words_of(folder, out, *options)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    return warm.run(line)
 
 
 @pytest.fixture(scope="module")
