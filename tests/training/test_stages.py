@@ -14,7 +14,7 @@ from tests.training import warm
 ROOT = Path(__file__).resolve().parents[2]
 # In the pipeline's order; enough steps to run every line, far too few to learn anything.
 STAGES = {
-    "atelier.pool": ["count=400", "processes=1"],
+    "atelier.pool": ["count=160", "processes=1"],
     "atelier.vae": ["steps=3", "batch=4"],
     "atelier.clip": ["steps=2", "batch=8"],
     "atelier.judge": ["steps=2", "batch=8", "heldout=8"],
