@@ -14,8 +14,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from tests.training.commands import ROOT
-
+ROOT = Path(__file__).parents[2]
 # What the stages import of other people's. Nothing of ours: it reads its environment when it is imported.
 LIBRARIES = [
     "torch",
@@ -42,8 +41,10 @@ def run(line, cwd=ROOT, env=None, timeout=900):
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder, name) for name in ("stdout", "stderr")]
         environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ if env is None else env)
-        options = (module, words, str(cwd), environment, list(map(str, outputs)))
-        process = _server().Process(target=_as_a_command, args=options)
+        command = (module, words, str(cwd), environment, list(map(str, outputs)))
+        # By its path: `tests` may be another package there, with what a test has put on sys.path.
+        options = {"init_globals": {"COMMAND": command}, "run_name": "__child__"}
+        process = _server().Process(target=runpy.run_path, args=(__file__,), kwargs=options)
         process.start()
         process.join(timeout)
         if process.exitcode is None:
@@ -73,8 +74,9 @@ def _as_a_command(module, words, cwd, environment, outputs):
     os.environ.update(environment)
     os.chdir(cwd)
     _set_threads()
-    # `python -m` looks in the current folder, and in those of PYTHONPATH.
-    sys.path[:0] = [cwd, *environment.get("PYTHONPATH", "").split(os.pathsep)]
+    # `python -m` looks in the current folder, in those of PYTHONPATH, and where Python is installed.
+    installed = [path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix))]
+    sys.path[:] = [cwd, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)), *installed]
     sys.argv = [module, *words]
     # Processes that the stage starts are none of this server's.
     multiprocessing.set_start_method(None, force=True)
@@ -86,3 +88,7 @@ def _set_threads():
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+if __name__ == "__child__":
+    _as_a_command(*COMMAND)  # noqa: F821 (given by run_path)
