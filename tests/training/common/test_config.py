@@ -10,12 +10,14 @@ import pytest
 import yaml
 
 from training.common.config.command import ConfigError, fingerprint, load, section_of
+from training.data.errors import DataError
+from training.data.open_world import open_world
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "training" / "configs"
 SHIPPED = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 MLLMS = sorted(path.stem for path in (CONFIGS / "mllm").glob("*.yaml"))
-REAL = [name for name in SHIPPED if name != "atelier"]
+REAL = [name for name in SHIPPED if name not in ("atelier", "world")]
 
 
 def test_the_configurations_are_named_by_base_and_memory():
@@ -106,8 +108,11 @@ def test_a_real_base_without_data_an_mllm_or_a_path_is_refused(tmp_path):
         (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
         with pytest.raises(ConfigError, match=words):
             load(tmp_path / "own.yaml")
-    with pytest.raises(ConfigError, match="atelier"):
-        load("atelier", ["data.path=somewhere"])
+    with pytest.raises(ConfigError, match="trait tokens"):
+        load("sdxl_24gb", ["train_user_attention.teacher=traits"])
+    # The second edition's users are a set, so what a folder holds decides.
+    with pytest.raises(DataError, match="no set of the atelier's users"):
+        open_world(load("atelier", [f"data.path={tmp_path}"]), tmp_path)
 
 
 def test_files_that_are_none_are_one_sentence(tmp_path):

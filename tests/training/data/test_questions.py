@@ -20,7 +20,7 @@ from training.data.preference_questions import WOULD, Questions, closing, taste_
 from training.data.vqa import make as command
 from training.data.vqa.control import TextOnly, beats_chance
 from training.data.vqa.questions import ANSWERS, Picture, Question
-from training.data.worlds import AtelierWorld, DataSetWorld
+from training.data.worlds import AtelierWorld, DataSetWorld, World
 
 POOL = 3000
 
@@ -230,6 +230,8 @@ class Few:
         pictures = [*self.liked[:liked], *self.disliked[:disliked]]
         verdicts = np.array([picture in self.liked for picture in pictures])
         return SimpleNamespace(pictures=np.array(pictures), liked=verdicts)
+
+    others = World.others
 
 
 def test_a_new_picture_is_asked_about_where_there_is_one():

@@ -71,6 +71,9 @@ def test_users_and_prompts_are_those_that_were_fixed():
     assert counts.tolist() == [24] * 24
     partners = requests.partners_of(PEOPLE, 0)
     assert len(set(partners)) == 3 and 0 not in partners
+    chosen = [requests.partners_of(PEOPLE, user) for user in range(len(PEOPLE))]
+    themselves = [[user] for user in range(len(PEOPLE))]
+    assert abs(requests.expected_overlap(PEOPLE, chosen)) < 0.25 < requests.expected_overlap(PEOPLE, themselves)
     assert all(line.row in ROWS for line in (*PRIMARY, *IDEAS))
 
 

@@ -77,6 +77,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     folder = args.runs / hashlib.sha256(json.dumps(setting).encode()).hexdigest()[:16]
     chosen = tuned(args, rows, arms, folder / "choosing")
     rows |= {name: row for name, row in chosen.items() if name in rows}
+    partners = [asked.partners_of(people, user) for user in range(len(people))] if "mismatched" in rows else []
     tables = {}
     for size, own in by_size(args, rows).items():
         painted = PaintedRows(Store(folder / f"size-{size}"), people, prompts, requests, arms, size)
@@ -88,6 +89,7 @@ def evaluate(args: argparse.Namespace) -> dict:
         "tuned": {name: {key: getattr(row, key) for key in TUNED[name]} for name, row in chosen.items()},
         "left_out": [name for name in args.rows if name not in rows],
         "seeds": {name: len(folders) for name, folders in arms.items() if folders},
+        "partners_overlap": round(asked.expected_overlap(people, partners), 4) if partners else None,
         "tables": tables,
         "versions": {module.__name__: module.__version__ for module in (torch, np)},
     }

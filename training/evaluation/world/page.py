@@ -33,6 +33,8 @@ def head(result: dict) -> str:
     if result["tuned"]:
         chosen = ", ".join(f"{name} {values}" for name, values in result["tuned"].items())
         lines.append(f"Tuned on other users, by judge A: {chosen}.")
+    if result["partners_overlap"] is not None:
+        lines.append(f"Alignment that the partners' true tastes give by chance: {result['partners_overlap']:.3f}.")
     if result["left_out"]:
         lines.append(f"**Not run**: {', '.join(result['left_out'])}.")
     return "\n".join(lines)

@@ -96,6 +96,13 @@ def overlap(other: User, person: User, rng: np.random.Generator) -> float:
     return float(np.mean([scores.alignment(render_oracle(other, p, rng), person, p).all for p in prompts]))
 
 
+def expected_overlap(people: Sequence[User], partners: Sequence[Sequence[int]]) -> float:
+    """The mean alignment that users get from their partners' true tastes, drawn anew: what "mismatched" is beside."""
+    rng = np.random.default_rng([HISTORY_SEED, 9])
+    pairs = [(people[other], people[user]) for user, own in enumerate(partners) for other in own]
+    return float(np.mean([overlap(other, person, rng) for other, person in pairs]))
+
+
 def with_words(prompt: Prompt, words: Sequence[str]) -> tuple[str, list[str]]:
     """(the prompt, phrases to add to it) for a taste in words: subjects, settings and company fill the open slots that
     they fit, and nothing else; a look is added."""
