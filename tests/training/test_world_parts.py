@@ -175,3 +175,20 @@ def test_the_configuration_of_the_world_is_one_of_the_second_edition(pixels, mon
     with pytest.raises(BaseError) as raised:
         load_base(config, without=("unet", "vae"))
     assert "256" in one_sentence(raised)
+
+
+def test_the_mllms_gate_ends_the_run_in_a_sentence_where_too_few_questions_are_answered(monkeypatch):
+    from training import train_mllm
+    from training.common.config.command import load
+
+    stops, shares = [], [0.6, 0.9]
+    run = SimpleNamespace(step=1, log_figures=lambda **figures: None, stop=stops.append)
+    args = SimpleNamespace(stage="train_mllm", section=load("world").train_mllm, config=None)
+    monkeypatch.setattr(train_mllm, "share_right", lambda *_: shares.pop(0))
+    train_mllm.check_gate(args, run, None)
+    assert len(shares) == 2, "before the gate nothing is asked"
+    run.step = args.section.gate_step - 1
+    train_mllm.check_gate(args, run, None)
+    train_mllm.check_gate(args, run, None)
+    (sentence,) = stops
+    assert "after 2000 steps the MLLM answers 0.60" in sentence and "trains on all the same" in sentence
