@@ -44,7 +44,7 @@ def client(tmp_path_factory):
                 stand_in = base / "models" / LOADED[entry] / name
                 stand_in.parent.mkdir(parents=True, exist_ok=True)
                 stand_in.touch()
-    for name in ("ip-adapter-plus_sd15", "ip-adapter-plus_sdxl_vit-h"):
+    for name in ("ip-adapter-plus_sd15", "ip-adapter-plus_sdxl_vit-h", "flux-ip-adapter-v2"):
         stand_in = base / "models" / "ipadapter" / f"{name}.safetensors"
         stand_in.parent.mkdir(parents=True, exist_ok=True)
         stand_in.touch()
