@@ -24,6 +24,7 @@ from training.common.cache import cached
 from training.common.checkpoints import last_state
 from training.common.config.command import load
 from training.common.errors import exit_with_message
+from training.common.user_branch import own_projections
 from training.data.picture_shapes import nearest, shapes_of
 
 STEPS = 3
@@ -126,6 +127,8 @@ def test_an_export_is_the_averaged_branch_around_the_trained_aligner(trained, tm
     assert header.training["base"] == "sd15" and header.training["step"] == STEPS
     assert torch.equal(adapter.to_v_ip[7].weight, state["ema"]["to_v_ip.7.weight"])
     assert not torch.equal(adapter.to_v_ip[7].weight, state["model"]["to_v_ip.7.weight"])
+    base = load_base(load(trained.config), without=("vae",))
+    assert not torch.equal(adapter.to_v_ip[7].weight, own_projections(base.unet)[7][1]), "the average moves"
     aligner = last_state(trained.runs / "train_alignment")["model"]
     assert torch.equal(adapter.aligner.mlp[0].weight, aligner["mlp.0.weight"])
 
@@ -293,6 +296,7 @@ def test_sdxl_is_told_the_shape_that_it_paints():
 
 def test_min_snr_weighs_both_predictions_alike_in_terms_of_x0(trained):
     base = load_base(load(trained.config))
+    assert not base.scheduler.config.clip_sample, "latents aren't bound to -1 to 1, whatever a base's file says"
     t = torch.tensor([0, 300, 999])
     snr = base.schedule.alphas[t] / (1 - base.schedule.alphas[t])
     assert_close(base.schedule.min_snr_weights(t, 5.0) * snr, snr.clamp(max=5.0), ulps=16)

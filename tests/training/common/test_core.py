@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 from prefgen.files import write_atomic
@@ -103,6 +104,13 @@ def stopped(tmp_path):
     assert names(tmp_path) == [f"step-{step:08d}.{kind}" for step in (4, 5) for kind in ("json", "pt")]
     toy_stage.RUNS[-1].unlock()  # as the end of its process would
     return tmp_path
+
+
+def test_a_finished_run_unlocks_its_folder(tmp_path):
+    run = run_of(tmp_path)
+    run.finish(loss=1.0)
+    # As another process would take it.
+    FileLock(run.folder / "lock").acquire(timeout=0).lock.release()
 
 
 # Going on
