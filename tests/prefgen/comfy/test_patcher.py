@@ -55,6 +55,43 @@ def test_every_cross_attention_is_found_in_file_order(patcher, world):
     assert [kind for kind, _, _ in blocks] == sorted([k for k, _, _ in blocks], key=["input", "output", "middle"].index)
 
 
+def test_the_attention_that_a_block_asks_for_is_handed_on(patcher, world, pack, monkeypatch):
+    """ComfyUI newer than 0.33 says it at the block of a quantised file and leaves it to who takes the block's place."""
+    model, users = world
+    run = pack("prefgen.comfy.run")
+    plain, asked = run.optimized_attention, []
+
+    def attention(*args, preferred_attention=None, **kwargs):
+        asked.append(preferred_attention)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(run, "optimized_attention", attention)
+    blocks = [block for _, block in patcher.unet_blocks(model.get_model_object("diffusion_model"))]
+    monkeypatch.setattr(blocks[1], "comfy_attention", "its own", raising=False)
+    latents(patcher.apply_user(model, users[0]), cfg=1.0)
+    assert asked.count("its own") == STEPS and asked.count(None) == STEPS * (len(blocks) - 1)
+
+
+def test_comfyui_can_have_the_model_again_for_another_card(world):
+    model, _ = world
+    load, words = model.cached_patcher_init
+    again = load(*words, disable_dynamic=True)
+    weights, others = (each.model.diffusion_model.state_dict() for each in (model, again))
+    assert again.model is not model.model and weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def test_a_schema_gets_what_its_comfyui_knows(pack, monkeypatch):
+    from dataclasses import make_dataclass
+
+    sockets = pack("nodes.sockets")
+    newer = make_dataclass("Schema", ["search_aliases", "has_intermediate_output"])
+    for schema, expected in ((newer, {"has_intermediate_output": True}), (make_dataclass("Schema", ["node_id"]), {})):
+        monkeypatch.setattr(sockets.io, "Schema", schema)
+        assert sockets.shows_something() == expected
+    assert sockets.searched("taste") == {}
+
+
 def test_one_noise_prediction_with_a_user_is_that_of_diffusers(patcher, world, pack):
     model, users = world
     models = pack("prefgen.atelier.models")
