@@ -26,6 +26,7 @@ RECORDS = {
     "fuse_slider": ("performance-fuse.json", ""),
     "mllm_history": ("performance-mllm.json", "families"),
     "pickapic_scale": ("performance-pickapic.json", ""),
+    "taste_listing": ("performance-tastes.json", ""),
     "user_attention_throughput": ("performance-training.json", ""),
 }
 
@@ -110,6 +111,12 @@ def test_a_slider_is_measured_with_a_narrow_adapter(tmp_path):
         run("fuse_slider", "--times", 1, "--folder", tmp_path, "--out", tmp_path), tmp_path, "fuse_slider"
     )
     assert row["first_milliseconds"] > 0 and row["moved_milliseconds"]["median"] > 0
+
+
+@pytest.mark.slow
+def test_listing_a_small_taste_is_measured(tmp_path):
+    (row,) = published(run("taste_listing", "--pictures", 12, "--out", tmp_path), tmp_path, "taste_listing")
+    assert row["pictures"] == 12 and row["again_milliseconds"]["median"] > 0
 
 
 @pytest.mark.slow

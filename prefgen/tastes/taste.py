@@ -184,7 +184,7 @@ class Taste:
         suffix = checked_picture(data, name)
         sha256 = hashlib.sha256(data).hexdigest()
         with self.changing():
-            before, path = self._places().get(sha256, ("", None))
+            before, path = self._place_of(sha256)
             if before == verdict:
                 return Change(())
             target = self._move(path, verdict) if path else self._add(data, verdict, name, suffix)
@@ -276,6 +276,17 @@ class Taste:
             raise TasteError(f"The picture {printable(refused[0][0])} can't be moved: {refused[0][1]}.")
         return replace(self._write(events, back), refused=tuple(refused))
 
+    def _place_of(self, sha256: str) -> tuple[str, Path | None]:
+        """(verdict, file) of one picture; ("", None) of one that isn't there, and ("", file) of one in the trash."""
+        there = next((picture for picture in self.pictures() if picture.sha256 == sha256), None)
+        if there:
+            return there.verdict, there.path
+        index = Index(self.folder)
+        removed = picture_entries(self.folder / TRASH)
+        in_trash = next((Path(e.path) for e in removed if index.sha256(e.path, e.stat()) == sha256), None)
+        index.save()
+        return "", in_trash
+
     def _places(self) -> dict[str, tuple[str, Path]]:
         """{sha256: (verdict, file)} of every picture; verdict "" in the trash."""
         index = Index(self.folder)
@@ -316,7 +327,7 @@ class Taste:
             folder = next(iter(self._verdict_folders()[verdict]), self.folder / verdict)
         try:
             folder.mkdir(exist_ok=True)
-            if verdict == "liked" and not picture_files(folder):
+            if verdict == "liked" and not picture_entries(folder):
                 for loose in picture_files(self.folder):
                     os.rename(loose, folder / file_name(loose.name, loose.suffix, os.listdir(folder)))
         except OSError as error:
