@@ -22,7 +22,7 @@ def run(folder, *stages):
     """Run stages ("train_mllm --set ...") in one process beside a folder's weights; its output."""
     environment = os.environ | {"PREFGEN_ATELIER_WEIGHTS": str(folder / "weights"), "OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-m", "tests.training.tiny_world", str(folder), *stages]
-    result = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    result = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
