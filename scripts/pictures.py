@@ -1,9 +1,11 @@
-"""The pictures of README and of the registry, laid out from the demo's sheet: landscape, banner and icon.
+"""The pictures of README and of the registry, laid out from the demo's sheet: landscape, banner and icon; and the cards
+of the templates whose models aren't here to paint with.
 
     python -m scripts.pictures [--sheet output/demo/sheet.png] [--out docs/images]
 
 Nothing is painted or chosen here: the landscape shows all three users and prompts of the sheet, each with what they
-liked and disliked, the pictures without preference and those with theirs.
+liked and disliked, the pictures without preference and those with theirs. A card shows the taste that its template is
+saved with, and no result.
 """
 
 from __future__ import annotations
@@ -41,6 +43,18 @@ SIZE = 148
 SPACE = 8
 TOP = 62
 NAME_WIDTH = 76
+
+# Of the templates that need downloads: title and base.
+CARDS = {
+    "my_taste_sdxl": ("My taste", "SDXL"),
+    "my_taste_sd15": ("My taste", "SD1.5"),
+    "my_taste_flux": ("My taste", "Flux.1"),
+    "my_taste_in_words": ("My taste\nin words", "any model"),
+    "product_design": ("Product\ndesign", "SDXL"),
+    "character_design": ("Character\ndesign", "SDXL"),
+    "avatar": ("Avatar", "SDXL"),
+}
+CARD_SIDE = 512
 
 
 class Sheet:
@@ -139,6 +153,24 @@ def banner(sheet: Sheet) -> Image.Image:
     return picture
 
 
+def card(sheet: Sheet, title: str, base: str) -> Image.Image:
+    """A template's square in the browser: its name, its base, and what Ada liked and disliked."""
+    picture = Image.new("RGB", (CARD_SIDE, CARD_SIDE), PAPER)
+    pen = ImageDraw.Draw(picture)
+    pen.text((32, 30), title, INK, font(58), spacing=2)
+    pen.text((34, 190), base, FAINT, font(32))
+    shape = heart(76, DISLIKED)
+    picture.paste(shape, (CARD_SIDE - 108, 36), shape)
+    side = 104
+    for index in range(4):
+        for line, colour in enumerate((LIKED, DISLIKED)):
+            x = 32 + index * (side + 11)
+            y = 250 + line * (side + 18)
+            pen.rounded_rectangle((x - 4, y - 4, x + side + 3, y + side + 3), 8, colour)
+            picture.paste(sheet.history(0, index, disliked=bool(line)).resize((side, side)), (x, y))
+    return picture
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sheet", type=Path, default=IMAGES / "demo_sheet.png")
@@ -147,6 +179,8 @@ def main() -> None:
     sheet = Sheet(args.sheet)
     for draw in (landscape, icon, banner):
         draw(sheet).quantize(256).save(args.out / f"{draw.__name__}.png", optimize=True)
+    for name, (title, base) in CARDS.items():
+        card(sheet, title, base).save(ROOT / "workflows" / f"{name}.jpg", quality=88)
 
 
 if __name__ == "__main__":
