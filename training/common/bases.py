@@ -16,7 +16,6 @@ from prefgen.files import read_text
 
 from .base import AtelierBase, Base, BaseError
 from .config.schema import Config
-from .flux import SHIFT, FlowScheduler, FluxBase
 from .sampling import atelier_scheduler
 
 # What diffusers raises for a broken folder.
@@ -131,7 +130,10 @@ def _published(config: Config, device: torch.device | str, without: Sequence[str
     )
 
 
-def _flux(config: Config, pipeline, device: torch.device | str, without: Sequence[str]) -> FluxBase:
+def _flux(config: Config, pipeline, device: torch.device | str, without: Sequence[str]) -> Base:
+    # Here, since diffusers' module of Flux imports every way to quantise: seconds for those who train something else.
+    from .flux import SHIFT, FlowScheduler, FluxBase
+
     dtype = DTYPES[config.base.precision]
     # T5 has 4.8 billion parameters, and was trained in bf16.
     second = (pipeline.tokenizer_2, _in_precision(pipeline.text_encoder_2, dtype))

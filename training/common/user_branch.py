@@ -8,13 +8,15 @@ added by prefgen/comfy/run.py; `prefgen.branch.user_residual` is shared.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from prefgen.branch import scaled_dot_product, user_residual
 
-from .flux import FluxUserAttention, flux_projections, install_flux
+if TYPE_CHECKING:
+    from .flux import FluxUserAttention
 
 # (K, V) [B, N, width] of every block, in file order.
 KeysValues = list[tuple[torch.Tensor, torch.Tensor]]
@@ -43,7 +45,7 @@ class UserAttention:
 
 
 # What is connected in every place of the branch, in file order.
-Branch = Sequence[UserAttention | FluxUserAttention]
+Branch = Sequence["UserAttention | FluxUserAttention"]
 
 
 def install(unet, fused: bool = False) -> Branch:
@@ -53,6 +55,9 @@ def install(unet, fused: bool = False) -> Branch:
     fused: torch's own attention kernels, which tiny UNets on a CPU are slower with.
     """
     if is_flux(unet):
+        # Here, since it imports every way to quantise: seconds for those who train something else.
+        from .flux import install_flux
+
         return install_flux(unet)
     attention = scaled_dot_product if fused else product_attention
     self_attention = AttnProcessor2_0 if fused else AttnProcessor
@@ -76,6 +81,8 @@ def own_projections(unet) -> KeysValues:
     """The model's own (to_k, to_v) weights [width, X] of every place that the branch is in, in file order: where
     training starts."""
     if is_flux(unet):
+        from .flux import flux_projections
+
         return flux_projections(unet)
     blocks = [
         unet.get_submodule(name.removesuffix(".processor"))
