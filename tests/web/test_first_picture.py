@@ -6,10 +6,11 @@ from scripts.comfy_server import ROOT
 from scripts.graph import load
 from tests.web.conftest import HEART, set_up
 from tests.web.test_panel import WAIT, drawn
-from tests.web.test_taste import drop
+from tests.web.test_taste import drop_on_node
 
 pytestmark = pytest.mark.slow
 TEMPLATE = "prefgen_atelier"
+HISTORY = "PrefGen_LoadPreferenceHistory"
 
 
 def test_four_acts_lead_to_the_first_picture_in_ones_own_taste(chromium, server):
@@ -26,11 +27,13 @@ def test_four_acts_lead_to_the_first_picture_in_ones_own_taste(chromium, server)
         acts.append("click prefgen")
         page.locator(f"[data-testid='template-workflow-{TEMPLATE}']").first.click()
         acts.append("click the template")
-        page.wait_for_selector(".prefgen-node .prefgen-half")
-        drop(page, ".prefgen-node", drawn(True, 6), share=0.2)
+        page.wait_for_function(f"app.graph._nodes.some((node) => node.comfyClass === '{HISTORY}')")
+        # Newer front ends show the whole graph: how far away the node is, a frame later.
+        page.wait_for_timeout(1000)
+        drop_on_node(page, HISTORY, drawn(True, 6), share=0.2)
         acts.append("drop six pictures on the left half")
         page.wait_for_function(
-            "app.graph._nodes.some((node) => node.comfyClass === 'PrefGen_LoadPreferenceHistory'"
+            f"app.graph._nodes.some((node) => node.comfyClass === '{HISTORY}'"
             " && !node.widgets[0].value.startsWith('example: '))"
         )
         page.get_by_role("button", name="Run", exact=True).first.click()

@@ -32,6 +32,32 @@ def drop(page, selector: str, files: dict[str, bytes], share: float = 0.5) -> No
     page.evaluate(DROP, [selector, packed, share])
 
 
+# Where a node is drawn, whatever lies there: the canvas, or elements above it.
+DROP_ON_NODE = """async ([kind, files, share]) => {
+    const node = app.graph._nodes.find((node) => node.comfyClass === kind);
+    const { scale, offset } = app.canvas.ds;
+    const canvas = app.canvas.canvas.getBoundingClientRect();
+    const clientX = canvas.left + (node.pos[0] + share * node.size[0] + offset[0]) * scale;
+    const clientY = canvas.top + (node.pos[1] + 0.25 * node.size[1] + offset[1]) * scale;
+    const data = new DataTransfer();
+    for (const [name, text] of files) {
+        const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+        data.items.add(new File([bytes], name));
+    }
+    const target = document.elementFromPoint(clientX, clientY);
+    const place = {clientX, clientY, bubbles: true, cancelable: true, dataTransfer: data};
+    target.dispatchEvent(new DragEvent("dragover", place));
+    await new Promise(requestAnimationFrame);
+    target.dispatchEvent(new DragEvent("drop", place));
+}"""
+
+
+def drop_on_node(page, kind: str, files: dict[str, bytes], share: float) -> None:
+    """Drop files on a node, at a share of its width."""
+    packed = [[name, base64.b64encode(data).decode()] for name, data in files.items()]
+    page.evaluate(DROP_ON_NODE, [kind, packed, share])
+
+
 def asked(server, path: str) -> dict:
     with urllib.request.urlopen(f"{server.address}/prefgen/{urllib.parse.quote(path)}", timeout=60) as response:
         return json.load(response)
@@ -148,7 +174,37 @@ def test_the_node_shows_its_pictures_and_its_halves_take_drops(page, server, req
         "document.querySelectorAll('.prefgen-node .prefgen-half[data-verdict=liked] img').length === 2"
     )
     assert sorted(verdicts(server, name)) == ["disliked", "liked", "liked"]
-    assert page.evaluate("app.graph._nodes.length") == 1, "a drop adds no Load Image node"
+    assert not page.evaluate("app.graph._nodes.some((node) => node.type === 'LoadImage')"), "as core's drop would add"
+
+
+def test_a_drop_on_a_node_too_small_to_show_its_halves_goes_to_the_half_that_it_hits(page, server, request):
+    name = f"far {request.node.callspec.id}"
+    fresh(page, name)
+    page.evaluate(
+        """async (name) => {
+            await app.refreshComboInNodes();
+            const node = LiteGraph.createNode("PrefGen_LoadPreferenceHistory");
+            node.pos = [500, 200];
+            app.graph.add(node);
+            const combo = node.widgets.find((widget) => widget.name === "history");
+            combo.value = name;
+            combo.callback?.(name);
+        }""",
+        name,
+    )
+    page.evaluate("app.canvas.ds.changeScale(0.3, [640, 330]); app.canvas.setDirty(true, true)")
+    page.wait_for_timeout(500)  # some frames
+    for number, (share, expected) in enumerate(((0.2, ["liked"]), (0.8, ["disliked", "liked"]))):
+        files = {f"{number}.png": picture(650 + number)}
+        if page.locator(".prefgen-node").first.is_visible():  # Nodes 2.0 draws it at any size
+            drop(page, ".prefgen-node", files, share)
+        else:
+            drop_on_node(page, "PrefGen_LoadPreferenceHistory", files, share)
+        for _ in range(100):
+            if len(verdicts(server, name)) == len(expected):
+                break
+            page.wait_for_timeout(100)
+        assert sorted(verdicts(server, name)) == expected
 
 
 def test_twenty_verdicts_by_keys_alone(page, server, request):

@@ -27,9 +27,7 @@ export function dressHistoryNode(node) {
     stop();
     return removed?.apply(this, words);
   };
-  const take = async (event) => {
-    const rectangle = box.getBoundingClientRect();
-    const left = event.clientX < rectangle.left + rectangle.width / 2;
+  const take = async (event, left) => {
     const own = isTaste(combo.value) ? combo.value : undefined;
     const name = await onDrop(event, left ? "liked" : "disliked", own);
     // Dropped on an example user or a revision, which take nothing: the open taste took it and is read from now on.
@@ -47,11 +45,14 @@ export function dressHistoryNode(node) {
   box.addEventListener("dragleave", () => box.classList.remove("prefgen-over"));
   box.addEventListener("drop", (event) => {
     box.classList.remove("prefgen-over");
-    take(event);
+    const rectangle = box.getBoundingClientRect();
+    take(event, event.clientX < rectangle.left + rectangle.width / 2);
   });
   node.onDragOver = (event) => Boolean(event.dataTransfer?.items?.length);
+  // On the canvas, where the halves may be too small to be drawn: the box has no place on the page then.
   node.onDragDrop = (event) => {
-    take(event);
+    const [x] = app.canvas.convertEventToCanvasOffset(event);
+    take(event, x < node.pos[0] + node.size[0] / 2);
     return true;
   };
   setTimeout(draw);
