@@ -53,15 +53,15 @@ def test_arms_are_trained_anew_and_evaluated_beside_the_method_and_the_same_comm
     changes = [change for name in SMALL if "train_mllm" not in name for change in stage(name, trained).split()[5:]]
     arms = f"evaluation.world.arms prefgen pooled_tokens --seeds 1 --runs {trained / 'runs'}"
     arms += f" --out {trained / 'arms'} {' '.join(changes)}"
-    rows = "mismatched prefgen pooled_tokens captioning prefgen_words reference"
+    rows = "mismatched prefgen captioning reference"
     measure = f"evaluation.world --arms {trained / 'arms'} --runs {trained / 'painted'} --out {trained / 'evidence'}"
-    measure += f" --users 4 --prompts 3 --each 1 --pictures 2 --choosing 4 --rows {rows} words_oracle trait_oracle"
+    measure += f" --users 4 --prompts 2 --each 1 --pictures 1 --choosing 2 --rows {rows} trait_oracle"
     tiny_world.run(trained, arms, measure)
     record = json.loads((trained / "arms/arms.json").read_text())
     assert set(record["done"]) == {"prefgen", "pooled_tokens"} and "no_core seed 0" in record["missing"]
     result = json.loads((trained / "evidence/world.json").read_text())
     assert result["left_out"] == ["captioning"]
-    table = result["tables"]["2"]["rows"]
+    table = result["tables"]["1"]["rows"]
     # A random judge sees one scene in all pictures, so the figures say nothing; but the pictures are others.
     assert table["render_oracle"]["sharpness"] == 1.0 != table["prefgen"]["sharpness"]
     assert result["partners_overlap"] is not None and "render_back" in table["trait_oracle"]

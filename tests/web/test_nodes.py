@@ -81,7 +81,9 @@ def test_describe_runs_alone_and_its_words_stand_below_it(page):
 
 
 def test_a_template_opens_as_an_app_with_what_an_artist_changes(page):
-    if not page.evaluate("app.extensionManager.command.commands.some(({ id }) => id === 'Comfy.ToggleLinear')"):
+    # Older front ends have the command, for a mode that takes nothing from a graph.
+    version = page.evaluate("window.__COMFYUI_FRONTEND_VERSION__ ?? '0.0'")
+    if tuple(map(int, version.split(".")[:2])) < (1, 40):
         pytest.skip("this front end has no App mode")
     page.evaluate("(graph) => app.loadGraphData(graph)", graphs.load(ROOT / "workflows" / "prefgen_atelier.json"))
     page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
