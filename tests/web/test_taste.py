@@ -74,6 +74,23 @@ def fresh(page, name: str) -> None:
     page.evaluate("(name) => localStorage.setItem('prefgen.taste', name)", name)
 
 
+def add_history_node(page, name: str) -> None:
+    """A Load Preference History on the canvas that reads a taste."""
+    page.evaluate(
+        """async (name) => {
+            await app.refreshComboInNodes();
+            const node = LiteGraph.createNode("PrefGen_LoadPreferenceHistory");
+            node.pos = [500, 200];
+            app.graph.add(node);
+            const combo = node.widgets.find((widget) => widget.name === "history");
+            combo.value = name;
+            combo.callback?.(name);
+            app.canvas.setDirty(true, true);
+        }""",
+        name,
+    )
+
+
 def open_panel(page, name: str) -> None:
     page.locator(HEART).first.click()
     page.wait_for_selector(".prefgen-panel select")
@@ -153,19 +170,7 @@ def test_the_node_shows_its_pictures_and_its_halves_take_drops(page, server, req
     open_panel(page, name)
     drop(page, ".prefgen-grid", drop_first)
     page.wait_for_function("document.querySelectorAll('.prefgen-panel [role=tab]')[1].textContent.includes('1')")
-    page.evaluate(
-        """async (name) => {
-            await app.refreshComboInNodes();
-            const node = LiteGraph.createNode("PrefGen_LoadPreferenceHistory");
-            node.pos = [500, 200];
-            app.graph.add(node);
-            const combo = node.widgets.find((widget) => widget.name === "history");
-            combo.value = name;
-            combo.callback?.(name);
-            app.canvas.setDirty(true, true);
-        }""",
-        name,
-    )
+    add_history_node(page, name)
     page.wait_for_selector(".prefgen-node .prefgen-half[data-verdict=liked] img")
     drop(page, ".prefgen-node", {"no.png": picture(601)}, share=0.8)
     page.wait_for_selector(".prefgen-node .prefgen-half[data-verdict=disliked] img")
@@ -180,18 +185,7 @@ def test_the_node_shows_its_pictures_and_its_halves_take_drops(page, server, req
 def test_a_drop_on_a_node_too_small_to_show_its_halves_goes_to_the_half_that_it_hits(page, server, request):
     name = f"far {request.node.callspec.id}"
     fresh(page, name)
-    page.evaluate(
-        """async (name) => {
-            await app.refreshComboInNodes();
-            const node = LiteGraph.createNode("PrefGen_LoadPreferenceHistory");
-            node.pos = [500, 200];
-            app.graph.add(node);
-            const combo = node.widgets.find((widget) => widget.name === "history");
-            combo.value = name;
-            combo.callback?.(name);
-        }""",
-        name,
-    )
+    add_history_node(page, name)
     page.evaluate("app.canvas.ds.changeScale(0.3, [640, 330]); app.canvas.setDirty(true, true)")
     page.wait_for_timeout(500)  # some frames
     for number, (share, expected) in enumerate(((0.2, ["liked"]), (0.8, ["disliked", "liked"]))):

@@ -95,14 +95,14 @@ def read(history: Sequence[Example], contrast: bool) -> Reading:
             continue
         shares = np.array([trait.share(example.scene.numbers[name]) for example in history])[seen]
         centres = (np.arange(CENTRES) + 0.5) / CENTRES
-        apart = np.abs(shares[:, None] - centres)
-        apart = np.minimum(apart, 1 - apart) if trait.period else apart
+        distances = np.abs(shares[:, None] - centres)
+        distances = np.minimum(distances, 1 - distances) if trait.period else distances
         width = (
             np.minimum(centres + TOLERANCE, 1) - np.maximum(centres - TOLERANCE, 0)
             if not trait.period
             else 2 * TOLERANCE
         )
-        chances = posterior(likelihoods(apart <= TOLERANCE, verdicts[seen], width, contrast))
+        chances = posterior(likelihoods(distances <= TOLERANCE, verdicts[seen], width, contrast))
         if liked_share(chances, contrast) > 0.5:
             values[name] = trait.low + mean_place(chances[:LIKED].sum(0), centres, trait.period) * (
                 trait.high - trait.low
@@ -221,16 +221,16 @@ def measure(people: list[User], lengths: tuple[int, int] | None, seed: int) -> d
         prompts = [random_prompt(np.random.default_rng([seed, person.id, 5, k]), heldout=True) for k in range(PROMPTS)]
         free = [name for name in (*NAMED, *CONTINUOUS) if name not in person.opinions()]
         liked = [example for example in history if example.liked]
-        apart = {}
+        by_row = {}
         for row, paint in ROWS.items():
             rngs = [np.random.default_rng([seed, person.id, 6, k]) for k in range(PROMPTS)]
             scenes = [paint(person, history, prompt, rng) for prompt, rng in zip(prompts, rngs, strict=True)]
             aligned = [scores.alignment(scene, person, prompt) for scene, prompt in zip(scenes, prompts, strict=True)]
             for column in columns[:4]:
                 figures[row][column].append(mean_of([getattr(one, column) for one in aligned]))
-            apart[row] = np.mean([scores.distances(scene, liked, free) for scene in scenes], 0)
+            by_row[row] = np.mean([scores.distances(scene, liked, free) for scene in scenes], 0)
         for row in ROWS:
-            figures[row]["specificity"].append(scores.specificity(apart[row], apart["none"], apart["cloner"]))
+            figures[row]["specificity"].append(scores.specificity(by_row[row], by_row["none"], by_row["cloner"]))
     return figures
 
 

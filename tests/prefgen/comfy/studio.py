@@ -7,7 +7,7 @@ from comfy.model_patcher import ModelPatcher
 
 from tests.closeness import FAR, difference
 from tests.prefgen.adapters import random_adapter
-from tests.prefgen.comfy.tiny_models import COMFY, CPU
+from tests.prefgen.comfy.tiny_models import COMFY, CPU, draw_weights
 
 TOKENS = 7
 
@@ -21,14 +21,7 @@ def build(family="SD15", dtype=torch.float32, compute=None, model_type=None, **s
     if model_type is not None:
         config.model_type = lambda *_: model_type
     model = config.get_model({}).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.diffusion_model.named_parameters():  # ComfyUI leaves them as the memory was
-            if parameter.ndim > 1:
-                value = torch.randn(parameter.shape, generator=generator) * parameter[0].numel() ** -0.5
-            else:
-                value = torch.full(parameter.shape, float(name.endswith("weight")))
-            parameter.copy_(value.to(parameter.dtype))
+    draw_weights(model.diffusion_model, lambda name: name.endswith("weight"))
     return ModelPatcher(model, CPU, CPU)
 
 

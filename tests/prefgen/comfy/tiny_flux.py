@@ -8,7 +8,7 @@ from comfy.ldm.chroma.model import ChromaParams
 from comfy.ldm.flux.model import FluxParams
 from comfy.model_patcher import ModelPatcher
 
-from tests.prefgen.comfy.tiny_models import CPU
+from tests.prefgen.comfy.tiny_models import CPU, draw_weights
 from tests.prefgen.flux_files import TINY
 
 HEADS = TINY.width // 128
@@ -49,14 +49,7 @@ def build(family="Flux", dtype=torch.float32, **shape):
     config = config_class(newer | CONFIGS[family] | shape)
     config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
     model = config.get_model({}).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.diffusion_model.named_parameters():  # ComfyUI leaves them as the memory was
-            if parameter.ndim > 1:
-                value = torch.randn(parameter.shape, generator=generator) * parameter[0].numel() ** -0.5
-            else:
-                value = torch.full(parameter.shape, float("norm" in name))
-            parameter.copy_(value.to(parameter.dtype))
+    draw_weights(model.diffusion_model, lambda name: "norm" in name)
     return ModelPatcher(model, CPU, CPU)
 
 

@@ -143,3 +143,16 @@ def clip_vision(name, folder, pixels=56):
     ours.model.float()
     ours.load_sd(theirs.state_dict())
     return theirs, ours
+
+
+def draw_weights(module, is_one) -> None:
+    """Random weights for a module, which ComfyUI leaves as the memory was. is_one: a function of the name of a vector,
+    whether it holds ones (the scale of a norm) or zeros."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim > 1:
+                value = torch.randn(parameter.shape, generator=generator) * parameter[0].numel() ** -0.5
+            else:
+                value = torch.full(parameter.shape, float(is_one(name)))
+            parameter.copy_(value.to(parameter.dtype))
