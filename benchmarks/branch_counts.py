@@ -12,6 +12,7 @@ import importlib
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -98,18 +99,18 @@ def added_by(block, attentions: dict) -> dict[str, dict[str, int]]:
 
     q, k, v = block.inputs()
     with torch.no_grad():
-        plain = counted(plain_attention, q, k, v, block.extra)
+        plain = counted(lambda: plain_attention(q, k, v, block.extra))
         added = {}
         for pack, (attention, extra) in attentions.items():
             attention(q, k, v, extra)
-            done = counted(attention, q, k, v, extra)
+            done = counted(partial(attention, q, k, v, extra))
             added[pack] = {name: done[name] - plain[name] for name in done}
     return added
 
 
-def counted(attention: Callable, q, k, v, extra: dict) -> dict[str, int]:
-    """Operators of one attention that aren't views, the bytes that they write (a sum in place writes its result), and
-    waits of the host."""
+def counted(call: Callable) -> dict[str, int]:
+    """Operators of a call that aren't views, the bytes that they write (a sum in place writes its result), and waits
+    of the host."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
@@ -126,7 +127,7 @@ def counted(attention: Callable, q, k, v, extra: dict) -> dict[str, int]:
             return result
 
     with Counts() as counts:
-        attention(q, k, v, extra)
+        call()
     return {"operators": counts.operators, "bytes": counts.written, "reads": counts.reads}
 
 

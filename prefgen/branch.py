@@ -20,9 +20,9 @@ def scaled_dot_product(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads:
 
 
 def split_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
-    """The same of a query whose heads are split already, [B, T, heads, dim_head]."""
+    """The same of a query whose heads are split already, [B, T, heads, dim_head], and so are the result's."""
     k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (k, v))
-    return F.scaled_dot_product_attention(q.transpose(1, 2), k, v).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q.transpose(1, 2), k, v).transpose(1, 2)
 
 
 def user_residual(
@@ -36,8 +36,9 @@ def user_residual(
 ) -> torch.Tensor:
     """What the user adds to one cross-attention; same shape, dtype and device as `query`.
 
-    query: [B, T, heads * dim_head]. k, v: [B or 1, N, heads * dim_head], already projected.
-    mask: [B or 1, T, 1] in 0..1, or None. attention: a function (q, k, v, heads) -> [B, T, heads * dim_head].
+    query: [B, T, heads * dim_head], or [B, T, heads, dim_head] for `split_attention`. k, v: [B or 1, N, heads *
+    dim_head], already projected. mask: in 0..1, [B or 1, T, 1] or with one more 1 for split heads, or None.
+    attention: a function (q, k, v, heads) -> as query.
     """
     if k.shape[0] != query.shape[0]:
         k = k.expand(query.shape[0], -1, -1)

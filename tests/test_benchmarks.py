@@ -22,6 +22,7 @@ RECORDS = {
     "branch_cost": ("performance-branch.json", ""),
     "branch_counts": ("performance-counts.json", ""),
     "branch_sums": ("performance-sums.json", ""),
+    "flux_counts": ("performance-flux.json", ""),
     "full_size": ("performance-full-size.json", ""),
     "fuse_slider": ("performance-fuse.json", ""),
     "mllm_history": ("performance-mllm.json", "families"),
@@ -88,6 +89,17 @@ def test_what_the_branch_adds_to_a_narrow_model_is_counted(tmp_path):
     assert first["both"] == {"operators": 2, "bytes": 2 * first["ours"]["bytes"], "reads": 0}
     if "theirs" in first:
         assert first["theirs"]["operators"] > 20 and first["theirs"]["bytes"] > 4 * first["both"]["bytes"]
+
+
+@pytest.mark.slow
+def test_what_an_adapter_adds_to_a_narrow_flux_is_counted(tmp_path):
+    """Of x-flux-comfyui too, where PREFGEN_NEIGHBOURS names a folder with it."""
+    (row,) = published(run("flux_counts", "--heads", 2, "--side", 4, "--out", tmp_path), tmp_path, "flux_counts")
+    few, many = row["tokens"]["4"], row["tokens"]["16"]
+    # Nothing grows with the tokens of the adapter: K and V are there.
+    assert few["ours"] == many["ours"] and few["ours"]["reads"] == 0 and few["ours"]["operators"] < 20
+    if "theirs" in few:
+        assert few["inside"]["operators"] > 6 and few["inside"]["bytes"] < many["inside"]["bytes"]
 
 
 @pytest.mark.slow

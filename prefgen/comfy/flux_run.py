@@ -22,10 +22,11 @@ from .application import ActiveUser, Call, Selection
 from .layout import NODE, LayoutError
 from .run import CALL, Run
 
-# What travels in the options of one model call: the picture's (height, width) in tokens, and a list for the number of
-# the text's tokens, which older ComfyUI tells the double blocks alone.
+# What travels in the options of one model call: the picture's (height, width) in tokens, a list for the number of the
+# text's tokens, which older ComfyUI tells the double blocks alone, and one for the inverse of its rotations.
 GRID = "prefgen_grid"
 TEXT = "prefgen_text"
+INVERSE = "prefgen_inverse"
 # What travels in the options of one block: its number, what is to be added after it, to its attention, and its
 # rotation of positions.
 BLOCK = "prefgen_block"
@@ -36,7 +37,7 @@ OVERRIDE = "optimized_attention_override"
 
 
 class Residual(NamedTuple):
-    """What is added to tokens `start` to `end` of the rows of a selection, [B, end - start, width]."""
+    """What is added to tokens `start` to `end` of the rows of a selection, [B, end - start, heads, dim_head]."""
 
     selection: Selection
     start: int
@@ -45,7 +46,21 @@ class Residual(NamedTuple):
 
     def add_to(self, batch: torch.Tensor, first: int = 0) -> None:
         """Add it, in place, to a batch [B, T, width] whose tokens are those from `first` on."""
-        self.selection.add(batch[:, self.start - first : self.end - first], self.value)
+        tokens = batch[:, self.start - first : self.end - first]
+        # By heads, as the attention leaves it: to flatten it first would write it once more.
+        self.selection.add(tokens.unflatten(-1, self.value.shape[2:]), self.value)
+
+
+class Query(NamedTuple):
+    """A block's query [B, heads, T, dim_head], and what takes its rotation back, where it is rotated."""
+
+    value: torch.Tensor
+    inverse: torch.Tensor | None = None
+
+    def tokens(self, start: int, end: int) -> torch.Tensor:
+        """Of the tokens from start to end, before their positions."""
+        value = self.value[:, :, start:end]
+        return value if self.inverse is None else rotated(value, self.inverse[:, :, start:end])
 
 
 class FluxRun(Run):
@@ -55,7 +70,7 @@ class FluxRun(Run):
         """As Run.patch, for latents x [B, C, h, w]."""
         transformer = model.diffusion_model
         token = transformer.patch_size
-        options |= {CALL: call, GRID: tuple(-(-side // token) for side in x.shape[-2:]), TEXT: []}
+        options |= {CALL: call, GRID: tuple(-(-side // token) for side in x.shape[-2:]), TEXT: [], INVERSE: []}
         for user in call.users:
             self.tensors.bring(user, x.device, model.manual_cast_dtype or model.get_dtype())
         hands_over = hands_query_over(transformer.double_blocks[0])
@@ -96,17 +111,16 @@ class FluxRun(Run):
         """What stands in a block's slot; the same object as long as the same `prior` does."""
         return self._attentions.get(block, lambda: partial(block_with_users, self, block, prior), source=prior)
 
-    def residuals(
-        self, block: int, query: torch.Tensor, text: int, options: Mapping
-    ) -> Iterator[tuple[ActiveUser, Residual]]:
-        """What the users add in a block, from its query [B, heads, T, dim_head] whose first `text` tokens are the
-        text's. Raises LayoutError."""
+    def residuals(self, block: int, query: Query, text: int, options: Mapping) -> Iterator[tuple[ActiveUser, Residual]]:
+        """What the users add in a block, from its query, whose first `text` tokens are the text's. Raises
+        LayoutError."""
         call: Call = options[CALL]
         height, width = options[GRID]
         end = text + height * width
-        if query.shape[0] != len(call.layout) or query.shape[2] < end:
+        rows, _, tokens, _ = query.value.shape
+        if rows != len(call.layout) or tokens < end:
             raise LayoutError(
-                f"{NODE} can't tell what {query.shape[0]} x {query.shape[2]} tokens in a block of Flux are, since the "
+                f"{NODE} can't tell what {rows} x {tokens} tokens in a block of Flux are, since the "
                 f"model was called with {len(call.layout)} pictures of {width} x {height}: take the node that cuts "
                 "or repeats tokens out of this model's chain."
             )
@@ -117,16 +131,17 @@ class FluxRun(Run):
                     yield user, self.residual(user, block, query, (0, text), None)
 
     def residual(
-        self, user: ActiveUser, block: int, query: torch.Tensor, tokens: tuple[int, int], grid: tuple[int, int] | None
+        self, user: ActiveUser, block: int, query: Query, tokens: tuple[int, int], grid: tuple[int, int] | None
     ) -> Residual:
         """What a user adds to a span of tokens. grid: (height, width) of the picture that they are, None for text."""
         start, end = tokens
-        rows = user.selection.take(query[:, :, start:end]).transpose(1, 2)
+        rows = user.selection.take(query.tokens(start, end)).transpose(1, 2)
         k, v = self.tensors.keys_values(user, block, rows)
         mask = None
         weight = user.application.text_weight
         if grid is not None:
             mask = self.tensors.mask(user, rows, {"activations_shape": grid})
+            mask = None if mask is None else mask[..., None]
             weight = 1.0
         value = user_residual(rows, k, v, rows.shape[2], mask, weight, split_attention)
         return Residual(user.selection, start, end, value)
@@ -171,7 +186,7 @@ def call_block(run: FluxRun, block: int, original: Callable, args: dict) -> dict
     return out
 
 
-def sort_residuals(run: FluxRun, block: int, query: torch.Tensor, text: int, options: Mapping) -> list[Residual]:
+def sort_residuals(run: FluxRun, block: int, query: Query, text: int, options: Mapping) -> list[Residual]:
     """What is added to the attention; what is added after the block goes to where `call_block` looks."""
     inside = []
     for user, residual in run.residuals(block, query, text, options):
@@ -194,7 +209,7 @@ def read_query(run: FluxRun, q, k, v, pe=None, attn_mask=None, extra_options=Non
             f"{NODE} finds the blocks of Flux changed by another node (one that spreads the model over several cards, "
             "or calls it without its patches): take that node out of this model's chain."
         )
-    extra_options[INSIDE] = sort_residuals(run, block, q, extra_options["img_slice"][0], extra_options)
+    extra_options[INSIDE] = sort_residuals(run, block, Query(q), extra_options["img_slice"][0], extra_options)
     return {}
 
 
@@ -218,7 +233,7 @@ def attend(run: FluxRun, prior: Callable | None, attention: Callable, q, k, v, h
             f"{NODE} can't tell text from picture in the blocks of Flux, since another node leaves out the first ones: "
             "take that node out of this model's chain."
         )
-    query = unrotated(q, options[ROTATION])
+    query = Query(q, inverse_of(options[ROTATION], options[INVERSE]))
     return with_residuals(out, sort_residuals(run, block, query, options[TEXT][0], options), prior is not None)
 
 
@@ -233,14 +248,22 @@ def with_residuals(attention: torch.Tensor, residuals, borrowed: bool) -> torch.
     return attention
 
 
-def unrotated(q: torch.Tensor, pe: torch.Tensor) -> torch.Tensor:
-    """q [B, heads, T, dim_head] without the positions that pe [B or 1, 1, T, dim_head / 2, 2, 2] has turned it by."""
-    x, y = q.to(pe.dtype).unflatten(-1, (-1, 2)).unbind(-1)
-    a, b = pe[..., 0, :].unbind(-1)
-    c, d = pe[..., 1, :].unbind(-1)
-    # Of a rotation it is 1, but nodes that stretch positions scale it as well.
-    determinant = a * d - b * c
-    return torch.stack([(d * x - b * y) / determinant, (a * y - c * x) / determinant], -1).flatten(-2).to(q.dtype)
+def inverse_of(pe: torch.Tensor, known: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """The inverse of rotations pe [B or 1, 1, T, dim_head / 2, 2, 2]; known: the last ones with theirs, kept up to date
+    here, since all blocks of a model call have the same."""
+    if not known or known[0][0] is not pe:
+        a, b, c, d = pe.flatten(-2).unbind(-1)
+        # Of a rotation it is 1, but nodes that stretch positions scale it as well.
+        determinant = a * d - b * c
+        known[:] = [(pe, torch.stack([d, -b, -c, a], -1).unflatten(-1, (2, 2)) / determinant[..., None, None])]
+    return known[0][1]
+
+
+def rotated(q: torch.Tensor, pe: torch.Tensor) -> torch.Tensor:
+    """q [B, heads, T, dim_head], every pair of numbers turned by a matrix of pe [B or 1, 1, T, dim_head / 2, 2, 2]."""
+    pairs = q.to(pe.dtype).unflatten(-1, (-1, 1, 2))
+    turned = torch.addcmul(pe[..., 0] * pairs[..., 0], pe[..., 1], pairs[..., 1])
+    return turned.flatten(-2).to(q.dtype)
 
 
 def flux_addresses(transformer: torch.nn.Module) -> tuple[Block, ...]:

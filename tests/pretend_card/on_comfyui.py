@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 
 from tests import pretend_card
 from tests.prefgen import ip_adapter_files, tiny_mllms
-from tests.prefgen.comfy import studio
+from tests.prefgen.comfy import studio, tiny_flux
 from tests.prefgen.comfy.test_model_calls import SIZE, close, coupled, half_mask, tiled, windowed
 from tests.prefgen.comfy.tiny_models import clip_vision
 
@@ -68,14 +68,12 @@ def no(*args, **kwargs):
     return False
 
 
-def crossings(model, steps=STEPS, **settings):
-    """(latents, host reads and uploads of each step but the first, bytes that the run leaves on the card)."""
+def crossings(model, steps=STEPS, paint=studio.latents, **settings):
+    """(what `paint` makes, host reads and uploads of each step but the first, bytes left on the card)."""
     before = pretend_card.memory()
     seen = []
     with pretend_card.Record() as record:
-        painted = studio.latents(
-            model, steps=steps, callback=lambda *_: seen.append((record.reads, record.uploads)), **settings
-        )
+        painted = paint(model, steps=steps, callback=lambda *_: seen.append((record.reads, record.uploads)), **settings)
     spent = {tuple(b - a for a, b in zip(*pair, strict=True)) for pair in zip(seen, seen[1:], strict=False)}
     assert len(spent) == 1, f"every step is like every other: {record.where}"
     return painted, spent.pop(), pretend_card.memory() - before
@@ -142,6 +140,26 @@ def test_what_other_nodes_make_of_the_batch_is_asked_once(pairs, layout):
         painted, spent, left = crossings(pair.apply_user(lay(pair.on_card), pair.user, **options), **settings)
     assert close(painted.cpu(), expected) and left == 0
     assert (spent[0] - ours_not[0], spent[1] - ours_not[1]) == (0, 0)
+
+
+FLUX_WAYS = {"plain": ({}, 0), "mask": ({"attn_mask": half_mask("left")}, 0), "an end": ({"end_at": 0.9}, 1)}
+
+
+@pytest.mark.parametrize(
+    "kind, way", [("xlabs-v1", "plain"), ("instantx", "plain"), *(("xlabs-v1", way) for way in ("mask", "an end"))]
+)
+def test_a_flux_paints_the_cpu_s_picture_and_crosses_no_more_than_it_says(pack, kind, way, tmp_path):
+    options, reads = FLUX_WAYS[way]
+    apply_user, user = pack("prefgen.comfy.patcher").apply_user, tiny_flux.user_of(pack, tmp_path, kind)
+    model = tiny_flux.build()
+    there = ModelPatcher(model.model, CARD, CPU)
+    expected = tiny_flux.latents(apply_user(model, user, **options), steps=STEPS)
+    with on_card():
+        plain, ours_not, _ = crossings(there, paint=tiny_flux.latents)
+        painted, spent, left = crossings(apply_user(there, user, **options), paint=tiny_flux.latents)
+    assert close(painted.cpu(), expected) and studio.far(painted.cpu(), plain.cpu())
+    assert (spent[0] - ours_not[0], spent[1] - ours_not[1]) == (reads, 0)
+    assert left == 0
 
 
 def test_keys_and_values_of_all_blocks_go_up_in_one_copy_before_the_model_is_called(pack, pairs):

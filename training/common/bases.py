@@ -49,6 +49,11 @@ def load_unet(config: Config):
     else:
         kind = diffusers.UNet2DConditionModel
     if config.base.nf4:
+        if not (torch.cuda.is_available() or torch.xpu.is_available()):
+            raise BaseError(
+                "base.nf4 puts the transformer on a graphics card in 4 bits, and there is none here: train on a "
+                "machine with one, or set base.nf4=false."
+            )
         options["quantization_config"] = diffusers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )

@@ -17,7 +17,7 @@ from prefgen.flux_adapter import build_flux_adapter
 from tests.closeness import assert_close, assert_far
 from tests.prefgen import flux_files as files
 from tests.prefgen.comfy import studio
-from tests.prefgen.comfy.tiny_flux import SIZE, TEXT_TOKENS, BothFlux, build, conditions, latents
+from tests.prefgen.comfy.tiny_flux import SIZE, TEXT_TOKENS, BothFlux, build, conditions, latents, user_of
 from tests.prefgen.comfy.tiny_models import clip_vision
 
 WEIGHT = 0.8
@@ -32,17 +32,8 @@ def both():
 
 @pytest.fixture(scope="module")
 def user(pack, tmp_path_factory):
-    """user(kind, seed) -> a user of a random file of that kind; no picture is a vector of its own."""
-    load = pack("prefgen.adapter_file").load_adapter
-    fused = pack("prefgen.fusion").FusedUser
-
-    def make(kind="xlabs-v1", seed=0):
-        adapter = load(files.write(tmp_path_factory.mktemp("flux"), kind, seed=seed))
-        generator = torch.Generator().manual_seed(seed + 1)
-        pictures = torch.randn(2, 1, adapter.header.image_width, generator=generator)
-        return fused(pictures[0], adapter, pictures[1])
-
-    return make
+    """user(kind, seed) -> a user of a random file of that kind."""
+    return lambda kind="xlabs-v1", seed=0: user_of(pack, tmp_path_factory.mktemp("flux"), kind, seed)
 
 
 @pytest.fixture(scope="module")

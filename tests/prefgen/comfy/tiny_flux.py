@@ -8,6 +8,7 @@ from comfy.ldm.chroma.model import ChromaParams
 from comfy.ldm.flux.model import FluxParams
 from comfy.model_patcher import ModelPatcher
 
+from tests.prefgen import flux_files
 from tests.prefgen.comfy.tiny_models import CPU, draw_weights
 from tests.prefgen.flux_files import TINY
 
@@ -41,15 +42,24 @@ CONFIGS = {
 NEWER = {"txt_ids_dims": [], "vec_in_dim": POOLED}
 
 
-def build(family="Flux", dtype=torch.float32, **shape):
-    """ModelPatcher of a family, random weights."""
+def parameters(family):
+    """Of a family's transformer, as this ComfyUI asks for them."""
+    fields = (ChromaParams if family == "Chroma" else FluxParams).__dataclass_fields__
+    return {name: value for name, value in NEWER.items() if name in fields} | CONFIGS[family]
+
+
+def build(family="Flux", dtype=torch.float32, compute=torch.float32, operations=None, state=None, **shape):
+    """ModelPatcher of a family, random weights or those of a state dict. dtype: of the weights, compute: of what is
+    computed. operations: the layers' classes, in place of ComfyUI's own."""
     config_class = getattr(comfy.supported_models, "FluxInpaint" if family == "Fill" else family)
-    params = ChromaParams if family == "Chroma" else FluxParams
-    newer = {name: value for name, value in NEWER.items() if name in params.__dataclass_fields__}
-    config = config_class(newer | CONFIGS[family] | shape)
-    config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
+    config = config_class(parameters(family) | shape)
+    config.set_inference_dtype(dtype, None if dtype == compute else compute)
+    config.custom_operations = operations or config.custom_operations
     model = config.get_model({}).eval()
-    draw_weights(model.diffusion_model, lambda name: "norm" in name)
+    if state is None:
+        draw_weights(model.diffusion_model, lambda name: "norm" in name)
+    else:
+        model.diffusion_model.load_state_dict(state)
     return ModelPatcher(model, CPU, CPU)
 
 
@@ -70,6 +80,14 @@ def latents(model, batch=1, steps=2, cfg=3.0, conds=None, size=SIZE, **settings)
         return comfy.sample.sample(
             model, noise, steps, cfg, "euler", "simple", *(conds or conditions()), start, **settings
         )
+
+
+def user_of(pack, folder, kind="xlabs-v1", seed=0):
+    """A user of a random file of that kind, made in `folder`; no picture is a vector of its own."""
+    adapter = pack("prefgen.adapter_file").load_adapter(flux_files.write(folder, kind, seed=seed))
+    generator = torch.Generator().manual_seed(seed + 1)
+    pictures = torch.randn(2, 1, adapter.header.image_width, generator=generator)
+    return pack("prefgen.fusion").FusedUser(pictures[0], adapter, pictures[1])
 
 
 class BothFlux:
