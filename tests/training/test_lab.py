@@ -297,6 +297,13 @@ def test_a_question_about_a_verdict_that_the_user_never_gave_is_refused(mixed):
         preference_questions.would(world, user, history, np.random.default_rng(0), liked=False)
 
 
+def test_one_disliked_picture_is_enough_to_ask_about(mixed, monkeypatch):
+    world = DataSetWorld(mixed / "agents")
+    for count in (0, 1, 2):
+        monkeypatch.setattr(world, "_history_rows", lambda *_, liked, count=count: np.arange(0 if liked else count))
+        assert world.has_disliked(0) == (count > 0)
+
+
 def test_the_taste_of_a_user_who_avoids_nothing_ends_with_what_is_liked(mixed):
     world = DataSetWorld(mixed / "agents")
     for user in world.users("train"):

@@ -199,6 +199,10 @@ VALUES = {
         with_column("caption", lambda n: [b"a fox"] * n, pa.binary()),
         "has the column 'caption' as binary instead of strings",
     ),
+    "pictures of one side alone": (
+        lambda table: table.append_column("jpg_0", pa.array([b""] * len(table), pa.binary())),
+        "lacks the column 'jpg_1'",
+    ),
     "a missing column": (lambda table: table.drop_columns(["best_image_uid"]), "lacks the column 'best_image_uid'"),
 }
 

@@ -15,6 +15,7 @@ from tests.training import tiny_bases, tiny_clip, warm
 from training.common.errors import exit_with_message
 from training.data.agents.make import Population, make
 from training.data.agents.renderers import Atelier
+from training.evaluation.compare.score import MEASURES
 
 ROOT = Path(__file__).parents[3]
 PROJECTION = 16
@@ -97,6 +98,10 @@ def compared(studio):
 def picture(folder, row, name):
     with Image.open(folder / row / name) as image:
         return image.tobytes()
+
+
+def test_less_is_better_of_a_leak_and_of_a_distance_alone():
+    assert {name for name, (_, more_is_better) in MEASURES.items() if not more_is_better} == {"leak", "cmmd"}
 
 
 @pytest.mark.slow
