@@ -23,7 +23,15 @@ from xml.etree import ElementTree
 
 from .setup_env import ROOT, comfyui_version
 
-PACKS = ("ComfyUI_IPAdapter_plus", "ComfyUI_InstantID", "PuLID_ComfyUI", "ComfyUI-TiledDiffusion", "ComfyUI-ppm")
+PACKS = (
+    "ComfyUI_IPAdapter_plus",
+    "ComfyUI_InstantID",
+    "PuLID_ComfyUI",
+    "ComfyUI-TiledDiffusion",
+    "ComfyUI-ppm",
+    "ComfyUI-IPAdapter-Flux",
+    "ComfyUI-GGUF",
+)
 TESTS = ("tests/prefgen/comfy", "tests/scripts/test_workflows.py", "tests/scripts/test_comfy_server.py")
 PAGE = ROOT / "docs/compatibility.md"
 RECORD = ROOT / "docs/compatibility.json"
