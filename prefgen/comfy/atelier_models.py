@@ -161,7 +161,7 @@ class _TextTransformer(comfy.clip_model.CLIPTextModel):
 
 
 class _TextEncoder(comfy.sd1_clip.SDClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options=None):
+    def __init__(self, device, dtype, model_options):
         tokenizer = models.clip_tokenizer()
         special = {"start": tokenizer.bos_token_id, "end": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
         edition = models.edition()
@@ -173,13 +173,13 @@ class _TextEncoder(comfy.sd1_clip.SDClipModel):
             textmodel_json_config=config,
             model_class=_TextTransformer,
             special_tokens=special,
-            model_options=model_options or {},
+            model_options=model_options,
         )
 
 
 class AtelierClip(comfy.sd1_clip.SD1ClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options=None):
-        super().__init__(device, dtype, model_options or {}, clip_name="atelier", clip_model=_TextEncoder)
+    def __init__(self, device, dtype, model_options):
+        super().__init__(device, dtype, model_options, clip_name="atelier", clip_model=_TextEncoder)
 
 
 class _Tokenizer(comfy.sd1_clip.SDTokenizer):

@@ -50,15 +50,18 @@ def test_every_stage_runs_on_the_second_world_and_leaves_an_adapter_of_it(traine
 
 @pytest.mark.slow
 def test_arms_are_trained_anew_and_evaluated_beside_the_method_and_the_same_command_goes_on(trained):
-    changes = [change for name in SMALL if "train_mllm" not in name for change in stage(name, trained).split()[5:]]
-    arms = f"evaluation.world.arms prefgen pooled_tokens --seeds 1 --runs {trained / 'runs'}"
+    changes = [change for name in SMALL for change in stage(name, trained).split()[5:]]
+    arms = f"evaluation.world.arms prefgen pooled_tokens blind_image blind --seeds 1 --runs {trained / 'runs'}"
     arms += f" --out {trained / 'arms'} {' '.join(changes)}"
-    rows = "mismatched prefgen captioning reference"
+    rows = "mismatched prefgen captioning reference blind"
     measure = f"evaluation.world --arms {trained / 'arms'} --runs {trained / 'painted'} --out {trained / 'evidence'}"
     measure += f" --users 4 --prompts 2 --each 1 --pictures 1 --choosing 2 --rows {rows} trait_oracle"
     tiny_world.run(trained, arms, measure)
     record = json.loads((trained / "arms/arms.json").read_text())
-    assert set(record["done"]) == {"prefgen", "pooled_tokens"} and "no_core seed 0" in record["missing"]
+    assert (
+        set(record["done"]) == {"prefgen", "pooled_tokens", "blind", "blind_image"}
+        and "no_core seed 0" in record["missing"]
+    )
     result = json.loads((trained / "evidence/world.json").read_text())
     assert result["left_out"] == ["captioning"]
     table = result["tables"]["1"]["rows"]

@@ -94,9 +94,11 @@ def test_a_table_says_what_reaches_its_line(rows):
     rng = np.random.default_rng(0)
     seen = [[reading | {"features": rng.normal(size=2).tolist()} for _ in ASKED]]
     names = {"none": "none", "cloner": "cloner", "render_oracle": "oracle", "prefgen": "oracle", "no_core": "none"}
+    names |= {"mismatched": "none", "blind": "oracle"}
     table = Table(PEOPLE, PROMPTS, ASKED, dict.fromkeys(names, seen), {n: [rows[own]] for n, own in names.items()})
     figures = table.figures(8)
     assert figures["primary"]["cloner"]["reached"] and set(figures["rows"]) == set(names)
-    (line,) = figures["lines"]
+    line, blind = figures["lines"]
     assert line["idea"] == "e_core" and line["reached"] and line["mean"] > 0.5
+    assert (blind["of"], blind["row"], blind["measure"]) == ("blind", "mismatched", "all") and blind["reached"]
     assert figures["rows"]["prefgen"]["sharpness"] == 1.0 and table.figures(1)["primary"] == {}

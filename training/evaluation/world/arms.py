@@ -39,12 +39,14 @@ class Arm:
     """What differs from the method.
 
     stages: run anew, each with its changes (`key=value` of its section). mllm: "tuned", or "captioning" for the one
-    before it was tuned. layers: in place of the probe's choice, "last" for the last one alone.
+    before it was tuned. layers: in place of the probe's choice, "last" for the last one alone. blind: no stage sees
+    what is known of a user, as on a set of real people's ratings.
     """
 
     stages: dict[str, tuple[str, ...]]
     mllm: str = "tuned"
     layers: dict | str | None = None
+    blind: bool = False
 
 
 # The aligner and the branch: what every arm trains.
@@ -77,6 +79,16 @@ ARMS = {
     "last_layer": Arm(BOTH, layers="last"),
     "words_teacher": Arm({"train_alignment": (), "train_user_attention": ("teacher=words",)}),
     "no_teacher": Arm({"train_alignment": (), "train_user_attention": ("distil=0",)}),
+    "blind_image": Arm({"train_user_attention": ("parts=[image]", "distil=0")}, blind=True),
+    "blind": Arm(
+        {
+            "train_mllm": (),
+            "extract": (),
+            "probe_layers": (),
+            "train_user_attention": ("parts=[core,image]", "distil=0"),
+        },
+        blind=True,
+    ),
 }
 
 
@@ -125,6 +137,8 @@ def train(name: str, seed: int, args: argparse.Namespace) -> None:
 def changes_of(name: str, seed: int) -> list[str]:
     """All that differs from the configuration, for every stage alike: a stage holds those before it against it."""
     changes = [f"{stage}.{change}" for stage, own in ARMS[name].stages.items() for change in own]
+    if ARMS[name].blind:
+        changes.append("data.attributes=false")
     # Seed 0 is the configuration's own.
     if seed:
         changes += [f"{stage}.seed={SEED_STEP * seed}" for stage in BOTH if stage in ARMS[name].stages]
@@ -145,8 +159,14 @@ def prepare(name: str, seed: int, runs: Path, out: Path) -> Path:
             link(runs / part, folder / "runs" / part, optional="." in part)
     for part in SHARED_WEIGHTS:
         link(WEIGHTS / part, folder / "weights" / part)
-    tuned = arm.mllm == "tuned"
-    link(WEIGHTS / "mllm" if tuned else runs / "atelier.world.captioning/mllm", folder / "weights/mllm")
+    if "train_mllm" in arm.stages:
+        # It writes its own beside the vocabulary.
+        (folder / "weights/mllm").mkdir(exist_ok=True)
+        for file in (WEIGHTS / "mllm").glob("tokenizer*"):
+            link(file, folder / "weights/mllm" / file.name)
+    else:
+        tuned = arm.mllm == "tuned"
+        link(WEIGHTS / "mllm" if tuned else runs / "atelier.world.captioning/mllm", folder / "weights/mllm")
     if arm.layers:
         (folder / "runs/probe_layers").mkdir(exist_ok=True)
         layers = last_layer(runs) if arm.layers == "last" else arm.layers

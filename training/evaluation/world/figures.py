@@ -95,16 +95,23 @@ class Table:
 
     def _lines(self, size: int) -> list[dict]:
         """Each idea whose line is drawn at this length, as far as its arm is there."""
-        lines = [line for line in IDEAS if size in line.sizes and {line.row, METHOD} <= self.scored.keys()]
+        lines = [line for line in IDEAS if size in line.sizes and {line.row, line.of} <= self.scored.keys()]
         rows = [self._line(line) for line in lines]
         corrected = holm({row["idea"]: row for row in rows})
         return [row | {"p_holm": corrected[row["idea"]]["p_holm"]} for row in rows]
 
     def _line(self, line: Line) -> dict:
         draws = self.draws(line.users)
-        own, other = (self._measured(draws, line.measure, name) for name in (METHOD, line.row))
+        own, other = (self._measured(draws, line.measure, name) for name in (line.of, line.row))
         difference = contrast(own - other)
-        about = {"idea": line.idea, "row": line.row, "measure": line.measure, "users": line.users, "line": line.least}
+        about = {
+            "idea": line.idea,
+            "of": line.of,
+            "row": line.row,
+            "measure": line.measure,
+            "users": line.users,
+            "line": line.least,
+        }
         return about | difference | {"reached": reached(difference, line)}
 
     def _measured(self, draws: Bootstrap, measure: str, name: str) -> np.ndarray:

@@ -65,11 +65,17 @@ def contrasts_of(contrasts: dict) -> str:
 def lines_of(lines: list[dict]) -> str:
     """Each idea's difference beside its line."""
     rows = [
-        [line["idea"], line["row"], f"{line['measure']}, {line['users']} users", estimate(line, signed=True)]
+        [
+            line["idea"],
+            line["of"],
+            line["row"],
+            f"{line['measure']}, {line['users']} users",
+            estimate(line, signed=True),
+        ]
         + [line["p_holm"], *verdict(line)]
         for line in lines
     ]
-    return table(["idea", "arm", "measure", "PrefGen less the arm", "p (Holm)", "line", "reached"], rows)
+    return table(["idea", "row", "less", "measure", "difference", "p (Holm)", "line", "reached"], rows)
 
 
 def verdict(entry: dict) -> list:

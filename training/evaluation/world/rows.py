@@ -70,6 +70,8 @@ RETRAINED = {
     "last_layer": adapted("the last layer alone", "last_layer"),
     "words_teacher": adapted("taught by words", "words_teacher"),
     "no_teacher": adapted("taught by pictures alone", "no_teacher"),
+    "blind_image": adapted("from verdicts alone: image-only", "blind_image"),
+    "blind": adapted("from verdicts alone: e_core and e_img", "blind"),
 }
 ROWS = METHODS | RETRAINED
 # What is tuned on the choosing users, read by judge A: {row: {field of Row: what is tried}}.
@@ -83,8 +85,9 @@ TUNED: dict[str, dict[str, tuple[float, ...]]] = {
 class Line:
     """PrefGen less a row has to be `least` or more, in a measure, over some users.
 
-    measure: "harmonic", or a part of alignment ("continuous", "said": named and semantic together), "kid", "balance" of
-    two tastes. users: "all", or those with "habits". sizes: histories of so many pictures of a verdict; None for 8.
+    measure: "harmonic", or a part of alignment ("all", "continuous", "said": named and semantic together), "kid",
+    "balance" of two tastes. users: "all", or those with "habits". sizes: histories of so many pictures of a verdict.
+    of: the row that has to be better, where it isn't PrefGen's.
     """
 
     idea: str
@@ -93,6 +96,7 @@ class Line:
     least: float
     users: str = "all"
     sizes: tuple[int, ...] = (8,)
+    of: str = METHOD
 
 
 PRIMARY = (
@@ -109,4 +113,6 @@ IDEAS = (
     Line("MMD", "paired", "balance", 0.0, sizes=(1, 2)),
     Line("e_img", "no_image", "harmonic", 0.03, sizes=(1, 2)),
     Line("layers", "last_layer", "harmonic", 0.0),
+    Line("ratings alone: e_img", "mismatched", "all", 0.0, of="blind_image"),
+    Line("ratings alone: e_core and e_img", "mismatched", "all", 0.0, of="blind"),
 )
