@@ -30,19 +30,11 @@ WEIGHT_FILES = ("clip.safetensors", "clip_tokenizer", "judge.safetensors", "unet
 class Ablation:
     """What is run anew, each stage with its changes (`key=value` of its section); the rest is linked.
 
-    changes: of every stage (`section.key=value`). layers: in place of the probe's choice, which is the shipped one's
-    where another MLLM isn't probed. on: another ablation, whose stages it goes on from.
+    layers: in place of the probe's choice, which is the shipped one's where another MLLM isn't probed.
     """
 
     stages: dict[str, tuple[str, ...]]
-    changes: tuple[str, ...] = ()
     layers: dict | None = None
-    on: str = ""
-
-
-# No stage sees an attribute of a user's taste, as on a set of real people. The encoders of the atelier were trained on
-# captions that name attributes, as public ones were.
-HIDDEN = ("data.attributes=false",)
 
 
 ABLATIONS = {
@@ -53,11 +45,6 @@ ABLATIONS = {
     ),
     # The image encoder is the trained one, the decoder behind it as it was drawn.
     "untuned": Ablation({"train_mllm": ("steps=0",), "extract": (), "train_alignment": (), "train_user_attention": ()}),
-    "blind_image": Ablation({"train_user_attention": ("parts=[image]",)}, HIDDEN),
-    "blind": Ablation(
-        {"train_mllm": (), "extract": (), "probe_layers": (), "train_user_attention": ("parts=[core,image]",)}, HIDDEN
-    ),
-    "blind_prompts": Ablation({"train_alignment": ("target=prompts",), "train_user_attention": ()}, HIDDEN, on="blind"),
 }
 
 
@@ -82,7 +69,7 @@ def main() -> None:
             if stage == "train_user_attention":
                 changes = (*changes, f"steps={args.steps or shipped_steps()}")
             parts = [word for word in ABLATIONS[name].stages["train_user_attention"] if word.startswith("parts=")]
-            every = [*ABLATIONS[name].changes, *(f"train_user_attention.{part}" for part in parts)]
+            every = [f"train_user_attention.{part}" for part in parts]
             own = [f"{stage}.{change}" for change in changes]
             options = [word for change in dict.fromkeys((*every, *own)) for word in ("--set", change)]
             common = ["--runs", str(folder / "runs"), "--threads", str(args.threads)]
@@ -97,9 +84,7 @@ def prepare(name: str, runs: Path, out: Path) -> Path:
         (folder / kind).mkdir(parents=True, exist_ok=True)
     if "train_mllm" in ablation.stages:
         (folder / "weights/mllm").mkdir(exist_ok=True)
-    if ablation.on and not (out / ablation.on / "weights/adapter.safetensors").exists():
-        raise SystemExit(f"{name} goes on from {ablation.on}: make that one first.")
-    for link, target in shared_by(ablation, runs, out).items():
+    for link, target in shared_by(ablation, runs).items():
         if not target.exists():
             raise SystemExit(f"{target} is missing: run `sh training/runs/atelier.sh --runs {runs}` first.")
         if not (folder / link).exists():
@@ -113,23 +98,19 @@ def prepare(name: str, runs: Path, out: Path) -> Path:
 
 def has_own_layers(ablation: Ablation) -> bool:
     """Whether its layers are written into its folder: the shipped run of the probe is of the shipped MLLM."""
-    is_unprobed = "train_mllm" in ablation.stages and "probe_layers" not in ablation.stages
-    return ablation.layers is not None or is_unprobed
+    return ablation.layers is not None or "train_mllm" in ablation.stages
 
 
-def shared_by(ablation: Ablation, runs: Path, out: Path) -> dict[str, Path]:
+def shared_by(ablation: Ablation, runs: Path) -> dict[str, Path]:
     """{path in the ablation's folder: what stands there in its place}."""
     anew = {*ablation.stages, *(["probe_layers"] if has_own_layers(ablation) else [])}
     caches = [part for name in CACHES if (runs / f"{name}.json").exists() for part in (f"{name}.npy", f"{name}.json")]
-    earlier = ABLATIONS[ablation.on].stages if ablation.on else {}
-    own_runs = dict.fromkeys(earlier, out / ablation.on / "runs")
-    shared = {f"runs/{part}": own_runs.get(part, runs) / part for part in (*UPSTREAM, *caches) if part not in anew}
+    shared = {f"runs/{part}": runs / part for part in (*UPSTREAM, *caches) if part not in anew}
     shared |= {f"weights/{part}": WEIGHTS / part for part in WEIGHT_FILES}
     if "train_mllm" in ablation.stages:
         tokenizer = [file.name for file in (WEIGHTS / "mllm").iterdir() if file.name.startswith("tokenizer")]
         return shared | {f"weights/mllm/{file}": WEIGHTS / "mllm" / file for file in tokenizer}
-    trained = out / ablation.on / "weights" if "train_mllm" in earlier else WEIGHTS
-    return shared | {"weights/mllm": trained / "mllm"}
+    return shared | {"weights/mllm": WEIGHTS / "mllm"}
 
 
 def run(line: list[str], weights: Path) -> None:

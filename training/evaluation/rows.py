@@ -84,9 +84,6 @@ ROWS = {
     "pointwise": Row("point-wise loss in place of MMD", "pointwise"),
     "first_layers": Row("the first four layers, and the second as core", "first_layers"),
     "untuned": Row("decoder of random weights, never tuned on histories", "untuned"),
-    "blind_image": Row("attributes hidden: image-only adapter", "blind_image", parts=(0, 0, 1)),
-    "blind": Row("attributes hidden: e_core and e_img", "blind"),
-    "blind_prompts": Row("attributes hidden: e_sem aligned with prompts", "blind_prompts"),
     **{f"weight_{w:g}": Row(f"weight {w:g}", "main", weight=w) for w in WEIGHTS if w != 1},
     **{f"size_{n}": Row(f"history of {n} + {n}", "main", size=n) for n in SIZES if n != 8},
 }
@@ -100,6 +97,6 @@ METHODS = (
 # What could sink the claim: the branch reads colours alone, or doesn't care which side a picture is on.
 CONTROLS = ("swapped", "grey", "colours", "liked_only")
 PARTS = ("no_semantic", "no_core", "no_image", "semantic", "core", "image")
-TRAINED = ("pointwise", "first_layers", "untuned", "blind_image", "blind", "blind_prompts")
+TRAINED = ("pointwise", "first_layers", "untuned")
 BASIC = ("none", "mismatched", "prefgen", "oracle")  # what needs nothing but the shipped weights, for quick looks
 ON_REAL_BASES = ("none", "described", "described_both", "oracle", "mismatched", "prefgen", "image_only")
