@@ -42,10 +42,10 @@ serve: setup
 	@$(PY) -m scripts.serve $(ARGS)
 
 test: setup-tests
-	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: lint
-	@$(PY) -m pytest -n 2 --dist loadfile -m "not slow" $(CHECKED) $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(CHECKED) $(ARGS)
 
 test-numbers: setup-tests
 	@$(PY) scripts/any_cpu.py $(ARGS)

@@ -21,6 +21,11 @@ NO_NUMBERS = {f"test_{name}" for name in "adapter_damage bad_input download hist
 TRAINING = {f"test_{name}" for name in "core mmd evaluate extract probe_layers readers scores".split()}
 TRAINING |= {f"test_{name}" for name in "train_mllm user_attention".split()}
 
+# A minute and more each, though some have few tests: first, so that no worker ends long after the other.
+LONG = """test_stages test_user_attention test_world_pipeline test_pipeline test_benchmarks test_nodes test_walks
+    test_pretend_card test_pickapic test_agents test_workflows test_train_mllm test_extract test_panel
+    test_world_stages test_first_picture""".split()
+
 
 def pytest_addoption(parser):
     parser.addoption("--perturb", type=int, metavar="SEED", help="round as another CPU might: see tests/perturb.py")
@@ -45,6 +50,8 @@ def pytest_collection_modifyitems(items):
         room, module = item.path.relative_to(Path(ROOT) / "tests").parts[0], item.path.stem
         if room in NUMBERS and module not in NO_NUMBERS or room == "training" and module in TRAINING:
             item.add_marker(pytest.mark.numbers)
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 
 
 def pytest_terminal_summary(terminalreporter):

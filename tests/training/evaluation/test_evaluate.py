@@ -24,6 +24,14 @@ def test_an_interval_is_over_users_and_leaves_the_unknown_out():
     assert high - low == pytest.approx(expected, rel=0.1) and low < by_user.mean() < high
 
 
+def test_a_row_s_figures_are_its_own_beside_prefgen_and_the_ends_of_the_scale():
+    none = np.array([0.0, 0.1, 0.2])
+    aligned = {"none": none, "prefgen": none + 0.3, "oracle": none + 0.4}
+    figures = measure.alignment_figures(none + 0.1, aligned)
+    means = {name: entry["mean"] for name, entry in figures.items()}
+    assert means == pytest.approx({"alignment": 0.2, "minus_prefgen": -0.2, "gain_share": 0.25})
+
+
 def test_a_gain_share_is_paired_and_there_is_none_of_no_gain():
     rng = np.random.default_rng(4)
     none, gain = rng.normal(0, 1, 30), rng.uniform(0.5, 1, 30)
