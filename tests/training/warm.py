@@ -5,6 +5,7 @@ starts many stages. What is killed, spread over processes or given another inter
 `tests.training.commands` instead.
 """
 
+import json
 import multiprocessing
 import os
 import runpy
@@ -41,7 +42,7 @@ def run(line, cwd=ROOT, env=None, timeout=900):
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder, name) for name in ("stdout", "stderr")]
         environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ if env is None else env)
-        command = (module, words, str(cwd), environment, list(map(str, outputs)))
+        command = (module, words, str(cwd), environment, list(map(str, outputs)), _installed())
         # By its path: `tests` may be another package there, with what a test has put on sys.path.
         options = {"init_globals": {"COMMAND": command}, "run_name": "__child__"}
         process = _server().Process(target=runpy.run_path, args=(__file__,), kwargs=options)
@@ -61,7 +62,14 @@ def _server():
     return context
 
 
-def _as_a_command(module, words, cwd, environment, outputs):
+@cache
+def _installed():
+    """Where this Python finds what is installed, without the folders that tests add."""
+    asked = [sys.executable, "-I", "-c", "import json, sys; print(json.dumps(sys.path))"]
+    return json.loads(subprocess.run(asked, check=True, capture_output=True, text=True).stdout)
+
+
+def _as_a_command(module, words, cwd, environment, outputs, installed):
     """Become `python -m module words`."""
     for number, path in enumerate(outputs, 1):
         file = os.open(path, os.O_WRONLY | os.O_CREAT)
@@ -75,7 +83,6 @@ def _as_a_command(module, words, cwd, environment, outputs):
     os.chdir(cwd)
     _set_threads()
     # `python -m` looks in the current folder, in those of PYTHONPATH, and where Python is installed.
-    installed = [path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix))]
     sys.path[:] = [cwd, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)), *installed]
     sys.argv = [module, *words]
     # Processes that the stage starts are none of this server's.
