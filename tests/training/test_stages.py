@@ -58,6 +58,7 @@ def test_every_stage_leaves_figures_a_log_and_its_configuration(trained):
         config = json.loads((folder / "config.json").read_text())
         for key, value in (change.split("=") for change in changes):
             assert config[key] == int(value)
+        assert (folder / "log.jsonl").exists() == any(change.startswith("steps=") for change in changes), name
     figures = json.loads((trained / "runs/train_user_attention/done").read_text())
     assert {"none", "mismatched", "prefgen", "oracle"} <= set(figures)
 

@@ -65,6 +65,7 @@ def test_every_stage_leaves_weights_and_figures(trained):
     assert weights == {"vae", "judge_a", "judge_b", "clip", "unet", "trait_tokens"}
     for name in ("vae", "judge_a", "clip", "unet"):
         assert json.loads((trained / f"runs/atelier.world.{name}/done").read_text())
+        assert (trained / f"runs/atelier.world.{name}/log.jsonl").read_text()
     obeyed = json.loads((trained / "runs/atelier.world.unet/done").read_text())
     assert {"subject", "number", "setting", "companion", "trait tokens"} <= set(obeyed)
 

@@ -302,6 +302,15 @@ def test_a_changed_configuration_is_refused_by_its_keys(tmp_path):
     run_of(tmp_path, steps=1, lr=0.1, base={"family": "sd15", "pixels": 512}, accumulate=4)
 
 
+def test_a_damaged_record_of_a_run_is_refused_and_stays(tmp_path):
+    run = run_of(tmp_path, steps=1)
+    run.claim()
+    (run.folder / "config.json").write_text('{"steps": 1')
+    with pytest.raises(SystemExit, match=r"config.json is damaged: use another --runs folder, or put a copy back\.$"):
+        run_of(tmp_path, steps=1)
+    assert (run.folder / "config.json").read_text() == '{"steps": 1'
+
+
 def test_a_folder_that_another_command_writes_is_refused(tmp_path, straight):
     pytest.importorskip("fcntl")
     process = start(tmp_path, pause=0.2, save_seconds=0)
