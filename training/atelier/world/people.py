@@ -1,6 +1,6 @@
 """The second world's users as a data set of the common schema: what a lab's own users are to the stages.
 
-    python -m training.atelier.world.people runs/world/people --users 8000
+    python -m training.atelier.world.people runs/world/people --users 6000
 
 Every user has an album of liked and disliked pictures, from which histories of any length are drawn, and one held-out
 pair of one prompt. Pictures are renders of 256 px; attributes are what words can say of them (names, bins, subjects,
@@ -34,8 +34,8 @@ from ...data import card, engine
 from ...data.schema import DISLIKED, LIKED, PAIRS, PICTURES, TEST, TRAIN, USERS, split
 from ...data.store import ROW_GROUP, Store, shard_name
 
-# Pictures of an album, liked and disliked: enough for histories of every length that differ from each other.
-ALBUM = (12, 12)
+# Pictures of an album, liked and disliked: histories of 1 to 16, and one of each to ask about.
+ALBUM = (17, 17)
 # Of a user who knows mostly what he doesn't like.
 FEW_LIKES = (3, 8)
 
@@ -62,7 +62,7 @@ class People:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--users", type=positive, default=8000)
+    parser.add_argument("--users", type=positive, default=6000)
     parser.add_argument("--seed", type=natural, default=1)
     parser.add_argument("--processes", type=natural, default=0, help="0 for all cores")
     args = parser.parse_args()
