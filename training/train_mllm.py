@@ -64,6 +64,7 @@ from .evaluation.vqa_score import share_right
 GATE = 0.75
 GATE_USERS = 100
 GATE_QUESTIONS = 4
+HELDOUT_SEED = 321
 
 
 def main() -> None:
@@ -113,6 +114,10 @@ def main() -> None:
         if without_dislikes:
             figures["pairs_skipped"] = samples.skipped
         run.log(loss=run.loss, **figures, grad_norm=norm)
+        if section.heldout_every and (step + 1) % section.heldout_every == 0:
+            with run.timer("heldout"), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                losses = heldout_losses(world, reader, heads, model, run, section)
+            run.log_figures(**{f"heldout_{name}": loss for name, loss in losses.items() if weights[name]})
         check_gate(args, run, reader)
 
     model.eval()
@@ -121,6 +126,38 @@ def main() -> None:
         figures["users_without_dislikes"] = without_dislikes
     export(run, model, peft_model)
     run.finish(**figures)
+
+
+@torch.no_grad()
+def heldout_losses(
+    world: World, reader: Reader, heads: TasteHeads | None, model: nn.Module, run: Run, section: TrainMllm
+) -> dict[str, float]:
+    """{name: loss} of one batch of test users' histories, the same ones each time: the closing question and pairs.
+
+    All processes have to call it, each reads its share.
+    """
+    shares = run.world_size * section.accumulate
+    rng = np.random.default_rng(HELDOUT_SEED)
+    samples = samples_of(world, None, some_test_users(world), section, shares, rng)
+    answer_tokens = sum(len(reader.answer_ids(sample.answer)) for sample in samples.all)
+    is_training = model.training
+    model.eval()
+    pieces = [
+        losses_of(reader, heads, samples, answer_tokens, number, run, section) for number in range(section.accumulate)
+    ]
+    model.train(is_training)
+    means = torch.stack([torch.stack([piece[name].float() for piece in pieces]).mean() for name in pieces[0]])
+    if run.world_size > 1:
+        means = run.accelerator.reduce(means, "mean")
+    return dict(zip(pieces[0], means.tolist(), strict=True))
+
+
+def some_test_users(world: World, count: int = 256) -> list[int]:
+    """So many test users, or all of a small set."""
+    try:
+        return world.users(TEST, count)
+    except DataError:
+        return world.users(TEST)
 
 
 def check_gate(args: StageArgs[TrainMllm], run: Run, reader: Reader) -> None:
@@ -252,7 +289,8 @@ def samples_of(
     shares: int,
     rng: np.random.Generator,
 ) -> Samples:
-    """The whole batch of a step, the same in every process; it has to be enough for so many shares."""
+    """The whole batch of a step, the same in every process; it has to be enough for so many shares. questions: of the
+    others, which there are none of without."""
     count, others, pairs = section.groups
     if count < shares:
         raise DataError(
@@ -270,7 +308,7 @@ def samples_of(
         liked = int(rng.choice(sizes))
         disliked = int(rng.choice([0, *sizes[1:]]))
     conversations = [closing(world, user, rng, liked, disliked) for user in (*chosen, *chosen)]
-    asked = [questions.ask(user, rng, liked, disliked) for user in rest[:others]]
+    asked = [questions.ask(user, rng, liked, disliked) for user in rest[:others]] if questions else []
     contrasts: list[Conversation] = []
     skipped = 0
     hidden = world.drop_prompts
@@ -362,15 +400,9 @@ def core_layer(layers: int) -> int:
 
 
 @torch.inference_mode()
-def evaluate(
-    world: World, reader: Reader, heads: TasteHeads | None, section: TrainMllm, count: int = 256
-) -> dict[str, float]:
+def evaluate(world: World, reader: Reader, heads: TasteHeads | None, section: TrainMllm) -> dict[str, float]:
     """On test users: is a user found again by another history, are liked and disliked attributes ranked first."""
-    try:
-        users = world.users(TEST, count)
-    except DataError:
-        # A small set has fewer.
-        users = world.users(TEST)
+    users = some_test_users(world)
     rng = np.random.default_rng(123)
     rows = []
     for _ in range(2):

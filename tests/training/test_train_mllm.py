@@ -80,14 +80,17 @@ def test_two_processes_read_as_one(folder, tmp_path, environment):
     states, logs = [], []
     for processes in (1, 2):
         runs = tmp_path / str(processes)
-        words = ("--config", config, "--runs", runs, *TWO_PIECES)
+        words = ("--config", config, "--runs", runs, *TWO_PIECES, "--set", "train_mllm.heldout_every=2")
         process = start("train_mllm", *words, processes=processes, environment=environment)
         _, errors = process.communicate(timeout=900)
         assert process.returncode == 0, errors
         assert ("weights of its 4 layers on each of 2 processes" in errors) == (processes > 1 and environment == FSDP)
         states.append(load_file(runs / "train_mllm/lora/adapter_model.safetensors"))
-        logs.append(json.loads((runs / "train_mllm/log.jsonl").read_text().splitlines()[0]))
-    for key in ("loss", "answer", "identity", "contrast", "reading", "grad_norm"):
+        first, *rest = (json.loads(line) for line in (runs / "train_mllm/log.jsonl").read_text().splitlines())
+        heldout = next(line for line in rest if "heldout_answer" in line)
+        logs.append(first | {name: value for name, value in heldout.items() if name.startswith("heldout")})
+    losses = ("answer", "identity", "contrast", "reading")
+    for key in ("loss", "grad_norm", *losses, *(f"heldout_{name}" for name in losses)):
         assert logs[1][key] == pytest.approx(logs[0][key], rel=1e-4), key
     assert_learnt_alike(*states, rate=load(config).train_mllm.lr)
 

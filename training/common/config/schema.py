@@ -139,6 +139,8 @@ class TrainMllm(Training):
     identity: Weight = 0.3
     contrast: Weight = 0.0
     reading: Weight = 4.0
+    # Steps between two measurements of the losses on test users, 0 for none.
+    heldout_every: Natural = 0
     # The embedded MLLM's gate: after so many steps preference questions are counted, and below 0.75 the run ends; 0 for
     # none.
     gate_step: Natural = 0
