@@ -84,8 +84,8 @@ def counts_of(args, ours: Callable, theirs: ModuleType | None) -> dict[str, dict
         figures[count] = {"ours": added(counted_call(args, patched, sizes.text), plain)}
         if theirs:
             tokens = adapter.user_tokens(vector[None]).to(dtype)
-            whole = counted_call(args, model, sizes.text, mixed(theirs, block, tokens))
-            figures[count] |= {"theirs": added(whole, plain), "inside": added(whole, own_block)}
+            adapted = counted_call(args, model, sizes.text, mixed(theirs, block, tokens))
+            figures[count] |= {"theirs": added(adapted, plain), "inside": added(adapted, own_block)}
     return figures
 
 

@@ -114,10 +114,8 @@ def main() -> None:
         if without_dislikes:
             figures["pairs_skipped"] = samples.skipped
         run.log(loss=run.loss, **figures, grad_norm=norm)
-        if section.heldout_every and (step + 1) % section.heldout_every == 0:
-            with run.timer("heldout"), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                losses = heldout_losses(world, reader, heads, model, run, section)
-            run.log_figures(**{f"heldout_{name}": loss for name, loss in losses.items() if weights[name]})
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            log_heldout(world, reader, heads, model, run, section)
         check_gate(args, run, reader)
 
     model.eval()
@@ -129,27 +127,27 @@ def main() -> None:
 
 
 @torch.no_grad()
-def heldout_losses(
+def log_heldout(
     world: World, reader: Reader, heads: TasteHeads | None, model: nn.Module, run: Run, section: TrainMllm
-) -> dict[str, float]:
-    """{name: loss} of one batch of test users' histories, the same ones each time: the closing question and pairs.
-
-    All processes have to call it, each reads its share.
-    """
+) -> None:
+    """Every `heldout_every` steps the losses of one batch of test users' histories, the same each time, as heldout_NAME
+    in the log. All processes have to call it: each reads its share."""
+    if not section.heldout_every or (run.step + 1) % section.heldout_every:
+        return
     shares = run.world_size * section.accumulate
     rng = np.random.default_rng(HELDOUT_SEED)
     samples = samples_of(world, None, some_test_users(world), section, shares, rng)
     answer_tokens = sum(len(reader.answer_ids(sample.answer)) for sample in samples.all)
     is_training = model.training
     model.eval()
-    pieces = [
-        losses_of(reader, heads, samples, answer_tokens, number, run, section) for number in range(section.accumulate)
-    ]
+    numbers = range(section.accumulate)
+    with run.timer("heldout"):
+        pieces = [losses_of(reader, heads, samples, answer_tokens, number, run, section) for number in numbers]
     model.train(is_training)
     means = torch.stack([torch.stack([piece[name].float() for piece in pieces]).mean() for name in pieces[0]])
     if run.world_size > 1:
         means = run.accelerator.reduce(means, "mean")
-    return dict(zip(pieces[0], means.tolist(), strict=True))
+    run.log_figures(**{f"heldout_{name}": mean for name, mean in zip(pieces[0], means.tolist(), strict=True)})
 
 
 def some_test_users(world: World, count: int = 256) -> list[int]:

@@ -248,15 +248,15 @@ def with_residuals(attention: torch.Tensor, residuals, borrowed: bool) -> torch.
     return attention
 
 
-def inverse_of(pe: torch.Tensor, known: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """The inverse of rotations pe [B or 1, 1, T, dim_head / 2, 2, 2]; known: the last ones with theirs, kept up to date
-    here, since all blocks of a model call have the same."""
-    if not known or known[0][0] is not pe:
+def inverse_of(pe: torch.Tensor, cached: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """The inverse of rotations pe [B or 1, 1, T, dim_head / 2, 2, 2]; cached: the last ones with theirs, kept up to
+    date here, since all blocks of a model call have the same."""
+    if not cached or cached[0][0] is not pe:
         a, b, c, d = pe.flatten(-2).unbind(-1)
         # Of a rotation it is 1, but nodes that stretch positions scale it as well.
         determinant = a * d - b * c
-        known[:] = [(pe, torch.stack([d, -b, -c, a], -1).unflatten(-1, (2, 2)) / determinant[..., None, None])]
-    return known[0][1]
+        cached[:] = [(pe, torch.stack([d, -b, -c, a], -1).unflatten(-1, (2, 2)) / determinant[..., None, None])]
+    return cached[0][1]
 
 
 def rotated(q: torch.Tensor, pe: torch.Tensor) -> torch.Tensor:
