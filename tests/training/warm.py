@@ -34,14 +34,14 @@ LIBRARIES = [
 
 
 def run(line, cwd=ROOT, env=None, timeout=900):
-    """What `subprocess.run` gives for `[python, "-m", module, *words]` with its outputs as text, on one thread where
-    the environment doesn't say another number."""
+    """What `subprocess.run` gives for `[python, "-m", module, *words]` with its outputs as text, on one thread, as
+    `commands.start` has it: another number rounds otherwise."""
     python, option, module, *words = map(str, line)
     if (python, option) != (sys.executable, "-m"):
         raise ValueError(f"This starts modules of {sys.executable} alone, not {python} {option}.")
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder, name) for name in ("stdout", "stderr")]
-        environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ if env is None else env)
+        environment = dict(os.environ if env is None else env) | {"OMP_NUM_THREADS": "1"}
         command = (module, words, str(cwd), environment, list(map(str, outputs)), _installed())
         # By its path: `tests` may be another package there, with what a test has put on sys.path.
         options = {"init_globals": {"COMMAND": command}, "run_name": "__child__"}
