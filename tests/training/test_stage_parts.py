@@ -165,11 +165,6 @@ def shipped(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ablations.ABLATIONS)
 def test_an_ablation_links_what_it_does_not_run_anew(shipped, name):
     ablation = ablations.ABLATIONS[name]
-    earlier = shipped.out / ablation.on if ablation.on else None
-    if earlier:
-        for part in ("weights/mllm", *(f"runs/{stage}" for stage in ablations.ABLATIONS[ablation.on].stages)):
-            (earlier / part).mkdir(parents=True)
-        (earlier / "weights/adapter.safetensors").write_text("earlier")
     for _ in range(2):  # the same command goes on
         folder = ablations.prepare(name, shipped.runs, shipped.out)
     assert folder == shipped.out / name
@@ -177,12 +172,11 @@ def test_an_ablation_links_what_it_does_not_run_anew(shipped, name):
     # The probe's run is of the shipped MLLM; what is written beside another is its choice alone.
     has_own_layers = bool(ablation.layers) or name == "untuned"
     anew = set(ablation.stages) | ({"probe_layers"} if has_own_layers else set())
-    of_earlier = ablations.ABLATIONS[ablation.on].stages if ablation.on else {}
     shared = [part for part in (*ablations.UPSTREAM, *CACHED) if part not in anew]
-    expected = {f"runs/{part}": (earlier / "runs" if part in of_earlier else shipped.runs) / part for part in shared}
+    expected = {f"runs/{part}": shipped.runs / part for part in shared}
     expected |= {f"weights/{part}": shipped.weights / part for part in ablations.WEIGHT_FILES}
     own = "mllm/tokenizer.json" if "train_mllm" in ablation.stages else "mllm"
-    expected[f"weights/{own}"] = (earlier / "weights" if "train_mllm" in of_earlier else shipped.weights) / own
+    expected[f"weights/{own}"] = shipped.weights / own
     assert links == {name: path.resolve() for name, path in expected.items()}
     assert not (folder / "weights/adapter.safetensors").exists()
     if has_own_layers:
