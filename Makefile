@@ -1,6 +1,6 @@
 # make demo           the main job, from nothing: output/demo/sheet.png and output/demo/report.json
 # make serve          ComfyUI with PrefGen in it, in your browser
-# make test           the tests (within 20 minutes on two cores)
+# make test           the tests (25 minutes on two cores)
 # make check          lint and the fast half of the tests (within 2)
 # make lint           style, types, limits of length and branches, and the registry's rules
 # make test-numbers   the tests of numbers, rounded as on eleven other CPUs
