@@ -17,7 +17,16 @@ from prefgen.flux_adapter import build_flux_adapter
 from tests.closeness import assert_close, assert_far
 from tests.prefgen import flux_files as files
 from tests.prefgen.comfy import studio
-from tests.prefgen.comfy.tiny_flux import SIZE, TEXT_TOKENS, BothFlux, build, conditions, latents, user_of
+from tests.prefgen.comfy.tiny_flux import (
+    SIZE,
+    TEXT_TOKENS,
+    BothFlux,
+    build,
+    conditions,
+    latents,
+    seen_after_block_0,
+    user_of,
+)
 from tests.prefgen.comfy.tiny_models import clip_vision
 
 WEIGHT = 0.8
@@ -134,25 +143,6 @@ def test_weight_0_and_masks_of_zeros_and_ones(kind, both, user, apply_user):
     white = both.ours(apply_user(both.patcher, someone, WEIGHT, attn_mask=torch.ones(1, 16, 16)))
     assert torch.equal(white, full) and torch.equal(black, plain)
     assert_far(full[0], plain[0])
-
-
-class Seen:
-    """Stands in a block's slot as another pack would, and keeps what the block gives."""
-
-    def __init__(self):
-        self.out = []
-
-    def __call__(self, args, extra):
-        out = extra["original_block"](args)
-        self.out.append(out["img"].clone())
-        return out
-
-
-def seen_after_block_0(model, **settings):
-    """(latents, what the first double block gave in the first step)."""
-    model, seen = model.clone(), Seen()
-    model.set_model_patch_replace(seen, "dit", "double_block", 0)
-    return latents(model, steps=1, **settings), seen.out[0]
 
 
 def test_a_mask_reaches_its_tokens_and_reference_pictures_are_left_alone(user, apply_user):

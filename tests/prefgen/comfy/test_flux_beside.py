@@ -15,7 +15,7 @@ import torch
 from comfy.ldm.modules import attention
 
 from tests.closeness import SAMPLED, assert_close, assert_far
-from tests.prefgen.comfy.tiny_flux import SIZE, build, conditions, latents, parameters, user_of
+from tests.prefgen.comfy.tiny_flux import SIZE, build, conditions, latents, parameters, seen_after_block_0, user_of
 from tests.prefgen.comfy.tiny_models import CPU, draw_weights
 from tests.prefgen.flux_files import TINY
 
@@ -59,25 +59,6 @@ def controlled():
     return conditions(control=control.set_cond_hint(hint, 0.5), control_apply_to_uncond=True)
 
 
-class Seen:
-    """Stands in a block's slot, and keeps what the block gives."""
-
-    def __init__(self):
-        self.out = []
-
-    def __call__(self, args, extra):
-        out = extra["original_block"](args)
-        self.out.append(out["img"].clone())
-        return out
-
-
-def after_block_0(model, conds):
-    model, seen = model.clone(), Seen()
-    model.set_model_patch_replace(seen, "dit", "double_block", 0)
-    latents(model, steps=1, conds=conds)
-    return seen.out[0]
-
-
 def test_a_user_is_the_same_beside_a_controlnet(user, apply_user):
     model, conds = build(), controlled()
     both = apply_user(model, user(), WEIGHT)
@@ -85,7 +66,7 @@ def test_a_user_is_the_same_beside_a_controlnet(user, apply_user):
     for alone in (latents(both), latents(model, conds=conds)):
         assert_far(painted, alone)
     # The first block's inputs don't know of the ControlNet yet, which adds after the block and its users.
-    assert torch.equal(after_block_0(both, conds), after_block_0(both, None))
+    assert torch.equal(*(seen_after_block_0(both, conds=each)[1] for each in (conds, None)))
     assert torch.equal(latents(both, conds=conds), painted)
 
 
@@ -170,7 +151,7 @@ def test_quantised_weights_stay_as_they_are(user, apply_user, tmp_path):
     assert weight.dtype == torch.uint8 and weight.numpy().tobytes() == before
     assert_far(painted, plain)
     # As the whole weights paint, but for what eight bits take.
-    whole = build()
-    expected = latents(apply_user(whole, user(), WEIGHT)) - latents(whole)
+    exact = build()
+    expected = latents(apply_user(exact, user(), WEIGHT)) - latents(exact)
     off = (painted - plain - expected).square().mean().sqrt() / expected.square().mean().sqrt()
     assert off < 0.1

@@ -90,6 +90,25 @@ def user_of(pack, folder, kind="xlabs-v1", seed=0):
     return pack("prefgen.fusion").FusedUser(pictures[0], adapter, pictures[1])
 
 
+class Seen:
+    """Stands in a block's slot as another pack would, and keeps what the block gives."""
+
+    def __init__(self):
+        self.out = []
+
+    def __call__(self, args, extra):
+        out = extra["original_block"](args)
+        self.out.append(out["img"].clone())
+        return out
+
+
+def seen_after_block_0(model, **settings):
+    """(latents, what the first double block gave in the first step)."""
+    model, seen = model.clone(), Seen()
+    model.set_model_patch_replace(seen, "dit", "double_block", 0)
+    return latents(model, steps=1, **settings), seen.out[0]
+
+
 class BothFlux:
     """The same transformer in diffusers and in ComfyUI; two rows, the prompt's half and the unconditional one."""
 
