@@ -11,9 +11,7 @@ docs/performance-branch.json, from which docs/performance.md is written. CPU alo
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
-import sys
 import tempfile
 import time
 import weakref
@@ -27,6 +25,7 @@ from records import machine, parser_of, publish, reached, spread, with_spread, w
 
 from training.evaluation.tables import table
 
+NEIGHBOUR = "ComfyUI_IPAdapter_plus"
 PIXELS = {"sd15": 512, "sdxl": 1024}
 NAMES = {"sd15": "SD1.5, 512 px", "sdxl": "SDXL, 1024 px"}
 LAYOUTS = {
@@ -48,12 +47,13 @@ def main() -> None:
     parser.add_argument("families", nargs="+", choices=list(PIXELS))
     parser.add_argument("--no-step", action="store_true", help="leave out the time of a whole UNet step")
     args = parser.parse_args()
-    neighbour = Path(os.environ.get("PREFGEN_NEIGHBOURS", ""), "ComfyUI_IPAdapter_plus")
-    if not neighbour.is_dir():
-        raise SystemExit("PREFGEN_NEIGHBOURS must name a folder with a checkout of ComfyUI_IPAdapter_plus.")
+    from tests import neighbours
+
+    if neighbours.checkout(NEIGHBOUR) is None:
+        raise SystemExit(f"{neighbours.why_not(NEIGHBOUR)}.")
     from tests import comfyui  # enters ComfyUI, on the CPU; before that, since it has a package `tests` too
 
-    theirs = pack_of(neighbour)
+    theirs = modules_of_neighbour()
 
     def ours(name: str) -> ModuleType:
         return importlib.import_module(f"{comfyui.PACK}.{name}")
@@ -64,14 +64,12 @@ def main() -> None:
         publish(args.out, "performance-branch.json", row, ("family",), title, page)
 
 
-def pack_of(folder: Path) -> tuple[ModuleType, ModuleType]:
-    """The other pack's modules, imported as ComfyUI imports it."""
-    spec = importlib.util.spec_from_file_location(
-        folder.name, folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    sys.modules[folder.name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return tuple(importlib.import_module(f"{folder.name}.{part}") for part in ("IPAdapterPlus", "utils"))
+def modules_of_neighbour() -> tuple[ModuleType, ModuleType]:
+    """The other pack's nodes and what they share."""
+    from tests.neighbours import whole_pack
+
+    whole_pack(NEIGHBOUR)
+    return tuple(importlib.import_module(f"{NEIGHBOUR}.{part}") for part in ("IPAdapterPlus", "utils"))
 
 
 def measure(family: str, ours: Callable[[str], ModuleType], theirs: tuple, no_step: bool) -> dict:

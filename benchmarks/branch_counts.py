@@ -9,7 +9,6 @@ every machine, beside any other work. Adds to docs/performance-counts.json, from
 from __future__ import annotations
 
 import importlib
-import os
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -19,11 +18,12 @@ from types import ModuleType
 from branch_cost import (
     LAYOUTS,
     NAMES,
+    NEIGHBOUR,
     attention_of,
     blocks_of,
     full_size,
+    modules_of_neighbour,
     options_of,
-    pack_of,
     patched_models,
     plain_attention,
 )
@@ -42,8 +42,8 @@ def main() -> None:
     parser.add_argument("families", nargs="+", choices=list(NAMES))
     parser.add_argument("--channels", type=int, default=320, help="of the UNet's first level; the published ones: 320")
     args = parser.parse_args()
-    neighbour = os.environ.get("PREFGEN_NEIGHBOURS")
-    from tests import comfyui  # enters ComfyUI, on the CPU; before that, since it has a package `tests` too
+    # Enters ComfyUI, on the CPU; before that, since it has a package `tests` too.
+    from tests import comfyui, neighbours
 
     # What ComfyUI takes on most graphics cards; on a CPU it takes one that writes more. Before either pack asks for it.
     attention = importlib.import_module("comfy.ldm.modules.attention")
@@ -52,7 +52,7 @@ def main() -> None:
     def ours(name: str) -> ModuleType:
         return importlib.import_module(f"{comfyui.PACK}.{name}")
 
-    theirs = pack_of(Path(neighbour, "ComfyUI_IPAdapter_plus")) if neighbour else None
+    theirs = modules_of_neighbour() if neighbours.checkout(NEIGHBOUR) else None
     for family in args.families:
         row = {"family": family, "channels": args.channels, "tokens": {}, "note": args.note}
         model = full_size(family, args.channels)

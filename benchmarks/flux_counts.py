@@ -10,9 +10,6 @@ docs/performance-flux.json, from which docs/performance.md is written.
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -34,9 +31,10 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=24, help="of 128 numbers; the published model: 24")
     parser.add_argument("--side", type=int, default=64, help="tokens on a side of the picture; 1024 px: 64")
     args = parser.parse_args()
-    neighbour = os.environ.get("PREFGEN_NEIGHBOURS")
     from scripts.setup_env import comfyui_version, find_comfyui
-    from tests import comfyui  # enters ComfyUI, on the CPU; before that, since it has a package `tests` too
+
+    # Enters ComfyUI, on the CPU; before that, since it has a package `tests` too.
+    from tests import comfyui, neighbours
 
     # What ComfyUI takes on most graphics cards; on a CPU it takes one that writes more.
     attention = importlib.import_module("comfy.ldm.modules.attention").attention_pytorch
@@ -45,18 +43,11 @@ def main() -> None:
     def ours(name: str) -> ModuleType:
         return importlib.import_module(f"{comfyui.PACK}.{name}")
 
-    theirs = layers_of(Path(neighbour, "x-flux-comfyui")) if neighbour else None
+    name = "x-flux-comfyui"
+    theirs = neighbours.modules_of(name, "layers")[0] if neighbours.checkout(name) else None
     row = {"comfyui": comfyui_version(find_comfyui()), "heads": args.heads, "side": args.side, "note": args.note}
     row["tokens"] = counts_of(args, ours, theirs)
     publish(args.out, "performance-flux.json", row, ("comfyui", "heads", "side"), TITLE, page)
-
-
-def layers_of(folder: Path) -> ModuleType:
-    """The pack's layers.py, without the rest of it, which asks for packages that this doesn't need."""
-    package = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("x_flux", None, is_package=True))
-    package.__path__ = [str(folder)]
-    sys.modules["x_flux"] = package
-    return importlib.import_module("x_flux.layers")
 
 
 def counts_of(args, ours: Callable, theirs: ModuleType | None) -> dict[str, dict[str, dict[str, int]]]:

@@ -88,7 +88,7 @@ def test_what_the_branch_adds_to_a_narrow_model_is_counted(tmp_path):
     assert first["ours"] == {"operators": 2, "bytes": 2 * result + 64 * 64 * 8 * 4, "reads": 0}
     assert first["both"] == {"operators": 2, "bytes": 2 * first["ours"]["bytes"], "reads": 0}
     if "theirs" in first:
-        assert first["theirs"]["operators"] > 20 and first["theirs"]["bytes"] > 4 * first["both"]["bytes"]
+        assert first["theirs"]["operators"] > 10 and first["theirs"]["bytes"] > 2 * first["ours"]["bytes"]
 
 
 @pytest.mark.slow

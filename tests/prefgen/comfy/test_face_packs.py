@@ -1,23 +1,20 @@
 """Beside the real InstantID and PuLID packs: their own patch functions and attention, random identity weights.
 
-Their code is not ours to ship: PREFGEN_NEIGHBOURS names a folder with checkouts. What they find faces with
-(insightface, facexlib, OpenCV) isn't needed for the attention: where it isn't installed, empty modules stand in.
+What they find faces with (insightface, facexlib, OpenCV) isn't needed for the attention: where it isn't installed,
+empty modules stand in.
 """
 
-import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.util
-import os
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
 from tests.closeness import assert_far
+from tests.neighbours import checkout, modules_of, why_not
 from tests.prefgen import ip_adapter_files as files
 from tests.prefgen.comfy.tiny_models import UNETS, Both, clip_vision
 
@@ -26,7 +23,6 @@ PACKS = {  # folder -> (module, its patch function, the name under which its att
     "PuLID_ComfyUI": ("pulid", "set_model_patch_replace", "pulid"),
 }
 FACES = ("insightface", "facexlib", "cv2", "timm", "ftfy", "einops_exts", "xformers", "apex")
-FOLDER = Path(os.environ.get("PREFGEN_NEIGHBOURS", ""))
 ADAPTER = {"sd15": "ip-adapter-plus_sd15", "sdxl": "ip-adapter-plus_sdxl_vit-h"}
 QUEUES, TOKENS = 5, 6
 
@@ -60,16 +56,13 @@ class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 @pytest.fixture(scope="module", params=list(PACKS))
 def face_pack(request):
     """(patch function, class of the identity's K and V, name of the weights) of a pack."""
-    folder = FOLDER / request.param
-    if not (os.environ.get("PREFGEN_NEIGHBOURS") and folder.is_dir()):
-        pytest.skip(f"PREFGEN_NEIGHBOURS names no folder with a checkout of {request.param}")
+    if checkout(request.param) is None:
+        pytest.skip(why_not(request.param))
     module, function, weights = PACKS[request.param]
     finder, modules_before = StandIns(), set(sys.modules)
     sys.meta_path.append(finder)  # last, so that what is installed is found first
-    package = sys.modules[request.param] = types.ModuleType(request.param)
-    package.__path__ = [str(folder)]
     try:
-        loaded = importlib.import_module(f"{request.param}.{module}")
+        (loaded,) = modules_of(request.param, module)
         yield getattr(loaded, function), loaded.To_KV, weights
     finally:
         sys.meta_path.remove(finder)

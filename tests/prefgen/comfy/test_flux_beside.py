@@ -1,11 +1,5 @@
 """On Flux.1 beside what else a graph has: a ControlNet, torch.compile, a pack that replaces whole blocks."""
 
-import importlib
-import os
-import sys
-import types
-from pathlib import Path
-
 import comfy.controlnet
 import comfy.ldm.flux.controlnet
 import comfy.ldm.flux.math
@@ -15,26 +9,12 @@ import torch
 from comfy.ldm.modules import attention
 
 from tests.closeness import SAMPLED, assert_close, assert_far
+from tests.neighbours import modules_of, needs
 from tests.prefgen.comfy.tiny_flux import SIZE, build, conditions, latents, parameters, seen_after_block_0, user_of
 from tests.prefgen.comfy.tiny_models import CPU, draw_weights
 from tests.prefgen.flux_files import TINY
 
 WEIGHT = 0.8
-PACKS = os.environ.get("PREFGEN_NEIGHBOURS", "")
-
-
-def needs(name):
-    """A mark for a test beside another pack, whose code is not ours to ship."""
-    is_there = bool(PACKS) and Path(PACKS, name).is_dir()
-    return pytest.mark.skipif(not is_there, reason=f"PREFGEN_NEIGHBOURS names no folder with a checkout of {name}")
-
-
-def modules_of(name, *parts):
-    """Modules of another pack, without its nodes."""
-    package = types.ModuleType(name.replace("-", "_"))
-    package.__path__ = [str(Path(PACKS, name))]
-    sys.modules[package.__name__] = package
-    return [importlib.import_module(f"{package.__name__}.{part}") for part in parts]
 
 
 @pytest.fixture(scope="module")

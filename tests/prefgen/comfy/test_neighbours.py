@@ -1,26 +1,18 @@
-"""Beside the real ComfyUI_IPAdapter_plus: the order of nodes is irrelevant, both effects are there, nothing leaks.
+"""Beside the real ComfyUI_IPAdapter_plus: the order of nodes is irrelevant, both effects are there, nothing leaks."""
 
-Its code is not ours to ship: PREFGEN_NEIGHBOURS names a folder that has a checkout of it.
-"""
-
-import importlib.util
-import os
-import sys
-from pathlib import Path
+import importlib
 
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
 from tests.closeness import assert_far
+from tests.neighbours import needs, whole_pack
 from tests.prefgen import ip_adapter_files as files
 from tests.prefgen.comfy.tiny_models import UNETS, Both, clip_vision
 
-FOLDER = Path(os.environ.get("PREFGEN_NEIGHBOURS", ""), "ComfyUI_IPAdapter_plus")
-pytestmark = pytest.mark.skipif(
-    not (os.environ.get("PREFGEN_NEIGHBOURS") and FOLDER.is_dir()),
-    reason="PREFGEN_NEIGHBOURS names no folder with a checkout of ComfyUI_IPAdapter_plus",
-)
+NAME = "ComfyUI_IPAdapter_plus"
+pytestmark = needs(NAME)
 OURS = {"sd15": "ip-adapter-plus_sd15", "sdxl": "ip-adapter-plus_sdxl_vit-h"}
 THEIRS = {"sd15": "ip-adapter_sd15", "sdxl": "ip-adapter_sdxl_vit-h"}
 QUEUES = 5
@@ -28,14 +20,8 @@ QUEUES = 5
 
 @pytest.fixture(scope="module")
 def ipadapter_plus():
-    """The pack's module, imported as ComfyUI imports it."""
-    name = "ComfyUI_IPAdapter_plus"
-    spec = importlib.util.spec_from_file_location(
-        name, FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
-    )
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return importlib.import_module(f"{name}.IPAdapterPlus"), importlib.import_module(f"{name}.utils")
+    whole_pack(NAME)
+    return importlib.import_module(f"{NAME}.IPAdapterPlus"), importlib.import_module(f"{NAME}.utils")
 
 
 class Graph:

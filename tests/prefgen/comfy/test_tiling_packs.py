@@ -1,15 +1,9 @@
 """Beside the real ComfyUI-TiledDiffusion and ComfyUI-ppm (attention couple): how many tiles go at once, and regions
-that all have the same prompt, change nothing.
-
-Their code is not ours to ship: PREFGEN_NEIGHBOURS names a folder that has checkouts of them.
-"""
+that all have the same prompt, change nothing."""
 
 import importlib
-import importlib.util
-import os
 import sys
 import types
-from pathlib import Path
 
 import comfy.gligen
 import comfy.samplers
@@ -17,14 +11,11 @@ import pytest
 import torch
 
 from tests.closeness import SAMPLED, difference
+from tests.neighbours import checkout, needs, whole_pack
 from tests.prefgen.comfy import studio
 
-FOLDER = Path(os.environ.get("PREFGEN_NEIGHBOURS", ""))
-TILED, PPM = FOLDER / "ComfyUI-TiledDiffusion", FOLDER / "ComfyUI-ppm"
-pytestmark = pytest.mark.skipif(
-    not (os.environ.get("PREFGEN_NEIGHBOURS") and TILED.is_dir() and PPM.is_dir()),
-    reason="PREFGEN_NEIGHBOURS names no folder with checkouts of ComfyUI-TiledDiffusion and ComfyUI-ppm",
-)
+TILED, PPM = "ComfyUI-TiledDiffusion", "ComfyUI-ppm"
+pytestmark = needs(TILED, PPM)
 SIZE = (16, 40)
 METHODS = ("MultiDiffusion", "Mixture of Diffusers", "SpotDiffusion")
 
@@ -58,12 +49,7 @@ def tiled_diffusion():
         (comfy.gligen.Gligen, "_set_position"),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name in changed]
-    spec = importlib.util.spec_from_file_location(
-        "TiledDiffusionPack", TILED / "__init__.py", submodule_search_locations=[str(TILED)]
-    )
-    module = sys.modules["TiledDiffusionPack"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module.NODE_CLASS_MAPPINGS["TiledDiffusion"]
+    yield whole_pack(TILED).NODE_CLASS_MAPPINGS["TiledDiffusion"]
     for owner, name, value in before:
         setattr(owner, name, value)
 
@@ -71,9 +57,9 @@ def tiled_diffusion():
 @pytest.fixture(scope="module")
 def couple_functions():
     """ppm's functions for UNets. Its node can't be imported where ComfyUI lacks a model that it also knows."""
-    for name, folder in (("ppm", PPM / "src"), ("ppm.attention_couple", PPM / "src/attention_couple")):
+    for name, folder in (("ppm", "src"), ("ppm.attention_couple", "src/attention_couple")):
         sys.modules[name] = types.ModuleType(name)
-        sys.modules[name].__path__ = [str(folder)]
+        sys.modules[name].__path__ = [str(checkout(PPM) / folder)]
     return importlib.import_module("ppm.attention_couple.unet_couple")
 
 
