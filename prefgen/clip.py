@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from .compat import has_vocabulary
 from .errors import MendableError
 from .files import read_text, visible_files
 from .image_encoder import described, fixed_picture, rounded
@@ -101,7 +102,7 @@ class ClipText:
             return
         _refuse_architecture(path, architecture)
         self.model = _transformers_tower("CLIPTextModelWithProjection", path).to(device)
-        self._tokenizer = _tokenizer(path)
+        self._tokenizer = load_tokenizer(path)
         self._embed = self._transformers_embed
 
     @torch.inference_mode()
@@ -265,9 +266,12 @@ def _transformers_tower(name: str, path: Path):
     return model.eval().requires_grad_(False)
 
 
-def _tokenizer(path: Path):
+def load_tokenizer(path: Path):
+    """The tokenizer of a transformers CLIP folder. ClipError with one sentence."""
     from transformers import CLIPTokenizerFast
 
+    if not has_vocabulary(Path(path)):
+        raise ClipError(f"{path} has no tokenizer of a CLIP (tokenizer.json, or vocab.json with merges.txt): add it.")
     try:
         return CLIPTokenizerFast.from_pretrained(str(path), local_files_only=True)
     except BROKEN_FOLDER as error:

@@ -85,6 +85,15 @@ def transformers_knows(model_type: str) -> bool:
     return model_type in CONFIG_MAPPING_NAMES
 
 
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a folder holds the words of a tokenizer. From a folder without them transformers 5 makes a tokenizer to
+    which every text is the same."""
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return True
+    names = ("tokenizer.json", "*.model", "*.tiktoken", "tekken.json", "vocab.txt")
+    return any(file.is_file() for name in names for file in folder.glob(name))
+
+
 def transformers_version() -> str:
     import transformers
 

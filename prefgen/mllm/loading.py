@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..compat import load_image_text_to_text, transformers_version
+from ..compat import has_vocabulary, load_image_text_to_text, transformers_version
 from ..errors import out_of_memory
 from . import foreign
 from .files import MLLMError, refuse
@@ -19,6 +19,11 @@ def load_tokenizer(folder: Path):
     """The folder's tokenizer. Raises MLLMError with one sentence that names what is missing or too old."""
     from transformers import AutoTokenizer
 
+    if not has_vocabulary(folder):
+        refuse(_damaged_tokenizer(folder))
+        raise MLLMError(
+            f"The MLLM folder {folder.name} has no tokenizer.json: put it there from where the model comes from."
+        )
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:

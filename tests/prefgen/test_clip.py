@@ -1,6 +1,7 @@
 """CLIP outside ComfyUI: an encoder of transformers or open_clip, told from another by what it makes of one picture."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -29,7 +30,7 @@ from prefgen.image_encoder import described, fixed_picture, likeness
 from tests.prefgen.adapters import random_adapter
 from training.common.bases import load_base
 from training.common.config.command import load
-from training.evaluation.scores import Clip, open_clip_names
+from training.evaluation.scores import Clip, ScoreError, open_clip_names
 
 TOWER = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 TOWER |= {"image_size": 28, "patch_size": 14}
@@ -173,6 +174,17 @@ def test_what_e_sem_is_aligned_with_may_be_an_open_clip_tower(both):
     _, folder = both
     base = load_base(load("atelier", [f"clip_text.path={folder}"]))
     assert torch.equal(base.text_bank(TEXTS), ClipText(folder)(TEXTS))
+
+
+def test_a_tokenizer_without_words_is_refused(both, tmp_path):
+    """transformers would make one to which every text is the same."""
+    shutil.copytree(both[0], tmp_path / "clip")
+    ClipText(tmp_path / "clip")
+    for name in ("tokenizer.json", "merges.txt"):
+        (tmp_path / "clip" / name).unlink(missing_ok=True)
+    for read in (ClipText, Clip):
+        with pytest.raises((ClipError, ScoreError), match="has no tokenizer of a CLIP"):
+            read(tmp_path / "clip")
 
 
 def test_a_built_in_architecture_takes_its_weights_by_path(both, tmp_path, monkeypatch):

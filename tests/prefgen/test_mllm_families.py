@@ -207,6 +207,20 @@ def test_a_template_beside_the_tokenizer_is_found(folder, tmp_path):
         assert PreferenceMLLM.load(copy).tokenizer.chat_template == template
 
 
+@pytest.mark.parametrize("gone", ["tokenizer.json", "*token*"])
+def test_a_folder_without_words_is_refused(folder, tmp_path, gone, one_sentence):
+    """transformers 5 would make a tokenizer to which every text is the same."""
+    import shutil
+
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
+    for file in copy.glob(gone):
+        file.unlink()
+    with pytest.raises(MLLMError) as refused:
+        PreferenceMLLM.load(copy)
+    assert "has no tokenizer.json: put it there" in one_sentence(refused)
+
+
 def test_a_family_that_the_installed_transformers_lacks_is_named(tmp_path, one_sentence):
     import json
 

@@ -117,7 +117,8 @@ def test_the_branch_learns_beside_weights_in_4_bits(tmp_path, monkeypatch):
 
     def loaded(cls, *arguments, quantization_config, **options):
         assert quantization_config.bnb_4bit_quant_type == "nf4"
-        return in_4_bits(plain(cls, *arguments, **options))
+        transformer, report = plain(cls, *arguments, **options)
+        return in_4_bits(transformer), report
 
     monkeypatch.setattr(diffusers.FluxTransformer2DModel, "from_pretrained", classmethod(loaded))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -29,7 +29,7 @@ PICTURES_AT_ONCE = 16
 
 
 class BaseError(MendableError):
-    """A base that can't be used: one sentence that names the key of the configuration."""
+    """A base that can't be used: one sentence that names the key of the configuration or the folder."""
 
 
 @dataclass

@@ -15,11 +15,9 @@ from prefgen.dtypes import DTYPES
 from prefgen.files import read_text
 
 from .base import AtelierBase, Base, BaseError
+from .base_files import CANT_LOAD, first_line, load_model, load_models, refuse_empty_tokenizers
 from .config.schema import Config
 from .sampling import atelier_scheduler
-
-# What diffusers raises for a broken folder.
-BROKEN_FOLDER = (OSError, ValueError, KeyError, RuntimeError)
 
 
 def load_base(config: Config, device: torch.device | str = "cpu", without: Sequence[str] = ()) -> Base:
@@ -37,33 +35,24 @@ def load_unet(config: Config):
         from prefgen.atelier import models
 
         return models.load_unet_diffusers()
-    import diffusers
-
     assert config.base.path is not None, "the schema asks for it"
     dtype = DTYPES[config.base.precision]
     options: dict[str, Any] = {}
-    if config.base.family == FLUX:
-        kind = diffusers.FluxTransformer2DModel
-        # At once: 12 billion parameters in fp32 take 48 GB.
-        options["torch_dtype"] = dtype
-    else:
-        kind = diffusers.UNet2DConditionModel
     if config.base.nf4:
         if not (torch.cuda.is_available() or torch.xpu.is_available()):
             raise BaseError(
                 "base.nf4 puts the transformer on a graphics card in 4 bits, and there is none here: train on a "
                 "machine with one, or set base.nf4=false."
             )
-        options["quantization_config"] = diffusers.BitsAndBytesConfig(
+        from diffusers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
-    folder = "transformer" if config.base.family == FLUX else "unet"
-    try:
-        unet = kind.from_pretrained(
-            str(config.base.path), subfolder=folder, local_files_only=True, use_safetensors=True, **options
-        )
-    except (*BROKEN_FOLDER, ImportError) as error:
-        raise _cant_load(config.base.path, error) from error
+    if config.base.family == FLUX:
+        # In its precision at once: 12 billion parameters in fp32 take 48 GB.
+        return load_model(config.base.path, "transformer", dtype, **options)
+    unet = load_model(config.base.path, "unet", dtype if config.base.nf4 else None, **options)
     return unet if config.base.nf4 else _in_precision(unet, dtype)
 
 
@@ -87,35 +76,40 @@ def _atelier(config: Config, device: torch.device | str, without: Sequence[str])
     )
 
 
-def load_pipeline(config: Config, **options):
-    """The base's own diffusers pipeline; options: of `from_pretrained`. BaseError with one sentence."""
+def load_pipeline(config: Config, dtype: torch.dtype | None = None, without: Sequence[str] = ()):
+    """The base's own diffusers pipeline, without some components. dtype: None takes diffusers' own choice. BaseError
+    with one sentence."""
     import diffusers
 
     family = config.base.family
     path = config.base.path
+    options: dict[str, Any] = {}
     assert path is not None, "the schema asks for it"
     _check_family(family, path)
     if family == "sdxl":
         kind = diffusers.StableDiffusionXLPipeline
     elif family == FLUX:
         kind = diffusers.FluxPipeline
-        if "unet" in options:
-            options["transformer"] = options.pop("unet")
+        without = ["transformer" if name == "unet" else name for name in without]
     else:
         kind = diffusers.StableDiffusionPipeline
         # It would black pictures out, and with them what is compared. SDXL's pipeline has none.
-        options |= {"safety_checker": None, "requires_safety_checker": False}
+        options = {"safety_checker": None, "requires_safety_checker": False}
     diffusers.utils.logging.disable_progress_bar()
+    refuse_empty_tokenizers(path)
+    components = load_models(path, dtype, without) | dict.fromkeys(without) | options
     try:
-        return kind.from_pretrained(str(path), local_files_only=True, use_safetensors=True, **options)
-    except BROKEN_FOLDER as error:
-        raise _cant_load(path, error) from error
+        return kind.from_pretrained(str(path), local_files_only=True, torch_dtype=dtype, **components)
+    except CANT_LOAD as error:
+        raise BaseError(
+            f"base.path {path} can't be loaded ({first_line(error)}): its tokenizers or its scheduler are missing or "
+            "damaged; take the whole diffusers folder."
+        ) from error
 
 
 def _published(config: Config, device: torch.device | str, without: Sequence[str]) -> Base:
     family = config.base.family
-    absent: dict[str, Any] = dict.fromkeys(("feature_extractor", "image_encoder", *without))
-    pipeline = load_pipeline(config, **absent)
+    pipeline = load_pipeline(config, without=("feature_extractor", "image_encoder", *without))
     dtype = DTYPES[config.base.precision]
     if family == FLUX:
         return _flux(config, pipeline, device, without)
@@ -152,11 +146,6 @@ def _flux(config: Config, pipeline, device: torch.device | str, without: Sequenc
         dtype,
         device,
     )
-
-
-def _cant_load(path: Path, error: Exception) -> BaseError:
-    reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-    return BaseError(f"base.path {path} can't be loaded ({reason}): it needs whole safetensors files.")
 
 
 def _in_precision(module, dtype: torch.dtype = torch.float32):

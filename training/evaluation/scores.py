@@ -23,6 +23,7 @@ from prefgen.clip import (
     clip_pixels,
     is_open_clip,
     load_open_clip,
+    load_tokenizer,
 )
 from prefgen.compat import dtype_option, embedding_of, load_image_text_to_text, lost_its_head
 from prefgen.errors import MendableError
@@ -91,24 +92,34 @@ class Clip:
         self._embed_texts = lambda texts: self.model.encode_text(opened.tokens(texts).to(device))
 
     def _transformers(self, folder: Path, device: str, dtype: torch.dtype) -> None:
-        from transformers import CLIPModel, CLIPTokenizerFast
+        from transformers import CLIPModel
 
         try:
-            model = CLIPModel.from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True, **dtype_option(dtype)
+            model, report = CLIPModel.from_pretrained(
+                str(folder),
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **dtype_option(dtype),
             )
-            tokenizer = CLIPTokenizerFast.from_pretrained(str(folder), local_files_only=True)
         except BROKEN_FOLDER as error:
             raise ScoreError(
                 f"{folder} is no CLIP folder of transformers or open_clip with safetensors weights: download it whole."
             ) from error
+        try:
+            tokenizer = load_tokenizer(folder)
+        except ClipError as error:
+            raise ScoreError(str(error)) from error
+        if report["missing_keys"]:
+            # transformers draws them at random, such as the text side of a folder that holds a vision tower alone.
+            raise ScoreError(f"{folder} lacks {min(report['missing_keys'])} and is no whole CLIP: download it whole.")
         self.model = model.to(device).eval()
         self.side = model.config.vision_config.image_size
         limit = model.config.text_config.max_position_embeddings
-        options = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
+        padding = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
         self._embed_images = lambda pixels: embedding_of(model.get_image_features(pixel_values=pixels))
         self._embed_texts = lambda texts: embedding_of(
-            model.get_text_features(**tokenizer(texts, **options).to(device))
+            model.get_text_features(**tokenizer(texts, **padding).to(device))
         )
 
     def images(self, pictures: Sequence[Image.Image]) -> torch.Tensor:

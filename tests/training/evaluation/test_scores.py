@@ -1,11 +1,13 @@
 """The published judges, on tiny models of their architectures: they score as the originals' own forward does."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from prefgen.clip import clip_pixels
 from tests.closeness import assert_close, assert_far
@@ -114,13 +116,27 @@ def test_a_folder_that_is_no_clip_is_refused(tmp_path):
         Clip(tmp_path)
 
 
+def test_weights_that_a_clip_lacks_are_not_drawn_at_random(clip_folder, tmp_path):
+    shutil.copytree(clip_folder, tmp_path / "clip")
+    weights = load_file(tmp_path / "clip/model.safetensors")
+    weights.pop("text_projection.weight")
+    save_file(weights, tmp_path / "clip/model.safetensors", {"format": "pt"})
+    with pytest.raises(ScoreError, match="lacks text_projection.weight and is no whole CLIP"):
+        Clip(tmp_path / "clip")
+
+
 def test_the_precision_goes_by_the_name_that_this_transformers_has(clip_folder, monkeypatch):
     from transformers import CLIPModel
 
     options = {}
     load = CLIPModel.from_pretrained
     monkeypatch.setattr("training.evaluation.scores.dtype_option", lambda dtype: {"of_this_version": dtype})
-    monkeypatch.setattr(CLIPModel, "from_pretrained", lambda folder, **more: options.update(more) or load(folder))
+
+    def from_pretrained(folder, **more):
+        options.update(more)
+        return load(folder, output_loading_info=True)
+
+    monkeypatch.setattr(CLIPModel, "from_pretrained", from_pretrained)
     Clip(clip_folder, dtype=torch.bfloat16)
     assert options["of_this_version"] == torch.bfloat16 and not {"dtype", "torch_dtype"} & options.keys()
 

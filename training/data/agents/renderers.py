@@ -12,6 +12,7 @@ from PIL import Image
 
 from prefgen.atelier.attributes import FAMILIES
 from prefgen.atelier.renderer import Scene, render
+from prefgen.errors import MendableError
 
 from ..errors import DataError
 from .people import Item
@@ -128,14 +129,24 @@ class Diffusers:
             import torch
             from diffusers import DiffusionPipeline
 
+            from ...common.base_files import CANT_LOAD, load_models, refuse_empty_tokenizers
+
+            dtype = getattr(torch, self.dtype)
             try:
-                self._pipeline = DiffusionPipeline.from_pretrained(
-                    self.pipeline,
-                    torch_dtype=getattr(torch, self.dtype),
-                    use_safetensors=True,
-                    local_files_only=not self.download,
-                ).to(self.device)
-            except (OSError, ValueError, KeyError, ImportError) as error:
+                folder = Path(self.pipeline)
+                if not folder.is_dir():
+                    local = not self.download
+                    folder = Path(
+                        DiffusionPipeline.download(self.pipeline, use_safetensors=True, local_files_only=local)
+                    )
+                # Each model by itself: a pipeline would draw at random what a file lacks.
+                refuse_empty_tokenizers(folder)
+                models = load_models(folder, dtype)
+                loaded = DiffusionPipeline.from_pretrained(
+                    str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, **models
+                )
+                self._pipeline = loaded.to(self.device)
+            except (*CANT_LOAD, MendableError) as error:
                 raise DataError(f"Can't load the pipeline {self.pipeline}: {error}") from error
             self._pipeline.set_progress_bar_config(disable=True)
         return self._pipeline

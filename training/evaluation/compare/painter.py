@@ -49,7 +49,7 @@ class PipelinePainter:
         self.steps = steps
         self.batch = batch
         self.pixels = config.base.pixels
-        self.pipeline = load_pipeline(config, torch_dtype=DTYPES[config.base.precision]).to(device)
+        self.pipeline = load_pipeline(config, DTYPES[config.base.precision]).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
 
     def paint(
