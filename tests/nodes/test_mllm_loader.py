@@ -192,6 +192,25 @@ def test_memory_that_runs_out_is_told_in_one_sentence_whatever_the_backend(memor
     assert managed.patcher not in [loaded.model for loaded in management.current_loaded_models]
 
 
+@pytest.mark.parametrize(
+    "precision, place, choice",
+    [
+        ("float32", "cuda", "precision bf16, device cpu, or "),
+        ("float32", "cpu", "precision bf16, or "),
+        ("bfloat16", "cuda", "device cpu, or "),
+        ("bfloat16", "cpu", ""),
+    ],
+)
+def test_what_takes_less_memory_is_what_there_is(memory, precision, place, choice):
+    from types import SimpleNamespace
+
+    managed = SimpleNamespace(
+        mllm=SimpleNamespace(fingerprint={"precision": precision}),
+        patcher=SimpleNamespace(load_device=torch.device(place)),
+    )
+    assert memory.ManagedMLLM._instead(managed) == choice
+
+
 def test_other_errors_are_not_taken_for_it(memory, smol):
     managed = memory.load_mllm(smol, "fp32", "cpu")
     for error in (RuntimeError("shapes cannot be multiplied"), KeyError("memory"), InterruptedError()):

@@ -156,6 +156,7 @@ def test_a_set_comes_by_a_click_and_says_how_far_it_is(browser, downloads, tmp_p
     assert ended(browser)["state"] == "done"
     assert content(tmp_path / "models") == {f"LLM/tiny/{name.rsplit('/')[-1]}": data for name, data in FILES.items()}
     [ours, _] = browser("GET", "/prefgen/downloads")[1]["sets"]
+    assert ours["name"] == "ours"
     assert ours["missing"] == 0 and ours["files"] == []
     last = browser.server.events[-1]
     assert last == ("prefgen.download", {"name": "ours", "state": "done", "done": len(BIG) + len(SMALL),

@@ -300,6 +300,20 @@ def test_thumbnails_are_small_and_made_once(taste):
     assert taste.thumbnail(shown) == data
 
 
+def test_a_thumbnail_that_cannot_be_kept_is_shown_and_told(taste, monkeypatch, caplog):
+    taste.rate(picture(1), "liked", "1.png")
+
+    def refuse(path, data):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(module, "write_atomic", refuse)
+    caplog.set_level("INFO")
+    [shown] = taste.pictures()
+    assert Image.open(io.BytesIO(taste.thumbnail(shown))).format == "WEBP"
+    assert caplog.messages == ["PrefGen keeps no thumbnail of 1.png: Read-only file system."]
+    assert taste.stored_thumbnail(shown.sha256) is None
+
+
 class Acts(RuleBasedStateMachine):
     """Random acts beside a plain list of states: what undo and redo must come back to."""
 
