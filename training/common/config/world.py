@@ -41,7 +41,7 @@ class WorldJudge(Training):
 
     stage = "atelier.world.judge_a"
 
-    steps: Natural = 5000
+    steps: Natural = 12000
     batch: Count = 64
     lr: Rate = 2.5e-3
     # Channels of its first layer.
