@@ -7,8 +7,6 @@ import numpy as np
 from .motifs import ray, star
 from .shapes import Part, blob, box, oval, poly, stroke
 
-HORIZON = 0.7
-
 
 def band(role: str, top: float, swing: float = 0.012, waves: int = 3) -> Part:
     """The ground from a gently waving line to the lower edge."""

@@ -284,8 +284,7 @@ def placed(layer: Layer, scene: Scene, copy: Copy, pixel: float) -> Iterator[tup
 def facet(pen: ImageDraw.ImageDraw, points: np.ndarray, colour: Colour) -> None:
     """The far half of a part in shade, as of a cut stone."""
     far = shaded_half(points, np.array([0.8, 0.6]))
-    if len(far) > 2:
-        pen.polygon([tuple(point) for point in far.tolist()], fill=tuple(int(c * FACET_SHADE) for c in colour))
+    pen.polygon([tuple(point) for point in far.tolist()], fill=tuple(int(c * FACET_SHADE) for c in colour))
 
 
 def fade(layer: Layer, points: np.ndarray, colours: dict[str, Colour]) -> None:
