@@ -60,7 +60,7 @@ def export_zip(taste: Taste, target: BinaryIO, private: bool = False) -> list[tu
                 if not private:
                     data, suffix = bare(data, picture.path.name)
             except (OSError, PictureError) as error:
-                left_out.append((picture.path.name, getattr(error, "reason", "") or str(error)))
+                left_out.append((picture.path.name, _why(error)))
                 continue
             name = file_name(picture.path.name, suffix, taken[picture.verdict])
             taken[picture.verdict].append(name)
@@ -155,7 +155,7 @@ def import_folder(taste: Taste, folder: Path, verdict: str = "") -> Imported:
             origin = Origin(prompt) if prompt else None
             _count(done, taste.rate(path.read_bytes(), chosen, path.name, "import", origin, group).events)
         except (TasteError, OSError) as error:
-            done.refused.append((printable(path.name), str(error)))
+            done.refused.append((printable(path.name), _why(error)))
     if not done.added and not done.there and not done.refused:
         raise TasteError(
             f"{printable(folder.name)} has no pictures with a verdict: put them into folders called liked and "
@@ -227,3 +227,10 @@ def _origin(row: dict) -> Origin | None:
         seed if isinstance(seed, int) else None,
         model if isinstance(model, str) else "",
     )
+
+
+def _why(error: Exception) -> str:
+    """Why a file is left out. Without its path on the server, which an OSError's own words end in."""
+    if isinstance(error, OSError):
+        return (error.strerror or "it can't be read").lower()
+    return getattr(error, "reason", "") or str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -53,11 +54,13 @@ class Shelf:
         unfinished = self.folder / f".{uuid.uuid4().hex}"
         try:
             with source.changing():
-                shutil.copytree(source.folder, unfinished, ignore=shutil.ignore_patterns(LOCK, THUMBS, index.FILE))
+                _copy(source.folder, unfinished)
             os.rename(unfinished, self.folder / new_name)
         except OSError as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
             raise self._refused(new_name, error) from error
+        finally:
+            # Half a copy; a whole one has its name by now.
+            shutil.rmtree(unfinished, ignore_errors=True)
         return Taste(self.folder / new_name)
 
     def rename(self, name: str, new_name: str) -> Taste:
@@ -91,3 +94,13 @@ class Shelf:
         return TasteError(
             f"{printable(name)} can't be changed ({reason}): close what has its files open, and try again."
         )
+
+
+def _copy(folder: Path, place: Path) -> None:
+    """Copy a taste's folder, without what is made anew. Raises OSError of the first file that can't be copied."""
+    try:
+        shutil.copytree(folder, place, ignore=shutil.ignore_patterns(LOCK, THUMBS, index.FILE))
+    except shutil.Error as error:
+        # It goes on to the last file, and keeps of each fault the words: "[Errno 28] No space left on device: 'a.png'".
+        _, _, words = error.args[0][0]
+        raise OSError(errno.EIO, str(words).partition("] ")[2].partition(": ")[0] or "damaged") from error

@@ -1,9 +1,11 @@
 """A history's folder: which files count, in which order, and what is said of those that don't."""
 
+import errno
 import io
 import logging
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -247,3 +249,35 @@ def test_a_folder_gives_what_its_pictures_give_one_by_one(folder):
     (folder / "liked" / "a.png").write_bytes(buffer.getvalue())
     read = PreferenceHistory.from_folder(folder)
     assert read.digest == PreferenceHistory.from_images([torch.from_numpy(pixels) / 255]).digest
+
+
+def unreadable(monkeypatch, name):
+    def refuse(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, name, refuse)
+
+
+def test_a_folder_that_may_not_be_opened_is_told(folder, monkeypatch, one_sentence):
+    put(folder / "liked" / "1.png")
+    unreadable(monkeypatch, "iterdir")
+    with pytest.raises(ValueError) as raised:
+        PreferenceHistory.from_folder(folder)
+    assert "can't be opened (permission denied): let ComfyUI read it" in one_sentence(raised)
+
+
+def test_a_prompt_that_may_not_be_read_is_told_and_the_picture_counts(folder, monkeypatch, caplog):
+    put(folder / "liked" / "1.png")
+    (folder / "liked" / "1.txt").write_text("a boat")
+    plain = Path.read_bytes
+    denied = PermissionError(errno.EACCES, "Permission denied")
+
+    def read_bytes(path):
+        if path.suffix == ".txt":
+            raise denied
+        return plain(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    history = PreferenceHistory.from_folder(folder)
+    assert [item.prompt for item in history.liked] == [""]
+    assert "PrefGen can't read the prompt 1.txt (Permission denied)." in caplog.messages

@@ -281,3 +281,40 @@ def test_memory_that_runs_out_while_loading_is_not_called_damage(folder, refused
 
     monkeypatch.setattr(loading, "load_image_text_to_text", load)
     assert "download" not in refused_mllm(folder, "Memory ran out")
+
+
+TOKENIZER_FAULTS = {
+    "data did not match any variant of untagged enum ModelWrapper": "newer than the installed tokenizers can read",
+    "unknown variant `Fuse`": "update transformers",
+    "it is not what it was": r"missing or damaged \(it is not what it was\): download them again",
+}
+
+
+@pytest.mark.parametrize("fault", TOKENIZER_FAULTS)
+def test_a_tokenizer_that_cannot_be_read_is_told_with_what_helps(folder, refused_mllm, monkeypatch, fault):
+    from transformers import AutoTokenizer
+
+    def refuse(*_, **__):
+        raise ValueError(fault)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
+    refused_mllm(folder, TOKENIZER_FAULTS[fault])
+
+
+def test_a_tokenizer_that_needs_a_package_names_it(folder, refused_mllm, monkeypatch):
+    from transformers import AutoTokenizer
+
+    def refuse(*_, **__):
+        raise ImportError("LlamaTokenizer requires the SentencePiece library but it was not found in your environment.")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    refused_mllm(
+        folder, "lack tokenizer.json: put it there from where the model comes from, or pip install sentencepiece"
+    )
+
+
+@pytest.mark.parametrize("settings", ["awq", ["awq"]])
+def test_a_quantisation_that_is_no_object_is_named_as_it_stands(folder, refused_mllm, settings):
+    edit(folder, quantization_config=settings)
+    refused_mllm(folder, r"is quantised \(")

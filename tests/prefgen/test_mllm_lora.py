@@ -12,6 +12,7 @@ from prefgen.history import PreferenceHistory
 from prefgen.mllm.lora import ANY_VALUE, PLAIN_VALUES, canonical, check_lora, merge_lora
 from prefgen.mllm.model import MLLMError, PreferenceMLLM
 from tests.closeness import assert_close, assert_far
+from tests.prefgen.test_mllm_foreign import edit, rewrite
 from tests.prefgen.tiny_mllms import write_folder
 
 RANK, ALPHA = 2, 6
@@ -303,3 +304,34 @@ def test_a_pointer_in_place_of_a_file_is_named(model, tmp_path, one_sentence, na
     with pytest.raises(MLLMError, match="Git LFS pointer") as raised:
         merge_lora(model, lora)
     assert name in one_sentence(raised)
+
+
+def test_a_head_that_is_shared_with_the_words_is_not_changed(tmp_path, one_sentence):
+    folder = write_folder(tmp_path / "tied", "SmolVLM2", text={"tie_word_embeddings": True})
+    edit(folder, tie_word_embeddings=True)
+    rewrite(folder, lambda tensors: {key: value for key, value in tensors.items() if "lm_head" not in key})
+    model = PreferenceMLLM.load(folder).model
+    words, width = model.get_input_embeddings().weight.shape
+
+    def of_the_head(_):
+        sides = {"A": torch.ones(RANK, width), "B": torch.ones(words, RANK)}
+        return {f"base_model.model.lm_head.lora_{side}.weight": weight for side, weight in sides.items()}
+
+    with pytest.raises(MLLMError, match="changes a language head that this MLLM shares with its words") as raised:
+        merge_lora(model, write_lora(tmp_path / "taste", model, of_the_head))
+    one_sentence(raised)
+
+
+def test_a_pair_whose_ranks_differ_fits_nothing(model, tmp_path, one_sentence):
+    def of_two_ranks(tensors):
+        return {key: torch.cat([value, value]) if "_A" in key else value for key, value in tensors.items()}
+
+    with pytest.raises(MLLMError, match="doesn't fit this one") as raised:
+        merge_lora(model, write_lora(tmp_path / "taste", model, of_two_ranks))
+    one_sentence(raised)
+
+
+def test_a_folder_that_is_gone_is_told_from_one_without_its_config(model, tmp_path, one_sentence):
+    with pytest.raises(MLLMError) as raised:
+        merge_lora(model, tmp_path / "gone")
+    assert one_sentence(raised) == "The LoRA folder gone isn't there: choose a folder that peft has saved, or none."

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, TiffImagePlugin
+from PIL.PngImagePlugin import PngImageFile
 
 from prefgen.files import guessed_text
 from prefgen.history import PreferenceHistory
@@ -455,3 +456,30 @@ def test_a_text_is_read_however_an_editor_saved_it(encoding):
 @pytest.mark.parametrize("data", [b"", b"\xff", b"\xff\xfe", b"\xff\xfea", b"\0", b"\x81\x8d", b"\xef\xbb\xbf"])
 def test_no_bytes_are_too_odd_for_a_text(data):
     assert isinstance(guessed_text(data), str)
+
+
+def test_a_picture_larger_than_the_memory_is_told_so(monkeypatch, one_sentence):
+    out = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(out, "PNG")
+
+    def refuse(self):
+        raise MemoryError
+
+    monkeypatch.setattr(PngImageFile, "load", refuse)
+    with pytest.raises(PictureError) as raised:
+        read_picture(out.getvalue())
+    assert "(it needs more memory than is free): shrink or remove it" in one_sentence(raised)
+
+
+def test_a_grey_tensor_of_two_sides_is_a_picture():
+    grey = torch.rand(4, 6)
+    assert torch.equal(clean_picture(grey), grey[..., None].expand(-1, -1, 3))
+
+
+def test_a_png_text_that_does_not_unpack_turns_nothing():
+    out = io.BytesIO()
+    Image.new("RGB", (4, 6)).save(out, "PNG")
+    data = out.getvalue()
+    body = b"zTXt" + b"Raw profile type exif" + bytes(2) + b"not packed"
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    assert read_picture(data[:33] + chunk + data[33:]).shape == (6, 4, 3)

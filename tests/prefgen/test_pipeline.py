@@ -20,7 +20,7 @@ from prefgen.history import PreferenceHistory
 from prefgen.mllm.model import PreferenceMLLM
 from prefgen.pipeline import UserReader, put_on, take_off
 from tests.closeness import assert_far
-from tests.prefgen import tiny_mllms
+from tests.prefgen import ip_adapter_files, tiny_mllms
 from tests.prefgen.adapters import random_adapter
 from tests.prefgen.test_mllm_lora import write_lora
 from tests.training import tiny_bases, tiny_clip
@@ -154,3 +154,9 @@ def test_what_does_not_fit_is_one_sentence(studio, reader, tmp_path):
     with pytest.raises(AdapterError, match="was trained with the MLLM"):
         UserReader(studio / "taste.safetensors", models / "clip-vit-h", models / "smolvlm2").read(liked)
     assert load_adapter(studio / "taste.safetensors").header.clip_vision["fixed_picture"]
+
+
+def test_an_ip_adapter_is_left_to_diffusers(studio, tmp_path):
+    file = ip_adapter_files.write(tmp_path, "ip-adapter_sd15")
+    with pytest.raises(AdapterError, match="is an IP-Adapter: give diffusers its pictures as ip_adapter_image"):
+        UserReader(file, studio / "models/clip-vit-h")

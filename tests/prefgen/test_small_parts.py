@@ -5,6 +5,7 @@ import torch
 
 from prefgen.compat import dtype_option
 from prefgen.files import write_atomic
+from prefgen.image_encoder import described, likeness, weights_digest
 from prefgen.lru import LeastRecentlyUsed
 from prefgen.mllm.prompt import CLOSING_QUESTION, render_prompt, verdict_words
 from prefgen.pooling import pool_image_embeds
@@ -72,3 +73,16 @@ def test_the_precision_goes_by_the_keyword_of_the_installed_transformers(monkeyp
 
     monkeypatch.setattr(transformers, "__version__", version)
     assert dtype_option(torch.bfloat16) == {keyword: torch.bfloat16}
+
+
+def test_embeddings_of_other_widths_are_nothing_alike():
+    assert likeness([1.0, 0.0], [1.0, 0.0]) == 1.0 and likeness([1.0, 0.0], [1.0, 0.0, 0.0]) == 0.0
+
+
+def test_weights_that_are_not_there_have_no_digest():
+    names = ("vision_model.embeddings.class_embedding", "vision_model.encoder.weight", "visual_projection.weight")
+    weights = {name: torch.rand(8, 8, generator=torch.Generator().manual_seed(i)) for i, name in enumerate(names)}
+    assert weights_digest(weights) and "digest" in described(weights)
+    assert weights_digest({name: weight.to("meta") for name, weight in weights.items()}) is None
+    assert weights_digest({name: weight.bfloat16() for name, weight in weights.items()}) is None
+    assert "digest" not in described({name: weight.bfloat16() for name, weight in weights.items()})

@@ -13,6 +13,7 @@ from prefgen.adapter_file import load_adapter_once, save_adapter
 from prefgen.errors import AdapterError
 from prefgen.fusion import FusedUser
 from prefgen.user_file import blend_users, load_user, read_user, user_bytes
+from tests.prefgen import ip_adapter_files
 
 
 @pytest.fixture
@@ -143,3 +144,23 @@ def test_a_blend_is_named_by_its_parts_and_a_user_by_its_numbers(user):
     assert blend_users([user, other], [1, 1]).taste == ""
     assert one.digest == user.digest != other.digest
     assert replace(user, negative=True).digest != user.digest
+
+
+def test_an_adapter_that_is_listed_and_gone_is_passed_over(user, adapters, tmp_path):
+    file = written(user, tmp_path / "sea.safetensors")
+    gone = {"gone": tmp_path / "one.safetensors"} | adapters
+    assert torch.equal(load_user(file, gone).vector, user.vector)
+
+
+def test_a_users_vector_has_its_adapters_shape(new_adapter):
+    adapter = new_adapter()
+    width = adapter.header.user_width
+    assert user_file.fits(torch.zeros(width), adapter)
+    assert not user_file.fits(torch.zeros(width + 1), adapter) and not user_file.fits(torch.zeros(1, width), adapter)
+
+
+def test_a_picture_embedding_has_an_ip_adapters_width_as_one_or_as_states(tmp_path):
+    adapter = load_adapter_once(ip_adapter_files.write(tmp_path, "ip-adapter_sd15"))
+    width = adapter.header.image_width
+    assert user_file.fits(torch.zeros(1, width), adapter) and user_file.fits(torch.zeros(1, 5, width), adapter)
+    assert not user_file.fits(torch.zeros(width), adapter) and not user_file.fits(torch.zeros(1, width + 1), adapter)

@@ -1,10 +1,12 @@
 """Export and import: whole, in order, without anybody's secrets, and no zip can do harm."""
 
+import errno
 import io
 import json
 import os
 import stat
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,3 +200,39 @@ def test_a_folder_comes_in_by_its_sub_folders_its_stars_or_one_verdict(tmp_path)
     (tmp_path / "nothing").mkdir()
     with pytest.raises(TasteError, match="no pictures with a verdict"):
         import_folder(there, tmp_path / "nothing")
+
+
+def test_what_the_system_does_not_hand_out_is_told_without_its_path(taste, tmp_path, monkeypatch):
+    """The sentence goes to a browser."""
+
+    plain = Path.read_bytes
+
+    def refuse(path):
+        if path.suffix == ".png":
+            raise OSError(errno.EACCES, "Permission denied", str(path))
+        return plain(path)
+
+    source = tmp_path / "source"
+    (source / "liked").mkdir(parents=True)
+    (source / "liked" / "a.png").write_bytes(picture(1))
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    left_out = export_zip(taste, io.BytesIO())
+    assert len(left_out) == 4 and {reason for _, reason in left_out} == {"permission denied"}
+    assert import_folder(taste, source).refused == [("a.png", "permission denied")]
+
+
+def test_a_large_file_of_a_folder_is_named_and_the_others_come_in(taste, tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    (source / "liked").mkdir(parents=True)
+    (source / "liked" / "a.png").write_bytes(picture(1))
+    (source / "liked" / "b.png").write_bytes(picture(2) + bytes(1 << 20))
+    monkeypatch.setattr(exchange, "MAX_BYTES", 1 << 20)
+    done = import_folder(taste, source)
+    assert done.added == 1 and done.refused == [("b.png", "more than 1 MB")]
+
+
+def test_an_import_says_how_far_it_is(tmp_path):
+    files = {f"liked/{n}.png": picture(n) for n in range(3)}
+    seen = []
+    import_zip(empty(tmp_path / "there"), zipped(files), lambda *far: seen.append(far))
+    assert seen == [(1, 3), (2, 3), (3, 3)]

@@ -157,3 +157,13 @@ def test_content_credentials_of_a_png_are_left_out():
     chunk = struct.pack(">I", len(body)) + b"caBX" + body + struct.pack(">I", zlib.crc32(b"caBX" + body))
     clean, _ = bare(data[:33] + chunk + data[33:])
     assert clean == data
+
+
+def test_padding_before_a_marker_of_a_jpeg_is_passed_over():
+    """JPEG allows any number of FF before a marker's code."""
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(out, "JPEG", comment="SECRET")
+    data = out.getvalue()
+    padded = data.replace(b"\xff\xfe", b"\xff\xff\xff\xfe").replace(b"\xff\xdb", b"\xff\xff\xdb")
+    assert padded != data
+    assert bare(padded) == bare(data) and b"SECRET" not in bare(padded)[0]

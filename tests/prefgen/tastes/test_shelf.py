@@ -1,5 +1,6 @@
 """Tastes side by side: names that work on every system, copies that go on apart, and forgetting for good."""
 
+import errno
 import os
 
 import pytest
@@ -136,3 +137,38 @@ def test_two_shelves_see_the_same(shelf):
 def test_a_picture_gets_a_name_that_every_system_takes(wanted, written):
     assert file_name(wanted, ".png") == written
     assert file_name(wanted, ".png", [written.upper()]) == written.replace(".png", " (2).png")
+
+
+def refusing(monkeypatch, name):
+    """Let a function of the operating system fail, as a drive that went away does."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(name, refuse)
+
+
+def test_what_the_system_refuses_is_a_sentence_and_leaves_everything(shelf, monkeypatch, one_sentence):
+    shelf.new("sea").rate(picture(1), "liked", "1.png")
+    told = "can't be changed (read-only file system): close what has its files open"
+    for act, function, said in (
+        (lambda: shelf.new("hills"), "pathlib.Path.mkdir", told),
+        (lambda: shelf.copy("sea", "hills"), "shutil.copyfile", "Nothing was changed in sea: read-only file system."),
+        (lambda: shelf.copy("sea", "hills"), "os.rename", told),
+        (lambda: shelf.rename("sea", "hills"), "os.rename", told),
+        (lambda: shelf.forget("sea"), "os.rename", told),
+    ):
+        with monkeypatch.context() as changed:
+            refusing(changed, function)
+            with pytest.raises(TasteError) as raised:
+                act()
+        assert said in one_sentence(raised)
+        assert shelf.names() == ["sea"] and state(shelf.taste("sea")) == [(sha256(picture(1)), "liked")]
+        assert os.listdir(shelf.folder) == ["sea"], "half a copy is left"
+
+
+def test_a_taste_that_another_process_made_meanwhile_is_not_taken_over(shelf, monkeypatch):
+    shelf.new("sea")
+    monkeypatch.setattr(shelf, "names", lambda: [])
+    with pytest.raises(TasteError, match="There is a taste called sea already"):
+        shelf.new("sea")

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from PIL import Image
 
 from prefgen.files import write_atomic
-from prefgen.tastes import journal
+from prefgen.tastes import journal, revisions, words
 from prefgen.tastes import taste as module
 from prefgen.tastes.journal import Event
 from prefgen.tastes.names import TasteError
@@ -438,3 +438,41 @@ def test_the_lock_is_waited_for_and_then_refused_in_a_sentence(taste, monkeypatc
     done.set()
     process.join()
     assert "Another program is changing sea" in one_sentence(raised)
+
+
+def test_a_verdict_is_one_of_two(taste, one_sentence):
+    with pytest.raises(TasteError) as raised:
+        taste.rate(picture(1), "loved", "1.png")
+    assert "liked or disliked, not loved" in one_sentence(raised) and taste.pictures() == []
+
+
+def test_a_picture_of_more_bytes_than_a_taste_keeps_is_refused(taste, monkeypatch, one_sentence):
+    monkeypatch.setattr(module, "MAX_BYTES", 1 << 20)
+    assert taste.rate(picture(1), "liked", "small.png").events
+    with pytest.raises(TasteError) as raised:
+        taste.rate(bytes((1 << 20) + 1), "liked", "large.png")
+    assert "large.png has more than 1 MB: shrink it first" in one_sentence(raised)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_a_link_to_nowhere_is_no_picture(taste):
+    taste.rate(picture(1), "liked", "1.png")
+    (taste.folder / "liked" / "gone.png").symlink_to("nowhere.png")
+    assert [shown.path.name for shown in taste.pictures()] == ["1.png"]
+
+
+def test_a_revision_and_words_that_cannot_be_kept_are_told_and_harm_nothing(taste, monkeypatch, caplog):
+    taste.rate(picture(1), "liked", "1.png")
+
+    def refuse(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for where in (revisions, words):
+        monkeypatch.setattr(where, "write_atomic", refuse)
+    revision = revisions.keep(taste.folder, [])
+    words.keep_understood(taste.folder, revision, [])
+    assert caplog.messages == [
+        f"PrefGen can't note the revision {revision} of sea: No space left on device.",
+        "PrefGen can't keep what was understood of sea: No space left on device.",
+    ]
+    assert words.understood(taste.folder) == {} and taste.counts() == {"liked": 1, "disliked": 0}
