@@ -378,3 +378,16 @@ def test_an_interrupt_is_heard_between_decoder_layers(memory, smol, pack):
     with pytest.raises(management.InterruptProcessingException):
         pack("prefgen.comfy.encoding").encode_history(history, managed)
     assert not reached
+
+
+@pytest.mark.parametrize("good, expected", [("bf16", "bfloat16"), ("fp16", "float16"), (None, "float32")])
+def test_auto_takes_what_the_card_is_good_at(memory, monkeypatch, good, expected):
+    import comfy.model_management as management
+
+    monkeypatch.setattr(management, "should_use_bf16", lambda device: good == "bf16")
+    monkeypatch.setattr(management, "should_use_fp16", lambda device: good == "fp16")
+    card = torch.device("cuda")
+    assert str(memory.pick_dtype("auto", card, False)) == f"torch.{expected}"
+    assert (
+        memory.pick_dtype("auto", card, True) == memory.pick_dtype("auto", torch.device("cpu"), False) == torch.float32
+    )

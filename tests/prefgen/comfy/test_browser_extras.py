@@ -167,6 +167,7 @@ def test_a_cancelled_one_goes_on_from_there(browser, downloads, tmp_path, hub): 
     hub.slow = 0.05
     browser("POST", "/prefgen/downloads/ours", json={})
     assert "is on its way" in browser.sentence("POST", "/prefgen/downloads/other", json={})
+    assert browser("POST", "/prefgen/downloads/ours", json={})[1]["state"] == "running", "a second click waits for it"
     deadline = time.monotonic() + 120
     while not hub.sent and time.monotonic() < deadline:
         time.sleep(0.02)

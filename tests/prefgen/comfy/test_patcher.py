@@ -358,3 +358,8 @@ def test_a_schedule_knows_the_share_of_the_sampling_from_sigma(pack, world):
         # Shares are counted in the schedule's thousand steps.
         assert abs(share(float(sampling.percent_to_sigma(at))) - at) < 0.01
     assert share(float(sampling.sigma_max)) == 0.0 and share(0.0) == 1.0
+
+
+def test_a_half_that_is_none_is_refused(patcher):
+    with pytest.raises(ValueError, match="apply_to must be one of positive, both, not 'negative'"):
+        patcher.apply_user(None, None, apply_to="negative")

@@ -304,3 +304,46 @@ def test_a_thumbnail_that_is_there_is_shown_without_a_look_at_the_folder(browser
     first = browser("GET", address)
     monkeypatch.setattr(pack("prefgen.comfy.routes"), "picture_of", lambda *_: 1 / 0)
     assert browser("GET", address) == first
+
+
+def test_what_is_sent_another_way_than_the_panel_sends_it_is_refused(browser, pack, monkeypatch):
+    for place, what in (("upload", "The pictures aren't"), ("import", "The zip isn't")):
+        said = browser.sentence("POST", f"/prefgen/tastes/sea/{place}", raw="x", Content_Type="text/plain")
+        assert said == f"{what} sent as a form: use the panel, or multipart/form-data."
+    monkeypatch.setattr(pack("prefgen.comfy.doors"), "MAX_JSON", 1 << 20)
+    long = {"name": "x" * (1 << 20)}
+    assert "has more than 1 MB: send it in parts" in browser.sentence("POST", "/prefgen/tastes", json=long)
+    assert browser("GET", "/prefgen/no such page")[0] == 404
+
+
+def test_a_form_of_more_files_than_a_taste_takes_at_once_is_refused(browser, pack, monkeypatch):
+    monkeypatch.setattr(pack("prefgen.comfy.uploads"), "MAX_FILES", 2)
+    files = {f"liked/{n}.png": picture(n) for n in range(3)}
+    form = FormData(quote_fields=False)
+    for name, data in files.items():
+        form.add_field("file", data, filename=name)
+    assert "more than 2 files: import them in parts" in browser.sentence(
+        "POST", "/prefgen/tastes/sea/import", form=form
+    )
+    assert pictures_of(browser) == []
+
+
+def test_files_of_one_name_come_in_side_by_side_and_parts_without_a_name_are_passed_over(browser):
+    form = FormData(quote_fields=False)
+    form.add_field("note", "no file")
+    for number, name in enumerate(("a/liked/1.png", "a/liked/1.png", "b/liked/1.png")):
+        form.add_field("file", picture(number), filename=name)
+    assert browser("POST", "/prefgen/tastes/sea/import", form=form)[1]["added"] == 3
+    assert {each["sha256"] for each in pictures_of(browser)} == {sha256(picture(n)) for n in range(3)}
+    form = form_of("liked", {"4.png": picture(4)})
+    form.add_field("note", "no file")
+    assert browser("POST", "/prefgen/tastes/sea/upload", form=form)[1]["added"] == 1
+
+
+def test_a_taste_of_which_nothing_can_be_read_is_no_empty_zip(browser, folders_of_comfy, pack, monkeypatch):
+    browser("POST", "/prefgen/tastes/sea/upload", form=form_of("liked", {"1.png": picture(1)}))
+    uploads = pack("prefgen.comfy.uploads")
+    monkeypatch.setattr(uploads, "export_zip", lambda taste, file, private: [("1.png", "permission denied")])
+    monkeypatch.setattr(pack("prefgen.tastes.taste").Taste, "pictures", lambda taste: [])
+    said = browser.sentence("GET", "/prefgen/tastes/sea/export")
+    assert said == "Nothing of sea can be read: permission denied."
