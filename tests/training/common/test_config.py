@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.common.config.command import ConfigError, fingerprint, load, section_of
+from training.common.config.command import ConfigError, default_fingerprint, fingerprint, load, section_of
 from training.data.errors import DataError
 from training.data.open_world import open_world
 
@@ -179,3 +179,8 @@ def test_the_pipeline_scripts_start_every_stage_in_the_papers_order(tmp_path):
     stopped = {**os.environ, "PYTHON": "false"}
     result = subprocess.run(["sh", ROOT / "training/runs/atelier.sh"], env=stopped, capture_output=True, text=True)
     assert result.returncode and "goes on from there" in result.stderr
+
+
+def test_a_stages_defaults_are_known_by_its_dotted_name_too():
+    assert default_fingerprint("train_alignment")["stage"] == "train_alignment"
+    assert default_fingerprint("atelier.world.unet")["steps"] == 17000 and default_fingerprint("another.unet") == {}

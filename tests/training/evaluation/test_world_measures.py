@@ -56,6 +56,14 @@ def test_the_one_number_is_formed_in_every_draw_and_only_the_oracle_wins(rows):
     assert same["mean"] == 0 and same["p"] == 1.0
 
 
+def test_p_is_twice_the_share_of_draws_on_the_other_side():
+    draws = np.array([0.3, *[0.5] * 95, *[-0.01] * 5])
+    assert contrast(draws)["p"] == pytest.approx(0.1) and contrast(draws)["mean"] == 0.3
+    assert contrast(-draws)["p"] == pytest.approx(0.1)
+    # Draws of nothing count on both sides; none on the other side is told as fewer than there are draws.
+    assert contrast(np.zeros(101))["p"] == 1.0 and contrast(np.full(101, 0.2))["p"] == pytest.approx(0.02)
+
+
 def test_holm_corrects_the_smallest_most_and_keeps_the_order():
     corrected = holm({"a": {"p": 0.01}, "b": {"p": 0.04}, "c": {"p": 0.03}})
     assert [corrected[name]["p_holm"] for name in "abc"] == pytest.approx([0.03, 0.06, 0.06])
