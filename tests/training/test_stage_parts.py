@@ -1,5 +1,6 @@
 """Parts of the stages by their definitions: the MLLM's measures and losses, ablations' folders, what is missing."""
 
+import ast
 import json
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from prefgen.atelier import models
+from tests.training.commands import ROOT
 from training import train_mllm
 from training.atelier import mllm_vision
 from training.common.files import save_array
@@ -210,3 +212,24 @@ def test_an_array_is_there_whole_or_as_it_was(tmp_path):
     with pytest.raises(OSError):
         save_array(np.zeros(1), tmp_path / "taken")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.npy", "taken"]
+
+
+def calls_of(file):
+    """{method of `run`: its keyword arguments} of a stage's source."""
+    calls = [node for node in ast.walk(ast.parse(file.read_bytes())) if isinstance(node, ast.Call)]
+    named = [call for call in calls if isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) == "run"]
+    return {call.func.attr: {keyword.arg for keyword in call.keywords} for call in named}
+
+
+STAGES = [file for file in sorted((ROOT / "training").rglob("*.py")) if "steps" in calls_of(file)]
+
+
+@pytest.mark.parametrize("file", STAGES, ids=[file.relative_to(ROOT).as_posix() for file in STAGES])
+def test_a_stage_goes_on_with_all_that_its_steps_change(file):
+    """Its model, its optimiser, and averages where it keeps some."""
+    kept = calls_of(file)["resume"]
+    assert {"model", "optimiser"} <= kept and ("ema" in kept) == ("Ema(" in file.read_text())
+
+
+def test_the_stages_with_steps_are_found():
+    assert len(STAGES) > 12

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from prefgen.dtypes import DTYPES
 from prefgen.history import PreferenceHistory
 from prefgen.mllm.model import PreferenceMLLM
 from tests.closeness import assert_close, assert_far
 from tests.prefgen import tiny_mllms
 from training.common import lora
 from training.common.config.schema import Lora
+from training.data import readers
 from training.data.readers import Conversation, Reader
 from training.data.worlds import History
 
@@ -98,3 +100,10 @@ def test_gradients_reach_the_lora_of_every_decoder_layer_and_nothing_else(mllm):
 def test_targets_that_match_nothing_are_one_sentence(mllm):
     with pytest.raises(lora.LoraError, match="mllm.lora.targets: qkv match nothing in the decoder"):
         lora.targets_of(mllm.model, mllm.family.text, ("q_proj", "qkv"))
+
+
+def test_tokens_are_kept_as_wide_as_the_precision_that_reads_them():
+    """bf16 has no type of its own in numpy: its bits are kept as whole numbers of the same width."""
+    assert set(readers.TOKEN_TYPES) == set(DTYPES)
+    for name, kind in readers.TOKEN_TYPES.items():
+        assert np.dtype(kind).itemsize == DTYPES[name].itemsize

@@ -15,6 +15,7 @@ from tests.training import tiny_bases, tiny_clip, warm
 from training.common.errors import exit_with_message
 from training.data.agents.make import Population, make
 from training.data.agents.renderers import Atelier
+from training.evaluation.compare import __main__ as compare_command
 from training.evaluation.compare.score import MEASURES
 
 ROOT = Path(__file__).parents[3]
@@ -175,3 +176,20 @@ def test_bad_input_is_one_sentence(studio, tmp_path, monkeypatch, options, adapt
     said = str(stopped.value)
     assert sentence in said and "\n" not in said
     assert not list(tmp_path.rglob("*.png"))
+
+
+def test_what_is_not_said_is_48_users_and_8_pictures_each_of_30_steps(monkeypatch):
+    needed = "--config sd15_24gb --adapter a.safetensors --clip clip --out out".split()
+    monkeypatch.setattr(sys, "argv", ["compare", *needed])
+    said = vars(compare_command.arguments())
+    expected = {
+        "users": 48,
+        "prompts": 4,
+        "seeds": 2,
+        "history": 8,
+        "guidance": 5.0,
+        "steps": 30,
+        "batch": 4,
+        "seed": 0,
+    }
+    assert {name: said[name] for name in expected} == expected

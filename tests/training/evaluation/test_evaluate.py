@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -158,3 +159,13 @@ def test_a_small_run_measures_every_row_and_goes_on_where_it_was_stopped(tmp_pat
     monkeypatch.setattr(measure, "Painter", None)  # everything is there: no model is needed
     command.main()
     assert (out / "methods.json").read_bytes() == again
+
+
+def test_of_two_tastes_that_the_mllm_names_the_first_is_what_a_prompt_holds():
+    class Told:
+        def answer(self, history):
+            return "ocean palette, gold frame or neon palette, no frame; ink outline"
+
+    pictures = [torch.rand(8, 8, 3)]
+    traits = painter.Painter.traits(SimpleNamespace(mllm=Told()), pictures, pictures)
+    assert traits.liked == ("ocean palette", "gold frame") and traits.disliked == ("ink outline",)

@@ -5,7 +5,7 @@ import pytest
 
 from prefgen.atelier.world import scores
 from prefgen.atelier.world.prompts import Prompt
-from training.evaluation.world import drawn, requests
+from training.evaluation.world import drawn, page, requests
 from training.evaluation.world.figures import Table
 from training.evaluation.world.measures import Bootstrap, contrast, holm, score
 from training.evaluation.world.rows import IDEAS, PRIMARY, ROWS
@@ -110,3 +110,10 @@ def test_a_table_says_what_reaches_its_line(rows):
     assert line["idea"] == "e_core" and line["reached"] and line["mean"] > 0.5
     assert (blind["of"], blind["row"], blind["measure"]) == ("blind", "mismatched", "all") and blind["reached"]
     assert figures["rows"]["prefgen"]["sharpness"] == 1.0 and table.figures(1)["primary"] == {}
+
+
+def test_an_ideas_line_says_by_how_much_and_whether_it_was_reached():
+    entry = {"idea": "e_core", "of": "prefgen", "row": "no_core", "measure": "continuous", "users": "all"}
+    entry |= {"mean": 0.0612, "ci95": [0.02, 0.1], "p_holm": 0.03, "line": 0.05, "reached": True}
+    lines = page.lines_of([entry, entry | {"mean": -0.0612, "reached": False}])
+    assert "+0.061" in lines and "-0.061" in lines and "| yes |" in lines and "| no |" in lines

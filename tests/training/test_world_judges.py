@@ -1,0 +1,64 @@
+"""What is said of a judge, and what pictures go through before it learns from them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from prefgen.atelier.world.judge import PERIODIC
+from prefgen.atelier.world.labels import CLASSES, class_labels, value_labels
+from prefgen.atelier.world.scenes import random_scene
+from prefgen.atelier.world.traits import CONTINUOUS
+from training.atelier.world import judges
+
+
+class Truthful:
+    """A judge that knows the scenes, and says every share by `off` too much and how sure it is of that."""
+
+    def __init__(self, off: float):
+        self.off = off
+        self.read = 0
+
+    def __call__(self, pictures):
+        numbers = range(self.read, self.read + len(pictures))
+        self.read += len(pictures)
+        scenes = [random_scene(np.random.default_rng([judges.HELDOUT_SEED, number])) for number in numbers]
+        classes = torch.tensor([class_labels(scene) for scene in scenes])
+        logits = {name: F.one_hot(classes[:, i], len(kinds)) for i, (name, kinds) in enumerate(CLASSES.items())}
+        shares = torch.tensor([value_labels(scene) for scene in scenes]) + self.off
+        angles = shares * 2 * torch.pi
+        values = torch.where(
+            PERIODIC[:, None], torch.stack([angles.cos(), angles.sin()], -1), shares[..., None].expand(-1, -1, 2)
+        )
+        return logits, values, torch.full(shares.shape, 2 * math.log(max(self.off, 1e-3)))
+
+
+def test_a_judge_that_knows_everything_explains_everything():
+    figures = judges.figures(Truthful(0.0), 64)
+    assert set(figures["accuracy"].values()) == {1.0} and figures["renders"] == 64
+    assert min(figures["r2"].values()) > 0.9999
+
+
+def test_a_judge_that_is_off_explains_that_much_less():
+    figures = judges.figures(Truthful(0.1), 64)
+    for name, explained in figures["r2"].items():
+        if CONTINUOUS[name].period:
+            assert explained == pytest.approx(1 - 0.1**2 * 12, abs=1e-3)
+        else:
+            # Clipped at the end of the range.
+            assert 0.8 < explained < 0.95, name
+
+
+def test_augmentation_softens_edges_and_leaves_a_flat_picture_flat():
+    torch.manual_seed(0)
+    flat = torch.full((4, 3, 16, 16), 0.3)
+    assert torch.allclose(judges.soften(flat, 1.0, 1.0), flat)
+    checks = ((torch.arange(16)[:, None] + torch.arange(16)) % 2).float().expand(4, 3, 16, 16)
+    softened = judges.soften(checks, 1.0, 1.0)
+    assert softened.shape == checks.shape and (softened.std((1, 2, 3)) < checks.std((1, 2, 3))).all()
+    assert torch.equal(judges.soften(checks, 1.0, 0.0), checks) and torch.equal(judges.soften(checks, 0.0, 1.0), checks)
+    shaded = judges.shade(flat, 0.1, 0.0)
+    assert (shaded / flat).sub(1).abs().max() <= 0.05 and shaded.std((2, 3)).max() < 1e-6
+    assert judges.shade(checks, 0.0, 0.2).min() >= 0 and judges.shade(checks, 0.0, 0.2).max() <= 1
