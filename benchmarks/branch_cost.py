@@ -25,7 +25,6 @@ from records import machine, parser_of, publish, reached, spread, with_spread, w
 
 from training.evaluation.tables import table
 
-NEIGHBOUR = "ComfyUI_IPAdapter_plus"
 PIXELS = {"sd15": 512, "sdxl": 1024}
 NAMES = {"sd15": "SD1.5, 512 px", "sdxl": "SDXL, 1024 px"}
 LAYOUTS = {
@@ -49,11 +48,11 @@ def main() -> None:
     args = parser.parse_args()
     from tests import neighbours
 
-    if neighbours.checkout(NEIGHBOUR) is None:
-        raise SystemExit(f"{neighbours.why_not(NEIGHBOUR)}.")
+    if neighbours.checkout(neighbours.IPADAPTER_PLUS) is None:
+        raise SystemExit(f"{neighbours.why_not(neighbours.IPADAPTER_PLUS)}.")
     from tests import comfyui  # enters ComfyUI, on the CPU; before that, since it has a package `tests` too
 
-    theirs = modules_of_neighbour()
+    theirs = neighbours.ipadapter_plus()
 
     def ours(name: str) -> ModuleType:
         return importlib.import_module(f"{comfyui.PACK}.{name}")
@@ -64,15 +63,7 @@ def main() -> None:
         publish(args.out, "performance-branch.json", row, ("family",), title, page)
 
 
-def modules_of_neighbour() -> tuple[ModuleType, ModuleType]:
-    """The other pack's nodes and what they share."""
-    from tests.neighbours import whole_pack
-
-    whole_pack(NEIGHBOUR)
-    return tuple(importlib.import_module(f"{NEIGHBOUR}.{part}") for part in ("IPAdapterPlus", "utils"))
-
-
-def measure(family: str, ours: Callable[[str], ModuleType], theirs: tuple, no_step: bool) -> dict:
+def measure(family: str, ours: Callable[[str], ModuleType], theirs: list[ModuleType], no_step: bool) -> dict:
     """A row of the record. ours: a module of this pack as ComfyUI has it, by its name."""
     import torch
 

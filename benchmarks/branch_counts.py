@@ -18,11 +18,9 @@ from types import ModuleType
 from branch_cost import (
     LAYOUTS,
     NAMES,
-    NEIGHBOUR,
     attention_of,
     blocks_of,
     full_size,
-    modules_of_neighbour,
     options_of,
     patched_models,
     plain_attention,
@@ -52,7 +50,7 @@ def main() -> None:
     def ours(name: str) -> ModuleType:
         return importlib.import_module(f"{comfyui.PACK}.{name}")
 
-    theirs = modules_of_neighbour() if neighbours.checkout(NEIGHBOUR) else None
+    theirs = neighbours.ipadapter_plus() if neighbours.checkout(neighbours.IPADAPTER_PLUS) else None
     for family in args.families:
         row = {"family": family, "channels": args.channels, "tokens": {}, "note": args.note}
         model = full_size(family, args.channels)

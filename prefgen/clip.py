@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .compat import has_vocabulary
+from .compat import absent, from_safetensors, has_vocabulary
 from .errors import MendableError
 from .files import read_text, visible_files
 from .image_encoder import described, fixed_picture, rounded
@@ -249,18 +249,16 @@ def _transformers_tower(name: str, path: Path):
             width = config.projection_dim
             config = config.vision_config if "Vision" in name else config.text_config
             config.projection_dim = width
-        model, report = getattr(transformers, name).from_pretrained(
-            str(path), config=config, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        model, loading = from_safetensors(getattr(transformers, name), path, config=config)
     except BROKEN_FOLDER as error:
         raise ClipError(
             f"{path} is no CLIP folder of transformers or open_clip with safetensors weights: download it whole."
         ) from error
     # transformers draws at random what a folder lacks, such as all of a SigLIP or the projection of a bare tower.
-    absent = sorted([*report["missing_keys"], *(str(entry[0]) for entry in report.get("mismatched_keys") or ())])
-    if absent:
+    lacking = absent(loading)
+    if lacking:
         raise ClipError(
-            f"{path} lacks {absent[0]}{' and more' if absent[1:] else ''}: it is no CLIP model with its projection. "
+            f"{path} lacks {lacking[0]}{' and more' if lacking[1:] else ''}: it is no CLIP model with its projection. "
             "Choose one that is, such as CLIP ViT-H."
         )
     return model.eval().requires_grad_(False)

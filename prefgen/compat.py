@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,19 +37,12 @@ def load_image_text_to_text(folder: Path, dtype: torch.dtype, nf4_device: str | 
             # 5.x looks at how a module's name begins, 4.x at any part of it.
             llm_int8_skip_modules=["lm_head", *VISION_PARTS, *(f"model.{part}" for part in VISION_PARTS)],
         )
-    model, loading = AutoModelForImageTextToText.from_pretrained(
-        str(folder),
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-        **options,
-    )
+    model, loading = from_safetensors(AutoModelForImageTextToText, folder, trust_remote_code=False, **options)
     # Histories are read without the language head.
     missing = sorted(key for key in loading["missing_keys"] if HEAD not in key)
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
-    mismatched = sorted(str(entry[0]) for entry in loading.get("mismatched_keys") or ())
+    mismatched = _mismatched(loading)
     if mismatched:
         raise ValueError(f"{mismatched[0]} has another size than config.json says")
     left_over = sorted(key for key in loading["unexpected_keys"] if _of_a_layer(key))
@@ -56,6 +50,23 @@ def load_image_text_to_text(folder: Path, dtype: torch.dtype, nf4_device: str | 
         raise ValueError(f"config.json has no place for {len(left_over)} weights, such as {left_over[0]}")
     model.head_is_random = len(missing) < len(loading["missing_keys"])
     return model.eval()
+
+
+def from_safetensors(kind, folder: Path, **options) -> tuple[Any, dict]:
+    """(model, what was found of its weights) of a local folder of transformers or diffusers. Nothing is downloaded and
+    no pickle opened; what the files lack is drawn at random, so ask `absent` before the model is used."""
+    return kind.from_pretrained(
+        str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+    )
+
+
+def absent(loading: dict) -> list[str]:
+    """Names of the weights that `from_safetensors` drew at random: they aren't there, or of another size."""
+    return sorted([*loading["missing_keys"], *_mismatched(loading)])
+
+
+def _mismatched(loading: dict) -> list[str]:
+    return sorted(str(entry[0]) for entry in loading.get("mismatched_keys") or ())
 
 
 def dtype_option(dtype: torch.dtype) -> dict[str, torch.dtype]:

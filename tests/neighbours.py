@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+IPADAPTER_PLUS = "ComfyUI_IPAdapter_plus"
+
 
 def checkout(name: str) -> Path | None:
     """The folder of a pack, if there is one."""
@@ -46,3 +48,9 @@ def modules_of(name: str, *parts: str) -> list[types.ModuleType]:
     package.__path__ = [str(checkout(name))]
     sys.modules[package.__name__] = package
     return [importlib.import_module(f"{package.__name__}.{part}") for part in parts]
+
+
+def ipadapter_plus() -> list[types.ModuleType]:
+    """ComfyUI_IPAdapter_plus's nodes and what they share."""
+    whole_pack(IPADAPTER_PLUS)
+    return [importlib.import_module(f"{IPADAPTER_PLUS}.{part}") for part in ("IPAdapterPlus", "utils")]

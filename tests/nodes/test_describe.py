@@ -47,19 +47,12 @@ def test_what_is_said_is_true_far_more_often_than_by_chance(described, pack):
         assert true >= said / 3, f"{side}: {true} of {said}"  # chance is a tenth
 
 
-def test_the_bar_is_full_with_the_last_picture_and_the_answer(pack, mllm):
-    import comfy.utils
-
+def test_the_bar_is_full_with_the_last_picture_and_the_answer(pack, mllm, progress):
     liked, disliked = pack("prefgen.comfy.histories").load(0)[:2]
-    seen = []
-    hook = comfy.utils.PROGRESS_BAR_HOOK
-    comfy.utils.set_progress_bar_global_hook(lambda done, total, *_, **__: seen.append((done, total)))
-    try:
-        pack("nodes").DescribePreference.execute(mllm=[mllm], liked=liked, disliked=disliked)
-    finally:
-        comfy.utils.set_progress_bar_global_hook(hook)
+    progress.clear()
+    pack("nodes").DescribePreference.execute(mllm=[mllm], liked=liked, disliked=disliked)
     count = len(liked) + len(disliked) + 1
-    assert {total for _, total in seen} == {count} and max(done for done, _ in seen) == count
+    assert {total for _, total in progress} == {count} and max(done for done, _ in progress) == count
 
 
 def test_typed_traits_take_the_place_of_the_mllms(pack, mllm, described):

@@ -78,26 +78,21 @@ def test_the_node_reads_what_it_can_and_tells_the_artist_the_rest(root, pack, mo
     assert node == "17" and "broken.png" in sentence and "isn't a picture" in sentence
 
 
-def test_reading_moves_comfyuis_progress_bar_and_stops_at_its_interrupt(root, pack):
+def test_reading_moves_comfyuis_progress_bar_and_stops_at_its_interrupt(root, pack, progress):
     import comfy.model_management
-    import comfy.utils
 
     for number in range(3):
         put(root / "ada" / "liked" / f"{number}.png")
-    seen = []
-    hook = comfy.utils.PROGRESS_BAR_HOOK
-    comfy.utils.set_progress_bar_global_hook(lambda done, total, *_, **__: seen.append((done, total)))
+    node = pack("nodes.history").LoadPreferenceHistory
+    node.execute("ada")
+    assert progress == [(1, 3), (2, 3), (3, 3)]
     try:
-        node = pack("nodes.history").LoadPreferenceHistory
-        node.execute("ada")
-        assert seen == [(1, 3), (2, 3), (3, 3)]
         comfy.model_management.interrupt_current_processing()
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             node.execute("ada")
     finally:
         comfy.model_management.interrupt_current_processing(False)
-        comfy.utils.set_progress_bar_global_hook(hook)
-    assert len(seen) == 3
+    assert len(progress) == 3
 
 
 def test_a_folder_and_core_load_image_give_the_same_history(root, pack):

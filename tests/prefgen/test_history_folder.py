@@ -251,16 +251,13 @@ def test_a_folder_gives_what_its_pictures_give_one_by_one(folder):
     assert read.digest == PreferenceHistory.from_images([torch.from_numpy(pixels) / 255]).digest
 
 
-def unreadable(monkeypatch, name):
-    def refuse(path, *_):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, name, refuse)
-
-
 def test_a_folder_that_may_not_be_opened_is_told(folder, monkeypatch, one_sentence):
     put(folder / "liked" / "1.png")
-    unreadable(monkeypatch, "iterdir")
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(ValueError) as raised:
         PreferenceHistory.from_folder(folder)
     assert "can't be opened (permission denied): let ComfyUI read it" in one_sentence(raised)

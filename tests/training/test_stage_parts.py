@@ -227,8 +227,8 @@ STAGES = [file for file in sorted((ROOT / "training").rglob("*.py")) if "steps" 
 @pytest.mark.parametrize("file", STAGES, ids=[file.relative_to(ROOT).as_posix() for file in STAGES])
 def test_a_stage_goes_on_with_all_that_its_steps_change(file):
     """Its model, its optimiser, and averages where it keeps some."""
-    kept = calls_of(file)["resume"]
-    assert {"model", "optimiser"} <= kept and ("ema" in kept) == ("Ema(" in file.read_text())
+    parts = calls_of(file)["resume"]
+    assert {"model", "optimiser"} <= parts and ("ema" in parts) == ("Ema(" in file.read_text())
 
 
 def test_the_stages_with_steps_are_found():

@@ -1,7 +1,6 @@
 """The second world's stages: each runs from nothing at a tiny size, and what they rest on holds."""
 
 import json
-import math
 import os
 import sys
 from collections import Counter
@@ -14,7 +13,7 @@ from diffusers import AutoencoderKL
 from prefgen.atelier import models
 from prefgen.atelier.editions import SECOND
 from prefgen.atelier.models import PREDICTION, alphas_cumprod
-from prefgen.atelier.world.judge import PERIODIC, Judge, distances, shares_of
+from prefgen.atelier.world.judge import Judge
 from prefgen.atelier.world.labels import CLASSES, class_labels, scene_of, value_labels
 from prefgen.atelier.world.models import as_read
 from prefgen.atelier.world.prompts import phrases
@@ -23,7 +22,7 @@ from prefgen.atelier.world.scenes import random_scene
 from prefgen.atelier.world.traits import CONTINUOUS, NAMED
 from tests.closeness import assert_close
 from tests.training import warm
-from training.atelier.world import judges, unet, vae
+from training.atelier.world import unet, vae
 from training.atelier.world.captions import named_classes, random_caption
 from training.atelier.world.obedience import heldout_requests
 from training.atelier.world.people import People, make
@@ -109,43 +108,6 @@ def test_latents_get_unit_variance_and_pictures_stay():
     folded_mean, folded_std = vae.channel_statistics(model, pictures)
     assert folded_mean.abs().max() < 1e-3 and (folded_std - 1).abs().max() < 1e-3
     assert_close(posterior.logvar + 2 * std.log()[:, None, None], variances)
-
-
-def test_a_judge_learns_the_truth_of_every_trait_alike_and_how_sure_it_is():
-    truth = torch.rand(64, len(CONTINUOUS))
-    angles = truth * 2 * torch.pi
-    exact = torch.where(
-        PERIODIC[:, None], torch.stack([angles.cos(), angles.sin()], -1), truth[..., None].expand(-1, -1, 2)
-    )
-    assert_close(shares_of(exact), truth)
-    seen = torch.rand(truth.shape) < 0.7
-
-    def pulls(off, spread):
-        """How the loss pulls at values that lie `off` the truth, and at a variance of `spread` squared."""
-        values = (exact + off).requires_grad_()
-        log_variances = torch.full_like(truth, 2 * math.log(spread)).requires_grad_()
-        judges.value_loss(values, log_variances, truth, seen).backward()
-        return values.grad[seen], log_variances.grad[seen]
-
-    on_a_line = (~PERIODIC).expand_as(truth)[seen]
-    fine, fits = pulls(0.01, 0.01)
-    coarse, _ = pulls(0.2, 0.2)
-    # Well read or not, a mean is pulled alike; a variance that is the square of the error stays.
-    assert_close(fine[on_a_line, 0], coarse[on_a_line, 0])
-    assert fine[on_a_line, 0].min() > 0 and fits[on_a_line].abs().max() < 1e-6
-    # Too sure: the variance grows; too unsure: it shrinks. On the truth nothing is pulled.
-    assert pulls(0.2, 0.02)[1].max() < 0 and pulls(0.001, 0.2)[1].min() > 0
-    assert pulls(0.0, 0.1)[0].abs().max() < 1e-6
-    # What can't be seen costs nothing.
-    assert judges.value_loss(exact + 1, truth, truth, torch.zeros_like(seen)) == 0
-
-
-def test_reading_a_trait_by_chance_explains_none_of_it():
-    """On a line as on a circle."""
-    torch.manual_seed(0)
-    truth = torch.rand(20000, len(CONTINUOUS))
-    chance = torch.where(PERIODIC, torch.rand(truth.shape), 0.5)
-    assert distances(chance, truth).square().mean(0).sub(judges.UNIFORM).abs().max() < 0.002
 
 
 def test_a_judge_reads_pictures_of_any_size_the_same():

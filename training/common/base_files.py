@@ -15,7 +15,8 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 
-from prefgen.compat import dtype_option, has_vocabulary
+from prefgen.clip import BROKEN_FOLDER
+from prefgen.compat import absent, dtype_option, from_safetensors, has_vocabulary
 from prefgen.errors import out_of_memory
 from prefgen.files import read_text, visible_files
 from prefgen.mllm import foreign
@@ -23,18 +24,19 @@ from prefgen.mllm import foreign
 from .base import BaseError
 
 # What diffusers and transformers raise for a broken folder, or for a package that isn't installed.
-CANT_LOAD = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError, ImportError)
+CANT_LOAD = (*BROKEN_FOLDER, TypeError, ImportError)
 HALF = "fp16"
 
 
 def load_models(folder: Path, dtype: torch.dtype | None, without: Collection[str] = ()) -> dict[str, torch.nn.Module]:
     """{component: model} of all models that model_index.json names, but those of `without`. dtype: None takes the
-    libraries' own choice. BaseError with one sentence."""
-    names = [name for name, kind in _model_classes(folder).items() if kind is not None and name not in without]
-    return {name: load_model(folder, name, dtype) for name in names}
+    libraries' own choice. BaseError with one sentence, also for a tokenizer beside them that has no words."""
+    _refuse_empty_tokenizers(folder)
+    kinds = _model_classes(folder)
+    return {name: _load(kind, folder, name, dtype) for name, kind in kinds.items() if name not in without}
 
 
-def refuse_empty_tokenizers(folder: Path) -> None:
+def _refuse_empty_tokenizers(folder: Path) -> None:
     """BaseError for a tokenizer of a diffusers folder that has no words, to which every prompt would be the same."""
     for name, entry in _index(folder).items():
         is_tokenizer = isinstance(entry, list) and "Tokenizer" in str(entry[-1])
@@ -51,6 +53,10 @@ def load_model(folder: Path, name: str, dtype: torch.dtype | None, **options: An
     kind = _model_classes(folder).get(name)
     if kind is None:
         raise BaseError(f"{folder} has no {name} in its model_index.json: take the whole diffusers folder.")
+    return _load(kind, folder, name, dtype, **options)
+
+
+def _load(kind, folder: Path, name: str, dtype: torch.dtype | None, **options: Any) -> torch.nn.Module:
     place = folder / name
     if dtype is not None:
         options |= {"torch_dtype": dtype} if issubclass(kind, diffusers.ModelMixin) else dtype_option(dtype)
@@ -59,21 +65,15 @@ def load_model(folder: Path, name: str, dtype: torch.dtype | None, **options: An
     if weights and all(f".{HALF}" in file.name for file in weights):
         options["variant"] = HALF
     try:
-        model, report = kind.from_pretrained(
-            str(folder),
-            subfolder=name,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
+        model, loading = from_safetensors(kind, folder, subfolder=name, **options)
     except CANT_LOAD as error:
         raise BaseError(_what_helps(place, error)) from error
-    absent = sorted(report["missing_keys"])
-    if absent:
+    lacking = absent(loading)
+    if lacking:
+        more = f" and {len(lacking) - 1} more weights" if lacking[1:] else ""
         raise BaseError(
-            f"{place} lacks {absent[0]}{f' and {len(absent) - 1} more weights' if absent[1:] else ''}, which would be "
-            "random: take config.json and all weights from one release of the model."
+            f"{place} lacks {lacking[0]}{more}, which would be random: take config.json and all weights from one "
+            "release of the model."
         )
     return model
 
@@ -89,7 +89,7 @@ def _index(folder: Path) -> dict[str, Any]:
 
 
 def _model_classes(folder: Path) -> dict[str, Any]:
-    """{component: its class} of the models that model_index.json names; None for one that the folder leaves out."""
+    """{component: its class} of the models that model_index.json names and the folder doesn't leave out."""
     libraries = {"diffusers": diffusers, "transformers": transformers}
     classes: dict[str, Any] = {}
     for name, entry in _index(folder).items():

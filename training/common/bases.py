@@ -15,7 +15,7 @@ from prefgen.dtypes import DTYPES
 from prefgen.files import read_text
 
 from .base import AtelierBase, Base, BaseError
-from .base_files import CANT_LOAD, first_line, load_model, load_models, refuse_empty_tokenizers
+from .base_files import CANT_LOAD, first_line, load_model, load_models
 from .config.schema import Config
 from .sampling import atelier_scheduler
 
@@ -96,7 +96,6 @@ def load_pipeline(config: Config, dtype: torch.dtype | None = None, without: Seq
         # It would black pictures out, and with them what is compared. SDXL's pipeline has none.
         options = {"safety_checker": None, "requires_safety_checker": False}
     diffusers.utils.logging.disable_progress_bar()
-    refuse_empty_tokenizers(path)
     components = load_models(path, dtype, without) | dict.fromkeys(without) | options
     try:
         return kind.from_pretrained(str(path), local_files_only=True, torch_dtype=dtype, **components)

@@ -25,7 +25,14 @@ from prefgen.clip import (
     load_open_clip,
     load_tokenizer,
 )
-from prefgen.compat import dtype_option, embedding_of, load_image_text_to_text, lost_its_head
+from prefgen.compat import (
+    absent,
+    dtype_option,
+    embedding_of,
+    from_safetensors,
+    load_image_text_to_text,
+    lost_its_head,
+)
 from prefgen.errors import MendableError
 from prefgen.mllm.lora import merge_lora
 
@@ -95,13 +102,7 @@ class Clip:
         from transformers import CLIPModel
 
         try:
-            model, report = CLIPModel.from_pretrained(
-                str(folder),
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                **dtype_option(dtype),
-            )
+            model, loading = from_safetensors(CLIPModel, folder, **dtype_option(dtype))
         except BROKEN_FOLDER as error:
             raise ScoreError(
                 f"{folder} is no CLIP folder of transformers or open_clip with safetensors weights: download it whole."
@@ -110,9 +111,9 @@ class Clip:
             tokenizer = load_tokenizer(folder)
         except ClipError as error:
             raise ScoreError(str(error)) from error
-        if report["missing_keys"]:
-            # transformers draws them at random, such as the text side of a folder that holds a vision tower alone.
-            raise ScoreError(f"{folder} lacks {min(report['missing_keys'])} and is no whole CLIP: download it whole.")
+        # Such as the text side of a folder that holds a vision tower alone.
+        if lacking := absent(loading):
+            raise ScoreError(f"{folder} lacks {lacking[0]} and is no whole CLIP: download it whole.")
         self.model = model.to(device).eval()
         self.side = model.config.vision_config.image_size
         limit = model.config.text_config.max_position_embeddings

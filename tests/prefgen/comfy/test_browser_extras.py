@@ -5,9 +5,8 @@ import time
 
 import numpy as np
 import pytest
-from aiohttp import FormData
 
-from tests.prefgen.comfy.test_routes import browser, folders_of_comfy, form_of, pictures_of  # noqa: F401
+from tests.prefgen.comfy.test_routes import browser, folder_form, folders_of_comfy, form_of, pictures_of  # noqa: F401
 from tests.prefgen.tastes.test_exchange import XMP
 from tests.prefgen.tastes.test_taste import picture, sha256
 from tests.prefgen.test_download import BIG, FILES, SMALL, content, entry, hub  # noqa: F401
@@ -93,13 +92,6 @@ def test_a_look_tells_where_the_taste_is_least_sure(browser, pack, folders_of_co
         assert "lacks a list" in browser.sentence("POST", route, json=odd)
     outside = browser("POST", route, json={"pictures": [{"filename": "../secret.png"}, {"filename": "/etc/passwd"}]})
     assert outside[1]["pictures"] == [None, None]
-
-
-def folder_form(files: dict[str, bytes]) -> FormData:
-    form = FormData(quote_fields=False)
-    for name, data in files.items():
-        form.add_field("file", data, filename=name, content_type="application/octet-stream")
-    return form
 
 
 def test_a_folder_comes_in_by_its_sub_folders_and_by_its_stars(browser, folders_of_comfy):  # noqa: F811

@@ -1,18 +1,15 @@
 """Beside the real ComfyUI_IPAdapter_plus: the order of nodes is irrelevant, both effects are there, nothing leaks."""
 
-import importlib
-
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from tests import neighbours
 from tests.closeness import assert_far
-from tests.neighbours import needs, whole_pack
 from tests.prefgen import ip_adapter_files as files
 from tests.prefgen.comfy.tiny_models import UNETS, Both, clip_vision
 
-NAME = "ComfyUI_IPAdapter_plus"
-pytestmark = needs(NAME)
+pytestmark = neighbours.needs(neighbours.IPADAPTER_PLUS)
 OURS = {"sd15": "ip-adapter-plus_sd15", "sdxl": "ip-adapter-plus_sdxl_vit-h"}
 THEIRS = {"sd15": "ip-adapter_sd15", "sdxl": "ip-adapter_sdxl_vit-h"}
 QUEUES = 5
@@ -20,8 +17,7 @@ QUEUES = 5
 
 @pytest.fixture(scope="module")
 def ipadapter_plus():
-    whole_pack(NAME)
-    return importlib.import_module(f"{NAME}.IPAdapterPlus"), importlib.import_module(f"{NAME}.utils")
+    return neighbours.ipadapter_plus()
 
 
 class Graph:

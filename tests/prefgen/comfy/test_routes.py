@@ -81,6 +81,13 @@ def pictures_of(browser, name="sea") -> list[dict]:
     return browser("GET", f"/prefgen/tastes/{name}")[1]["pictures"]
 
 
+def folder_form(files: dict[str, bytes]) -> FormData:
+    form = FormData(quote_fields=False)
+    for name, data in files.items():
+        form.add_field("file", data, filename=name, content_type="application/octet-stream")
+    return form
+
+
 def form_of(verdict: str, files: dict[str, bytes]) -> FormData:
     form = FormData()
     form.add_field("verdict", verdict)
@@ -318,10 +325,7 @@ def test_what_is_sent_another_way_than_the_panel_sends_it_is_refused(browser, pa
 
 def test_a_form_of_more_files_than_a_taste_takes_at_once_is_refused(browser, pack, monkeypatch):
     monkeypatch.setattr(pack("prefgen.comfy.uploads"), "MAX_FILES", 2)
-    files = {f"liked/{n}.png": picture(n) for n in range(3)}
-    form = FormData(quote_fields=False)
-    for name, data in files.items():
-        form.add_field("file", data, filename=name)
+    form = folder_form({f"liked/{n}.png": picture(n) for n in range(3)})
     assert "more than 2 files: import them in parts" in browser.sentence(
         "POST", "/prefgen/tastes/sea/import", form=form
     )

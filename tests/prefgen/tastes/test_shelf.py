@@ -150,13 +150,13 @@ def refusing(monkeypatch, name):
 
 def test_what_the_system_refuses_is_a_sentence_and_leaves_everything(shelf, monkeypatch, one_sentence):
     shelf.new("sea").rate(picture(1), "liked", "1.png")
-    told = "can't be changed (read-only file system): close what has its files open"
+    refused = "can't be changed (read-only file system): close what has its files open"
     for act, function, said in (
-        (lambda: shelf.new("hills"), "pathlib.Path.mkdir", told),
+        (lambda: shelf.new("hills"), "pathlib.Path.mkdir", refused),
         (lambda: shelf.copy("sea", "hills"), "shutil.copyfile", "Nothing was changed in sea: read-only file system."),
-        (lambda: shelf.copy("sea", "hills"), "os.rename", told),
-        (lambda: shelf.rename("sea", "hills"), "os.rename", told),
-        (lambda: shelf.forget("sea"), "os.rename", told),
+        (lambda: shelf.copy("sea", "hills"), "os.rename", refused),
+        (lambda: shelf.rename("sea", "hills"), "os.rename", refused),
+        (lambda: shelf.forget("sea"), "os.rename", refused),
     ):
         with monkeypatch.context() as changed:
             refusing(changed, function)

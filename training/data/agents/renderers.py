@@ -129,18 +129,14 @@ class Diffusers:
             import torch
             from diffusers import DiffusionPipeline
 
-            from ...common.base_files import CANT_LOAD, load_models, refuse_empty_tokenizers
+            from ...common.base_files import CANT_LOAD, load_models
 
             dtype = getattr(torch, self.dtype)
             try:
                 folder = Path(self.pipeline)
-                if not folder.is_dir():
-                    local = not self.download
-                    folder = Path(
-                        DiffusionPipeline.download(self.pipeline, use_safetensors=True, local_files_only=local)
-                    )
+                if self.download and not folder.is_dir():
+                    folder = Path(DiffusionPipeline.download(self.pipeline, use_safetensors=True))
                 # Each model by itself: a pipeline would draw at random what a file lacks.
-                refuse_empty_tokenizers(folder)
                 models = load_models(folder, dtype)
                 loaded = DiffusionPipeline.from_pretrained(
                     str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, **models
