@@ -238,7 +238,7 @@ MLLM_DAMAGE = {
     code_of_its_own: "asks to run code of its own",
     half_downloaded: "download it again",
     a_shard_is_missing: "lacks model-00002-of-00002.safetensors",
-    without_tokenizer: "tokenizer files",
+    without_tokenizer: "has no tokenizer.json",
     another_kind: "holds a llama",
 }
 
