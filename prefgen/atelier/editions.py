@@ -28,7 +28,6 @@ CLIP_TEXT: dict[str, Any] = {
     "projection_dim": 128,
 }
 VAE: dict[str, Any] = {
-    "block_out_channels": (32, 32, 64, 64),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "layers_per_block": 1,
@@ -56,14 +55,15 @@ class EditionError(MendableError):
 @dataclass(frozen=True)
 class Edition:
     """The numbers of one edition. image_size: side of its pictures in pixels; max_tokens: of a prompt; scale_factor:
-    so many patches a side of the MLLM's 8 x 8 become one image token; unet_widths: of the UNet's levels, fine to
-    coarse."""
+    so many patches a side of the MLLM's 8 x 8 become one image token; unet_widths, vae_widths: of their levels, fine
+    to coarse."""
 
     name: str
     image_size: int
     max_tokens: int
     scale_factor: int
     unet_widths: tuple[int, ...]
+    vae_widths: tuple[int, ...]
 
     @property
     def clip_text(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class Edition:
     @property
     def vae(self) -> dict[str, Any]:
         """Arguments of diffusers' AutoencoderKL."""
-        return VAE | {"sample_size": self.image_size}
+        return VAE | {"sample_size": self.image_size, "block_out_channels": self.vae_widths}
 
     @property
     def unet(self) -> dict[str, Any]:
@@ -81,9 +81,9 @@ class Edition:
         return UNET | {"sample_size": self.image_size // 8, "block_out_channels": self.unet_widths}
 
 
-FIRST = Edition("first", 128, 48, 4, (64, 128, 128))
+FIRST = Edition("first", 128, 48, 4, (64, 128, 128), (32, 32, 64, 64))
 # A caption that says every trait has up to 57 tokens.
-SECOND = Edition("second", 256, 64, 2, (64, 128, 192))
+SECOND = Edition("second", 256, 64, 2, (64, 128, 192), (32, 64, 128, 128))
 EDITIONS = {edition.name: edition for edition in (FIRST, SECOND)}
 
 
