@@ -71,10 +71,14 @@ async def json_of(request: web.Request) -> dict:
     """The object that a request holds. A page of another site can't send this content type without asking first."""
     if request.content_type != "application/json":
         raise TasteError("The request isn't JSON: send it as application/json.")
-    if (request.content_length or 0) > MAX_JSON:
-        raise TasteError(f"The request has more than {MAX_JSON >> 20} MB: send it in parts.")
+    text = bytearray()
+    # `read(n)` of a stream gives what has arrived so far, which of a large request is only its beginning.
+    async for chunk in request.content.iter_any():
+        text += chunk
+        if max(len(text), request.content_length or 0) > MAX_JSON:
+            raise TasteError(f"The request has more than {MAX_JSON >> 20} MB: send it in parts.")
     try:
-        content = json.loads(await request.content.read(MAX_JSON + 1))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise TasteError("The request isn't JSON that can be read: reload the page and try again.") from error
     if not isinstance(content, dict):

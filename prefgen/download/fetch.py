@@ -102,7 +102,8 @@ def fetch(file_set: FileSet, models: Path, progress: Progress = lambda file, don
         elif _is_pinned(target, file):
             yield target
         else:
-            raise DownloadError(f"{target} is another file than the pinned one: move it away, then run this again.")
+            # By its place below the models folder: the browser needn't know where that lies.
+            raise DownloadError(f"{file.to} is another file than the pinned one: move it away, then run this again.")
     staging = models / STAGING
     if missing:
         _check_space(models, missing)
@@ -134,7 +135,9 @@ def _check_space(models: Path, missing: list[PinnedFile]) -> None:
     needed = sum(file.bytes for file in missing) - present + SPARE
     free = shutil.disk_usage(models).free
     if free < needed:
-        raise DownloadError(f"{models} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed: make room.")
+        raise DownloadError(
+            f"The disk of the models folder has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed: make room."
+        )
 
 
 def _move(file: Path, target: Path) -> None:

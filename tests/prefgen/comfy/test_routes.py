@@ -233,6 +233,31 @@ def test_a_simple_form_of_another_site_is_no_json(browser):
         assert "isn't JSON" in browser.sentence("POST", "/prefgen/tastes", raw=text, Content_Type=kind)
 
 
+def in_parts(text, part):
+    """A request's body that arrives part by part."""
+
+    async def parts():
+        for start in range(0, len(text), part):
+            yield text[start : start + part].encode()
+            await asyncio.sleep(0.01)
+
+    return parts()
+
+
+def test_a_request_that_arrives_in_parts_is_read_whole(browser):
+    text = json.dumps({"name": "two"} | {f"more {i}": "x" * 1000 for i in range(300)})
+    sent = {"raw": in_parts(text, 40_000), "Content_Type": "application/json"}
+    assert browser("POST", "/prefgen/tastes", **sent) == (200, {"name": "two"})
+
+
+def test_a_request_of_unsaid_length_ends_where_it_is_too_long(browser):
+    sent = {
+        "raw": in_parts('{"name": "two", "more": "' + "x" * (5 << 20) + '"}', 1 << 20),
+        "Content_Type": "application/json",
+    }
+    assert "more than 4 MB" in browser.sentence("POST", "/prefgen/tastes", **sent)
+
+
 @pytest.mark.parametrize("raw", ["", "[]", "null", "{", '{"name": 5}', '{"name": null}', "[" * 100_000, "\xff"])
 def test_odd_json_is_refused(browser, raw):
     browser.sentence("POST", "/prefgen/tastes", raw=raw.encode("latin-1"), Content_Type="application/json")
