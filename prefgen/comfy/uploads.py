@@ -29,7 +29,7 @@ async def receive(request: web.Request, taste: Taste) -> Imported:
     verdict = ""
     async for part in await request.multipart():
         if part.name == "verdict":
-            verdict = (await part.read_chunk(64)).decode(errors="replace")
+            verdict = (await bounded(part, 64) or b"").decode(errors="replace")
             continue
         if not part.filename:
             continue

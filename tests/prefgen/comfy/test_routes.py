@@ -233,29 +233,32 @@ def test_a_simple_form_of_another_site_is_no_json(browser):
         assert "isn't JSON" in browser.sentence("POST", "/prefgen/tastes", raw=text, Content_Type=kind)
 
 
-def in_parts(text, part):
+async def in_parts(*parts: bytes):
     """A request's body that arrives part by part."""
-
-    async def parts():
-        for start in range(0, len(text), part):
-            yield text[start : start + part].encode()
-            await asyncio.sleep(0.01)
-
-    return parts()
+    for part in parts:
+        yield part
+        await asyncio.sleep(0.05)
 
 
 def test_a_request_that_arrives_in_parts_is_read_whole(browser):
-    text = json.dumps({"name": "two"} | {f"more {i}": "x" * 1000 for i in range(300)})
-    sent = {"raw": in_parts(text, 40_000), "Content_Type": "application/json"}
+    text = json.dumps({"name": "two", "more": "x" * 300_000}).encode()
+    sent = {"raw": in_parts(text[:20], text[20:200_000], text[200_000:]), "Content_Type": "application/json"}
     assert browser("POST", "/prefgen/tastes", **sent) == (200, {"name": "two"})
 
 
 def test_a_request_of_unsaid_length_ends_where_it_is_too_long(browser):
-    sent = {
-        "raw": in_parts('{"name": "two", "more": "' + "x" * (5 << 20) + '"}', 1 << 20),
-        "Content_Type": "application/json",
-    }
+    sent = {"raw": in_parts(b'{"name": "two"', *[b" " * (1 << 20)] * 5), "Content_Type": "application/json"}
     assert "more than 4 MB" in browser.sentence("POST", "/prefgen/tastes", **sent)
+
+
+def test_a_verdict_that_arrives_in_two_parts_is_read_whole(browser):
+    field = b'--end\r\nContent-Disposition: form-data; name="verdict"\r\n\r\nlik'
+    file = b'ed\r\n--end\r\nContent-Disposition: form-data; name="file"; filename="1.png"\r\n\r\n'
+    sent = {"raw": in_parts(field, file, picture(1), b"\r\n--end--\r\n")}
+    status, answer = browser(
+        "POST", "/prefgen/tastes/sea/upload", **sent, Content_Type="multipart/form-data; boundary=end"
+    )
+    assert status == 200 and answer["added"] == 1, answer
 
 
 @pytest.mark.parametrize("raw", ["", "[]", "null", "{", '{"name": 5}', '{"name": null}', "[" * 100_000, "\xff"])
