@@ -12,6 +12,7 @@ import io
 import logging
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from ..files import disk_full, file_sha256, write_atomic
-from ..history_folder import VERDICTS, entries_of, picture_entries, picture_files, prompt_of
+from ..history_folder import VERDICTS, entries_of, picture_entries, picture_files, prompt_file, prompt_of
 from ..pictures import PictureError, open_picture, to_pixels
 from . import journal, revisions
 from .index import Index
@@ -298,7 +299,7 @@ class Taste:
     def _add(self, data: bytes, verdict: str, name: str, suffix: str) -> Path:
         """Write a new picture under a free name: a reader sees the whole file or none."""
         folder = self._folder_of(verdict)
-        path = folder / file_name(name, suffix, os.listdir(folder))
+        path = folder / _free_name(folder, name, suffix)
         try:
             write_atomic(path, data)
         except OSError as error:
@@ -308,12 +309,8 @@ class Taste:
     def _move(self, path: Path, verdict: str) -> Path:
         """Move a picture, with the text file beside it, to a verdict's folder or the trash."""
         folder = self._folder_of(verdict)
-        target = folder / file_name(path.name, path.suffix, os.listdir(folder))
-        os.rename(path, target)
-        for suffix in (".txt", ".TXT"):
-            if path.with_suffix(suffix).is_file():
-                os.rename(path.with_suffix(suffix), target.with_suffix(suffix))
-                break
+        target = folder / _free_name(folder, path.name, path.suffix, brings_text=prompt_file(path).is_file())
+        _rename(path, target)
         return target
 
     def _folder_of(self, verdict: str) -> Path:
@@ -329,7 +326,8 @@ class Taste:
             folder.mkdir(exist_ok=True)
             if verdict == "liked" and not picture_entries(folder):
                 for loose in picture_files(self.folder):
-                    os.rename(loose, folder / file_name(loose.name, loose.suffix, os.listdir(folder)))
+                    text = prompt_file(loose).is_file()
+                    _rename(loose, folder / _free_name(folder, loose.name, loose.suffix, brings_text=text))
         except OSError as error:
             raise self._unwritten(error) from error
         return folder
@@ -345,7 +343,7 @@ class Taste:
                 if origin is None:
                     target.unlink(missing_ok=True)
                 else:
-                    os.rename(target, origin)
+                    _rename(target, origin)
             raise self._unwritten(error) from error
         return Change(tuple(events))
 
@@ -433,6 +431,34 @@ class Taste:
             for path in paths:
                 path.unlink(missing_ok=True)
             return len(paths)
+
+
+def _free_name(folder: Path, wanted: str, suffix: str, brings_text: bool = False) -> str:
+    """A name for a picture in a folder, by which it gets no other picture's text file and gives none its own.
+
+    brings_text: whether its own text file comes with it.
+    """
+    names = os.listdir(folder)
+    # A text file is the prompt of every picture of its stem.
+    stems = (os.path.splitext(name) for name in names)
+    taken = [stem + suffix for stem, kind in stems if brings_text or kind.lower() == ".txt"]
+    return file_name(wanted, suffix, names + taken)
+
+
+def _rename(path: Path, target: Path) -> None:
+    """Move a picture with the text file beside it; another picture of its stem keeps that too. All of it or nothing."""
+    text = prompt_file(path)
+    os.rename(path, target)
+    if not text.is_file():
+        return
+    try:
+        if any(file.stem == path.stem for file in picture_files(path.parent)):
+            shutil.copyfile(text, target.with_suffix(text.suffix))
+        else:
+            os.rename(text, target.with_suffix(text.suffix))
+    except OSError:
+        os.rename(target, path)
+        raise
 
 
 def checked_picture(data: bytes, name: str) -> str:

@@ -69,6 +69,76 @@ def test_the_other_verdict_moves_the_file_with_its_prompt(taste):
     assert not os.listdir(taste.folder / "liked") and taste.prompt_of(taste.pictures()[0]) == "a red boat"
 
 
+def prompts(taste):
+    return {shown.sha256: taste.prompt_of(shown) for shown in taste.pictures()}
+
+
+@pytest.mark.parametrize("own", ["a red boat", ""])
+def test_a_move_takes_no_other_picture_s_prompt_and_gives_none_away(taste, own):
+    taste.rate(picture(1), "liked", "boat.png")
+    taste.rate(picture(2, "JPEG"), "disliked", "boat.jpg")
+    (taste.folder / "disliked" / "boat.txt").write_text("a blue boat")
+    if own:
+        (taste.folder / "liked" / "boat.txt").write_text(own)
+    taste.rate(picture(1), "disliked")
+    taste.rate(picture(3, "WEBP"), "disliked", "boat.webp")
+    expected = {sha256(picture(1)): own, sha256(picture(2, "JPEG")): "a blue boat", sha256(picture(3, "WEBP")): ""}
+    assert prompts(taste) == expected
+    taste.undo()
+    taste.undo()
+    assert prompts(taste) == {key: prompt for key, prompt in expected.items() if key != sha256(picture(3, "WEBP"))}
+
+
+def test_a_text_file_of_two_pictures_stays_for_the_other(taste):
+    taste.rate(picture(1), "liked", "boat.png")
+    taste.rate(picture(2, "JPEG"), "liked", "boat.jpg")
+    (taste.folder / "liked" / "boat.txt").write_text("a boat")
+    taste.place([sha256(picture(1))], "disliked")
+    assert set(prompts(taste).values()) == {"a boat"} and len(taste.pictures()) == 2
+
+
+def test_loose_pictures_move_in_with_their_prompts(taste):
+    for name, form, number in (("boat.png", "PNG", 1), ("boat.jpg", "JPEG", 2), ("house.png", "PNG", 3)):
+        (taste.folder / name).write_bytes(picture(number, form))
+    (taste.folder / "boat.txt").write_text("a boat")
+    (taste.folder / "house.TXT").write_text("a house")
+    before = prompts(taste)
+    assert sorted(before.values()) == ["a boat", "a boat", "a house"]
+    taste.rate(picture(4), "liked", "sea.png")
+    assert prompts(taste) == before | {sha256(picture(4)): ""}
+
+
+def test_where_a_verdict_cannot_be_written_down_the_text_file_goes_back_too(taste, monkeypatch):
+    taste.rate(picture(1), "liked", "boat.png")
+    (taste.folder / "liked" / "boat.txt").write_text("a boat")
+    before = state(taste), prompts(taste)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(journal, "append", full)
+    with pytest.raises(TasteError, match="Nothing was changed"):
+        taste.rate(picture(1), "disliked")
+    assert (state(taste), prompts(taste)) == before
+
+
+def test_a_text_file_that_cannot_move_keeps_its_picture_where_it_is(taste, monkeypatch):
+    taste.rate(picture(1), "liked", "boat.png")
+    (taste.folder / "liked" / "boat.txt").write_text("a boat")
+    before = state(taste), prompts(taste)
+    rename = os.rename
+
+    def locked(source, target):
+        if str(source).endswith(".txt"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", locked)
+    with pytest.raises(TasteError, match="permission denied"):
+        taste.place([sha256(picture(1))], "disliked")
+    assert (state(taste), prompts(taste)) == before
+
+
 def test_several_pictures_are_one_act(taste):
     numbers = [sha256(picture(n)) for n in range(4)]
     for n in range(4):
