@@ -19,7 +19,8 @@ from comfy.cli_args import args as comfy_args
 from ..files import is_hidden_name
 from ..tastes.journal import Event
 from ..tastes.names import TasteError, printable
-from ..tastes.taste import MAX_BYTES, Change, Picture, Taste
+from ..tastes.stored import MAX_BYTES
+from ..tastes.taste import Change, Picture, Taste
 from ..tastes.words import understood
 from . import downloads, tastes
 from .auto import adapter_kinds

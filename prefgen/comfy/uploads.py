@@ -14,7 +14,8 @@ from ..history_folder import VERDICTS
 from ..pictures import picture_suffixes
 from ..tastes.exchange import MAX_FILES, Imported, export_zip, import_folder, import_zip
 from ..tastes.names import TasteError, file_name, printable
-from ..tastes.taste import MAX_BYTES, Taste
+from ..tastes.stored import MAX_BYTES
+from ..tastes.taste import Taste
 from .doors import NO_SNIFFING, in_thread, refused
 
 MAX_UPLOAD = 4 << 30  # bytes of a zip, or of a folder's files

@@ -136,7 +136,7 @@ def _check_space(models: Path, missing: list[PinnedFile]) -> None:
     free = shutil.disk_usage(models).free
     if free < needed:
         raise DownloadError(
-            f"The disk of the models folder has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed: make room."
+            f"The disk of the models folder has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed: make room."
         )
 
 

@@ -19,7 +19,8 @@ from ..pictures import PictureError, picture_suffixes
 from .bare import bare
 from .names import TasteError, file_name, printable
 from .origin import Origin, stars_of, verdict_of_stars
-from .taste import MAX_BYTES, Taste
+from .stored import MAX_BYTES
+from .taste import Taste
 
 MANIFEST = "taste.json"
 FORMAT = 1

@@ -12,7 +12,6 @@ import io
 import logging
 import os
 import re
-import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,23 +24,21 @@ from PIL import Image
 
 from ..files import disk_full, file_sha256, write_atomic
 from ..history_folder import VERDICTS, entries_of, picture_entries, picture_files, prompt_file, prompt_of
-from ..pictures import PictureError, open_picture, to_pixels
+from ..pictures import open_picture, to_pixels
 from . import journal, revisions
 from .index import Index
 from .journal import Event, WordEvent
-from .names import TasteError, file_name, printable
+from .names import TasteError, printable
 from .origin import Origin, origin_of
 from .revisions import REVISION_DIGITS, revision_of
+from .stored import THUMB_SIDE, checked_picture, free_name, move
 from .words import STATES, Words, checked_word
 
 TRASH = ".trash"
 THUMBS = ".thumbs"
 LOCK = ".lock"
 LOCK_SECONDS = 30.0
-MAX_BYTES = 256 << 20  # of one picture's file
-THUMB_SIDE = 256
 SHA256 = re.compile("[0-9a-f]{64}")
-SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
 
 
 @dataclass(frozen=True)
@@ -299,7 +296,7 @@ class Taste:
     def _add(self, data: bytes, verdict: str, name: str, suffix: str) -> Path:
         """Write a new picture under a free name: a reader sees the whole file or none."""
         folder = self._folder_of(verdict)
-        path = folder / _free_name(folder, name, suffix)
+        path = folder / free_name(folder, name, suffix)
         try:
             write_atomic(path, data)
         except OSError as error:
@@ -309,8 +306,8 @@ class Taste:
     def _move(self, path: Path, verdict: str) -> Path:
         """Move a picture, with the text file beside it, to a verdict's folder or the trash."""
         folder = self._folder_of(verdict)
-        target = folder / _free_name(folder, path.name, path.suffix, brings_text=prompt_file(path).is_file())
-        _rename(path, target)
+        target = folder / free_name(folder, path.name, path.suffix, brings_text=prompt_file(path).is_file())
+        move(path, target)
         return target
 
     def _folder_of(self, verdict: str) -> Path:
@@ -327,7 +324,7 @@ class Taste:
             if verdict == "liked" and not picture_entries(folder):
                 for loose in picture_files(self.folder):
                     text = prompt_file(loose).is_file()
-                    _rename(loose, folder / _free_name(folder, loose.name, loose.suffix, brings_text=text))
+                    move(loose, folder / free_name(folder, loose.name, loose.suffix, brings_text=text))
         except OSError as error:
             raise self._unwritten(error) from error
         return folder
@@ -343,7 +340,7 @@ class Taste:
                 if origin is None:
                     target.unlink(missing_ok=True)
                 else:
-                    _rename(target, origin)
+                    move(target, origin)
             raise self._unwritten(error) from error
         return Change(tuple(events))
 
@@ -431,44 +428,3 @@ class Taste:
             for path in paths:
                 path.unlink(missing_ok=True)
             return len(paths)
-
-
-def _free_name(folder: Path, wanted: str, suffix: str, brings_text: bool = False) -> str:
-    """A name for a picture in a folder, by which it gets no other picture's text file and gives none its own.
-
-    brings_text: whether its own text file comes with it.
-    """
-    names = os.listdir(folder)
-    # A text file is the prompt of every picture of its stem.
-    stems = (os.path.splitext(name) for name in names)
-    taken = [stem + suffix for stem, kind in stems if brings_text or kind.lower() == ".txt"]
-    return file_name(wanted, suffix, names + taken)
-
-
-def _rename(path: Path, target: Path) -> None:
-    """Move a picture with the text file beside it; another picture of its stem keeps that too. All of it or nothing."""
-    text = prompt_file(path)
-    os.rename(path, target)
-    if not text.is_file():
-        return
-    try:
-        if any(file.stem == path.stem for file in picture_files(path.parent)):
-            shutil.copyfile(text, target.with_suffix(text.suffix))
-        else:
-            os.rename(text, target.with_suffix(text.suffix))
-    except OSError:
-        os.rename(target, path)
-        raise
-
-
-def checked_picture(data: bytes, name: str) -> str:
-    """The suffix of a picture's format. TasteError where the bytes are too many, or no picture that can be read."""
-    if len(data) > MAX_BYTES:
-        raise TasteError(f"The picture {printable(name)} has more than {MAX_BYTES >> 20} MB: shrink it first.")
-    try:
-        with open_picture(data, printable(name)) as image:
-            form = image.format or ""
-            to_pixels(image, THUMB_SIDE)
-    except PictureError as error:
-        raise TasteError(str(error)) from error
-    return SUFFIXES.get(form, f".{form.lower()}")

@@ -237,7 +237,7 @@ def test_an_unknown_name_and_a_file_of_the_artist_s_own_are_sentences(hub, sets,
 def test_a_full_disk_is_told_before_anything_is_fetched(tmp_path, monkeypatch):
     usage = fetch.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(fetch.DownloadError, match="0.0 GB free and .* GB are needed: make room"):
+    with pytest.raises(fetch.DownloadError, match="0.0 GB free, .* GB are needed: make room"):
         list(fetch.fetch(next(iter(fetch.load_sets().values())), tmp_path))
 
 

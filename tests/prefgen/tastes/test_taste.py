@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from PIL import Image
 
 from prefgen.files import write_atomic
-from prefgen.tastes import journal, revisions, words
+from prefgen.tastes import journal, revisions, stored, words
 from prefgen.tastes import taste as module
 from prefgen.tastes.journal import Event
 from prefgen.tastes.names import TasteError
@@ -517,7 +517,7 @@ def test_a_verdict_is_one_of_two(taste, one_sentence):
 
 
 def test_a_picture_of_more_bytes_than_a_taste_keeps_is_refused(taste, monkeypatch, one_sentence):
-    monkeypatch.setattr(module, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(stored, "MAX_BYTES", 1 << 20)
     assert taste.rate(picture(1), "liked", "small.png").events
     with pytest.raises(TasteError) as raised:
         taste.rate(bytes((1 << 20) + 1), "liked", "large.png")
