@@ -68,7 +68,7 @@ class PreferenceHistory:
     def digest(self) -> str:
         """sha256 of pictures, verdicts and prompts in order."""
         lines = [f"{item.digest} {int(item.liked)} {item.prompt}" for item in self.items]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return hashlib.sha256("\n".join(lines).encode(errors="surrogatepass")).hexdigest()
 
     @cached_property
     def pictures_digest(self) -> str:

@@ -80,9 +80,9 @@ class HistoryFolder:
         for verdict, files in self.files.items():
             for file in files:
                 for part in (file, prompt_file(file)):
-                    digest.update(f"{verdict} {_stamp(part)}\n".encode(errors="surrogateescape"))
+                    digest.update(f"{verdict} {_stamp(part)}\n".encode(errors="surrogatepass"))
         # Verdicts have an order of their own where a journal says when they were given.
-        digest.update(_stamp(self.path / JOURNAL).encode(errors="surrogateescape"))
+        digest.update(_stamp(self.path / JOURNAL).encode(errors="surrogatepass"))
         return digest.hexdigest()
 
     def read(

@@ -121,7 +121,7 @@ def fingerprint(taste: str, request: Request) -> str:
     loras = sorted(folders.mllm_loras())
     for name in sorted(folders.mllms()) if request.mllm == AUTO else [request.mllm]:
         lines += [f"{readers.mllm_key(name, lora)}" for lora in loras]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogatepass")).hexdigest()
 
 
 def _encoded(taste: str, choice: Choice) -> EncodedPreference:

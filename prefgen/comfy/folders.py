@@ -255,6 +255,8 @@ def mllm_fingerprint(name: str, lora: str | None = NO_LORA) -> str:
             for file in sorted(file for file in files if file.is_file()):
                 status = file.stat()
                 place = file.relative_to(root).as_posix()
-                digest.update(f"{root.name}/{place} {status.st_size} {status.st_mtime_ns}\n".encode())
+                digest.update(
+                    f"{root.name}/{place} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogatepass")
+                )
         digest.update(b"\n")
     return digest.hexdigest()

@@ -164,7 +164,7 @@ def weights_digest(folder: Path, samples: int = 64, size: int = 1 << 16) -> str:
     digest = hashlib.sha256()
     for file in [folder] if folder.is_file() else visible_files(folder, "*.safetensors"):
         length = file.stat().st_size
-        digest.update(f"{file.name} {length}".encode())
+        digest.update(f"{file.name} {length}".encode(errors="surrogatepass"))
         with file.open("rb") as stream:
             if length <= samples * size * 4:
                 digest.update(stream.read())

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from ..files import is_hidden
+from ..files import guessed_text, is_hidden
 from ..history_folder import VERDICTS, picture_files, prompt_of
 from ..pictures import PictureError, picture_suffixes
 from .bare import bare
-from .names import TasteError, file_name, printable
-from .origin import Origin, stars_of, verdict_of_stars
+from .names import FORBIDDEN, TasteError, file_name, printable
+from .origin import Origin, one_line, stars_of, verdict_of_stars
 from .stored import MAX_BYTES
 from .taste import Taste
 
@@ -27,6 +27,7 @@ FORMAT = 1
 MAX_FILES = 20_000
 MAX_TOTAL = 8 << 30  # bytes, unpacked
 MAX_MANIFEST = 32 << 20
+MAX_PROMPT_FILE = 1 << 16
 
 # What zipfile raises for a file that isn't a zip, and for an entry that is damaged, locked or packed in a way that this
 # Python doesn't know (LZMA has an error of its own, and some builds of Python have no LZMA).
@@ -50,6 +51,8 @@ def export_zip(taste: Taste, target: BinaryIO, private: bool = False) -> list[tu
     private: with EXIF, GPS and prompts; else pictures are written without them (their checksums, and with them the
     revision, are then others). Returns (file, reason) of what couldn't be read and isn't in it.
     """
+    # As it is, but for signs that no zip can hold: a folder of another system may be called by such.
+    folder = FORBIDDEN.sub("_", taste.name)
     left_out = []
     rows = []
     taken: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
@@ -67,7 +70,7 @@ def export_zip(taste: Taste, target: BinaryIO, private: bool = False) -> list[tu
             taken[picture.verdict].append(name)
             place = f"{picture.verdict}/{name}"
             # A fixed date: the file's own would say when the picture was made.
-            archive.writestr(zipfile.ZipInfo(f"{taste.name}/{place}"), data)
+            archive.writestr(zipfile.ZipInfo(f"{folder}/{place}"), data)
             row: dict[str, object] = {"file": place, "verdict": picture.verdict}
             if private:
                 origin = {
@@ -77,10 +80,9 @@ def export_zip(taste: Taste, target: BinaryIO, private: bool = False) -> list[tu
                 }
                 row |= {"time": picture.time} | {key: value for key, value in origin.items() if value not in ("", None)}
             rows.append(row)
-        manifest = {"format": FORMAT, "name": taste.name, "pictures": rows}
-        archive.writestr(
-            zipfile.ZipInfo(f"{taste.name}/{MANIFEST}"), json.dumps(manifest, ensure_ascii=False, indent=1)
-        )
+        manifest = {"format": FORMAT, "name": folder, "pictures": rows}
+        text = json.dumps(manifest, ensure_ascii=False, indent=1).encode(errors="replace")
+        archive.writestr(zipfile.ZipInfo(f"{folder}/{MANIFEST}"), text)
     return left_out
 
 
@@ -92,13 +94,16 @@ def import_zip(taste: Taste, source: BinaryIO, tick: Callable[[int, int], None] 
     except NO_ZIP as error:
         raise TasteError("This isn't a zip file that can be read: export it again, or choose another.") from error
     pictures = rated_entries(archive)
+    texts = {_stem(entry.filename): entry for entry in archive.infolist() if entry.filename.lower().endswith(".txt")}
     done = Imported()
     group = uuid.uuid4().hex
     for number, (entry, verdict, row) in enumerate(pictures):
         name = PurePosixPath(entry.filename).name
         try:
             data = bounded(archive, entry)
-            _count(done, taste.rate(data, verdict, name, "import", _origin(row), group).events)
+            origin = _origin(row)
+            prompt = "" if origin else _prompt(archive, texts.get(_stem(entry.filename)))
+            _count(done, taste.rate(data, verdict, name, "import", origin, group, prompt=prompt).events)
         except TasteError as error:
             done.refused.append((printable(name), str(error)))
         except DAMAGED_ENTRY as error:
@@ -146,15 +151,14 @@ def import_folder(taste: Taste, folder: Path, verdict: str = "") -> Imported:
     done = Imported()
     group = uuid.uuid4().hex
     for path, of_folder in _sorted_pictures(folder):
-        chosen = verdict or of_folder or verdict_of_stars(stars_of(path))
-        if not chosen:
-            continue
         try:
+            chosen = verdict or of_folder or verdict_of_stars(stars_of(path))
+            if not chosen:
+                continue
             if path.stat().st_size > MAX_BYTES:
                 raise TasteError(f"more than {MAX_BYTES >> 20} MB")
-            prompt = prompt_of(path)
-            origin = Origin(prompt) if prompt else None
-            _count(done, taste.rate(path.read_bytes(), chosen, path.name, "import", origin, group).events)
+            change = taste.rate(path.read_bytes(), chosen, path.name, "import", group=group, prompt=prompt_of(path))
+            _count(done, change.events)
         except (TasteError, OSError) as error:
             done.refused.append((printable(path.name), _why(error)))
     if not done.added and not done.there and not done.refused:
@@ -172,7 +176,9 @@ def _sorted_pictures(folder: Path) -> Iterator[tuple[Path, str]]:
         here = Path(root)
         inside = [part.lower() for part in here.relative_to(folder).parts]
         of_folder = next((part for part in reversed(inside) if part in VERDICTS), "")
-        for path in sorted(picture_files(here), key=lambda path: (path.stat().st_mtime, path.name)):
+        # A link to nowhere is refused by its name later on.
+        times = {path: path.stat().st_mtime if path.exists() else 0.0 for path in picture_files(here)}
+        for path in sorted(times, key=lambda path: (times[path], path.name)):
             yield path, of_folder
 
 
@@ -195,6 +201,20 @@ def _place_of(filename: str) -> tuple[str, str]:
     # The innermost folder of verdicts counts, as in `_verdict_of`.
     depth = len(parts) - 1 - parts[::-1].index(verdict) if verdict else len(parts)
     return PurePosixPath(*path.parts[:depth]).as_posix(), f"{verdict}/{path.name}"
+
+
+def _stem(filename: str) -> str:
+    """An entry's name without its suffix: a picture and the text file beside it share it."""
+    return os.path.splitext(filename.replace("\\", "/"))[0]
+
+
+def _prompt(archive: zipfile.ZipFile, text: zipfile.ZipInfo | None) -> str:
+    """What a text file beside a picture says; "" where there is none, and of one that can't be read."""
+    with suppress(*DAMAGED_ENTRY):
+        if text is not None:
+            with archive.open(text) as file:
+                return guessed_text(file.read(MAX_PROMPT_FILE))
+    return ""
 
 
 def _is_picture(filename: str) -> bool:
@@ -224,9 +244,9 @@ def _origin(row: dict) -> Origin | None:
     if prompt is None and seed is None and model is None:
         return None
     return Origin(
-        prompt if isinstance(prompt, str) else "",
+        one_line(prompt) if isinstance(prompt, str) else "",
         seed if isinstance(seed, int) else None,
-        model if isinstance(model, str) else "",
+        one_line(model) if isinstance(model, str) else "",
     )
 
 

@@ -69,7 +69,7 @@ def append(folder: Path, *events: Event | WordEvent) -> None:
     Raises OSError where there is no room; the journal then is as it was.
     """
     lines = [json.dumps({"version": VERSION} | asdict(event), ensure_ascii=False) for event in events]
-    data = "".join(f"{line}\n" for line in lines).encode()
+    data = "".join(f"{line}\n" for line in lines).encode(errors="surrogatepass")
     with open(folder / JOURNAL, "a+b", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         if size:
@@ -129,6 +129,8 @@ def _well_formed(event: Event | WordEvent) -> bool:
         texts += (event.sha256, event.file, event.source, event.prompt, event.model)
         states = {"", *VERDICTS}
     typed = all(isinstance(text, str) for text in texts) and isinstance(event.time, (int, float))
+    # JSON in Python knows NaN and Infinity, the browser's doesn't.
+    typed = typed and abs(event.time) < 1e12
     sided = isinstance(event, Event) or event.side in VERDICTS
     return typed and sided and {event.before, event.after} <= states
 

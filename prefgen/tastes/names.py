@@ -13,7 +13,8 @@ MAX_NAME = 80  # characters; 255 bytes is the limit of most file systems, and a 
 # Windows keeps these for devices, with any suffix and in any case.
 DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"}
 DEVICES |= {f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"}
-FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
+# The last are halves of letters: JSON may hold one, and Python makes them of bytes that are no text.
+FORBIDDEN = re.compile('[<>:"/\\\\|?*\x00-\x1f\x7f\ud800-\udfff]')
 
 
 class TasteError(MendableError, ValueError):

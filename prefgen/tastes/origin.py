@@ -93,8 +93,8 @@ def of_parameters(text: str) -> Origin:
 
 
 def one_line(text: str) -> str:
-    """Text on one line, within MAX_PROMPT characters."""
-    return " ".join(text.split())[:MAX_PROMPT]
+    """Text on one line, within MAX_PROMPT characters, "?" for half a letter (JSON may hold one, no file can)."""
+    return " ".join(text.encode(errors="replace").decode().split())[:MAX_PROMPT]
 
 
 def _inputs(node: dict) -> dict:
@@ -144,7 +144,8 @@ def stars_of(path: Path) -> int | None:
 
 def _rating(packet: bytes) -> int | None:
     match = RATING.search(packet)
-    return round(float(match[1])) if match else None
+    # Of any number of digits.
+    return round(min(max(float(match[1]), -1), 5)) if match else None
 
 
 def verdict_of_stars(stars: int | None) -> str:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from ..files import write_atomic
@@ -31,7 +32,7 @@ def keep(folder: Path, rows: list[Row]) -> str:
     path = folder / REVISIONS / f"{revision}.json"
     if not path.exists():
         try:
-            write_atomic(path, json.dumps(rows, ensure_ascii=False).encode())
+            write_atomic(path, json.dumps(rows, ensure_ascii=False).encode(errors="surrogatepass"))
         except OSError as error:
             logging.warning("PrefGen can't note the revision %s of %s: %s.", revision, folder.name, error.strerror)
     return revision
@@ -41,9 +42,11 @@ def rows_of(folder: Path, revision: str) -> list[Row]:
     """What a revision consists of: as it was written down, else as the journal says. TasteError where there is none."""
     path = folder / REVISIONS / f"{revision}.json"
     if path.parent.is_dir() and path.name in os.listdir(path.parent):
-        rows = [tuple(row) for row in json.loads(path.read_bytes())]
-        if revision_of(rows) == revision:
-            return rows
+        # A file that was damaged says nothing; the journal may know.
+        with suppress(OSError, ValueError, TypeError):
+            rows = [(sha256, verdict, prompt) for sha256, verdict, prompt in json.loads(path.read_bytes())]
+            if revision_of(rows) == revision:
+                return rows
     # The order of verdicts is the journal's own: an act that was undone moves its pictures back to their places, so
     # revisions between an act and its undoing are found as well, later ones by their files alone.
     placed: dict[str, tuple[str, str]] = {}

@@ -29,7 +29,7 @@ from . import journal, revisions
 from .index import Index
 from .journal import Event, WordEvent
 from .names import TasteError, printable
-from .origin import Origin, origin_of
+from .origin import Origin, one_line, origin_of
 from .revisions import REVISION_DIGITS, revision_of
 from .stored import THUMB_SIDE, checked_picture, free_name, move
 from .words import STATES, Words, checked_word
@@ -171,11 +171,13 @@ class Taste:
         origin: Origin | None = None,
         group: str = "",
         moment: float | None = None,
+        prompt: str = "",
     ) -> Change:
         """Like or dislike a picture's file. One that is there already changes its verdict, if that is another.
 
         name: what it is called where it comes from; origin: what it was made with (default: what it says itself).
-        moment: when it was rated, seconds since 1970 (default: now).
+        moment: when it was rated, seconds since 1970 (default: now). prompt: of a text file beside it, which goes
+        before what the picture says itself.
         """
         if verdict not in VERDICTS:
             raise TasteError(f"A picture is liked or disliked, not {printable(verdict)}.")
@@ -187,13 +189,14 @@ class Taste:
                 return Change(())
             target = self._move(path, verdict) if path else self._add(data, verdict, name, suffix)
             origin = origin or origin_of(target)
+            prompt = one_line(prompt) or origin.prompt
             event = Event(
                 sha256,
                 target.name,
                 before,
                 verdict,
                 source,
-                origin.prompt,
+                prompt,
                 origin.seed,
                 origin.model,
                 group=group or uuid.uuid4().hex,

@@ -13,6 +13,7 @@ from ..files import write_atomic
 from ..history_folder import VERDICTS
 from .journal import WordEvent
 from .names import TasteError, folded
+from .origin import one_line
 
 ADDED = "added"
 STRUCK = "struck"
@@ -68,10 +69,9 @@ class Words:
 
 def keep_understood(folder: Path, revision: str, rows: list[dict]) -> None:
     """Write what an MLLM said of a taste at a revision: [{"word", "side", "sure"}], sure in 0..1 or None."""
+    text = json.dumps({"revision": revision, "words": rows}, ensure_ascii=False)
     try:
-        write_atomic(
-            folder / UNDERSTOOD, json.dumps({"revision": revision, "words": rows}, ensure_ascii=False).encode()
-        )
+        write_atomic(folder / UNDERSTOOD, text.encode(errors="surrogatepass"))
     except OSError as error:
         logging.warning("PrefGen can't keep what was understood of %s: %s.", folder.name, error.strerror)
 
@@ -88,7 +88,7 @@ def understood(folder: Path) -> dict:
 
 def checked_word(word: str) -> str:
     """A word as it is kept: on one line, without signs that part words. TasteError for none, or for half a page."""
-    word = " ".join(str(word).replace(",", " ").replace(";", " ").split())
+    word = one_line(str(word).replace(",", " ").replace(";", " "))
     if not word or len(word) > MAX_WORD:
         raise TasteError(f"A word has 1 to {MAX_WORD} characters: type one trait at a time.")
     return word

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import stat
+import sys
 import zipfile
 from pathlib import Path
 
@@ -99,6 +100,57 @@ def test_a_zip_of_somebody_elses_is_sorted_by_its_folders(tmp_path):
     done = import_zip(there, zipped(files))
     assert done.added == 2 and not done.refused
     assert dict(state(there)) == {sha256(picture(1)): "liked", sha256(picture(2)): "disliked"}
+
+
+def test_text_files_in_a_zip_are_prompts_of_the_pictures_beside_them(tmp_path):
+    graph = PngInfo()
+    graph.add_text("parameters", "another prompt\nSteps: 5, Seed: 7, Model: x")
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(out, "PNG", pnginfo=graph)
+    files = {
+        "liked/a.png": picture(1),
+        "liked/a.txt": "a red\n boat".encode("utf-16"),
+        "other/a.txt": b"of another picture",
+        "disliked\\b.PNG": out.getvalue(),
+        "disliked\\b.TXT": b"a blue boat",
+        "disliked/c.png": picture(3),
+    }
+    there = empty(tmp_path / "there")
+    assert import_zip(there, zipped(files)).added == 3
+    shown = {p.name: (there.prompt_of(p), p.origin.seed) for p in there.pictures()}
+    assert shown == {"a.png": ("a red boat", None), "b.png": ("a blue boat", 7), "c.png": ("", None)}
+
+
+def test_a_damaged_text_file_leaves_its_picture(tmp_path):
+    data = bytearray(zipped({"liked/a.txt": b"a boat" * 40, "liked/a.png": picture(1)}, zipfile.ZIP_STORED).getvalue())
+    place = data.index(b"a boat")
+    data[place : place + 6] = b"a goat"
+    there = empty(tmp_path / "there")
+    assert import_zip(there, io.BytesIO(data)).added == 1 and there.prompt_of(there.pictures()[0]) == ""
+
+
+HALF = "a \ud800 boat"  # JSON may hold half a letter; no file, zip or answer can
+
+
+def test_half_a_letter_in_a_manifest_stops_nothing(tmp_path):
+    row = {"file": "liked/a.png", "verdict": "liked", "prompt": HALF, "model": HALF}
+    files = {"sea/taste.json": json.dumps({"pictures": [row]}).encode(), "sea/liked/a.png": picture(1)}
+    there = empty(tmp_path / "there")
+    assert import_zip(there, zipped(files)).added == 1
+    [shown] = there.pictures()
+    assert there.prompt_of(shown) == "a ? boat" and shown.origin.model == "a ? boat"
+    assert exported(there, private=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="this system takes names that are text alone")
+def test_a_taste_and_pictures_whose_names_are_no_text_can_be_moved_and_exported(tmp_path):
+    there = empty(tmp_path / os.fsdecode(b"caf\xe9"))
+    (there.folder / "liked").mkdir()
+    (there.folder / "liked" / os.fsdecode(b"caf\xe9.png")).write_bytes(picture(1))
+    assert there.place([sha256(picture(1))], "disliked").events and state(there) == [(sha256(picture(1)), "disliked")]
+    again = empty(tmp_path / "again")
+    assert import_zip(again, io.BytesIO(exported(there, private=True))).added == 1
+    assert there.keep_revision() and there.undo().events
 
 
 @pytest.mark.parametrize(
@@ -200,6 +252,34 @@ def test_a_folder_comes_in_by_its_sub_folders_its_stars_or_one_verdict(tmp_path)
     (tmp_path / "nothing").mkdir()
     with pytest.raises(TasteError, match="no pictures with a verdict"):
         import_folder(there, tmp_path / "nothing")
+
+
+def test_links_to_nowhere_and_odd_stars_in_a_folder_stop_nothing(tmp_path):
+    source = tmp_path / "source"
+    (source / "liked").mkdir(parents=True)
+    (source / "liked" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (source / "liked" / "here.png").write_bytes(picture(1))
+    (source / "starred.png").write_bytes(picture(2))
+    (source / "starred.xmp").write_text('<x xmp:Rating="%s"/>' % ("9" * 400))
+    there = empty(tmp_path / "there")
+    done = import_folder(there, source)
+    assert done.added == 2 and [name for name, _ in done.refused] == ["gone.png"]
+
+
+def test_a_sidecar_that_may_not_be_read_is_named_and_the_rest_comes_in(tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    source.mkdir()
+    for n in (1, 2):
+        (source / f"{n}.png").write_bytes(picture(n))
+
+    def stars(path):
+        if path.name == "1.png":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return 5
+
+    monkeypatch.setattr(exchange, "stars_of", stars)
+    done = import_folder(empty(tmp_path / "there"), source)
+    assert done.added == 1 and done.refused == [("1.png", "permission denied")]
 
 
 def test_what_the_system_does_not_hand_out_is_told_without_its_path(taste, tmp_path, monkeypatch):

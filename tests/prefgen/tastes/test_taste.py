@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from prefgen.files import write_atomic
 from prefgen.tastes import journal, revisions, stored, words
@@ -508,6 +509,34 @@ def test_the_lock_is_waited_for_and_then_refused_in_a_sentence(taste, monkeypatc
     done.set()
     process.join()
     assert "Another program is changing sea" in one_sentence(raised)
+
+
+def test_half_a_letter_in_a_picture_s_own_words_stops_nothing(taste):
+    graph = {"1": {"inputs": {"seed": 3, "positive": ["2", 0]}}, "2": {"inputs": {"text": "a \ud800 boat"}}}
+    info = PngInfo()
+    info.add_text("prompt", json.dumps(graph))
+    assert taste.rate(picture(1, pnginfo=info), "liked", "\ud800.png").events
+    [shown] = taste.pictures()
+    assert (shown.name, shown.origin.prompt, shown.origin.seed) == ("_.png", "a ? boat", 3)
+    assert taste.say("half \ud800", "liked", "added").events and taste.words().chosen("liked", "added") == ("half ?",)
+
+
+def test_a_damaged_note_of_a_revision_is_passed_over(taste):
+    taste.rate(picture(1), "liked")
+    revision = taste.keep_revision()
+    for text in ("", "{", "null", "[1]", '[["a", "b"]]'):
+        (taste.folder / revisions.REVISIONS / f"{revision}.json").write_text(text)
+        assert [p.sha256 for p in taste.frozen(revision)] == [sha256(picture(1))]
+
+
+@pytest.mark.parametrize("moment", ["NaN", "Infinity", "1" + "0" * 400])
+def test_a_time_that_no_browser_can_read_is_no_event(taste, moment):
+    taste.rate(picture(1), "liked")
+    path = taste.folder / journal.JOURNAL
+    row = json.loads(path.read_text())
+    path.write_text(json.dumps(row).replace(str(row["time"]), moment) + "\n")
+    assert moment in path.read_text() and journal.read(taste.folder) == []
+    assert all(abs(p.time) < 1e12 for p in taste.pictures())
 
 
 def test_a_verdict_is_one_of_two(taste, one_sentence):
