@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from prefgen.adapter import UserProjection
 from prefgen.aligner import LayerStandardiser
 from prefgen.encoded import EncodedPreference
-from prefgen.fusion import fuse_user_vector
+from prefgen.fusion import FusedUser, fuse_user_vector
 from prefgen.pooling import pool_image_embeds
 from tests.closeness import assert_close, assert_far
 
@@ -95,6 +95,22 @@ def test_an_adapter_without_an_mllm_uses_the_pictures_alone(new_adapter):
     read = encoded(new_adapter().header)
     semantic, core, image = split(fuse_user_vector(adapter, read), adapter.header)
     assert not semantic.any() and not core.any() and image.norm() == pytest.approx(1)
+
+
+def test_a_user_s_digest_tells_numbers_shapes_and_what_stands_for_no_user(new_adapter):
+    adapter = new_adapter()
+    ramp = torch.arange(12.0)
+    users = [
+        FusedUser(ramp, adapter),
+        FusedUser(ramp.reshape(1, 12), adapter),
+        FusedUser(ramp.reshape(3, 4), adapter),
+        FusedUser(ramp.reshape(4, 3), adapter),
+        FusedUser(ramp, adapter, no_user=ramp * 0),
+        FusedUser(ramp, adapter, no_user=ramp * 0, negative=True),
+        FusedUser(ramp + 1e-3, adapter),
+    ]
+    assert len({user.digest for user in users}) == len(users)
+    assert FusedUser(ramp.clone(), adapter, taste="sea@1a2b3c4d").digest == users[0].digest
 
 
 class TestPooling:

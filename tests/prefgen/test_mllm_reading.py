@@ -178,7 +178,17 @@ class TestTheImageProcessor:
         ours = PreferenceMLLM.load(place).preprocess(picture.float() / 255)
         assert (ours - theirs.reshape(3, 12, 12)).abs().max() < 1e-5 * theirs.abs().max()
 
-    @pytest.mark.parametrize("damage", ["[]", "{", '{"image_mean": "grey"}', '{"size": {"longest_edge": "x"}}'])
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            "[]",
+            "{",
+            '{"image_mean": "grey"}',
+            '{"image_mean": [0.5, "grey", 0.5]}',
+            '{"image_std": [0.5, NaN, 0.5]}',
+            '{"size": {"longest_edge": "x"}}',
+        ],
+    )
     @pytest.mark.parametrize("nested", [False, True])
     def test_a_damaged_one_is_named(self, idefics2, tmp_path, one_sentence, damage, nested):
         place = copy_of(idefics2, tmp_path / "taste")

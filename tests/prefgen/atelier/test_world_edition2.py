@@ -97,6 +97,13 @@ def test_captions_say_names_and_bins_and_nothing_of_the_traits_without_words():
     assert "stroke_width" not in phrases(scene(stroke_width=11.0, line="none"))
 
 
+def test_captions_leave_subjects_open_and_phrases_out_as_often_as_they_say():
+    said = [caption(scene(), np.random.default_rng(n)) for n in range(1500)]
+    assert 0.36 < np.mean(["subject" not in one.names for one in said]) < 0.44
+    shares = [np.mean([trait in one.names for one in said]) for trait in phrases(scene())]
+    assert len(shares) > 8 and 0.45 < min(shares) and max(shares) < 0.55
+
+
 def test_prompts_say_what_they_ask_for_and_held_out_ones_are_never_of_training():
     prompt = Prompt("animal", OPEN, "two", "garden", OPEN)
     assert prompt.text == "two animals in a garden and something in the sky"

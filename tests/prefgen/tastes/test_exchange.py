@@ -129,6 +129,19 @@ def test_a_damaged_text_file_leaves_its_picture(tmp_path):
     assert import_zip(there, io.BytesIO(data)).added == 1 and there.prompt_of(there.pictures()[0]) == ""
 
 
+def test_what_a_manifest_says_of_a_picture_goes_before_its_own_words_and_silence_does_not(tmp_path):
+    graph = PngInfo()
+    graph.add_text("parameters", "its own\nSteps: 5, Seed: 7, Model: x")
+    said: list[dict] = [{}, {"prompt": "told"}, {"seed": 3}, {"model": "sdxl"}]
+    rows = [{"file": f"liked/{n}.png", "verdict": "liked"} | row for n, row in enumerate(said)]
+    files = {"sea/taste.json": json.dumps({"pictures": rows}).encode()}
+    files |= {f"sea/liked/{n}.png": picture(n, pnginfo=graph) for n in range(4)}
+    there = empty(tmp_path / "there")
+    assert import_zip(there, zipped(files)).added == 4
+    origins = [picture.origin for picture in there.pictures()]
+    assert origins == [Origin("its own", 7, "x"), Origin("told"), Origin(seed=3), Origin(model="sdxl")]
+
+
 HALF = "a \ud800 boat"  # JSON may hold half a letter; no file, zip or answer can
 
 
