@@ -239,10 +239,13 @@ def history_of(name: str) -> Path | Revision | int:
 
 
 def history_fingerprint(name: str) -> str:
-    """Changes whenever a picture of the history, a prompt or their order does."""
+    """Changes whenever a picture of the history, a prompt, their order or a word of the taste does."""
     history = history_of(name)
-    # A revision never changes, nor does a bundled user.
-    return HistoryFolder(history).fingerprint() if isinstance(history, Path) else name
+    if isinstance(history, Path):
+        return HistoryFolder(history).fingerprint()
+    # A bundled user never changes, and of a revision its words alone.
+    words = Taste(history.path).words().digest() if isinstance(history, Revision) else ""
+    return f"{name} {words}"
 
 
 def mllm_fingerprint(name: str, lora: str | None = NO_LORA) -> str:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from tests.prefgen import ip_adapter_files
 from tests.prefgen.comfy import studio, tiny_models
+from tests.prefgen.tastes.test_taste import picture
 
 VIT_H = {"visual_projection.weight": torch.zeros(1024, 1280)}  # all that is looked at before it is loaded
 
@@ -241,6 +242,47 @@ def test_the_fingerprint_follows_what_auto_may_take_and_nothing_else(pack, rooms
     save_file(VIT_H, rooms / "clip_vision" / "h.safetensors")
     seen.append(fingerprint("example: ada"))
     assert len(set(seen)) == len(seen) and fingerprint("example: ada", **fixed) == alone
+
+
+def said_words(pack, rooms, monkeypatch):
+    """(apply in words, a shelf with the taste "sea"): an MLLM that always says fog and boats stands for a large one."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "input_directory", str(rooms / "input"))
+    shelf = pack("prefgen.comfy.tastes").shelf()
+    sea = shelf.new("sea")
+    for number, verdict in enumerate(("liked", "disliked")):
+        sea.rate(picture(number), verdict, f"{number}.png")
+    module = pack("prefgen.comfy.apply_taste")
+    traits = pack("prefgen.mllm.traits").Traits(("fog", "boats"), ("glare",), {})
+    monkeypatch.setattr(module, "describe_history", lambda *_: traits)
+    execute = pack("nodes.taste").ApplyTaste.execute
+    return lambda name: execute(None, name, adapter="words only", mllm="atelier").result[1], shelf
+
+
+def test_words_of_a_copy_and_of_a_renamed_taste_are_its_own(pack, rooms, monkeypatch):
+    """A copy has the same files and times, so that what was read of the first might be taken for the copy's."""
+    apply, shelf = said_words(pack, rooms, monkeypatch)
+    assert apply("sea") == "fog, boats"
+    shelf.copy("sea", "twin")
+    assert apply("twin") == "fog, boats"
+    shelf.taste("sea").say("fog", "liked", "struck")
+    assert apply("sea") == "boats" and apply("twin") == "fog, boats"
+    shelf.rename("sea", "lake")
+    assert apply("lake") == "boats"
+
+
+def test_a_revision_s_words_follow_what_the_artist_strikes_out(pack, rooms, monkeypatch):
+    apply, shelf = said_words(pack, rooms, monkeypatch)
+    name = f"sea@{shelf.taste('sea').keep_revision()}"
+    nodes = pack("nodes.taste").ApplyTaste, pack("nodes").LoadPreferenceHistory
+    before = [node.fingerprint_inputs(name) for node in nodes]
+    assert apply(name) == "fog, boats"
+    shelf.taste("sea").rate(picture(5), "liked", "5.png")
+    assert [node.fingerprint_inputs(name) for node in nodes] == before, "a new verdict is none of its own"
+    shelf.taste("sea").say("fog", "liked", "struck")
+    assert all(node.fingerprint_inputs(name) != old for node, old in zip(nodes, before, strict=True))
+    assert apply(name) == "boats"
 
 
 def test_an_interrupt_stops_the_reading(pack, rooms, atelier, apply):
