@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from ..files import guessed_text, is_hidden
 from ..history_folder import VERDICTS, picture_files, prompt_of
@@ -27,7 +27,7 @@ FORMAT = 1
 MAX_FILES = 20_000
 MAX_TOTAL = 8 << 30  # bytes, unpacked
 MAX_MANIFEST = 32 << 20
-MAX_PROMPT_FILE = 1 << 16
+MAX_TEXT_FILE = 1 << 16  # bytes
 
 # What zipfile raises for a file that isn't a zip, and for an entry that is damaged, locked or packed in a way that this
 # Python doesn't know (LZMA has an error of its own, and some builds of Python have no LZMA).
@@ -94,16 +94,15 @@ def import_zip(taste: Taste, source: BinaryIO, tick: Callable[[int, int], None] 
     except NO_ZIP as error:
         raise TasteError("This isn't a zip file that can be read: export it again, or choose another.") from error
     pictures = rated_entries(archive)
-    texts = {_stem(entry.filename): entry for entry in archive.infolist() if entry.filename.lower().endswith(".txt")}
     done = Imported()
     group = uuid.uuid4().hex
-    for number, (entry, verdict, row) in enumerate(pictures):
+    for number, (entry, verdict, row, text) in enumerate(pictures):
         name = PurePosixPath(entry.filename).name
         try:
             data = bounded(archive, entry)
             origin = _origin(row)
-            prompt = "" if origin else _prompt(archive, texts.get(_stem(entry.filename)))
-            _count(done, taste.rate(data, verdict, name, "import", origin, group, prompt=prompt).events)
+            change = taste.rate(data, verdict, name, "import", origin, group, prompt="" if origin else text)
+            _count(done, change.events)
         except TasteError as error:
             done.refused.append((printable(name), str(error)))
         except DAMAGED_ENTRY as error:
@@ -113,9 +112,18 @@ def import_zip(taste: Taste, source: BinaryIO, tick: Callable[[int, int], None] 
     return done
 
 
-def rated_entries(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, str, dict]]:
-    """(entry, verdict, its row of the manifest or {}) of the pictures in folders called liked and disliked, in the
-    order of the manifest. Raises TasteError for a zip without any, and for one that holds too much."""
+class RatedEntry(NamedTuple):
+    """A picture in a zip. row: of the manifest, {} where it has none; text: of the text file beside it, "" for none."""
+
+    entry: zipfile.ZipInfo
+    verdict: str
+    row: dict
+    text: str
+
+
+def rated_entries(archive: zipfile.ZipFile) -> list[RatedEntry]:
+    """The pictures in folders called liked and disliked, in the order of the manifest. Raises
+    TasteError for a zip without any, and for one that holds too much."""
     entries = archive.infolist()
     if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_TOTAL:
         raise TasteError(f"The zip holds more than {MAX_FILES} files or {MAX_TOTAL >> 30} GB: import it in parts.")
@@ -125,7 +133,16 @@ def rated_entries(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, str, 
         raise TasteError("The zip has no pictures in folders called liked or disliked: sort them into these first.")
     order = {place: number for number, place in enumerate(rows)}
     pictures.sort(key=lambda entry: (order.get(_place_of(entry.filename), len(order)), entry.filename))
-    return [(entry, _verdict_of(entry.filename), rows.get(_place_of(entry.filename), {})) for entry in pictures]
+    texts = {_stem(entry.filename): entry for entry in entries if entry.filename.lower().endswith(".txt")}
+    return [
+        RatedEntry(
+            entry,
+            _verdict_of(entry.filename),
+            rows.get(_place_of(entry.filename), {}),
+            _text(archive, texts.get(_stem(entry.filename))),
+        )
+        for entry in pictures
+    ]
 
 
 def user_of(filename: str) -> str:
@@ -208,12 +225,12 @@ def _stem(filename: str) -> str:
     return os.path.splitext(filename.replace("\\", "/"))[0]
 
 
-def _prompt(archive: zipfile.ZipFile, text: zipfile.ZipInfo | None) -> str:
+def _text(archive: zipfile.ZipFile, text: zipfile.ZipInfo | None) -> str:
     """What a text file beside a picture says; "" where there is none, and of one that can't be read."""
     with suppress(*DAMAGED_ENTRY):
         if text is not None:
             with archive.open(text) as file:
-                return guessed_text(file.read(MAX_PROMPT_FILE))
+                return one_line(guessed_text(file.read(MAX_TEXT_FILE)))
     return ""
 
 

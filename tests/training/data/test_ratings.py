@@ -156,7 +156,31 @@ def test_a_zip_of_several_tastes_keeps_their_manifests_apart(tmp_path):
     assert dropped(tmp_path / "set") == {} and not list(tmp_path.parent.rglob("escape*"))
 
 
+def test_text_files_in_a_zip_are_prompts(tmp_path):
+    with zipfile.ZipFile(tmp_path / "sea.zip", "w") as archive:
+        for number, verdict in by_left().items():
+            archive.writestr(f"sea/{verdict}/{number}.png", png(number))
+        archive.writestr("sea/liked/2.txt", "a red\nboat")
+    rows = imported(tmp_path / "sea.zip", tmp_path / "set")
+    assert {number: row[1] for (_, number), row in rows.items() if row[1]} == {2: "a red boat"}
+
+
 # Tables
+
+
+def test_separators_of_unicode_and_half_letters_in_json_lines_lose_no_row(tmp_path):
+    write_pictures(tmp_path)
+    odd = ["a\u2028b", "a\u2029b", "a\x85b", "a\x1cb", "a\x0cb", "a \ud800 b"]
+    rows = [
+        {"user": "u \ud800", "image": f"{n}.png", "liked": n % 2 == 0, "prompt": odd[n % len(odd)]}
+        for n in range(PICTURES)
+    ]
+    # As `json.dumps(..., ensure_ascii=False)` writes them; half a letter can only be written as an escape.
+    lines = [json.dumps(row, ensure_ascii=False).replace("\ud800", "\\ud800") for row in rows]
+    (tmp_path / "ratings.jsonl").write_text("\n".join(lines), encoding="utf-8", newline="\n")
+    read = imported(tmp_path / "ratings.jsonl", tmp_path / "set")
+    assert verdicts(read, "u ?") == by_left() and dropped(tmp_path / "set") == {}
+    assert {row[1] for row in read.values()} == {"a b", "a ? b"}
 
 
 def test_scores_become_verdicts_on_each_users_own_scale(tmp_path):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefgen.tastes.exchange import DAMAGED_ENTRY, NO_ZIP, bounded
-from prefgen.tastes.taste import MAX_BYTES
+from prefgen.tastes.stored import MAX_BYTES
 
 from ..errors import DataError
 from .rating import Key

@@ -163,12 +163,13 @@ class Source:
 
 
 def text_of(value: Any) -> str:
-    """A cell as one line of text; "" for none. 7.0, which is how a table with gaps stores 7, is "7"."""
+    """A cell as text; "" for none. 7.0, which is how a table with gaps stores 7, is "7"; half a letter, which JSON may
+    hold and no table, is "?"."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value).strip()
+    return str(value).encode(errors="replace").decode().strip()
 
 
 def word_of(value: Any) -> str:

@@ -142,7 +142,8 @@ def _json(file: Path, text: str):
         except (ValueError, RecursionError) as error:
             raise DataError(f"{file} is no JSON ({error}): write it again.") from error
     else:
-        parsed = [_line(line) for line in text.splitlines() if line.strip()]
+        # `splitlines` would also part texts that hold one of Unicode's own line separators.
+        parsed = [_line(line) for line in text.split("\n") if line.strip()]
     objects = [row if isinstance(row, dict) else None for row in parsed]
     names = {name for row in objects if row for name in row}
     return names, lambda _: enumerate(objects, 1)

@@ -39,7 +39,7 @@ def read_tastes(root: Path, folders: list[Path], zips: list[Path]) -> Source:
     digest = hashlib.sha256()
     for folder in folders:
         for line in _read_folder(source, folder):
-            digest.update(line.encode(errors="surrogateescape"))
+            digest.update(line.encode(errors="surrogatepass"))
     for file in zips:
         _read_zip(source, file)
         digest.update(file_sha256(file).encode())
@@ -89,9 +89,9 @@ def _read_zip(source: Source, file: Path) -> None:
         reason = str(error) if isinstance(error, TasteError) else "it isn't a zip file that can be read"
         raise DataError(f"{file}: {reason}") from error
     place = file.relative_to(source.root).as_posix()
-    for entry, verdict, row in entries:
+    for entry, verdict, row, text in entries:
         user = user_of(entry.filename) or file.stem
-        cells = {"user": user, "liked": verdict, "prompt": row.get("prompt"), "time": row.get("time")}
+        cells = {"user": user, "liked": verdict, "prompt": row.get("prompt") or text, "time": row.get("time")}
         source.add(f"{place}, {PurePosixPath(entry.filename).name}", cells, Key(place, entry.filename))
 
 
