@@ -180,6 +180,92 @@ def test_nine_at_once_by_keys(page, server):
 
 
 @one_renderer
+def test_keys_faster_than_the_server_go_to_one_picture_each_and_undo_takes_the_last_back(page, server):
+    name = "fast"
+    for number in range(8):
+        (server.output_dir / f"{name} {number:02}.png").write_bytes(picture(4100 + number))
+    fresh(page, name)
+    open_panel(page, name)
+    page.locator("[data-key=rate]").click()
+    page.wait_for_selector(".prefgen-rate img")
+    page.evaluate(
+        """async () => {
+            const {api} = await import("/scripts/api.js");
+            const plain = api.fetchApi;
+            api.fetchApi = async (address, ...rest) => {
+                if (address.endsWith("/rate")) await new Promise((done) => setTimeout(done, 400));
+                return plain.call(api, address, ...rest);
+            };
+        }"""
+    )
+    order = [page.locator(".prefgen-stage img").get_attribute("alt")]
+    for key in ("ArrowRight", "ArrowLeft", "ArrowRight", "ArrowRight"):
+        page.keyboard.press(key)
+        order.append(page.locator(".prefgen-stage img").get_attribute("alt"))
+    page.keyboard.press("z")
+    page.wait_for_function("document.querySelector('.prefgen-rate header').textContent.includes('4 given')")
+    until(page, f"document.querySelector('.prefgen-stage img').alt === {json.dumps(order[3])}")
+    assert len(set(order)) == 5
+    given = {each["file"]: each["verdict"] for each in asked(server, f"tastes/{name}")["pictures"]}
+    assert given == {order[0]: "liked", order[1]: "disliked", order[2]: "liked"}
+    page.keyboard.press("Escape")
+
+
+@one_renderer
+def test_of_several_that_are_rated_each_gets_its_own_mark(page, server):
+    name = "marks"
+    for number in range(3):
+        (server.output_dir / f"{name} {number}.png").write_bytes(picture(4200 + number))
+    fresh(page, name)
+    open_panel(page, name)
+    shown = page.evaluate(
+        """async (name) => {
+            const {recent} = await import("/extensions/prefgen/taste/recent.js");
+            const {rate} = await import("/extensions/prefgen/taste/tastes.js");
+            const {rateNodes} = await import("/extensions/prefgen/taste/anywhere.js");
+            const views = [0, 1, 2].map((n) => ({filename: `${name} ${n}.png`, subfolder: "", type: "output"}));
+            await rate([views[0]], "liked", name);  // another page's, as far as this one knows
+            const images = views.map((view) => ({src: "/view?" + new URLSearchParams(view)}));
+            await rateNodes([{imgs: images}], "liked");
+            await rateNodes([{imgs: [images[1]]}], "disliked");
+            return views.map((view) => recent.verdicts().get(recent.key(view)));
+        }""",
+        name,
+    )
+    assert shown == ["liked", "disliked", "liked"]
+
+
+@one_renderer
+def test_a_taste_that_is_chosen_is_never_shown_with_the_last_one_s_pictures(page, server):
+    """Its pictures come late, and those of the one before even later."""
+    for name in ("late a", "late b"):
+        fresh(page, name)
+    open_panel(page, "late a")
+    seen = page.evaluate(
+        """async () => {
+            const {tastes, choose, listen} = await import("/extensions/prefgen/taste/tastes.js");
+            const {api} = await import("/scripts/api.js");
+            const plain = api.fetchApi;
+            const late = {"late%20a": 600, "late%20b": 200};
+            api.fetchApi = async (address, ...rest) => {
+                const wait = Object.entries(late).find(([name]) => address.endsWith(`tastes/${name}`));
+                const answer = await plain.call(api, address, ...rest);
+                if (wait) await new Promise((done) => setTimeout(done, wait[1]));
+                return answer;
+            };
+            const seen = [];
+            const stop = listen(() => seen.push([tastes.name, tastes.open?.name ?? ""]));
+            await Promise.all([choose("late a"), choose("late b")]);
+            await new Promise((done) => setTimeout(done, 900));
+            stop();
+            api.fetchApi = plain;
+            return seen;
+        }"""
+    )
+    assert seen[-1] == ["late b", "late b"] and all(open_ in ("", name) for name, open_ in seen)
+
+
+@one_renderer
 def test_model_files_come_by_a_click_are_cancelled_and_go_on(page, server):
     server.hub.slow = 0.2
     open_models(page)

@@ -21,7 +21,7 @@ export function rateNodes(nodes, verdict) {
       return;
     }
     const answer = await rate(pictures, verdict);
-    recent.remember(pictures, verdict, answer);
+    recent.remember(pictures, answer);
     const values = { n: pictures.length, name: answer.name };
     say(verdict === "liked" ? t("Liked in {name}: {n}", values) : t("Disliked in {name}: {n}", values), "success");
   });

@@ -241,7 +241,7 @@ function act(event, items, verdict) {
     const own = items.filter((item) => item.sha256).map((item) => item.sha256);
     const painted = items.filter((item) => item.picture).map((item) => item.picture);
     if (own.length) await place(own, verdict);
-    if (painted.length && verdict) recent.remember(painted, verdict, await rate(painted, verdict));
+    if (painted.length && verdict) recent.remember(painted, await rate(painted, verdict));
     selected.clear();
   });
 }

@@ -118,16 +118,29 @@ function pair(better) {
   return view.now.map((picture, number) => [picture, number === better ? "liked" : "disliked"]);
 }
 
+let turn = Promise.resolve();
+
+/** Run what changes the taste one after the other: an undo right behind a verdict takes that one back. */
+function inTurn(action) {
+  turn = turn.then(() => attempt(action));
+  return turn;
+}
+
 function give(verdicts) {
-  return attempt(async () => {
-    for (const [picture, verdict] of verdicts) {
-      if (!verdict) view?.skipped.add(recent.key(picture));
-      else recent.remember([picture], verdict, await rate([picture], verdict));
+  // Out of sight at once: the next key is for the next picture, however long the server takes.
+  for (const [picture] of verdicts) view.skipped.add(recent.key(picture));
+  draw();
+  return inTurn(async () => {
+    const given = verdicts.filter(([, verdict]) => verdict);
+    try {
+      for (const [picture, verdict] of given) await recent.remember([picture], await rate([picture], verdict));
+      if (view) view.verdicts += given.length;
+    } finally {
+      // From now on its verdict keeps a picture away; where it got none, it is asked again.
+      for (const [picture] of given) view?.skipped.delete(recent.key(picture));
+      draw();
     }
-    if (!view) return;
-    view.verdicts += verdicts.filter(([, verdict]) => verdict).length;
-    draw();
-    if (view.verdicts >= view.looked + LOOK_EVERY) {
+    if (view && view.verdicts >= view.looked + LOOK_EVERY) {
       view.looked = view.verdicts;
       await look();
     }
@@ -177,7 +190,8 @@ function onKey(event) {
 }
 
 function takeBack() {
-  attempt(() => undo()).then(() => {
+  inTurn(async () => {
+    await undo();
     if (!view) return;
     view.now = []; // what was undone is asked again, as everything else in its place
     draw();

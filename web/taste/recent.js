@@ -53,10 +53,12 @@ export const recent = {
     return known;
   },
 
-  /** Note which checksums pictures got that were rated from here. */
-  remember(pictures, verdict, { moved }) {
-    moved.forEach((each, number) => pictures[number] && recent.marks.set(recent.key(pictures[number]), each.sha256));
+  /** Note which checksums pictures have that were rated from here, each beside what its verdict changed, or null. */
+  async remember(pictures, { moved }) {
+    pictures.forEach((picture, number) => moved[number] && recent.marks.set(recent.key(picture), moved[number].sha256));
     for (const listener of listeners) listener();
+    // Those that had this verdict already are known by the server.
+    if (moved.includes(null)) await recent.look();
   },
 };
 
@@ -67,8 +69,17 @@ function add(pictures, behind = false) {
   if (fresh.length) for (const listener of listeners) listener();
 }
 
+/** What was known under a name that another picture has now. */
+function forget({ filename, subfolder = "", type }) {
+  const key = recent.key({ filename, subfolder, type });
+  recent.marks.delete(key);
+  recent.differences.delete(key);
+  recent.pictures = recent.pictures.filter((picture) => recent.key(picture) !== key);
+}
+
 api.addEventListener("executed", ({ detail }) => {
   const wanted = (type) => type === "output" || recent.temporary.has(detail?.prompt_id);
   const images = (detail?.output?.images ?? []).filter((image) => wanted(image.type) && image.filename);
+  images.forEach(forget);
   add(images.map(({ filename, subfolder = "", type }) => ({ filename, subfolder, type })));
 });

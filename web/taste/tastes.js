@@ -46,19 +46,33 @@ export function thumbnail(name, sha256) {
   return api.apiURL(`/prefgen/${path(name, `/thumbnail/${sha256}`)}`);
 }
 
-/** Read everything again and tell all listeners. */
+let begun = 0; // refreshes
+let shown = 0; // the one whose answers are there
+
+/** Read everything again and tell all listeners. Answers that come after those to a later question are dropped. */
 export async function refresh() {
+  const number = ++begun;
   const answer = await ask("GET", "tastes");
-  tastes.all = answer.tastes;
-  tastes.multiUser = answer.multi_user;
-  if (!tastes.all.some((taste) => taste.name === tastes.name)) tastes.name = tastes.all[0]?.name ?? "";
-  tastes.open = tastes.name ? await ask("GET", path(tastes.name)) : null;
+  const there = (name) => answer.tastes.some((taste) => taste.name === name);
+  const name = there(tastes.name) ? tastes.name : (answer.tastes[0]?.name ?? "");
+  const open = name ? await ask("GET", path(name)) : null;
+  // Another taste was chosen meanwhile: what is on the way for it follows.
+  if (number < shown || (tastes.name !== name && there(tastes.name))) return;
+  shown = number;
+  Object.assign(tastes, { all: answer.tastes, multiUser: answer.multi_user, name, open });
+  tell();
+}
+
+function tell() {
   for (const listener of listeners) listener();
 }
 
 export async function choose(name) {
   tastes.name = name;
   localStorage.setItem(OPEN_TASTE, name);
+  // Until its pictures are there none are shown: a key would move another taste's.
+  if (tastes.open?.name !== name) tastes.open = null;
+  tell();
   await refresh();
 }
 
@@ -74,13 +88,13 @@ export async function needed() {
   return tastes.name;
 }
 
-/** Like or dislike pictures that ComfyUI shows: [{filename, subfolder, type}]. */
+/** Like or dislike pictures that ComfyUI shows: [{filename, subfolder, type}]. moved: of each, what changed or null. */
 export async function rate(pictures, verdict, name) {
   name ??= await needed();
   const moved = [];
   for (const picture of pictures) {
     const answer = await ask("POST", path(name, "/rate"), { ...picture, verdict });
-    moved.push(...answer.moved);
+    moved.push(answer.moved[0] ?? null);
   }
   await refresh();
   return { name, moved };
