@@ -275,11 +275,11 @@ def disliked_scene(person: User, prompt: Prompt, rng: np.random.Generator) -> Sc
         elif trait in NAMED:
             kinds[trait] = _any(rng, [kind for kind in NAMED[trait] if kind != taste.named[trait]])
         else:
-            numbers[trait] = _away(rng, trait, taste.values[trait])
+            numbers[trait] = away(rng, trait, taste.values[trait])
     return scene.with_traits(kinds, numbers)
 
 
-def _away(rng: np.random.Generator, name: str, centre: float) -> float:
+def away(rng: np.random.Generator, name: str, centre: float) -> float:
     """A value at least AWAY from a centre."""
     trait = CONTINUOUS[name]
     while True:

@@ -156,6 +156,26 @@ def test_habits_are_as_frequent_in_disliked_pictures_and_tastes_are_not():
     assert share["taste", True] - share["taste", False] > 0.3
 
 
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_a_wrong_value_is_far_from_the_liked_one(name):
+    rng = np.random.default_rng(5)
+    trait = CONTINUOUS[name]
+    for centre in rng.uniform(trait.low, trait.high, 20):
+        distances = [trait.distance(users.away(rng, name, centre), centre) for _ in range(60)]
+        assert 0.35 <= min(distances) < 0.42
+
+
+def test_users_differ_as_often_as_they_are_meant_to():
+    drawn = people(3000)
+    assert 0.17 < np.mean([len(person.tastes) == 2 for person in drawn]) < 0.23
+    assert 0.47 < np.mean([bool(person.habits.named or person.habits.values) for person in drawn]) < 0.53
+    assert 0.30 < np.mean([person.few_likes for person in drawn]) < 0.37
+    widths = [
+        (high - low) / (CONTINUOUS[name].high - CONTINUOUS[name].low) for name, low, high in (p.band for p in drawn)
+    ]
+    assert np.allclose(widths, 0.3)
+
+
 def test_a_picture_without_preference_scores_nothing_and_a_perfect_one_everything():
     columns = {"named": [], "continuous": [], "semantic": [], "all": []}
     for person in people(300):

@@ -48,6 +48,10 @@ def test_words_are_acts_like_any_other_and_leave_the_pictures_revision_alone(tas
     assert taste.words().chosen("liked", "added") == ("fog",) and len(state(taste)) == 1
 
 
+def test_a_word_may_be_as_long_as_the_panel_s_field(taste):
+    assert taste.say("x" * 120, "liked", "added").events and taste.words().chosen("liked", "added") == ("x" * 120,)
+
+
 @pytest.mark.parametrize("word", ["", "   ", ",;", "x" * 121])
 def test_what_is_no_word_is_refused(taste, word, one_sentence):
     with pytest.raises(TasteError) as raised:
