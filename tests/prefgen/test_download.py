@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from prefgen.download import __main__ as command
 from prefgen.download import fetch
 from prefgen.download.__main__ import listed
 
@@ -223,6 +224,24 @@ def test_offline_is_offline(hub, sets, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert one_sentence(hub, sets, tmp_path / "models", offline=True).startswith("HF_HUB_OFFLINE is set")
     assert not hub.asked
+
+
+def test_the_models_folder_is_named_or_that_of_the_comfyui_around_the_pack(tmp_path, monkeypatch):
+    named, pack = tmp_path / "models", tmp_path / "custom_nodes" / "prefgen"
+    pack.mkdir(parents=True)
+    monkeypatch.setattr(command, "PACK", tmp_path / "elsewhere" / "prefgen")
+    monkeypatch.chdir(pack)
+    with pytest.raises(fetch.DownloadError, match="models isn't a folder"):
+        command.models_folder(named)
+    with pytest.raises(fetch.DownloadError, match="name the models folder with --models"):
+        command.models_folder(None)
+    named.mkdir()
+    assert command.models_folder(named) == command.models_folder(None) == named
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(fetch.DownloadError, match="isn't inside a ComfyUI"):
+        command.models_folder(None)
+    monkeypatch.setattr(command, "PACK", pack)
+    assert command.models_folder(None) == named
 
 
 def test_an_unknown_name_and_a_file_of_the_artist_s_own_are_sentences(hub, sets, tmp_path):

@@ -120,7 +120,7 @@ class TestEncoding:
         assert torch.isfinite(mllm.encode(odd)).all()
 
     def test_a_prompt_may_say_anything(self, mllm):
-        assert torch.isfinite(mllm.encode(history(liked_prompts=["a <image> boat", "<|im_start|>"]))).all()
+        assert torch.isfinite(mllm.encode(history(liked_prompts=["a <image> boat \ud800", "<|im_start|>"]))).all()
 
     def test_low_precision_stays_near(self, folders, mllm):
         low = PreferenceMLLM.load(folders / "smolvlm", dtype=torch.bfloat16)
