@@ -137,8 +137,9 @@ class PreferenceHistory:
 
 
 def _items(images: Sequence[torch.Tensor], prompts: Sequence[str], liked: bool) -> list[HistoryItem]:
-    """The items of one verdict. Prompts may be fewer than pictures; those beyond the pictures are left out. Half a letter
-    in one, which JSON may hold and no tokenizer takes, is "?"."""
+    """The items of one verdict. Prompts may be fewer than pictures; those beyond the pictures are left out.
+
+    Half a letter in a prompt, which JSON may hold and no tokenizer takes, is "?"."""
     pictures = [picture for image in images for picture in (image if image.ndim == 4 else image[None])]
     verdict = "liked" if liked else "disliked"
     whole = [prompt.encode(errors="replace").decode() for prompt in prompts[: len(pictures)]]
