@@ -266,6 +266,28 @@ def test_a_taste_that_is_chosen_is_never_shown_with_the_last_one_s_pictures(page
 
 
 @one_renderer
+def test_a_taste_is_forgotten_that_was_asked_about_whichever_is_open_by_then(page, server):
+    for name in ("kept", "gone"):
+        fresh(page, name)
+    open_panel(page, "gone")
+    page.evaluate(
+        """() => {
+            window.answered = new Promise((resolve) => (window.answer = resolve));
+            app.extensionManager.dialog.confirm = () => window.answered;
+        }"""
+    )
+    page.locator(".prefgen-menu summary").click()
+    page.get_by_role("menuitem", name="Forget this taste…").click()
+    # Another page deletes it meanwhile, and this one opens what is left.
+    page.evaluate("fetch('/prefgen/tastes/gone', {method: 'DELETE'})")
+    page.wait_for_selector(".prefgen-panel option[value='gone']", state="detached")
+    there = {taste["name"] for taste in asked(server, "tastes")["tastes"]}
+    page.evaluate("window.answer(true)")
+    page.get_by_text("There is no taste called gone").first.wait_for()
+    assert {taste["name"] for taste in asked(server, "tastes")["tastes"]} == there >= {"kept"}
+
+
+@one_renderer
 def test_model_files_come_by_a_click_are_cancelled_and_go_on(page, server):
     server.hub.slow = 0.2
     open_models(page)

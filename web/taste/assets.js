@@ -17,6 +17,7 @@ export async function hasAssets() {
 
 /** Ask which tag means liked and which disliked, and import both: {added, there, refused}; null where nothing is chosen. */
 export async function importByTags() {
+  const taste = tastes.name; // whichever is open when the last page comes
   const answer = await (await api.fetchApi("/tags?limit=500")).json();
   const names = answer.tags.map((tag) => tag.name).filter((name) => !PLACES.includes(name));
   if (!names.length) throw new Error(t("No asset has a tag: give them tags in ComfyUI's assets first."));
@@ -27,8 +28,8 @@ export async function importByTags() {
   const done = { added: 0, there: 0, refused: [] };
   for (const [verdict, label] of Object.entries(sides)) {
     const tag = label.querySelector("select").value;
-    for await (const files of tag ? pages(tag) : []) {
-      const { added, there, refused } = await upload(files, verdict, tastes.name);
+    for await (const files of tag ? pages(tag, done.refused) : []) {
+      const { added, there, refused } = await upload(files, verdict, taste);
       done.added += added;
       done.there += there;
       done.refused.push(...refused);
@@ -37,8 +38,9 @@ export async function importByTags() {
   return done;
 }
 
-/** The pictures of a tag as files, a page at a time, oldest first: a verdict's time is that of the import. */
-async function* pages(tag) {
+/** The pictures of a tag as files, a page at a time, oldest first: a verdict's time is that of the import. What doesn't
+ *  come is added to `refused`. */
+async function* pages(tag, refused) {
   for (let offset = 0; offset < MOST; offset += PAGE) {
     const words = new URLSearchParams({ include_tags: tag, limit: PAGE, offset, sort: "created_at", order: "asc" });
     const answer = await (await api.fetchApi(`/assets?${words}`)).json();
@@ -47,8 +49,10 @@ async function* pages(tag) {
     for (const { id, display_name: shown, name } of pictures) {
       const response = await api.fetchApi(`/assets/${id}/content`);
       if (response.ok) files.push(new File([await response.blob()], shown ?? name));
+      else refused.push([shown ?? name, t("ComfyUI refused this ({status}).", { status: response.status })]);
     }
     if (files.length) yield files;
     if (!answer.has_more) return;
   }
+  refused.push([tag, t("only its first {n} pictures came in", { n: MOST })]);
 }

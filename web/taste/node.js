@@ -8,6 +8,7 @@ import { t } from "./texts.js";
 const NODE = "PrefGen_LoadPreferenceHistory";
 const HEIGHT = 150; // of the grid, which scrolls: without a bound it would cover the node below
 const SHOWN = 60;
+const fills = new WeakMap(); // node's box -> how often it was filled
 
 export function dressHistoryNode(node) {
   if (node.comfyClass !== NODE) return;
@@ -64,10 +65,12 @@ function isTaste(name) {
 }
 
 async function fill(box, name) {
+  const asked = (fills.get(box) ?? 0) + 1;
+  fills.set(box, asked);
   box.dataset.name = name ?? "";
   let taste = null;
   if (isTaste(name)) taste = await ask("GET", path(name)).catch(() => null);
-  if (box.dataset.name !== (name ?? "")) return; // chosen anew meanwhile
+  if (fills.get(box) !== asked) return; // chosen or rated anew meanwhile
   const halves = ["liked", "disliked"].map((verdict) => half(taste, name, verdict));
   const open = taste ? iconButton("pi-external-link", t("Open in panel"), () => showPanel(name)) : null;
   box.replaceChildren(...halves, ...(open ? [open] : []));

@@ -73,8 +73,8 @@ function menu() {
     [t("Copy…"), copyTaste],
     [t("Export (without prompts and places)"), () => download("/export")],
     [t("Export with prompts and metadata"), () => download("/export?private=1")],
-    [t("Import a zip…"), () => pickFiles({ accept: ".zip" }, importFiles)],
-    [t("Import a folder…"), () => pickFiles({ multiple: true, webkitdirectory: true }, importFiles)],
+    [t("Import a zip…"), () => importInto({ accept: ".zip" })],
+    [t("Import a folder…"), () => importInto({ multiple: true, webkitdirectory: true })],
     [t("Import by tags of assets…"), importTagged, !assets],
     [t("Empty the trash"), emptyTrash],
     [t("Forget this taste…"), forgetTaste],
@@ -89,26 +89,38 @@ function menu() {
   return details;
 }
 
+// Each is for the taste that was open when it was chosen: while a dialog waits, another page may take that one away, and
+// then another is open.
+
 async function renameTaste() {
-  const name = await askForText(t("Rename"), t("What is it called from now on?"), tastes.name);
-  if (name) await choose((await ask("POST", path(tastes.name, "/rename"), { name })).name);
+  const old = tastes.name;
+  const name = await askForText(t("Rename"), t("What is it called from now on?"), old);
+  if (name) await choose((await ask("POST", path(old, "/rename"), { name })).name);
 }
 
 async function copyTaste() {
-  const name = await askForText(t("Copy"), t("What is the copy called?"), `${tastes.name} 2`);
-  if (name) await choose((await ask("POST", path(tastes.name, "/copy"), { name })).name);
+  const old = tastes.name;
+  const name = await askForText(t("Copy"), t("What is the copy called?"), `${old} 2`);
+  if (name) await choose((await ask("POST", path(old, "/copy"), { name })).name);
 }
 
 async function emptyTrash() {
+  const { name } = tastes;
   const sure = await confirm(t("Empty the trash"), t("Old revisions may then miss pictures. Delete them for good?"));
-  if (sure) await ask("POST", path(tastes.name, "/empty_trash"), {});
+  if (sure) await ask("POST", path(name, "/empty_trash"), {});
 }
 
 async function forgetTaste() {
-  const sure = await confirm(t("Forget this taste"), t("{name}: pictures, journal and trash are deleted for good.", { name: tastes.name }));
+  const { name } = tastes;
+  const sure = await confirm(t("Forget this taste"), t("{name}: pictures, journal and trash are deleted for good.", { name }));
   if (!sure) return;
-  await ask("DELETE", path(tastes.name));
+  await ask("DELETE", path(name));
   await refresh();
+}
+
+function importInto(options) {
+  const { name } = tastes;
+  pickFiles(options, (files) => importFiles(files, name));
 }
 
 async function importTagged() {
@@ -121,10 +133,10 @@ function download(rest) {
   link.click();
 }
 
-async function importFiles(files) {
+async function importFiles(files, name) {
   const form = new FormData();
   for (const file of files) form.append("file", file, file.path ?? (file.webkitRelativePath || file.name));
-  uploaded(await ask("POST", path(tastes.name, "/import"), undefined, form), t("Imported"));
+  uploaded(await ask("POST", path(name, "/import"), undefined, form), t("Imported"));
   await refresh();
 }
 

@@ -34,8 +34,10 @@ export const recent = {
   /** Ask which of them the open taste holds, and how sure it is of the others. */
   async look() {
     if (!tastes.name || !recent.pictures.length) return;
+    const { name } = tastes;
     const asked = [...recent.pictures];
-    const { pictures } = await ask("POST", path(tastes.name, "/looked_at"), { pictures: asked });
+    const { pictures } = await ask("POST", path(name, "/looked_at"), { pictures: asked });
+    if (name !== tastes.name) return; // how sure another taste was
     pictures.forEach((seen, number) => {
       const key = recent.key(asked[number]);
       if (seen) recent.marks.set(key, seen.sha256);

@@ -23,6 +23,7 @@ export const CHINESE = {
   "ComfyUI doesn't answer: is it still running?": "ComfyUI 没有响应：它还在运行吗？",
   "ComfyUI refused the graph.": "ComfyUI 拒绝了这个工作流。",
   "ComfyUI refused this ({status}).": "ComfyUI 拒绝了此操作（{status}）。",
+  "only its first {n} pictures came in": "只导入了前 {n} 张图片",
   Copy: "复制",
   "Copy…": "复制…",
   "Describe Preference and Apply Taste go by these words. The percentage says how sure the MLLM was.":
