@@ -255,6 +255,10 @@ class TestAnswers:
         ours = mllm.answer(read, limit=12)
         assert len(ours.split()) > 5 and mllm.tokenizer.decode(theirs[0], skip_special_tokens=True) == ours
 
+    def test_an_answer_is_cut_at_128_tokens(self, mllm, monkeypatch):
+        monkeypatch.setattr(mllm, "_end_tokens", set)
+        assert len(mllm.spoken(history()).tokens) == 128 and len(mllm.spoken(history(), limit=3).tokens) == 3
+
     def test_another_question_or_another_verdict_may_get_another_answer(self, mllm):
         answers = {mllm.answer(history(), limit=8), mllm.answer(history(), "does a boat like a cat ?", limit=8)}
         answers.add(mllm.answer(history((4, 5), (1, 2, 3)), limit=8))

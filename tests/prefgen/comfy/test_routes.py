@@ -143,6 +143,11 @@ def test_thumbnails_and_pictures_are_shown_as_pictures_and_nothing_else(browser,
         browser.headers["X-Content-Type-Options"] == "nosniff"
         and "sandbox" in browser.headers["Content-Security-Policy"]
     )
+    for number, name, kind in ((2, "2.PNG", "image/png"), (3, "3.bmp", "application/octet-stream")):
+        data = picture(number, "PNG" if number == 2 else "BMP")
+        (folders_of_comfy / "input" / "prefgen" / "sea" / "liked" / name).write_bytes(data)
+        assert browser("GET", f"/prefgen/tastes/sea/picture/{sha256(data)}") == (200, data)
+        assert browser.headers["Content-Type"] == kind
     assert "isn't in sea any more" in browser.sentence("GET", "/prefgen/tastes/sea/thumbnail/" + "0" * 64)
     assert "isn't in sea" in browser.sentence("GET", "/prefgen/tastes/sea/picture/..%2F..%2Fsecret")
 

@@ -117,3 +117,11 @@ def test_an_ideas_line_says_by_how_much_and_whether_it_was_reached():
     entry |= {"mean": 0.0612, "ci95": [0.02, 0.1], "p_holm": 0.03, "line": 0.05, "reached": True}
     lines = page.lines_of([entry, entry | {"mean": -0.0612, "reached": False}])
     assert "+0.061" in lines and "-0.061" in lines and "| yes |" in lines and "| no |" in lines
+
+
+def test_contrasts_say_their_lines_where_they_have_any_and_no_empty_columns_elsewhere():
+    entry = {"mean": 0.125, "ci95": [0.1, 0.15], "p_holm": 0.01}
+    with_lines = page.contrasts_of({"words": entry | {"line": 0.05, "reached": True}})
+    plain = page.contrasts_of({"words": entry})
+    assert "| less | difference | p (Holm) | line | reached |" in with_lines and "| 0.050 | yes |" in with_lines
+    assert "line" not in plain and "+0.125 (0.100 to 0.150)" in plain
