@@ -142,11 +142,11 @@ def _items(images: Sequence[torch.Tensor], prompts: Sequence[str], liked: bool) 
     Half a letter in a prompt, which JSON may hold and no tokenizer takes, is "?"."""
     pictures = [picture for image in images for picture in (image if image.ndim == 4 else image[None])]
     verdict = "liked" if liked else "disliked"
-    whole = [prompt.encode(errors="replace").decode() for prompt in prompts[: len(pictures)]]
-    whole += [""] * (len(pictures) - len(whole))
+    texts = [prompt.encode(errors="replace").decode() for prompt in prompts[: len(pictures)]]
+    texts += [""] * (len(pictures) - len(whole))
     return [
         HistoryItem(clean_picture(picture, f"{verdict} picture {number}"), liked, prompt)
-        for number, (picture, prompt) in enumerate(zip(pictures, whole, strict=True), 1)
+        for number, (picture, prompt) in enumerate(zip(pictures, texts, strict=True), 1)
     ]
 
 
