@@ -143,7 +143,7 @@ def _items(images: Sequence[torch.Tensor], prompts: Sequence[str], liked: bool) 
     pictures = [picture for image in images for picture in (image if image.ndim == 4 else image[None])]
     verdict = "liked" if liked else "disliked"
     texts = [prompt.encode(errors="replace").decode() for prompt in prompts[: len(pictures)]]
-    texts += [""] * (len(pictures) - len(whole))
+    texts += [""] * (len(pictures) - len(texts))
     return [
         HistoryItem(clean_picture(picture, f"{verdict} picture {number}"), liked, prompt)
         for number, (picture, prompt) in enumerate(zip(pictures, texts, strict=True), 1)
