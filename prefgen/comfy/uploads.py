@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import folder_paths
-from aiohttp import web
+from aiohttp import BodyPartReader, ClientPayloadError, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from ..files import is_hidden_name
 from ..history_folder import VERDICTS
@@ -28,7 +31,7 @@ async def receive(request: web.Request, taste: Taste) -> Imported:
         raise TasteError("The pictures aren't sent as a form: use the panel, or multipart/form-data.")
     done = Imported()
     verdict = ""
-    async for part in await request.multipart():
+    async for part in parts_of(request):
         if part.name == "verdict":
             verdict = (await bounded(part, 64) or b"").decode(errors="replace")
             continue
@@ -47,11 +50,44 @@ async def receive(request: web.Request, taste: Taste) -> Imported:
     return done
 
 
-async def bounded(part, limit: int) -> bytes | None:
+async def parts_of(request: web.Request) -> AsyncIterator[BodyPartReader]:
+    """The parts of a multipart form. TasteError for one that can't be read, or that has a form inside."""
+    with readable_form():
+        reader = await request.multipart()
+    while True:
+        with readable_form():
+            part = await reader.next()
+        if part is None:
+            return
+        if not isinstance(part, BodyPartReader):
+            raise TasteError("The form has another form inside: send its files one beside the other.")
+        yield part
+
+
+async def chunks_of(part: BodyPartReader) -> AsyncIterator[bytes]:
+    """A part's bytes, in pieces of at most CHUNK. TasteError where the form ends within it."""
+    while True:
+        with readable_form():
+            chunk = await part.read_chunk(CHUNK)
+        if not chunk:
+            return
+        yield chunk
+
+
+@contextmanager
+def readable_form() -> Iterator[None]:
+    """What aiohttp raises for a form without a boundary, with headers that are none, or that was cut short."""
+    try:
+        yield
+    except (ValueError, AssertionError, RuntimeError, LookupError, HttpProcessingError, ClientPayloadError) as error:
+        raise TasteError("The form can't be read to its end: send it again.") from error
+
+
+async def bounded(part: BodyPartReader, limit: int) -> bytes | None:
     """A part's bytes, or None where it has more than `limit`; its rest is then read and thrown away."""
     chunks = []
     size = 0
-    while chunk := await part.read_chunk(CHUNK):
+    async for chunk in chunks_of(part):
         size += len(chunk)
         if size <= limit:
             chunks.append(chunk)
@@ -66,7 +102,7 @@ async def receive_import(request: web.Request, taste: Taste) -> Imported:
         raise TasteError("The zip isn't sent as a form: use the panel, or multipart/form-data.")
     with tempfile.TemporaryDirectory(dir=temp_folder()) as folder:
         files = Received(Path(folder))
-        async for part in await request.multipart():
+        async for part in parts_of(request):
             if part.filename:
                 await files.take(part)
         if not files.paths:
@@ -97,7 +133,7 @@ class Received:
         if path.exists():
             path = folder / file_name(*_stem_and_suffix(name), os.listdir(folder))
         with open(path, "wb") as file:
-            while chunk := await part.read_chunk(CHUNK):
+            async for chunk in chunks_of(part):
                 file.write(chunk)
                 self.size += len(chunk)
                 if self.size > MAX_UPLOAD:

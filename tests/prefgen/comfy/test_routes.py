@@ -266,6 +266,32 @@ def test_a_verdict_that_arrives_in_two_parts_is_read_whole(browser):
     assert status == 200 and answer["added"] == 1, answer
 
 
+FIELD = b'--end\r\nContent-Disposition: form-data; name="verdict"\r\n\r\nliked\r\n'
+FILE = b'--end\r\nContent-Disposition: form-data; name="file"; filename="1.png"\r\n\r\n'
+NESTED = b"--end\r\nContent-Type: multipart/mixed; boundary=in\r\n\r\n--in\r\n\r\nx\r\n--in--\r\n"
+BROKEN_FORMS = {
+    "a form inside of it": ("; boundary=end", NESTED + FIELD + FILE + picture(1) + b"\r\n--end--\r\n"),
+    "no boundary": ("", FIELD),
+    "another boundary": ("; boundary=other", FIELD),
+    "nothing": ("; boundary=end", b""),
+    "no headers": ("; boundary=end", b"--end\r\n\xff\xfe\r\nno header\r\n"),
+    "an odd encoding": ("; boundary=end", FILE[:-2] + b"Content-Transfer-Encoding: odd\r\n\r\n" + picture(1)),
+    "half a file": ("; boundary=end", FIELD + FILE + picture(1)[:40]),
+    "no end": ("; boundary=end", FIELD + FILE + picture(1)),
+    "an odd length": ("; boundary=end", FILE[:-2] + b"Content-Length: x\r\n\r\n" + picture(1) + b"\r\n--end--\r\n"),
+}
+
+
+@pytest.mark.parametrize("route", ["upload", "import"])
+@pytest.mark.parametrize("form", BROKEN_FORMS)
+def test_a_form_that_cannot_be_read_is_a_sentence_and_adds_nothing_broken(browser, route, form):
+    boundary, body = BROKEN_FORMS[form]
+    sent = {"raw": body, "Content_Type": f"multipart/form-data{boundary}"}
+    status, answer = browser("POST", f"/prefgen/tastes/sea/{route}", **sent)
+    assert status in (200, 400) and "failed inside" not in str(answer), answer
+    assert {each["sha256"] for each in pictures_of(browser)} <= {sha256(picture(1))}
+
+
 @pytest.mark.parametrize("raw", ["", "[]", "null", "{", '{"name": 5}', '{"name": null}', "[" * 100_000, "\xff"])
 def test_odd_json_is_refused(browser, raw):
     browser.sentence("POST", "/prefgen/tastes", raw=raw.encode("latin-1"), Content_Type="application/json")
