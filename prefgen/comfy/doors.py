@@ -15,6 +15,7 @@ import folder_paths
 from aiohttp import web
 
 from ..errors import MendableError
+from ..files import disk_full
 from ..tastes.names import DEVICES, TasteError, printable
 
 SAFE_METHODS = ("GET", "HEAD")
@@ -41,7 +42,9 @@ def guarded(handler: Handler) -> Handler:
             return refused(str(error), 400)
         except web.HTTPException:
             raise
-        except Exception:
+        except Exception as error:
+            if reason := disk_full(error):
+                return refused(f"ComfyUI can't write what was sent ({reason}): make room there and try again.", 507)
             logging.exception("PrefGen's route %s failed.", request.path)
             return refused("PrefGen failed inside: the log of ComfyUI says where. Please report it.", 500)
 

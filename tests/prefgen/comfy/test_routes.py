@@ -1,6 +1,7 @@
 """The routes behind the browser: what they do, and what they refuse, one sentence each."""
 
 import asyncio
+import errno
 import io
 import json
 import os
@@ -290,6 +291,19 @@ def test_a_form_that_cannot_be_read_is_a_sentence_and_adds_nothing_broken(browse
     status, answer = browser("POST", f"/prefgen/tastes/sea/{route}", **sent)
     assert status in (200, 400) and "failed inside" not in str(answer), answer
     assert {each["sha256"] for each in pictures_of(browser)} <= {sha256(picture(1))}
+
+
+@pytest.mark.parametrize("act", ["import", "export"])
+def test_a_disk_that_is_full_where_forms_and_zips_are_kept_is_a_sentence(browser, pack, monkeypatch, act):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/somewhere")
+
+    browser("POST", "/prefgen/tastes/sea/upload", form=form_of("liked", {"1.png": picture(1)}))
+    name = {"import": "TemporaryDirectory", "export": "TemporaryFile"}[act]
+    monkeypatch.setattr(pack("prefgen.comfy.uploads").tempfile, name, full)
+    request = {"import": ("POST", {"form": folder_form({"liked/2.png": picture(2)})}), "export": ("GET", {})}[act]
+    sentence = browser.sentence(request[0], f"/prefgen/tastes/sea/{act}", status=507, **request[1])
+    assert "the disk is full" in sentence and len(pictures_of(browser)) == 1
 
 
 @pytest.mark.parametrize("raw", ["", "[]", "null", "{", '{"name": 5}', '{"name": null}', "[" * 100_000, "\xff"])
