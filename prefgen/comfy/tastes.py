@@ -10,7 +10,7 @@ import folder_paths
 from ..mllm.traits import Traits
 from ..tastes import looks
 from ..tastes.names import TasteError
-from ..tastes.shelf import Shelf
+from ..tastes.shelf import AUTO, NO_TASTE, RESERVED, Shelf
 from ..tastes.taste import Taste
 from ..tastes.words import keep_understood
 from . import folders
@@ -19,8 +19,6 @@ from .hashes import sha256_of
 from .running import prompt_server
 
 EVENT = "prefgen.taste"
-AUTO = "auto"  # the taste that the pictures were read from
-NO_TASTE = "none"
 
 
 def shelf() -> Shelf:
@@ -36,8 +34,8 @@ def tell(name: str) -> None:
 
 
 def choices() -> list[str]:
-    """Combo entries: auto, none, then every taste."""
-    return [AUTO, NO_TASTE, *shelf().names()]
+    """Combo entries: auto, none, then every taste that isn't called so."""
+    return [*RESERVED, *(name for name in shelf().names() if name not in RESERVED)]
 
 
 def chosen(name: str | None, source: str = "") -> Taste | None:

@@ -14,6 +14,9 @@ from . import index
 from .names import TasteError, checked_name, folded, printable
 from .taste import LOCK, THUMBS, Taste
 
+# What the combos that tastes stand in offer beside them: the taste that pictures were read from, and none.
+AUTO, NO_TASTE = RESERVED = ("auto", "none")
+
 
 class Shelf:
     """The tastes in a folder, such as input/prefgen."""
@@ -36,7 +39,7 @@ class Shelf:
 
     def new(self, name: str) -> Taste:
         """An empty taste."""
-        name = checked_name(name, self.names())
+        name = _checked(name, self.names())
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / name).mkdir()
@@ -49,7 +52,7 @@ class Shelf:
     def copy(self, name: str, new_name: str) -> Taste:
         """A copy with its journal, trash and revisions: both go on apart."""
         source = self.taste(name)
-        new_name = checked_name(new_name, self.names())
+        new_name = _checked(new_name, self.names())
         # Under a hidden name until it is whole, so that nobody sees half a copy.
         unfinished = self.folder / f".{uuid.uuid4().hex}"
         try:
@@ -67,7 +70,7 @@ class Shelf:
         """Give a taste another name; one that differs in case alone is another name."""
         source = self.taste(name)
         others = [other for other in self.names() if other != name]
-        new_name = checked_name(new_name, others)
+        new_name = _checked(new_name, others)
         try:
             if new_name != name:
                 os.rename(source.folder, self.folder / new_name)
@@ -94,6 +97,14 @@ class Shelf:
         return TasteError(
             f"{printable(name)} can't be changed ({reason}): close what has its files open, and try again."
         )
+
+
+def _checked(name: str, taken: list[str]) -> str:
+    """A new taste's name, as `checked_name` says, and none that means something else where a taste is chosen."""
+    name = checked_name(name, taken)
+    if name.casefold() in RESERVED:
+        raise TasteError(f"Nodes offer {printable(name)} beside the tastes, for something else: choose another name.")
+    return name
 
 
 def _copy(folder: Path, place: Path) -> None:

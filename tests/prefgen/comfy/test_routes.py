@@ -363,6 +363,12 @@ def test_a_fault_of_our_own_is_a_sentence_and_in_the_log(browser, pack, monkeypa
     assert "ZeroDivisionError" in caplog.text
 
 
+def test_a_folder_that_is_called_as_another_entry_of_the_combo_stands_in_it_once(browser, pack, folders_of_comfy):
+    (folders_of_comfy / "input" / "prefgen" / "none").mkdir()
+    tastes = pack("prefgen.comfy.tastes")
+    assert tastes.choices() == ["auto", "none", "sea"] and tastes.chosen("none") is None
+
+
 def test_a_revision_can_be_chosen_by_its_name_and_stays_what_it_was(browser, pack, folders_of_comfy, monkeypatch):
     folders = pack("prefgen.comfy.folders")
     browser("POST", "/prefgen/tastes/sea/upload", form=form_of("liked", {"1.png": picture(1), "2.png": picture(2)}))

@@ -47,6 +47,16 @@ def test_ordinary_names_are_taken_as_they_are(shelf, name):
     assert shelf.new(name).name == name and shelf.names() == [name]
 
 
+@pytest.mark.parametrize("name", ["none", "None", "auto", " AUTO "])
+def test_a_name_that_means_something_else_in_a_combo_is_refused(shelf, name, one_sentence):
+    shelf.new("sea")
+    for act in (lambda: shelf.new(name), lambda: shelf.copy("sea", name), lambda: shelf.rename("sea", name)):
+        with pytest.raises(TasteError) as raised:
+            act()
+        assert "for something else: choose another name" in one_sentence(raised)
+    assert shelf.names() == ["sea"] and os.listdir(shelf.folder) == ["sea"]
+
+
 def test_names_that_differ_by_case_or_accents_alone_are_one(shelf):
     shelf.new("Sea")
     for same in ("sea", "SEA", " Sea "):
