@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from ..history_folder import picture_files, prompt_file
@@ -25,6 +27,26 @@ def free_name(folder: Path, wanted: str, suffix: str, brings_text: bool = False)
     stems = (os.path.splitext(name) for name in names)
     taken = [stem + suffix for stem, kind in stems if brings_text or kind.lower() == ".txt"]
     return file_name(wanted, suffix, names + taken)
+
+
+def move_into(path: Path, folder: Path) -> Path:
+    """Move a picture with its text file into a folder; where it is then."""
+    target = folder / free_name(folder, path.name, path.suffix, brings_text=prompt_file(path).is_file())
+    move(path, target)
+    return target
+
+
+def move_all(paths: Iterable[Path], folder: Path) -> None:
+    """Move pictures into a folder, all of them or none: of two halves only one would count."""
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for path in paths:
+            moved.append((path, move_into(path, folder)))
+    except OSError:
+        for path, target in reversed(moved):
+            with suppress(OSError):
+                move(target, path)
+        raise
 
 
 def move(path: Path, target: Path) -> None:

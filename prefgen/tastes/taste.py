@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from ..files import disk_full, file_sha256, write_atomic
-from ..history_folder import VERDICTS, entries_of, picture_entries, picture_files, prompt_file, prompt_of
+from ..history_folder import VERDICTS, entries_of, picture_entries, picture_files, prompt_of
 from ..pictures import open_picture, to_pixels
 from . import journal, revisions
 from .index import Index
@@ -31,7 +31,7 @@ from .journal import Event, WordEvent
 from .names import TasteError, printable
 from .origin import Origin, one_line, origin_of
 from .revisions import REVISION_DIGITS, revision_of
-from .stored import THUMB_SIDE, checked_picture, free_name, move
+from .stored import THUMB_SIDE, checked_picture, free_name, move, move_all, move_into
 from .words import STATES, Words, checked_word
 
 TRASH = ".trash"
@@ -308,10 +308,7 @@ class Taste:
 
     def _move(self, path: Path, verdict: str) -> Path:
         """Move a picture, with the text file beside it, to a verdict's folder or the trash."""
-        folder = self._folder_of(verdict)
-        target = folder / free_name(folder, path.name, path.suffix, brings_text=prompt_file(path).is_file())
-        move(path, target)
-        return target
+        return move_into(path, self._folder_of(verdict))
 
     def _folder_of(self, verdict: str) -> Path:
         """The folder for pictures of a verdict, or the trash; made where it is missing.
@@ -325,9 +322,7 @@ class Taste:
         try:
             folder.mkdir(exist_ok=True)
             if verdict == "liked" and not picture_entries(folder):
-                for loose in picture_files(self.folder):
-                    text = prompt_file(loose).is_file()
-                    move(loose, folder / free_name(folder, loose.name, loose.suffix, brings_text=text))
+                move_all(picture_files(self.folder), folder)
         except OSError as error:
             raise self._unwritten(error) from error
         return folder

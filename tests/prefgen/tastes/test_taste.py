@@ -109,6 +109,25 @@ def test_loose_pictures_move_in_with_their_prompts(taste):
     assert prompts(taste) == before | {sha256(picture(4)): ""}
 
 
+def test_loose_pictures_move_in_together_or_not_at_all(taste, monkeypatch):
+    for number in range(3):
+        (taste.folder / f"{number}.png").write_bytes(picture(number))
+    before = state(taste)
+    rename = os.rename
+
+    def locked(source, target):
+        if Path(source).name == "2.png":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", locked)
+    with pytest.raises(TasteError, match="Nothing was changed in sea: permission denied"):
+        taste.rate(picture(7), "liked")
+    assert state(taste) == before and len(before) == 3
+    monkeypatch.undo()
+    assert taste.rate(picture(7), "liked").events and len(state(taste)) == 4
+
+
 def test_where_a_verdict_cannot_be_written_down_the_text_file_goes_back_too(taste, monkeypatch):
     taste.rate(picture(1), "liked", "boat.png")
     (taste.folder / "liked" / "boat.txt").write_text("a boat")
