@@ -17,7 +17,9 @@ from .files import guessed_text, is_hidden, is_hidden_name
 from .pictures import PictureError, picture_suffixes, printable, read_picture
 
 VERDICTS = ("liked", "disliked")
-JOURNAL = "taste.jsonl"  # of prefgen.tastes, in the folder itself
+# Of prefgen.tastes, in the folder itself: the journal, and what stands there while loose pictures move into `liked`.
+JOURNAL = "taste.jsonl"
+MOVING = ".moving"
 # How many unreadable pictures are named where none can be read.
 NAMED = 5
 
@@ -34,8 +36,8 @@ class HistoryFolder:
     """The pictures of a history folder, oldest first.
 
     `liked` and `disliked` are subfolders in any case and may be links. Pictures directly in the folder count as liked
-    where no subfolder `liked` holds any. A file's time is that of its last change; files of one time go by name, with
-    numbers in it as numbers. Raises FileNotFoundError for a folder that isn't there.
+    where no subfolder `liked` holds any, and while they move there. A file's time is that of its last change; files of
+    one time go by name, with numbers in it as numbers. Raises FileNotFoundError for a folder that isn't there.
     """
 
     def __init__(self, path: str | Path):
@@ -52,9 +54,9 @@ class HistoryFolder:
         self._folders = [e for e in entries_of(self.path) if e.name.lower() in VERDICTS and e.is_dir()]
         for folder in self._folders:
             self._files[folder.name.lower()] += picture_files(folder)
-        self._loose = not self._files["liked"]
+        self._loose = not self._files["liked"] or (self.path / MOVING).exists()
         if self._loose:
-            self._files["liked"] = picture_files(self.path)
+            self._files["liked"] += picture_files(self.path)
 
     @cached_property
     def files(self) -> dict[str, list[Path]]:

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from ..files import disk_full, file_sha256, write_atomic
-from ..history_folder import VERDICTS, entries_of, picture_entries, picture_files, prompt_of
+from ..history_folder import MOVING, VERDICTS, entries_of, picture_entries, picture_files, prompt_of
 from ..pictures import open_picture, to_pixels
 from . import journal, revisions
 from .index import Index
@@ -147,7 +147,7 @@ class Taste:
     def _files(self) -> Iterator[tuple[str, os.DirEntry]]:
         """(verdict, entry) of every picture that counts: those of history_folder.HistoryFolder."""
         inner = self._verdict_folders()
-        loose = not any(picture_entries(folder) for folder in inner["liked"])
+        loose = not any(picture_entries(folder) for folder in inner["liked"]) or (self.folder / MOVING).exists()
         for verdict, folders in inner.items():
             for folder in folders + ([self.folder] if loose and verdict == "liked" else []):
                 for entry in picture_entries(folder):
@@ -321,11 +321,23 @@ class Taste:
             folder = next(iter(self._verdict_folders()[verdict]), self.folder / verdict)
         try:
             folder.mkdir(exist_ok=True)
-            if verdict == "liked" and not picture_entries(folder):
-                move_all(picture_files(self.folder), folder)
+            if verdict == "liked" and ((self.folder / MOVING).exists() or not picture_entries(folder)):
+                self._move_loose_into(folder)
         except OSError as error:
             raise self._unwritten(error) from error
         return folder
+
+    def _move_loose_into(self, folder: Path) -> None:
+        """Killed in between, loose pictures count in both places, and the next verdict moves the rest."""
+        moving = self.folder / MOVING
+        if loose := picture_files(self.folder):
+            moving.touch()
+            try:
+                move_all(loose, folder)
+            except OSError:
+                moving.unlink(missing_ok=True)
+                raise
+        moving.unlink(missing_ok=True)
 
     def _write(self, events: Sequence[Event | WordEvent], back: list[tuple[Path, Path | None]]) -> Change:
         """Append events; where that fails, put files back. back: (each file, where it was or None)."""

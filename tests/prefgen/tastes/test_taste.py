@@ -19,6 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from prefgen.files import write_atomic
+from prefgen.history_folder import MOVING, HistoryFolder
 from prefgen.tastes import journal, revisions, stored, words
 from prefgen.tastes import taste as module
 from prefgen.tastes.journal import Event
@@ -123,9 +124,34 @@ def test_loose_pictures_move_in_together_or_not_at_all(taste, monkeypatch):
     monkeypatch.setattr(os, "rename", locked)
     with pytest.raises(TasteError, match="Nothing was changed in sea: permission denied"):
         taste.rate(picture(7), "liked")
-    assert state(taste) == before and len(before) == 3
+    assert state(taste) == before and len(before) == 3 and not (taste.folder / MOVING).exists()
     monkeypatch.undo()
     assert taste.rate(picture(7), "liked").events and len(state(taste)) == 4
+
+
+def test_killed_while_loose_pictures_move_in_all_go_on_counting(taste, monkeypatch):
+    for number in range(3):
+        (taste.folder / f"{number}.png").write_bytes(picture(number))
+    before = state(taste)
+    rename = os.rename
+
+    def killed(source, target):
+        if Path(source).name == "1.png":
+            raise SystemExit
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(SystemExit):
+        taste.rate(picture(7), "liked")
+    monkeypatch.undo()
+    taste = Taste(taste.folder)
+    assert len(os.listdir(taste.folder / "liked")) == 1 and state(taste) == before and taste.counts()["liked"] == 3
+    assert len(HistoryFolder(taste.folder).files["liked"]) == 3
+    assert taste.rate(picture(7), "liked").events and len(state(taste)) == 4
+    assert sorted(os.listdir(taste.folder / "liked")) == ["0.png", "1.png", "2.png", "picture.png"]
+    # What is put there later is loose again, and no longer liked.
+    (taste.folder / "later.png").write_bytes(picture(9))
+    assert len(state(taste)) == 4 and len(HistoryFolder(taste.folder).files["liked"]) == 4
 
 
 def test_where_a_verdict_cannot_be_written_down_the_text_file_goes_back_too(taste, monkeypatch):
