@@ -52,17 +52,20 @@ def move_all(paths: Iterable[Path], folder: Path) -> None:
 def move(path: Path, target: Path) -> None:
     """Move a picture with the text file beside it; another picture of its stem keeps that too. All of it or nothing."""
     text = prompt_file(path)
-    os.rename(path, target)
-    if not text.is_file():
-        return
+    copy = target.with_suffix(text.suffix) if text.is_file() else None
+    # The text is there before its picture and goes after it: killed in between, the picture never lacks it.
     try:
-        if any(file.stem == path.stem for file in picture_files(path.parent)):
-            shutil.copyfile(text, target.with_suffix(text.suffix))
-        else:
-            os.rename(text, target.with_suffix(text.suffix))
+        if copy:
+            shutil.copy2(text, copy)
+        os.rename(path, target)
     except OSError:
-        os.rename(target, path)
+        if copy:
+            copy.unlink(missing_ok=True)
         raise
+    if copy and not any(file.stem == path.stem for file in picture_files(path.parent)):
+        # One that can't be deleted gets no other picture: `free_name` passes it by.
+        with suppress(OSError):
+            text.unlink()
 
 
 def checked_picture(data: bytes, name: str) -> str:

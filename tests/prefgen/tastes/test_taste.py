@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -168,21 +169,33 @@ def test_where_a_verdict_cannot_be_written_down_the_text_file_goes_back_too(tast
     assert (state(taste), prompts(taste)) == before
 
 
-def test_a_text_file_that_cannot_move_keeps_its_picture_where_it_is(taste, monkeypatch):
+@pytest.mark.parametrize("call", ["copy2", "rename"])
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "Permission denied"), SystemExit()])
+def test_a_move_that_fails_or_is_killed_takes_no_picture_s_prompt(taste, monkeypatch, call, error):
     taste.rate(picture(1), "liked", "boat.png")
     (taste.folder / "liked" / "boat.txt").write_text("a boat")
     before = state(taste), prompts(taste)
-    rename = os.rename
 
-    def locked(source, target):
-        if str(source).endswith(".txt"):
-            raise PermissionError(errno.EACCES, "Permission denied")
-        rename(source, target)
+    def stopped(*_):
+        raise error
 
-    monkeypatch.setattr(os, "rename", locked)
-    with pytest.raises(TasteError, match="permission denied"):
+    monkeypatch.setattr(shutil if call == "copy2" else os, call, stopped)
+    with pytest.raises(SystemExit if isinstance(error, SystemExit) else TasteError):
         taste.place([sha256(picture(1))], "disliked")
+    monkeypatch.undo()
     assert (state(taste), prompts(taste)) == before
+    taste.place([sha256(picture(1))], "disliked")
+    assert prompts(taste) == before[1] and not os.listdir(taste.folder / "liked")
+
+
+def test_killed_before_the_old_text_file_is_deleted_a_namesake_does_not_get_it(taste, monkeypatch):
+    taste.rate(picture(1), "liked", "boat.png")
+    (taste.folder / "liked" / "boat.txt").write_text("a boat")
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError(errno.EACCES, "no")))
+    taste.place([sha256(picture(1))], "disliked")
+    monkeypatch.undo()
+    taste.rate(picture(2), "liked", "boat.png")
+    assert prompts(taste) == {sha256(picture(1)): "a boat", sha256(picture(2)): ""}
 
 
 def test_several_pictures_are_one_act(taste):
