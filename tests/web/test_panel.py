@@ -266,6 +266,21 @@ def test_a_taste_that_is_chosen_is_never_shown_with_the_last_one_s_pictures(page
 
 
 @one_renderer
+def test_the_menu_stays_open_and_focused_when_news_come_in(page, server):
+    fresh(page, "news")
+    open_panel(page, "news")
+    page.locator(".prefgen-menu summary").click()
+    page.get_by_role("menuitem", name="Copy…").focus()
+    fresh(page, "more news")
+    page.wait_for_selector(".prefgen-panel option[value='more news']", state="attached")
+    assert page.get_by_role("menuitem", name="Copy…").is_visible()
+    assert page.evaluate("document.activeElement.textContent") == "Copy…"
+    page.get_by_role("menuitem", name="Model files…").click()
+    page.wait_for_selector(".prefgen-dialog")
+    assert page.locator(".prefgen-menu[open]").count() == 0
+
+
+@one_renderer
 def test_a_taste_is_forgotten_that_was_asked_about_whichever_is_open_by_then(page, server):
     for name in ("kept", "gone"):
         fresh(page, name)

@@ -40,9 +40,11 @@ function fill(panel) {
   const focused = document.activeElement?.dataset?.key;
   const top = panel.querySelector(".prefgen-grid")?.scrollTop ?? 0;
   const typed = panel.querySelector("[data-key]:focus")?.value;
+  const isMenuOpen = panel.querySelector(".prefgen-menu")?.open;
   panel.replaceChildren(head(), meter(), tabs(), tab === "words" ? wordsTab() : grid(), foot());
   const scrolled = panel.querySelector(".prefgen-grid");
   if (scrolled) scrolled.scrollTop = top;
+  if (isMenuOpen) panel.querySelector(".prefgen-menu").open = true;
   const field = focused && panel.querySelector(`[data-key="${CSS.escape(focused)}"]`);
   field?.focus();
   if (field?.matches?.("input") && typed) field.value = typed;
@@ -79,7 +81,7 @@ function menu() {
     [t("Empty the trash"), emptyTrash],
     [t("Forget this taste…"), forgetTaste],
   ];
-  const button = (label, action, disabled) => make("button", { type: "button", role: "menuitem", disabled, onclick: () => attempt(action) }, label);
+  const button = (label, action, disabled) => make("button", { type: "button", role: "menuitem", "data-key": `menu ${label}`, disabled, onclick: () => attempt(action) }, label);
   const buttons = entries.filter(([, , hidden]) => !hidden).map(([label, action]) => button(label, action, !tastes.name));
   buttons.push(button(t("Model files…"), openModels, false));
   const sign = make("i", { class: "pi pi-ellipsis-h", "aria-hidden": "true" });
