@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import folder_paths
-from aiohttp import BodyPartReader, ClientPayloadError, web
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp import web
 
 from ..files import is_hidden_name
 from ..history_folder import VERDICTS
@@ -50,7 +49,7 @@ async def receive(request: web.Request, taste: Taste) -> Imported:
     return done
 
 
-async def parts_of(request: web.Request) -> AsyncIterator[BodyPartReader]:
+async def parts_of(request: web.Request) -> AsyncIterator:
     """The parts of a multipart form. TasteError for one that can't be read, or that has a form inside."""
     with readable_form():
         reader = await request.multipart()
@@ -59,12 +58,12 @@ async def parts_of(request: web.Request) -> AsyncIterator[BodyPartReader]:
             part = await reader.next()
         if part is None:
             return
-        if not isinstance(part, BodyPartReader):
+        if not hasattr(part, "read_chunk"):
             raise TasteError("The form has another form inside: send its files one beside the other.")
         yield part
 
 
-async def chunks_of(part: BodyPartReader) -> AsyncIterator[bytes]:
+async def chunks_of(part) -> AsyncIterator[bytes]:
     """A part's bytes, in pieces of at most CHUNK. TasteError where the form ends within it."""
     while True:
         with readable_form():
@@ -79,11 +78,13 @@ def readable_form() -> Iterator[None]:
     """What aiohttp raises for a form without a boundary, with headers that are none, or that was cut short."""
     try:
         yield
-    except (ValueError, AssertionError, RuntimeError, LookupError, HttpProcessingError, ClientPayloadError) as error:
+    except web.HTTPException:
+        raise
+    except Exception as error:  # noqa: BLE001  half a dozen kinds, by what is broken and by version
         raise TasteError("The form can't be read to its end: send it again.") from error
 
 
-async def bounded(part: BodyPartReader, limit: int) -> bytes | None:
+async def bounded(part, limit: int) -> bytes | None:
     """A part's bytes, or None where it has more than `limit`; its rest is then read and thrown away."""
     chunks = []
     size = 0
