@@ -119,6 +119,11 @@ def guessed_text(data: bytes) -> str:
     return data.decode(encoding, errors="replace")
 
 
+def whole_letters(text: str) -> str:
+    """A text with "?" for half a letter (a lone surrogate), which JSON may hold and no file, zip or tokenizer takes."""
+    return text.encode(errors="replace").decode()
+
+
 def marked_encoding(data: bytes) -> str | None:
     """The encoding that a byte order mark tells, None without one."""
     return next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), None)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from .files import whole_letters
 from .history_folder import VERDICTS, left_out
 from .pictures import as_tensor, clean_picture, resize
 from .tastes.reading import history_folder
@@ -142,7 +143,7 @@ def _items(images: Sequence[torch.Tensor], prompts: Sequence[str], liked: bool) 
     Half a letter in a prompt, which JSON may hold and no tokenizer takes, is "?"."""
     pictures = [picture for image in images for picture in (image if image.ndim == 4 else image[None])]
     verdict = "liked" if liked else "disliked"
-    texts = [prompt.encode(errors="replace").decode() for prompt in prompts[: len(pictures)]]
+    texts = [whole_letters(prompt) for prompt in prompts[: len(pictures)]]
     texts += [""] * (len(pictures) - len(texts))
     return [
         HistoryItem(clean_picture(picture, f"{verdict} picture {number}"), liked, prompt)

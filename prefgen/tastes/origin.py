@@ -12,6 +12,8 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
+from ..files import whole_letters
+
 MAX_TEXT = 1 << 20  # characters of metadata that are looked at
 MAX_PROMPT = 4000
 # The stars of XMP (Adobe's xmp:Rating): -1 is rejected, 0 is none.
@@ -94,7 +96,7 @@ def of_parameters(text: str) -> Origin:
 
 def one_line(text: str) -> str:
     """Text on one line, within MAX_PROMPT characters, "?" for half a letter (JSON may hold one, no file can)."""
-    return " ".join(text.encode(errors="replace").decode().split())[:MAX_PROMPT]
+    return " ".join(whole_letters(text).split())[:MAX_PROMPT]
 
 
 def _inputs(node: dict) -> dict:

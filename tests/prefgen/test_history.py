@@ -76,14 +76,14 @@ def test_the_digest_follows_pictures_verdicts_prompts_and_order():
 
 
 def test_prompts_may_be_fewer_than_pictures_or_more_and_hold_half_a_letter():
-    for given, kept in (
+    for prompts, expected in (
         (["a"], ["a", ""]),
         (["a", "b", "c"], ["a", "b"]),
         (["\udce9", "b"], ["?", "b"]),
         ([], ["", ""]),
     ):
-        history = PreferenceHistory.from_images([picture(), picture()], [], given)
-        assert [item.prompt for item in history.items] == kept and len(history.digest) == 64
+        history = PreferenceHistory.from_images([picture(), picture()], [], prompts)
+        assert [item.prompt for item in history.items] == expected and len(history.digest) == 64
 
 
 def test_a_folder_is_read_oldest_first_with_its_prompts(tmp_path):

@@ -206,8 +206,8 @@ def test_keys_faster_than_the_server_go_to_one_picture_each_and_undo_takes_the_l
     page.wait_for_function("document.querySelector('.prefgen-rate header').textContent.includes('4 given')")
     until(page, f"document.querySelector('.prefgen-stage img').alt === {json.dumps(order[3])}")
     assert len(set(order)) == 5
-    given = {each["file"]: each["verdict"] for each in asked(server, f"tastes/{name}")["pictures"]}
-    assert given == {order[0]: "liked", order[1]: "disliked", order[2]: "liked"}
+    rated = {each["file"]: each["verdict"] for each in asked(server, f"tastes/{name}")["pictures"]}
+    assert rated == {order[0]: "liked", order[1]: "disliked", order[2]: "liked"}
     page.keyboard.press("Escape")
 
 

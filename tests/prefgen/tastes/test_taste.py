@@ -111,18 +111,22 @@ def test_loose_pictures_move_in_with_their_prompts(taste):
     assert prompts(taste) == before | {sha256(picture(4)): ""}
 
 
+def stop_rename_of(monkeypatch, name, error):
+    rename = os.rename
+
+    def stopped(source, target):
+        if Path(source).name == name:
+            raise error
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", stopped)
+
+
 def test_loose_pictures_move_in_together_or_not_at_all(taste, monkeypatch):
     for number in range(3):
         (taste.folder / f"{number}.png").write_bytes(picture(number))
     before = state(taste)
-    rename = os.rename
-
-    def locked(source, target):
-        if Path(source).name == "2.png":
-            raise PermissionError(errno.EACCES, "Permission denied")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", locked)
+    stop_rename_of(monkeypatch, "2.png", PermissionError(errno.EACCES, "Permission denied"))
     with pytest.raises(TasteError, match="Nothing was changed in sea: permission denied"):
         taste.rate(picture(7), "liked")
     assert state(taste) == before and len(before) == 3 and not (taste.folder / MOVING).exists()
@@ -134,14 +138,7 @@ def test_killed_while_loose_pictures_move_in_all_go_on_counting(taste, monkeypat
     for number in range(3):
         (taste.folder / f"{number}.png").write_bytes(picture(number))
     before = state(taste)
-    rename = os.rename
-
-    def killed(source, target):
-        if Path(source).name == "1.png":
-            raise SystemExit
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", killed)
+    stop_rename_of(monkeypatch, "1.png", SystemExit())
     with pytest.raises(SystemExit):
         taste.rate(picture(7), "liked")
     monkeypatch.undo()

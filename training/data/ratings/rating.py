@@ -9,6 +9,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prefgen.files import whole_letters
+
 from ..pickapic import looks
 
 # How a source says what its people like.
@@ -169,7 +171,7 @@ def text_of(value: Any) -> str:
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value).encode(errors="replace").decode().strip()
+    return whole_letters(str(value)).strip()
 
 
 def word_of(value: Any) -> str:
