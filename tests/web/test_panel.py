@@ -151,15 +151,20 @@ def test_rate_makes_pictures_and_asks_first_where_the_taste_is_least_sure(page, 
     assert "%" in page.locator(".prefgen-panel .prefgen-note").first.inner_text()
 
 
-@one_renderer
-def test_nine_at_once_by_keys(page, server):
-    name = "grid"
-    for number in range(12):
-        (server.output_dir / f"{name} {number:02}.png").write_bytes(picture(4000 + number))
+def rate_view(page, server, name: str, numbers: range) -> None:
+    """The Rate view of a new taste, with that many fresh pictures in the output folder."""
+    for place, number in enumerate(numbers):
+        (server.output_dir / f"{name} {place:02}.png").write_bytes(picture(number))
     fresh(page, name)
     open_panel(page, name)
     page.locator("[data-key=rate]").click()
     page.wait_for_selector(".prefgen-rate img")
+
+
+@one_renderer
+def test_nine_at_once_by_keys(page, server):
+    name = "grid"
+    rate_view(page, server, name, range(4000, 4012))
     page.keyboard.press("p")
     page.keyboard.press("p")
     page.wait_for_function("document.querySelectorAll('.prefgen-nine .prefgen-cell').length === 9")
@@ -182,12 +187,7 @@ def test_nine_at_once_by_keys(page, server):
 @one_renderer
 def test_keys_faster_than_the_server_go_to_one_picture_each_and_undo_takes_the_last_back(page, server):
     name = "fast"
-    for number in range(8):
-        (server.output_dir / f"{name} {number:02}.png").write_bytes(picture(4100 + number))
-    fresh(page, name)
-    open_panel(page, name)
-    page.locator("[data-key=rate]").click()
-    page.wait_for_selector(".prefgen-rate img")
+    rate_view(page, server, name, range(4100, 4108))
     page.evaluate(
         """async () => {
             const {api} = await import("/scripts/api.js");
