@@ -116,43 +116,37 @@ def test_a_finished_run_unlocks_its_folder(tmp_path):
 # Going on
 
 
-class Forked:
-    """The toy stage in a child of this process, which has no imports to wait for."""
+def dies(folder, after, **options):
+    """The toy stage in a child of this process, which has no imports to wait for; the system kills it `after` seconds
+    behind its first step. A kill from here would come late on a busy machine, after any number of steps."""
+    child = os.fork()
+    if child:
+        return os.WTERMSIG(os.waitpid(child, 0)[1])
 
-    def __init__(self, folder, **options):
-        self.code = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                with open(os.devnull, "w") as nowhere:
-                    sys.stdout = sys.stderr = nowhere
-                    toy_stage.main(folder, options)
-            finally:
-                os._exit(1)
+    def sleep(seconds):
+        if not signal.getitimer(signal.ITIMER_REAL)[0]:
+            signal.setitimer(signal.ITIMER_REAL, after)
+        time.sleep(seconds)
 
-    def poll(self):
-        if self.code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.code = status if pid else None
-        return self.code
-
-    def kill(self):
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+    try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        toy_stage.time = SimpleNamespace(sleep=sleep)
+        with open(os.devnull, "w") as nowhere:
+            sys.stdout = sys.stderr = nowhere
+            toy_stage.main(folder, options)
+    finally:
+        os._exit(1)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_run_killed_twelve_times_at_any_moment_goes_on_bit_for_bit(tmp_path):
     """Checkpoints are written by a thread after every step: kills fall between steps, into them and into writing."""
-    steps = 240  # more than twelve runs get through on a busy machine, where a kill comes late
+    steps = 60
     straight = toy(tmp_path / "straight", steps=steps)
     rng = random.Random(7)
     for _ in range(12):
-        process = Forked(tmp_path, pause=0.03, save_seconds=0, steps=steps)
-        after_a_step(process, tmp_path)
-        time.sleep(rng.uniform(0, 0.06))
-        assert process.poll() is None, "it was running when it was killed"
-        process.kill()
+        ended_by = dies(tmp_path, after=rng.uniform(0.001, 0.06), pause=0.03, save_seconds=0, steps=steps)
+        assert ended_by == signal.SIGALRM, "it was running when it was killed"
     assert not (tmp_path / "toy/done").exists()
     assert same(toy(tmp_path, steps=steps), straight)
     seen, log = (lines(tmp_path / "straight", name) for name in ("seen-0", "log"))
