@@ -45,8 +45,10 @@ class UserHeader:
 
 def user_bytes(user: FusedUser, name: str, taste: str = "") -> bytes:
     """A user file's bytes. taste: in place of what the user itself says of it. Raises AdapterError for an adapter that
-    was not read from a file."""
+    was not read from a file, and for a user with numbers that no file would be read with."""
     file = file_of(user.adapter)
+    if not all(tensor.isfinite().all() for tensor in (user.vector, user.no_user) if tensor is not None):
+        raise AdapterError("This user has numbers that are not finite, and was not saved: fuse it anew.")
     header = UserHeader(FORMAT_VERSION, name, file.path.name, file.digest, user.negative, taste or user.taste)
     tensors = {USER: user.vector.detach().float().cpu().contiguous()}
     if user.no_user is not None:
@@ -90,32 +92,51 @@ def read_user(path: Path) -> tuple[UserHeader, dict[str, torch.Tensor]]:
         raw = json.loads(entry)
         if int(raw["format_version"]) > FORMAT_VERSION:
             raise AdapterError(f"{path.name} was written by a newer PrefGen: update PrefGen.")
-        names = {field.name for field in fields(UserHeader)}
-        header = UserHeader(**{key: value for key, value in raw.items() if key in names})
+        header = UserHeader(**{field.name: raw[field.name] for field in fields(UserHeader) if field.name in raw})
+        texts = (header.name, header.adapter, header.digest, header.taste)
+        if not all(isinstance(text, str) for text in texts) or not isinstance(header.negative, bool):
+            raise TypeError("an entry of another type")
     except AdapterError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise AdapterError(f"{path.name} has a mangled header: save the user again.") from error
-    finite = all(tensor.is_floating_point() and bool(tensor.isfinite().all()) for tensor in tensors.values())
-    if USER not in tensors or not finite:
+    floats = all(tensor.is_floating_point() for tensor in tensors.values())
+    # Before they are looked at: torch compares no numbers of 8 bits.
+    tensors = {key: tensor.float() for key, tensor in tensors.items()}
+    if USER not in tensors or not floats or not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise AdapterError(f"{path.name} is damaged: it holds no user's numbers. Save the user again.")
-    return header, {key: tensor.float() for key, tensor in tensors.items()}
+    return header, tensors
 
 
 _digests: dict[AdapterFile, str] = {}
 
 
 def adapter_of(header: UserHeader, adapters: Mapping[str, Path]) -> Path:
-    """The adapter's file that a user is for; those of the same name first, since a checksum reads all of a file."""
+    """The adapter's file that a user is for; those of the same name first, since a checksum reads all of a file.
+
+    Raises AdapterError where none is.
+    """
     named_first = sorted(adapters.values(), key=lambda path: path.name != header.adapter)
+    unread = None
     for path in named_first:
         if not path.is_file():
             continue
-        file = AdapterFile.of(path)
-        if file not in _digests:
-            _digests[file] = file.digest
+        try:
+            file = AdapterFile.of(path)
+            if file not in _digests:
+                _digests[file] = file.digest
+        except (AdapterError, OSError) as error:
+            # Another's file, or one that is being copied: nothing to do with this user unless no other file is its.
+            unread = unread or (path, error)
+            continue
         if _digests[file] == header.digest:
             return path
+    if unread is not None:
+        path, error = unread
+        raise AdapterError(
+            f"The user {header.name} is for the adapter {header.adapter}, and {path.name} could not be read to see "
+            "whether it is that one: let ComfyUI read it, or wait until it has been copied, and queue again."
+        ) from error
     taste = f" {header.taste}" if header.taste else ""
     raise AdapterError(
         f"The user {header.name} is for the adapter {header.adapter}, which isn't here as it was: put that file back, "

@@ -18,7 +18,8 @@ import folder_paths
 
 from ..atelier import users
 from ..atelier.models import MLLM_FOLDER, WEIGHTS
-from ..files import file_state, is_hidden, write_atomic
+from ..errors import AdapterError
+from ..files import disk_full, file_state, is_hidden, visible_files, write_atomic
 from ..fusion import FusedUser
 from ..history_folder import HistoryFolder
 from ..tastes.names import checked_name, file_name
@@ -89,17 +90,24 @@ def user_path(name: str) -> Path:
 
 
 def save_user_as(user: FusedUser, name: str, taste: str) -> Path:
-    """Write a user file into the first folder prefgen/users, under a name that no other user has. Returns it."""
+    """Write a user file into the first folder prefgen/users, under a name that no other user has. Returns it. Raises
+    AdapterError where that folder can't be written."""
     name = checked_name(name)
     folder = Path(_roots("prefgen")[0]) / USERS
-    folder.mkdir(parents=True, exist_ok=True)
     data = user_bytes(user, name, taste)
-    same = [path for path in folder.glob("*.safetensors") if path.stat().st_size == len(data)]
-    for path in same:
-        if path.read_bytes() == data:
-            return path
-    target = folder / file_name(f"{name}.safetensors", ".safetensors", os.listdir(folder))
-    write_atomic(target, data)
+    for path in visible_files(folder, "*.safetensors"):
+        with suppress(OSError):  # gone meanwhile, or not to be read: then it is no user that could be saved again
+            if path.stat().st_size == len(data) and path.read_bytes() == data:
+                return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / file_name(f"{name}.safetensors", ".safetensors", os.listdir(folder))
+        write_atomic(target, data)
+    except OSError as error:
+        reason = disk_full(error) or (error.strerror or "damaged").lower()
+        raise AdapterError(
+            f"The user {name} was not saved into models/prefgen/users: {reason}. Make room there or let ComfyUI write."
+        ) from error
     return target
 
 

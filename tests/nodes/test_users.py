@@ -1,5 +1,7 @@
 """Save, load and blend users on the graph, with the atelier's own adapter."""
 
+import errno
+
 import pytest
 import torch
 
@@ -44,6 +46,33 @@ def test_the_same_user_is_saved_once_and_another_one_of_its_name_gets_a_number(p
     for name in ("", "a/b", "CON", "../x"):
         with pytest.raises(ValueError):
             save(user, name)
+
+
+def test_what_lies_beside_a_saved_user_does_not_stop_it(pack, models, user):
+    folder = models / "users"
+    folder.mkdir(parents=True)
+    (folder / "nowhere.safetensors").symlink_to(folder / "gone.safetensors")
+    (folder / "folder.safetensors").mkdir()
+    pack("nodes.users").SaveUser.execute(user, "sea")
+    assert (folder / "sea.safetensors").is_file()
+
+
+@pytest.mark.parametrize("trouble", ["full", "a file in place of the folder"])
+def test_a_user_that_cannot_be_written_is_a_sentence(pack, models, user, trouble, monkeypatch):
+    if trouble == "full":
+
+        def full(path, data):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+        monkeypatch.setattr(pack("prefgen.comfy.folders"), "write_atomic", full)
+    else:
+        models.mkdir()
+        (models / "users").write_bytes(b"")
+    with pytest.raises(ValueError) as raised:
+        pack("nodes.users").SaveUser.execute(user, "sea")
+    words = str(raised.value)
+    assert words.startswith("The user sea was not saved into models/prefgen/users: ") and str(models) not in words
+    assert ("the disk is full" in words) == (trouble == "full")
 
 
 def test_up_to_four_users_blend(pack, user):

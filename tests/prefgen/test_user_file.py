@@ -73,7 +73,8 @@ def test_another_adapter_of_the_same_name_is_not_taken(user, adapters, tmp_path,
 
 @pytest.mark.parametrize(
     "harm",
-    ["empty", "no safetensors", "an adapter", "no header", "newer", "mangled", "no numbers", "nan", "other shape"],
+    ["empty", "no safetensors", "an adapter", "no header", "newer", "mangled", "endless", "a number", "a word"]
+    + ["no numbers", "nan", "other shape", "whole numbers", "eight bits"],
 )
 def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(user, adapters, tmp_path, harm, one_sentence):
     file = tmp_path / "sea.safetensors"
@@ -88,9 +89,13 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(user, adapters, t
     elif harm == "no header":
         save_file(tensors, file)
     else:
-        changed = {"newer": {"format_version": 99}, "mangled": {"format_version": "x"}}.get(harm, {})
+        changes = {"newer": {"format_version": 99}, "mangled": {"format_version": "x"}}
+        changes |= {"endless": {"format_version": float("inf")}, "a number": {"taste": 7}, "a word": {"negative": "no"}}
+        changed = changes.get(harm, {})
         odd = {"no numbers": {"other": user.vector}, "nan": {"user": user.vector * float("nan")}}
         odd["other shape"] = {"user": torch.zeros(3)}
+        odd["whole numbers"] = {"user": torch.ones(user.vector.shape, dtype=torch.int64)}
+        odd["eight bits"] = {"user": torch.full_like(user.vector, float("nan")).to(torch.float8_e4m3fn)}
         save_file(odd.get(harm, tensors), file, metadata={"prefgen_user": json.dumps(header | changed)})
     with pytest.raises(AdapterError) as raised:
         load_user(file, adapters)
@@ -101,6 +106,22 @@ def test_a_user_whose_adapter_came_from_no_file_is_not_saved(new_adapter):
     adapter = new_adapter()
     with pytest.raises(AdapterError, match="not read from a file"):
         user_bytes(FusedUser(torch.zeros(adapter.header.user_width), adapter), "sea")
+
+
+@pytest.mark.parametrize("part", ["vector", "no_user"])
+def test_a_user_that_no_file_would_be_read_with_is_not_saved(user, part, one_sentence):
+    broken = replace(user, **{part: torch.full_like(user.vector, float("inf"))})
+    with pytest.raises(AdapterError) as raised:
+        user_bytes(broken, "sea")
+    assert "not finite" in one_sentence(raised)
+
+
+def test_numbers_of_eight_bits_are_read(user, adapters, tmp_path):
+    file = written(user, tmp_path / "sea.safetensors")
+    header = read_user(file)[0].__dict__
+    small = user.vector.to(torch.float8_e4m3fn)
+    save_file({"user": small}, file, metadata={"prefgen_user": json.dumps(header)})
+    assert torch.equal(load_user(file, adapters).vector, small.float())
 
 
 def test_a_blend_goes_from_one_user_to_the_other_in_a_straight_line(user):
@@ -150,6 +171,28 @@ def test_an_adapter_that_is_listed_and_gone_is_passed_over(user, adapters, tmp_p
     file = written(user, tmp_path / "sea.safetensors")
     gone = {"gone": tmp_path / "one.safetensors"} | adapters
     assert torch.equal(load_user(file, gone).vector, user.vector)
+
+
+def test_an_adapter_that_cannot_be_read_keeps_no_other_from_being_used(
+    user, adapters, tmp_path, monkeypatch, one_sentence
+):
+    """Another program's half copied file beside it, or one that ComfyUI may not read."""
+    file = written(user, tmp_path / "sea.safetensors")
+    closed = tmp_path / "closed.safetensors"
+    closed.write_bytes(b"{}")
+    real = user_file.AdapterFile.digest.func
+
+    def digest(adapter):
+        if adapter.path == closed:
+            raise AdapterError("closed.safetensors has changed since it was read: queue again.")
+        return real(adapter)
+
+    monkeypatch.setattr(user_file.AdapterFile.digest, "func", digest)
+    user_file._digests.clear()
+    assert torch.equal(load_user(file, {"closed": closed} | adapters).vector, user.vector)
+    with pytest.raises(AdapterError) as raised:
+        load_user(file, {"closed": closed, "two": adapters["two"]})
+    assert "closed.safetensors could not be read" in one_sentence(raised)
 
 
 def test_a_users_vector_has_its_adapters_shape(new_adapter):

@@ -53,6 +53,30 @@ def adamw(
     return AdamW8bit(groups, betas=betas)
 
 
+def muon(module: nn.Module, weight_decay: float, fallback: float = 0.4) -> torch.optim.Optimizer:
+    """timm's Muon (Jordan et al. 2024, scaled as in arXiv 2502.16982) over a module: the weights of its linear and
+    convolutional layers move by orthogonalised momentum, everything else by NAdamW at `fallback` times the rate.
+
+    For networks that start from nothing: the atelier's VAE reached after 500 steps what AdamW reached after 2,000.
+    Layers too thin to be orthogonalised, such as the convolution that ends in three colours, fall back by themselves.
+    """
+    # It brings torchvision and all of timm's models: only for stages that use it.
+    from timm.optim import Muon
+
+    layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    matrices = {id(layer.weight): layer.weight for layer in module.modules() if isinstance(layer, layers)}
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return Muon(
+        [
+            {"params": [p for p in trained if id(p) in matrices], "weight_decay": weight_decay},
+            {"params": [p for p in trained if id(p) not in matrices], "weight_decay": 0.0, "use_fallback": True},
+        ],
+        nesterov=True,
+        fallback_lr_scale=fallback,
+        betas=(0.9, 0.99),
+    )
+
+
 class OptimiserError(MendableError):
     """An optimiser that isn't here: one sentence."""
 
