@@ -117,7 +117,7 @@ def adapter_of(header: UserHeader, adapters: Mapping[str, Path]) -> Path:
     Raises AdapterError where none is.
     """
     named_first = sorted(adapters.values(), key=lambda path: path.name != header.adapter)
-    unread = None
+    unread: Path | None = None
     for path in named_first:
         if not path.is_file():
             continue
@@ -125,18 +125,17 @@ def adapter_of(header: UserHeader, adapters: Mapping[str, Path]) -> Path:
             file = AdapterFile.of(path)
             if file not in _digests:
                 _digests[file] = file.digest
-        except (AdapterError, OSError) as error:
+        except (AdapterError, OSError):
             # Another's file, or one that is being copied: nothing to do with this user unless no other file is its.
-            unread = unread or (path, error)
+            unread = unread or path
             continue
         if _digests[file] == header.digest:
             return path
     if unread is not None:
-        path, error = unread
         raise AdapterError(
-            f"The user {header.name} is for the adapter {header.adapter}, and {path.name} could not be read to see "
+            f"The user {header.name} is for the adapter {header.adapter}, and {unread.name} could not be read to see "
             "whether it is that one: let ComfyUI read it, or wait until it has been copied, and queue again."
-        ) from error
+        )
     taste = f" {header.taste}" if header.taste else ""
     raise AdapterError(
         f"The user {header.name} is for the adapter {header.adapter}, which isn't here as it was: put that file back, "

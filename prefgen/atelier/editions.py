@@ -83,7 +83,7 @@ class Edition:
 
 FIRST = Edition("first", 128, 48, 4, (64, 128, 128), (32, 32, 64, 64))
 # A caption that says every trait has up to 57 tokens.
-SECOND = Edition("second", 256, 64, 2, (64, 128, 192), (32, 64, 128, 128))
+SECOND = Edition("second", 256, 64, 2, (64, 128, 192), (32, 32, 64, 64))
 EDITIONS = {edition.name: edition for edition in (FIRST, SECOND)}
 
 

@@ -26,7 +26,7 @@ class WorldVae(Training):
     steps: Natural = 9000
     # Of 64 px crops; a quarter of it of 128 px ones.
     batch: Count = 16
-    lr: Rate = 1.2e-3
+    lr: Rate = 8e-3
     # Weight of the KL divergence from a standard normal distribution.
     kl: Weight = 1e-4
     # Weight of scale equivariance: averaged latents are decoded to the averaged picture.
