@@ -184,7 +184,7 @@ def check_read(row: tuple[torch.Tensor, torch.Tensor | None]) -> None:
 
 def read_fixed_picture(clip_vision) -> list[float]:
     """What tells this encoder from another one: its embedding of the picture that adapters' headers have theirs of."""
-    cache = _read[clip_vision.model]
+    cache = _read.setdefault(clip_vision.model, LeastRecentlyUsed(CACHED_PICTURES))
     if FIXED not in cache:
         # 224: of another pack's encoder that doesn't say its side.
         picture = fixed_picture(getattr(clip_vision, "image_size", 224))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 import comfy.utils
 import torch
 
+from ..files import disk_full
+from ..image_encoder import encoder_in_words
 from ..pictures import PictureError, read_picture
 from ..tastes import looks
-from ..tastes.names import TasteError
+from ..tastes.names import TasteError, printable
 from ..tastes.taste import Taste
 from .doors import file_of
-from .encoding import check_read, encoder_of, interrupt
+from .encoding import check_read, embedding_in, encoder_of, gives_embeddings, interrupt, read_fixed_picture
 from .hashes import sha256_of
 
 NEWEST = 200  # of each verdict
@@ -24,8 +27,11 @@ LONG_SIDE = 512  # pixels that are read of a picture: CLIP sees 224 to 448
 
 def look(clip_vision, taste: Taste, pictures: str) -> int:
     """Write the embeddings that a taste lacks: of its newest pictures and of those that a JSON list names as core's
-    messages do. Returns how many were read. Shows progress and stops at the interrupt; what was read by then stays."""
-    encoder = encoder_of(clip_vision).get("digest") or "encoder"
+    messages do. Returns how many were read. Shows progress and stops at the interrupt; what was read by then stays.
+
+    Raises ValueError with one sentence for an encoder without embeddings, and where they can't be written.
+    """
+    encoder = name_of_encoder(clip_vision)
     verdicts = {picture.sha256: picture for picture in newest(taste)}
     there = looks.known_to(taste.folder, encoder)
     waiting = {name: picture.path for name, picture in verdicts.items()} | dict(_named(pictures))
@@ -43,8 +49,35 @@ def look(clip_vision, taste: Taste, pictures: str) -> int:
                 bar.update(1)
     finally:
         if fresh or not there:
-            looks.keep(taste.folder, encoder, fresh, verdicts)
+            _write(taste, encoder, fresh, verdicts)
     return len(fresh)
+
+
+def name_of_encoder(clip_vision) -> str:
+    """What an encoder's embeddings are filed under: two that see otherwise never share a file, where one's numbers
+    would be compared with the other's. ValueError with one sentence for an encoder that gives no embedding."""
+    about = encoder_of(clip_vision)
+    if not gives_embeddings(clip_vision, about):
+        raise ValueError(
+            f"The connected image encoder is {encoder_in_words(about)}, which gives no embedding that pictures can be "
+            "compared by: choose a CLIP in Load CLIP Vision."
+        )
+    if "digest" in about:
+        return about["digest"]
+    # Weights that were rounded coarsely, SigLIP and other packs' encoders are known by what they see.
+    seen = json.dumps(read_fixed_picture(clip_vision))
+    return "seen-" + hashlib.sha256(seen.encode()).hexdigest()
+
+
+def _write(taste: Taste, encoder: str, fresh: dict, verdicts: dict) -> None:
+    try:
+        looks.keep(taste.folder, encoder, fresh, verdicts)
+    except OSError as error:
+        reason = disk_full(error) or (error.strerror or "damaged").lower()
+        raise ValueError(
+            f"What was seen of {printable(taste.name)} could not be written: {reason}. Make room there or let ComfyUI "
+            "write."
+        ) from error
 
 
 def newest(taste: Taste) -> Iterator:
@@ -65,14 +98,15 @@ def _named(pictures: str) -> Iterator[tuple[str, Path]]:
     for entry in entries[:MOST_PICTURES]:
         try:
             path = file_of(entry)
-        except TasteError:  # deleted since it was queued
+            checksum = sha256_of(path)
+        except (TasteError, OSError):  # deleted since it was queued, or not to be read
             continue
-        yield sha256_of(path), path
+        yield checksum, path
 
 
 def _embedding(clip_vision, path: Path):
     """The CLIP embedding [I] of a picture's file, as numpy."""
     pixels = torch.from_numpy(read_picture(path, LONG_SIDE)).float()[None] / 255
-    embedding = clip_vision.encode_image(pixels)["image_embeds"][0].float().cpu()
+    embedding = embedding_in(clip_vision, clip_vision.encode_image(pixels))
     check_read((embedding, None))
     return embedding.numpy()

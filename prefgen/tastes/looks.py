@@ -7,6 +7,7 @@ SHA-256 of a picture's file; without any, callers go by time and count.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -29,38 +30,45 @@ def load(folder: Path) -> Mapping[str, np.ndarray]:
         with os.scandir(folder / FOLDER) as entries:
             files = [(entry.stat().st_mtime_ns, entry.path) for entry in entries if entry.name.endswith(".safetensors")]
         return _loaded(*max(files)) if files else {}
-    except (OSError, SafetensorError):
+    except OSError:
         return {}
 
 
 @lru_cache(maxsize=4)
 def _loaded(_changed: int, path: str) -> Mapping[str, np.ndarray]:
     """The same of one file, read again when it has changed: a panel asks after every verdict."""
-    loaded = load_file(path)
-    return dict(zip(loaded, rows(np.array([*loaded.values()], np.float32)), strict=True)) if loaded else {}
+    loaded = _embeddings(Path(path))
+    return dict(zip(loaded, rows(np.array([*loaded.values()])), strict=True)) if loaded else {}
+
+
+def _embeddings(path: Path) -> dict[str, np.ndarray]:
+    """{sha256: embedding [I] in float32} of a file, as many of one width as there are; {} for one that can't be read:
+    what is in it can be made again."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError, AttributeError, KeyError, TypeError):  # the last three: numpy has no such numbers
+        return {}
+    vectors = {name: tensor.astype(np.float32) for name, tensor in tensors.items() if tensor.ndim == 1 and tensor.size}
+    vectors = {name: vector for name, vector in vectors.items() if np.isfinite(vector).all()}
+    widths = Counter(len(vector) for vector in vectors.values())
+    usual = widths.most_common(1)[0][0] if widths else 0
+    return {name: vector for name, vector in vectors.items() if len(vector) == usual}
 
 
 def keep(folder: Path, encoder: str, embeddings: Mapping[str, np.ndarray], needed: Iterable[str] = ()) -> None:
     """Write embeddings by an encoder beside those that are there. needed: checksums that stay where there are more than
     MOST. encoder: its digest, which names the file. OSError where there is no room; the old file then stays."""
     path = folder / FOLDER / f"{encoder}.safetensors"
-    try:
-        there = load_file(path)
-    except (OSError, SafetensorError):
-        there = {}
-    there |= {name: np.asarray(vector, np.float16) for name, vector in embeddings.items()}
+    there = _embeddings(path) | dict(embeddings)
     if len(there) > MOST:
         staying = {*needed, *embeddings}
         there = {name: vector for name, vector in there.items() if name in staying}
-    write_atomic(path, save(there))
+    write_atomic(path, save({name: np.asarray(vector, np.float16) for name, vector in there.items()}))
 
 
 def known_to(folder: Path, encoder: str) -> set[str]:
     """Checksums that an encoder has looked at."""
-    try:
-        return set(load_file(folder / FOLDER / f"{encoder}.safetensors"))
-    except (OSError, SafetensorError):
-        return set()
+    return set(_embeddings(folder / FOLDER / f"{encoder}.safetensors"))
 
 
 def differences(

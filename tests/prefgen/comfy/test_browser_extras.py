@@ -1,5 +1,6 @@
 """What else the browser asks for: words, looks, folders, and model files from a hub of our own."""
 
+import errno
 import json
 import time
 
@@ -78,13 +79,14 @@ def test_a_look_tells_where_the_taste_is_least_sure(browser, pack, folders_of_co
     assert [each and each["difference"] for each in before] == [None] * 5 and before[4] is None
     assert browser("GET", "/prefgen/tastes/sea")[1]["settled"] is None
     node.execute(encoder, "sea", json.dumps(asked))
-    assert encoder.seen == 7 and browser.server.events[-1] == ("prefgen.taste", {"name": "sea"})
+    # The seven, and the picture that an encoder without a checksum is known by.
+    assert encoder.seen == 8 and browser.server.events[-1] == ("prefgen.taste", {"name": "sea"})
     red, both, green, broken, gone = browser("POST", route, json={"pictures": asked})[1]["pictures"]
     assert red["difference"] > 0.5 > abs(both["difference"]) and green["difference"] < -0.5
     assert broken["difference"] is None and gone is None and red["sha256"] == sha256(plain(240, 20))
     assert browser("GET", "/prefgen/tastes/sea")[1]["settled"] == {"agreement": 1.0, "pictures": 4}
     node.execute(encoder, "sea", json.dumps(asked))
-    assert encoder.seen == 7, "what was looked at is not looked at again"
+    assert encoder.seen == 8, "what was looked at is not looked at again"
     for odd in ("{", "{}", "[1]"):
         with pytest.raises(ValueError, match="list of pictures"):
             node.execute(encoder, "sea", odd)
@@ -92,6 +94,37 @@ def test_a_look_tells_where_the_taste_is_least_sure(browser, pack, folders_of_co
         assert "lacks a list" in browser.sentence("POST", route, json=odd)
     outside = browser("POST", route, json={"pictures": [{"filename": "../secret.png"}, {"filename": "/etc/passwd"}]})
     assert outside[1]["pictures"] == [None, None]
+
+
+def test_what_was_seen_and_cannot_be_written_is_a_sentence(browser, pack, monkeypatch):  # noqa: F811
+    browser("POST", "/prefgen/tastes/sea/upload", form=form_of("liked", {"red.png": plain(255, 0)}))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pack("prefgen.tastes.looks"), "write_atomic", full)
+    with pytest.raises(ValueError) as raised:
+        pack("nodes").LookAtPictures.execute(Encoder(), "sea", "[]")
+    assert str(raised.value).startswith("What was seen of sea could not be written: the disk is full.")
+
+
+def test_a_picture_that_may_not_be_read_is_passed_over(browser, pack, folders_of_comfy, monkeypatch):  # noqa: F811
+    looking, encoder = pack("prefgen.comfy.looking"), Encoder()
+    browser("POST", "/prefgen/tastes/sea/upload", form=form_of("liked", {"red.png": plain(255, 0)}))
+    for name in ("closed", "open"):
+        (folders_of_comfy / "output" / f"{name}.png").write_bytes(plain(9, len(name)))
+    real = looking.sha256_of
+
+    def closed(path):
+        if path.name == "closed.png":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(looking, "sha256_of", closed)
+    pack("nodes").LookAtPictures.execute(
+        encoder, "sea", json.dumps([{"filename": "closed.png"}, {"filename": "open.png"}])
+    )
+    assert encoder.seen == 3, "the liked one, the open one, and the fixed one"
 
 
 def test_a_folder_comes_in_by_its_sub_folders_and_by_its_stars(browser, folders_of_comfy):  # noqa: F811

@@ -93,6 +93,31 @@ def test_llavas_clip_whose_projection_is_in_no_file_is_refused(tmp_path, pack, r
     assert "LLaVA" in refused(adapter.header, read(llava))
 
 
+@pytest.mark.parametrize(
+    ("kind", "more", "words"),
+    [("siglip_vision_model", {}, "SigLIP"), ("dinov2", {}, "DINO"), ("clip_vision_model", "llava", "LLaVA")],
+)
+def test_a_look_at_pictures_refuses_what_gives_no_embedding(kind, more, words, tmp_path, pack):
+    """SigLIP's normed states were compared as if they were an embedding, LLaVA's are whatever the memory holds."""
+    more = {"projector_type": "llava3"} if more else {}
+    with pytest.raises(ValueError) as raised:
+        pack("prefgen.comfy.looking").name_of_encoder(encoder(tmp_path, kind, 64, 32 if more else None, **more))
+    assert words in str(raised.value) and "choose a CLIP" in str(raised.value)
+
+
+def test_two_encoders_never_share_a_file_of_embeddings(tmp_path, pack):
+    """Weights that were rounded to bf16 have no checksum: all of them were filed under one name."""
+    name_of = pack("prefgen.comfy.looking").name_of_encoder
+    whole = encoder(tmp_path, "clip_vision_model", 64, 32)
+    rounded, other = (encoder(tmp_path, "clip_vision_model", 64, 32) for _ in range(2))
+    with torch.no_grad():
+        for number, model in enumerate((rounded, other)):
+            for parameter in model.model.parameters():
+                parameter.copy_((parameter + 0.1 * number).bfloat16())
+    names = [name_of(each) for each in (whole, rounded, other)]
+    assert len(set(names)) == 3 and names == [name_of(each) for each in (whole, rounded, other)]
+
+
 @pytest.mark.parametrize("name", files.LAYOUTS)
 def test_the_right_encoder_passes(name, tmp_path, pack, read):
     adapter = pack("prefgen.adapter_file").load_adapter(files.write(tmp_path, name))

@@ -4,6 +4,9 @@ import errno
 
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
+from safetensors.torch import save
 
 from prefgen.tastes import looks
 
@@ -93,3 +96,17 @@ def test_a_damaged_file_is_looked_past_and_a_full_disk_leaves_the_old_one(tmp_pa
     assert looks.load(tmp_path) == {}
     looks.keep(tmp_path, "x", {"new": np.ones(8)})
     assert looks.known_to(tmp_path, "x") == {"new"}
+
+
+def test_a_file_of_other_hands_is_read_as_far_as_it_holds_embeddings(tmp_path):
+    """Two widths in one file, states in place of an embedding, NaN: comparing them ended the panel."""
+    path = tmp_path / ".looks" / "x.safetensors"
+    path.parent.mkdir()
+    right = made_up(2)
+    odd = {"wide": np.ones(9), "states": np.ones((3, 8)), "nan": np.full(8, np.nan), "none": np.ones(0)}
+    save_file({name: np.asarray(vector, np.float32) for name, vector in (right | odd).items()}, path)
+    assert set(looks.load(tmp_path)) == set(right) == looks.known_to(tmp_path, "x")
+    looks.keep(tmp_path, "x", {"new": np.ones(8)})
+    assert looks.known_to(tmp_path, "x") == {*right, "new"}
+    path.write_bytes(save({"small": torch.ones(8).to(torch.float8_e4m3fn)}))
+    assert looks.load(tmp_path) == {}
