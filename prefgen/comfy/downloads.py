@@ -6,6 +6,7 @@ cancelled, and the next click goes on from there.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from pathlib import Path
@@ -62,6 +63,11 @@ class Download:
         except OSError as error:
             self.state = "failed"
             self.error = f"{Path(error.filename or self.models).name} can't be used: {(error.strerror or '').lower()}."
+        except Exception:
+            # Whatever it is: a download that nobody ends keeps every other one waiting.
+            logging.exception("PrefGen's download of %s failed.", self.name)
+            self.state = "failed"
+            self.error = "PrefGen failed inside: the log of ComfyUI says where. Please report it."
         tell(self)
 
     def _progress(self, file: PinnedFile, done: int) -> None:
@@ -117,7 +123,7 @@ ROUTES = {
 def begin(name: str) -> Download:
     """Start fetching a set. Refused where there is no such set, or another one is on its way."""
     global _current
-    file_set = load_sets().get(name)
+    file_set = sets_listed().get(name)
     if file_set is None:
         raise Refused("There is no set of that name: reload the page and choose one from the list.")
     with _lock:
@@ -130,13 +136,28 @@ def begin(name: str) -> Download:
     return _current
 
 
+def sets_listed() -> dict[str, FileSet]:
+    """The sets that can be fetched. Refused for a list of the administrator's that can't be read."""
+    try:
+        return load_sets()
+    except DownloadError as error:
+        logging.warning("%s", error)
+        raise Refused(
+            "The list of sets that PREFGEN_SETS names can't be read: the log of ComfyUI says why. Unset it, or mend it."
+        ) from error
+
+
 def described() -> list[dict]:
     """Every set as the panel shows it: {"name", "what", "licence", "bytes", "missing", "begun", "files"}, sizes in
-    bytes. missing: of the files that are in no model folder; begun: what of these an earlier download fetched."""
+    bytes. missing: of the files that would be fetched, none where each is in some model folder; begun: what of these an
+    earlier download fetched."""
     models = Path(folder_paths.models_dir)
     sets = []
-    for name, file_set in load_sets().items():
-        missing = [file for file in file_set.files if not present(models, file)]
+    for name, file_set in sets_listed().items():
+        missing = [file for file in file_set.files if not (models / file.to).is_file()]
+        # The files of an MLLM lie in one folder: a set that is scattered over several roots is fetched into one.
+        if all(present(models, file) for file in file_set.files):
+            missing = []
         sets.append(
             {
                 "name": name,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError, URLError
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
 SETS = Path(__file__).with_name("sets.json")
@@ -167,8 +167,10 @@ def _part(file: PinnedFile) -> str:
 
 
 def address(file_set: FileSet, file: PinnedFile) -> str:
-    """Where a file lies at its pinned revision."""
+    """Where a file lies at its pinned revision. DownloadError for an HF_ENDPOINT that is no address."""
     hub = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+    if urlsplit(hub).scheme not in ("http", "https"):
+        raise DownloadError(f"HF_ENDPOINT is {hub}, which is no address: let it begin with https:// or unset it.")
     return f"{hub}/{quote(file_set.repository)}/resolve/{file_set.revision}/{quote(file.path)}"
 
 
@@ -184,7 +186,9 @@ def _download(file_set: FileSet, file: PinnedFile, staging: Path, progress: Prog
         if present < file.bytes:
             request = Request(address(file_set, file), headers={"Range": f"bytes={present}-", "User-Agent": "prefgen"})
             with urlopen(request, timeout=TIMEOUT) as answer:
-                _write(answer, part, present if answer.status == 206 else 0, file, progress)
+                start = present if answer.status == 206 else 0
+                _check_answer(answer, start, file, name)
+                _write(answer, part, start, file, progress)
     except HTTPError as error:
         if error.code in (401, 403):
             raise DownloadError(f"{name} asks for an agreement: accept it in a browser, fetch it by hand.") from error
@@ -201,6 +205,20 @@ def _download(file_set: FileSet, file: PinnedFile, staging: Path, progress: Prog
     if part.stat().st_size < file.bytes:
         raise DownloadError(f"{name} is incomplete, the connection broke off: run the same command again.")
     return part
+
+
+def _check_answer(answer, start: int, file: PinnedFile, name: str) -> None:
+    """DownloadError for an answer that isn't the rest of the pinned file, before it is added to what has come."""
+    if start:
+        unit, _, span = answer.headers.get("Content-Range", "").partition(" ")
+        right = unit == "bytes" and re.fullmatch(rf"{start}-\d+/({file.bytes}|\*)", span.strip())
+    else:
+        right = answer.headers.get("Content-Length", str(file.bytes)) == str(file.bytes)
+    if not right:
+        raise DownloadError(
+            f"{name} was answered with something else (a page to log in to the network, perhaps): open the hub in a "
+            "browser, then run this again."
+        )
 
 
 def _write(answer, part: Path, start: int, file: PinnedFile, progress: Progress) -> None:

@@ -48,7 +48,7 @@ class Hub(BaseHTTPRequestHandler):
             start = int(match[1])
         self.send_response(206 if start else 200)
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            self.send_header("Content-Range", f"bytes {self.server.ranges or f'{start}-{len(data) - 1}/{len(data)}'}")
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
         self.server.asked.append((name, start))
@@ -56,6 +56,9 @@ class Hub(BaseHTTPRequestHandler):
 
     def send(self, name, data):
         for place in range(0, len(data), 1 << 18):
+            if self.server.breaks and place >= self.server.breaks:
+                self.close_connection = True
+                return
             if self.server.slow and name.endswith(".safetensors"):
                 time.sleep(self.server.slow)
             try:
@@ -72,6 +75,7 @@ class Hub(BaseHTTPRequestHandler):
 def running_hub():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.files, server.asked, server.slow, server.sent = dict(FILES), [], 0, 0
+    server.ranges, server.breaks = None, 0  # in place of the right ones; after so many bytes
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -171,6 +175,39 @@ def test_a_file_that_is_gone_and_no_network_are_sentences(hub, sets, tmp_path):
     assert "can't be reached" in one_sentence(hub, sets, tmp_path / "models")
 
 
+@pytest.mark.parametrize("endpoint", ["hf-mirror.com", "ftp://hf-mirror.com", "file:///etc"])
+def test_an_endpoint_that_is_no_address_is_a_sentence(sets, endpoint, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    [file, _] = fetch.load_sets(sets)["ours"].files
+    with pytest.raises(fetch.DownloadError, match=f"HF_ENDPOINT is {endpoint}, which is no address"):
+        fetch.address(fetch.load_sets(sets)["ours"], file)
+
+
+def test_a_page_to_log_in_to_is_not_taken_for_the_file(hub, sets, tmp_path):
+    """As in a hotel: the network answers every address with its own page, and later with the file."""
+    models = tmp_path / "models"
+    hub.files = dict.fromkeys(FILES, b"<html>Your room number?</html>")
+    assert "was answered with something else" in one_sentence(hub, sets, models)
+    assert content(models) == {}, "nothing of it stays"
+    hub.files = dict(FILES)
+    assert ended(start(hub, sets, models))[0] == 0 and content(models) == WHOLE
+
+
+@pytest.mark.parametrize("place", ["0-9/100", "5-9/10", "none"])
+def test_a_rest_of_another_file_is_not_added(hub, sets, tmp_path, place):
+    """A server that resumes elsewhere, or has another file by now."""
+    models = tmp_path / "models"
+    file = fetch.load_sets(sets)["ours"].files[0]
+    part = models / fetch.STAGING / f"{file.sha256}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(BIG[:5])
+    hub.ranges = place
+    assert "was answered with something else" in one_sentence(hub, sets, models)
+    assert part.read_bytes() == BIG[:5]
+    hub.ranges = None
+    assert ended(start(hub, sets, models))[0] == 0 and content(models) == WHOLE
+
+
 def test_a_file_that_asks_for_an_agreement_is_a_sentence(hub, sets, tmp_path):
     hub.files["weights/model.safetensors"] = 403
     assert "asks for an agreement" in one_sentence(hub, sets, tmp_path / "models")
@@ -206,9 +243,9 @@ def test_what_another_set_has_begun_neither_counts_nor_is_thrown_away(hub, sets,
 
 
 def test_a_connection_that_breaks_off_is_a_sentence_and_the_next_run_goes_on(hub, sets, tmp_path):
-    hub.files["weights/model.safetensors"] = BIG[: len(BIG) // 2]
+    hub.breaks = len(BIG) // 2
     assert "the connection broke off" in one_sentence(hub, sets, tmp_path / "models")
-    hub.files["weights/model.safetensors"] = BIG
+    hub.breaks = 0
     assert ended(start(hub, sets, tmp_path / "models"))[0] == 0
     assert hub.asked[1] == ("weights/model.safetensors", len(BIG) // 2) and content(tmp_path / "models") == WHOLE
 

@@ -188,6 +188,38 @@ def test_a_set_comes_by_a_click_and_says_how_far_it_is(browser, downloads, tmp_p
                                          "total": len(BIG) + len(SMALL), "error": ""})  # fmt: skip
 
 
+def test_what_nobody_thought_of_ends_a_download_and_the_next_one_begins(browser, downloads, monkeypatch, caplog):  # noqa: F811
+    real = downloads.fetch
+
+    def odd(*_):
+        raise KeyError("of our own")
+
+    monkeypatch.setattr(downloads, "fetch", odd)
+    browser("POST", "/prefgen/downloads/ours", json={})
+    assert "PrefGen failed inside" in ended(browser, "failed")["error"] and "of our own" in caplog.text
+    monkeypatch.setattr(downloads, "fetch", real)
+    browser("POST", "/prefgen/downloads/other", json={})
+    assert ended(browser, "done")["error"] == ""
+
+
+def test_a_list_of_sets_that_cannot_be_read_is_a_sentence(browser, downloads, tmp_path):  # noqa: F811
+    (tmp_path / "sets.json").write_text("{")
+    for request in (("GET", "/prefgen/downloads"), ("POST", "/prefgen/downloads/ours")):
+        assert "PREFGEN_SETS" in browser.sentence(*request, json={} if request[0] == "POST" else None)
+
+
+def test_what_is_missing_is_what_would_be_fetched(browser, downloads, tmp_path, monkeypatch):  # noqa: F811
+    elsewhere = tmp_path / "other disk"
+    roots = {"LLM": ([str(elsewhere)], set())}
+    monkeypatch.setattr(downloads.folder_paths, "folder_names_and_paths", roots)
+    whole = len(BIG) + len(SMALL)
+    for name, missing in (("model.safetensors", whole), ("config.json", 0)):
+        data = next(data for path, data in FILES.items() if path.endswith(name))
+        (elsewhere / "tiny").mkdir(parents=True, exist_ok=True)
+        (elsewhere / "tiny" / name).write_bytes(data)
+        assert browser("GET", "/prefgen/downloads")[1]["sets"][0]["missing"] == missing, "all or nothing"
+
+
 def test_a_cancelled_one_goes_on_from_there(browser, downloads, tmp_path, hub):  # noqa: F811
     hub.slow = 0.05
     browser("POST", "/prefgen/downloads/ours", json={})
