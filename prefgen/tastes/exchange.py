@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
@@ -21,12 +22,14 @@ from .names import FORBIDDEN, TasteError, file_name, printable
 from .origin import Origin, one_line, stars_of, verdict_of_stars
 from .stored import MAX_BYTES
 from .taste import Taste
+from .words import ADDED, STRUCK, checked_word
 
 MANIFEST = "taste.json"
 FORMAT = 1
 MAX_FILES = 20_000
 MAX_TOTAL = 8 << 30  # bytes, unpacked
 MAX_MANIFEST = 32 << 20
+MAX_WORDS = 200  # of a side that are added, and that are struck out
 MAX_TEXT_FILE = 1 << 16  # bytes
 
 # What zipfile raises for a file that isn't a zip, and for an entry that is damaged, locked or packed in a way that this
@@ -46,7 +49,8 @@ class Imported:
 
 
 def export_zip(taste: Taste, target: BinaryIO, private: bool = False) -> list[tuple[str, str]]:
-    """Write a taste as a zip: NAME/liked/..., NAME/disliked/... and NAME/taste.json, which holds order and verdicts.
+    """Write a taste as a zip: NAME/liked/..., NAME/disliked/... and NAME/taste.json, which holds order, verdicts and
+    the words that were added or struck out.
 
     private: with EXIF, GPS and prompts; else pictures are written without them (their checksums, and with them the
     revision, are then others). Returns (file, reason) of what couldn't be read and isn't in it.
@@ -80,7 +84,7 @@ def export_zip(taste: Taste, target: BinaryIO, private: bool = False) -> list[tu
                 }
                 row |= {"time": picture.time} | {key: value for key, value in origin.items() if value not in ("", None)}
             rows.append(row)
-        manifest = {"format": FORMAT, "name": folder, "pictures": rows}
+        manifest = {"format": FORMAT, "name": folder, "pictures": rows, "words": taste.words().shown()}
         text = json.dumps(manifest, ensure_ascii=False, indent=1).encode(errors="replace")
         archive.writestr(zipfile.ZipInfo(f"{folder}/{MANIFEST}"), text)
     return left_out
@@ -88,12 +92,16 @@ def export_zip(taste: Taste, target: BinaryIO, private: bool = False) -> list[tu
 
 def import_zip(taste: Taste, source: BinaryIO, tick: Callable[[int, int], None] | None = None) -> Imported:
     """Take the pictures of a zip into a taste: those in folders called liked and disliked, in the order of its
-    manifest. Nothing is unpacked by its own name, and everything is bounded before it is read."""
+    manifest, and its words, but for those that the taste has already. Nothing is unpacked by its own name, and
+    everything is bounded before it is read."""
     try:
         archive = zipfile.ZipFile(source)
     except NO_ZIP as error:
         raise TasteError("This isn't a zip file that can be read: export it again, or choose another.") from error
     pictures = rated_entries(archive)
+    # Before the pictures, so that the first undo takes these back.
+    there = taste.words()
+    taste.say_all(said for said in _words(archive) if not there.state_of(said[0], said[1]))
     done = Imported()
     group = uuid.uuid4().hex
     for number, (entry, verdict, row, text) in enumerate(pictures):
@@ -127,7 +135,7 @@ def rated_entries(archive: zipfile.ZipFile) -> list[RatedEntry]:
     entries = archive.infolist()
     if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_TOTAL:
         raise TasteError(f"The zip holds more than {MAX_FILES} files or {MAX_TOTAL >> 30} GB: import it in parts.")
-    rows = _manifest(archive, entries)
+    rows = _rows(archive)
     pictures = [entry for entry in entries if _verdict_of(entry.filename) and _is_picture(entry.filename)]
     if not pictures:
         raise TasteError("The zip has no pictures in folders called liked or disliked: sort them into these first.")
@@ -240,19 +248,35 @@ def _is_picture(filename: str) -> bool:
     return path.suffix.lower() in picture_suffixes() and not hidden
 
 
-def _manifest(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> dict[tuple[str, str], dict]:
-    """{(folder of the taste, verdict/file): its row} of a zip of ours, which may hold several tastes; {} for any
-    other."""
-    rows: dict[tuple[str, str], dict] = {}
-    for entry in entries:
+def _manifests(archive: zipfile.ZipFile) -> Iterator[tuple[str, dict]]:
+    """(folder of the taste, manifest) of a zip of ours, which may hold several tastes; none of any other."""
+    for entry in archive.infolist():
         if PurePosixPath(entry.filename).name != MANIFEST or entry.file_size > MAX_MANIFEST:
             continue
-        folder = PurePosixPath(entry.filename).parent.as_posix()
-        with suppress(*DAMAGED_ENTRY, TypeError, RecursionError):
+        with suppress(*DAMAGED_ENTRY, RecursionError):
             with archive.open(entry) as file:
-                pictures = json.loads(file.read(MAX_MANIFEST))["pictures"]
-            rows |= {(folder, row["file"]): row for row in pictures if isinstance(row["file"], str)}
+                manifest = json.loads(file.read(MAX_MANIFEST))
+            if isinstance(manifest, dict):
+                yield PurePosixPath(entry.filename).parent.as_posix(), manifest
+
+
+def _rows(archive: zipfile.ZipFile) -> dict[tuple[str, str], dict]:
+    """{(folder of the taste, verdict/file): its row} of a zip's manifests."""
+    rows: dict[tuple[str, str], dict] = {}
+    for folder, manifest in _manifests(archive):
+        with suppress(KeyError, TypeError):
+            rows |= {(folder, row["file"]): row for row in manifest["pictures"] if isinstance(row["file"], str)}
     return rows
+
+
+def _words(archive: zipfile.ZipFile) -> Iterator[tuple[str, str, str]]:
+    """(word, side, state) of a zip's manifests, as `Words.shown` gave them; what is no word is passed over."""
+    for _, manifest in _manifests(archive):
+        for side, state in product(VERDICTS, (ADDED, STRUCK)):
+            with suppress(KeyError, TypeError):
+                for word in manifest["words"][side][state][:MAX_WORDS]:
+                    with suppress(TasteError):
+                        yield checked_word(word if isinstance(word, str) else ""), side, state
 
 
 def _origin(row: dict) -> Origin | None:

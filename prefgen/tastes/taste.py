@@ -229,12 +229,24 @@ class Taste:
 
     def say(self, word: str, side: str, state: str) -> Change:
         """Add a word to what describes a side, strike it out, or ("") leave it to the MLLM again."""
-        if side not in VERDICTS or state not in STATES:
-            raise TasteError("A word is added or struck out, and of what is liked or disliked.")
-        word = checked_word(word)
+        return self.say_all([(word, side, state)])
+
+    def say_all(self, words: Iterable[tuple[str, str, str]]) -> Change:
+        """The same of several (word, side, state), as one act."""
+        states: dict[tuple[str, str], str] = {}
+        for word, side, state in words:
+            if side not in VERDICTS or state not in STATES:
+                raise TasteError("A word is added or struck out, and of what is liked or disliked.")
+            states[checked_word(word), side] = state
+        group = uuid.uuid4().hex
         with self.changing():
-            before = self.words().state_of(word, side)
-            return self._write([WordEvent(word, side, before, state)] if before != state else [], back=[])
+            there = self.words()
+            events = [
+                WordEvent(word, side, there.state_of(word, side), state, group=group)
+                for (word, side), state in states.items()
+                if there.state_of(word, side) != state
+            ]
+            return self._write(events, back=[])
 
     def _turn(self, turns: list[tuple[Event | WordEvent, str]]) -> Change:
         """Bring what the events of one act changed to the states beside them."""

@@ -67,6 +67,34 @@ def test_a_private_export_comes_back_as_the_same_revision(taste, tmp_path):
     assert not there.pictures(), "an import is one act"
 
 
+@pytest.mark.parametrize("private", [True, False])
+def test_words_come_along_and_those_that_are_there_stay(taste, tmp_path, private):
+    """A backup without the words that were struck out would have them back in every prompt."""
+    taste.say_all([("fog", "liked", "added"), ("crowds", "disliked", "added"), ("boats", "liked", "struck")])
+    there = empty(tmp_path / "there")
+    there.say("Fog", "liked", "struck")
+    import_zip(there, io.BytesIO(exported(taste, private)))
+    words = there.words()
+    assert words.state_of("fog", "liked") == "struck"
+    assert words.state_of("crowds", "disliked") == "added" and words.state_of("boats", "liked") == "struck"
+    there.undo()
+    assert there.counts() == {"liked": 0, "disliked": 0} and there.words() == words, "first the pictures"
+    there.undo()
+    assert there.words().shown()["disliked"] == {"added": [], "struck": []}, "then the words, all at once"
+    assert there.words().state_of("fog", "liked") == "struck"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [7, [], {"liked": 7}, {"liked": {"added": 7}}, {"liked": {"added": [7, None, "", "a" * 1000, {}]}, "odd": {}}],
+)
+def test_odd_words_in_a_manifest_stop_nothing(tmp_path, words):
+    there = empty(tmp_path / "there")
+    manifest = json.dumps({"pictures": [], "words": words}).encode()
+    done = import_zip(there, zipped({"a/liked/x.png": picture(1), "a/taste.json": manifest}))
+    assert done.added == 1 and there.words().shown()["liked"] == {"added": [], "struck": []}
+
+
 def test_an_export_holds_no_prompt_and_no_metadata_unless_asked(taste, tmp_path):
     data = exported(taste, private=False)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
