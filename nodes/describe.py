@@ -81,11 +81,11 @@ class DescribePreference(io.ComfyNode):
     @classmethod
     def execute(cls, mllm, liked, disliked=None, liked_traits=None, disliked_traits=None, taste=None) -> io.NodeOutput:
         from ..prefgen.comfy.encoding import describe_history
-        from ..prefgen.comfy.histories import name_of, name_of_liked
+        from ..prefgen.comfy.histories import name_of, names_of
         from ..prefgen.history import PreferenceHistory
 
         history = PreferenceHistory.from_images(liked, disliked or [])
-        own = tastes.chosen(only(taste, "taste"), name_of_liked(history))
+        own = tastes.chosen(only(taste, "taste"), *names_of(history))
 
         def read():
             traits = describe_history(history, only(mllm, "mllm"))

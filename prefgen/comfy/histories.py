@@ -19,7 +19,8 @@ from .running import prompt_server
 EXAMPLE_PICTURES = 8  # of each side
 EXAMPLE_SEED = 1
 NAMED = 128  # two of each taste
-# Digest of pictures and verdicts -> the name of the taste that they were read from: IMAGE sockets carry no names.
+# Digest of pictures and verdicts -> the names of the tastes that they were read from, the last one last: IMAGE sockets
+# carry no names.
 _names: LeastRecentlyUsed = LeastRecentlyUsed(NAMED)
 
 
@@ -65,19 +66,24 @@ def load(history: Path | folders.Revision | int) -> LoadedHistory:
 
 def name_pictures(history: PreferenceHistory, name: str) -> None:
     """Remember what the taste is called that these pictures were read from."""
-    _names[history.pictures_digest] = name
-    _names[_of_liked(history)] = name
+    for key in (history.pictures_digest, _of_liked(history)):
+        _names[key] = (*(other for other in _names_by(key) if other != name), name)
 
 
 def name_of(history: PreferenceHistory) -> str:
     """The name of the taste that these very pictures were read from last, such as sea@1a2b3c4d; "" for others."""
-    return _names[history.pictures_digest] if history.pictures_digest in _names else ""
+    names = _names_by(history.pictures_digest)
+    return names[-1] if names else ""
 
 
-def name_of_liked(history: PreferenceHistory) -> str:
-    """The same by the liked pictures alone: where nobody connected the disliked ones."""
-    key = _of_liked(history)
-    return _names[key] if key in _names else ""
+def names_of(history: PreferenceHistory) -> tuple[str, ...]:
+    """The names of all tastes that these pictures were read from, the last one last; where nobody connected the
+    disliked ones, by the liked pictures alone."""
+    return _names_by(history.pictures_digest) or _names_by(_of_liked(history))
+
+
+def _names_by(key: str) -> tuple[str, ...]:
+    return _names[key] if key in _names else ()
 
 
 def _of_liked(history: PreferenceHistory) -> str:

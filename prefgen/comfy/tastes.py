@@ -9,7 +9,7 @@ import folder_paths
 
 from ..mllm.traits import Traits
 from ..tastes import looks
-from ..tastes.names import TasteError
+from ..tastes.names import TasteError, printable
 from ..tastes.shelf import AUTO, NO_TASTE, RESERVED, Shelf
 from ..tastes.taste import Taste
 from ..tastes.words import keep_understood
@@ -38,16 +38,23 @@ def choices() -> list[str]:
     return [*RESERVED, *(name for name in shelf().names() if name not in RESERVED)]
 
 
-def chosen(name: str | None, source: str = "") -> Taste | None:
+def chosen(name: str | None, *sources: str) -> Taste | None:
     """The taste of a combo entry; of NAME@1a2b3c4d the one that goes on. TasteError where there is none.
 
-    source: the history that pictures were read from (`histories.name_of`), which auto stands for; None where that is no
-    taste.
+    sources: the histories that pictures were read from (`histories.names_of`), which auto stands for; None where none
+    of them is a taste. TasteError for several whose words differ: the same pictures don't say whose they are.
     """
-    if not name or name == AUTO:
-        there = shelf().names()
-        return shelf().taste(_base(source)) if _base(source) in there else None
-    return None if name == NO_TASTE else shelf().taste(_base(name))
+    if name and name != AUTO:
+        return None if name == NO_TASTE else shelf().taste(_base(name))
+    there = shelf().names()
+    names = list(dict.fromkeys(base for base in map(_base, sources) if base in there))
+    tastes = [shelf().taste(each) for each in names]
+    if len({taste.words().digest() for taste in tastes}) > 1:
+        raise TasteError(
+            f"These pictures were read from the tastes {' and '.join(map(printable, names))}, whose words differ: "
+            "choose one of them in place of auto."
+        )
+    return tastes[-1] if tastes else None
 
 
 def _base(name: str) -> str:

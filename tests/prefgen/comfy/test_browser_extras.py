@@ -44,6 +44,32 @@ def test_describe_preference_speaks_in_the_words_that_are_left(browser, pack):  
     assert describe.validate_inputs(taste="sea") is True and "no taste called" in describe.validate_inputs(taste="no")
 
 
+def test_auto_takes_no_other_tastes_words_for_the_same_pictures(browser, pack, one_sentence):  # noqa: F811
+    """A copy of a taste goes on apart: which of the two was loaded last says nothing of whose pictures these are."""
+    describe, histories, folders = (
+        pack("nodes").DescribePreference,
+        pack("prefgen.comfy.histories"),
+        pack("prefgen.comfy.folders"),
+    )
+    browser("POST", "/prefgen/tastes/sea/upload", form=form_of("liked", {"1.png": picture(1)}))
+    browser("POST", "/prefgen/tastes/sea/copy", json={"name": "lake"})
+    run = lambda images, disliked=None: describe.execute(  # noqa: E731
+        [None], images, disliked, liked_traits=["boats, fog"], disliked_traits=["crowds"], taste=["auto"]
+    ).args[0]
+    for name in ("sea", "lake"):
+        loaded = histories.load(folders.history_of(name))
+    assert run(loaded.liked) == "boats, fog", "their words are the same, none"
+    browser("POST", "/prefgen/tastes/sea/words", json={"word": "boats", "side": "liked", "state": "struck"})
+    with pytest.raises(ValueError) as raised:
+        run(loaded.liked)
+    assert "the tastes sea and lake, whose words differ" in one_sentence(raised)
+    # Their disliked pictures tell them apart.
+    browser("POST", "/prefgen/tastes/lake/upload", form=form_of("disliked", {"2.png": picture(2)}))
+    browser("POST", "/prefgen/tastes/sea/upload", form=form_of("disliked", {"3.png": picture(3)}))
+    lake, sea = (histories.load(folders.history_of(name)) for name in ("lake", "sea"))
+    assert run(lake.liked, lake.disliked) == "boats, fog" and run(sea.liked, sea.disliked) == "fog"
+
+
 class Encoder:
     """A CLIP_VISION that tells pictures apart by their mean colour."""
 
