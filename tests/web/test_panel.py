@@ -1,6 +1,7 @@
 """The rest of the panel: words, the Rate view's grid and its own pictures, model files, faults, and other languages."""
 
 import json
+import shutil
 import time
 import urllib.request
 
@@ -317,6 +318,26 @@ def test_model_files_come_by_a_click_are_cancelled_and_go_on(page, server):
     page.wait_for_selector("[data-set=ours]:has-text('is there')", timeout=60_000)
     assert (server.base / "models" / "LLM" / "tiny" / "model.safetensors").read_bytes() == BIG
     assert [start > 0 for name, start in server.hub.asked if "weights" in name] == [False, True]
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".prefgen-dialog", state="detached")
+
+
+@one_renderer
+def test_an_answer_that_comes_after_the_news_changes_nothing(page, server):
+    """A small set is there before the click is answered: its row went on as if it were on its way."""
+    shutil.rmtree(server.base / "models" / "LLM", ignore_errors=True)
+    open_models(page)
+    late = []
+    page.route("**/prefgen/downloads/ours", lambda route: late.append((route, route.fetch())))
+    row = page.locator("[data-set=ours]")
+    row.get_by_role("button").click()
+    page.wait_for_selector("[data-set=ours]:has-text('is there')", timeout=60_000)
+    [(route, answer)] = late
+    assert answer.json()["state"] in ("running", "done")
+    route.fulfill(json=answer.json() | {"state": "running"})
+    page.wait_for_timeout(500)
+    assert row.get_by_role("button").count() == 0 and "is there" in row.inner_text()
+    page.unroute("**/prefgen/downloads/ours")
     page.keyboard.press("Escape")
     page.wait_for_selector(".prefgen-dialog", state="detached")
 

@@ -6,11 +6,14 @@ import { t } from "./texts.js";
 import { ask } from "./tastes.js";
 
 let current = null; // {name, state, done, total, error} of the set that is on its way
+let events = 0; // that told of one: an answer that was asked for before the last is older than it
+let asked = 0; // lists
 let redraw = () => {};
 
 api.addEventListener("prefgen.download", ({ detail }) => {
   const before = current?.state;
   current = detail;
+  events += 1;
   if (detail.state === "failed") say(detail.error, "error");
   if (detail.state === "done") {
     say(t("{name} is there.", { name: detail.name }), "success");
@@ -22,8 +25,15 @@ api.addEventListener("prefgen.download", ({ detail }) => {
 export async function openModels() {
   const list = make("div", { class: "prefgen-models" });
   const draw = async (anew = true) => {
-    if (anew) sets = (await attempt(() => ask("GET", "downloads"))) ?? sets;
-    if (sets.current && !current) current = sets.current;
+    if (anew) {
+      const number = (asked += 1);
+      const before = events;
+      const answer = await attempt(() => ask("GET", "downloads"));
+      if (number !== asked) return; // a newer one draws
+      sets = answer ?? sets;
+      // After a lost connection, or a restart of the server, it knows better.
+      if (answer && before === events) current = answer.current;
+    }
     list.replaceChildren(...sets.sets.map(row));
   };
   let sets = { sets: [], current: null };
@@ -48,7 +58,9 @@ function row(set) {
 }
 
 async function begin(set) {
-  current = await ask("POST", address(set), {});
+  const before = events;
+  const answer = await ask("POST", address(set), {});
+  if (before === events) current = answer;
   redraw(true);
 }
 
