@@ -41,9 +41,9 @@ class WorldJudge(Training):
 
     stage = "atelier.world.judge_a"
 
-    steps: Natural = 12000
+    steps: Natural = 5000
     batch: Count = 64
-    lr: Rate = 2.5e-3
+    lr: Rate = 6e-3
     # Channels of its first layer.
     width: Count = 32
     # Fresh renders that its errors are measured on, and as many that its intervals are calibrated on.
@@ -65,9 +65,9 @@ class WorldClip(Training):
 
     stage = "atelier.world.clip"
 
-    steps: Natural = 6000
+    steps: Natural = 4000
     batch: Count = 96
-    lr: Rate = 1e-3
+    lr: Rate = 5e-3
     # Weight of the heads that read traits, beside the contrastive loss.
     heads: Weight = 1.0
     seed: Natural = 3
