@@ -186,6 +186,39 @@ def test_nine_at_once_by_keys(page, server):
 
 
 @one_renderer
+def test_the_rate_view_never_goes_on_in_another_taste(page, server):
+    """Another page renames or forgets the taste: the next one of the list opens, and keys went there."""
+    fresh(page, "another")
+    rate_view(page, server, "leaving", range(4200, 4204))
+    there = asked(server, "tastes")["tastes"]
+    page.evaluate(
+        """fetch('/prefgen/tastes/leaving/rename', {
+            method: 'POST', headers: {'Content-Type': 'application/json'}, body: '{"name": "left"}'})"""
+    )
+    page.get_by_text("leaving isn't there any more: ").first.wait_for()
+    page.get_by_text("leaving isn't open any more, so Rate was closed.").first.wait_for()
+    assert page.locator(".prefgen-rate").count() == 0
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(300)
+    now = asked(server, "tastes")["tastes"]
+    assert sorted((each["liked"], each["disliked"]) for each in now) == sorted(
+        (each["liked"], each["disliked"]) for each in there
+    ), "nothing was rated"
+    # What this page does itself is no news.
+    page.locator(".prefgen-panel select").first.select_option("left")
+    page.evaluate(
+        "document.querySelectorAll('.p-toast-message, .p-toast-close-button').forEach((each) => each.click?.())"
+    )
+    page.evaluate("app.extensionManager.dialog.confirm = async () => true")
+    said = page.get_by_text("left isn't there any more").count()
+    page.locator(".prefgen-menu summary").click()
+    page.get_by_role("menuitem", name="Forget this taste…").click()
+    page.wait_for_selector(".prefgen-panel option[value='left']", state="detached")
+    page.wait_for_timeout(300)
+    assert said == page.get_by_text("left isn't there any more").count() == 0
+
+
+@one_renderer
 def test_keys_faster_than_the_server_go_to_one_picture_each_and_undo_takes_the_last_back(page, server):
     name = "fast"
     rate_view(page, server, name, range(4100, 4108))

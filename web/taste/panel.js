@@ -5,7 +5,7 @@ import { askForText, attempt, confirm, filesOf, iconButton, make, uploaded, view
 import { openModels } from "./models.js";
 import { openRateView } from "./rate.js";
 import { recent } from "./recent.js";
-import { ask, choose, listen, make as makeTaste, needed, path, place, rate, refresh, tastes, thumbnail, undo, upload } from "./tastes.js";
+import { ask, choose, leave, listen, make as makeTaste, needed, path, place, rate, refresh, tastes, thumbnail, undo, upload } from "./tastes.js";
 import { t } from "./texts.js";
 import { wordsTab } from "./words.js";
 
@@ -97,7 +97,7 @@ function menu() {
 async function renameTaste() {
   const old = tastes.name;
   const name = await askForText(t("Rename"), t("What is it called from now on?"), old);
-  if (name) await choose((await ask("POST", path(old, "/rename"), { name })).name);
+  if (name) await choose((await leave(old, () => ask("POST", path(old, "/rename"), { name }))).name);
 }
 
 async function copyTaste() {
@@ -116,7 +116,7 @@ async function forgetTaste() {
   const { name } = tastes;
   const sure = await confirm(t("Forget this taste"), t("{name}: pictures, journal and trash are deleted for good.", { name }));
   if (!sure) return;
-  await ask("DELETE", path(name));
+  await leave(name, () => ask("DELETE", path(name)));
   await refresh();
 }
 

@@ -3,7 +3,7 @@ import { api } from "../../../scripts/api.js";
 import { lookAt, makePictures } from "./graphs.js";
 import { attempt, iconButton, make, say } from "./parts.js";
 import { recent } from "./recent.js";
-import { needed, rate, refresh, tastes, undo } from "./tastes.js";
+import { listen, needed, rate, refresh, tastes, undo } from "./tastes.js";
 import { t } from "./texts.js";
 
 const AT_ONCE = { single: 1, pairs: 2, grid: 9 };
@@ -19,7 +19,7 @@ let view = null;
 
 export async function openRateView() {
   if (view) return;
-  view = { mode: "single", zoom: false, cursor: 0, now: [], skipped: new Set(), verdicts: 0, looked: 0, waiting: new Set(), back: document.activeElement };
+  view = { taste: "", mode: "single", zoom: false, cursor: 0, now: [], skipped: new Set(), verdicts: 0, looked: 0, waiting: new Set(), back: document.activeElement };
   view.element = make("div", { class: "prefgen-rate", role: "dialog", "aria-modal": "true", "aria-label": t("Rate"), tabindex: "-1" });
   view.element.addEventListener("keydown", onKey);
   document.body.append(view.element);
@@ -27,7 +27,9 @@ export async function openRateView() {
   await attempt(refresh);
   await attempt(() => recent.load());
   if (!view) return;
-  view.stop = recent.listen(draw);
+  view.taste = tastes.name; // "" until the first verdict makes one
+  const stops = [recent.listen(draw), listen(draw)];
+  view.stop = () => stops.forEach((stop) => stop());
   draw();
   attempt(look);
 }
@@ -56,6 +58,12 @@ async function look() {
 
 function draw() {
   if (!view) return;
+  if (view.taste && tastes.name !== view.taste) {
+    // Renamed or forgotten by another page: no key may go to the taste that took its place.
+    say(t("{name} isn't open any more, so Rate was closed.", { name: view.taste }), "warn");
+    close();
+    return;
+  }
   const pictures = waiting();
   fill(pictures);
   const head = make(
@@ -126,14 +134,22 @@ function inTurn(action) {
   return turn;
 }
 
+/** Rate a picture in the taste that the view was opened for; the first verdict of all makes one. */
+async function rateHere(picture, verdict, name) {
+  const answer = await rate([picture], verdict, name || view?.taste || undefined);
+  if (view && !view.taste) view.taste = answer.name;
+  return answer;
+}
+
 function give(verdicts) {
+  const name = view.taste;
   // Out of sight at once: the next key is for the next picture, however long the server takes.
   for (const [picture] of verdicts) view.skipped.add(recent.key(picture));
   draw();
   return inTurn(async () => {
     const given = verdicts.filter(([, verdict]) => verdict);
     try {
-      for (const [picture, verdict] of given) await recent.remember([picture], await rate([picture], verdict));
+      for (const [picture, verdict] of given) await recent.remember([picture], await rateHere(picture, verdict, name));
       if (view) view.verdicts += given.length;
     } finally {
       // From now on its verdict keeps a picture away; where it got none, it is asked again.
@@ -190,8 +206,9 @@ function onKey(event) {
 }
 
 function takeBack() {
+  const name = view.taste || tastes.name;
   inTurn(async () => {
-    await undo();
+    await undo(false, name);
     if (!view) return;
     view.now = []; // what was undone is asked again, as everything else in its place
     draw();

@@ -1,5 +1,6 @@
 // The tastes as the server has them: one place that asks, one that remembers which taste is open, and who wants to know.
 import { api } from "../../../scripts/api.js";
+import { say } from "./parts.js";
 import { t } from "./texts.js";
 
 const OPEN_TASTE = "prefgen.taste"; // in localStorage
@@ -46,6 +47,19 @@ export function thumbnail(name, sha256) {
   return api.apiURL(`/prefgen/${path(name, `/thumbnail/${sha256}`)}`);
 }
 
+const leaving = new Set(); // names of tastes that this page renames or forgets: that they go is no news
+
+/** Run what takes a taste's name away. */
+export async function leave(name, action) {
+  leaving.add(name);
+  try {
+    return await action();
+  } catch (error) {
+    leaving.delete(name);
+    throw error;
+  }
+}
+
 let begun = 0; // refreshes
 let shown = 0; // the one whose answers are there
 
@@ -59,7 +73,10 @@ export async function refresh() {
   // Another taste was chosen meanwhile: what is on the way for it follows.
   if (number < shown || (tastes.name !== name && there(tastes.name))) return;
   shown = number;
+  const gone = tastes.open?.name === tastes.name && name !== tastes.name && !leaving.has(tastes.name) ? tastes.name : "";
   Object.assign(tastes, { all: answer.tastes, multiUser: answer.multi_user, name, open });
+  // Another page renamed or forgot it: whoever goes on rating must know in which taste.
+  if (gone && name) say(t("{gone} isn't there any more: {name} is open now.", { gone, name }), "warn");
   tell();
 }
 
@@ -68,6 +85,7 @@ function tell() {
 }
 
 export async function choose(name) {
+  leaving.delete(name);
   tastes.name = name;
   localStorage.setItem(OPEN_TASTE, name);
   // Until its pictures are there none are shown: a key would move another taste's.
@@ -118,8 +136,8 @@ export async function place(pictures, verdict) {
   return answer;
 }
 
-export async function undo(again = false) {
-  await ask("POST", path(tastes.name, again ? "/redo" : "/undo"), {});
+export async function undo(again = false, name = tastes.name) {
+  await ask("POST", path(name, again ? "/redo" : "/undo"), {});
   await refresh();
 }
 

@@ -7,6 +7,8 @@ export const CHINESE = {
   "{n} pictures wait in the queue; they come in here.": "{n} 张图片正在排队，完成后会出现在这里。",
   "{n} there already": "{n} 张原本已有",
   "{name} is there.": "{name} 已就绪。",
+  "{gone} isn't there any more: {name} is open now.": "{gone} 已不存在:现在打开的是 {name}。",
+  "{name} isn't open any more, so Rate was closed.": "{name} 不再打开,评分已关闭。",
   "{name}: pictures, journal and trash are deleted for good.": "{name}：图片、日志和回收站将被永久删除。",
   "{percent}% of {n} verdicts follow from the others.": "{n} 个评价中有 {percent}% 可由其余评价推出。",
   "← or → the better one · ↑ both · ↓ neither · Z undo · Space zoom · P grid · Esc end":
