@@ -45,7 +45,7 @@ from .common.config.command import StageArgs, arguments
 from .common.config.schema import TrainMllm
 from .common.errors import exit_with_message
 from .common.files import save_weights
-from .common.optim import adamw, cosine
+from .common.optim import cosine, optimiser_of
 from .common.precision import full_precision
 from .common.run import Run
 from .common.sharded import gather
@@ -88,7 +88,7 @@ def main() -> None:
     trained = nn.ModuleDict({"text": text})
     if heads is not None:
         trained["heads"] = heads
-    optimiser = adamw(trained.to(device), section.weight_decay, (0.9, 0.98), section.optimiser)
+    optimiser = optimiser_of(section.optimiser, trained.to(device), section.weight_decay, (0.9, 0.98))
     trained, optimiser = run.prepare(trained, optimiser)
     run.resume(model=trained, optimiser=optimiser)
     dtype = torch.bfloat16 if args.config.mllm.path is None else DTYPES[args.config.mllm.precision]

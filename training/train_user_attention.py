@@ -43,7 +43,7 @@ from .common.config.command import StageArgs, arguments
 from .common.config.schema import TrainUserAttention
 from .common.errors import exit_with_message
 from .common.files import picture_grid
-from .common.optim import Ema, adamw, cosine
+from .common.optim import Ema, cosine, optimiser_of
 from .common.precision import full_precision
 from .common.run import Run
 from .common.sampling import decode, guided_sample, seeded_noise
@@ -85,7 +85,7 @@ def main() -> None:
         base.unet.enable_gradient_checkpointing()
     data = training_data(args, run, world, extracted, base, adapter, shelves, texts)
     trained = trained_parts(adapter)
-    optimiser = adamw(trained, 0.01, (0.9, 0.99), section.optimiser)
+    optimiser = optimiser_of(section.optimiser, trained, 0.01)
     trained, optimiser = run.prepare(trained, optimiser)
     ema = Ema(trained, section.ema)
     run.resume(model=trained, optimiser=optimiser, ema=ema)

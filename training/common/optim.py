@@ -36,11 +36,16 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def adamw(
-    module: nn.Module, weight_decay: float, betas: tuple[float, float], kind: str = "adamw"
+def optimiser_of(
+    kind: str, module: nn.Module, weight_decay: float, betas: tuple[float, float] = (0.9, 0.99)
 ) -> torch.optim.Optimizer:
-    """AdamW over a module's `parameter_groups`; kind: "adamw8bit" stores its moments in 8 bits. OptimiserError where
-    bitsandbytes isn't installed."""
+    """The optimiser of a module's trained parameters.
+
+    kind: "adamw", over `parameter_groups`; "adamw8bit", the same with its moments in 8 bits, OptimiserError where
+    bitsandbytes isn't installed; "muon", see `muon`.
+    """
+    if kind == "muon":
+        return muon(module, weight_decay, betas)
     groups = parameter_groups(module, weight_decay)
     if kind == "adamw":
         return torch.optim.AdamW(groups, betas=betas)
@@ -53,7 +58,9 @@ def adamw(
     return AdamW8bit(groups, betas=betas)
 
 
-def muon(module: nn.Module, weight_decay: float, fallback: float = 0.4) -> torch.optim.Optimizer:
+def muon(
+    module: nn.Module, weight_decay: float, betas: tuple[float, float] = (0.9, 0.99), fallback: float = 0.4
+) -> torch.optim.Optimizer:
     """timm's Muon (Jordan et al. 2024, scaled as in arXiv 2502.16982) over a module: the weights of its linear and
     convolutional layers move by orthogonalised momentum, everything else by NAdamW at `fallback` times the rate.
 
@@ -73,7 +80,7 @@ def muon(module: nn.Module, weight_decay: float, fallback: float = 0.4) -> torch
         ],
         nesterov=True,
         fallback_lr_scale=fallback,
-        betas=(0.9, 0.99),
+        betas=betas,
     )
 
 

@@ -500,19 +500,19 @@ def test_numbers_and_pictures_reach_wandb(tmp_path, monkeypatch):
 
 
 def test_eight_bit_adam_is_bitsandbytes_where_it_is_installed(monkeypatch):
-    from training.common.optim import OptimiserError, adamw
+    from training.common.optim import OptimiserError, optimiser_of
 
     net = toy_stage.Net()
-    assert type(adamw(net, 0.1, (0.9, 0.98))) is torch.optim.AdamW
+    assert type(optimiser_of("adamw", net, 0.1)) is torch.optim.AdamW
     asked = {}
     eight = SimpleNamespace(AdamW8bit=lambda groups, betas: asked.update(groups=groups, betas=betas) or "8 bit")
     monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=eight))
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", eight)
-    assert adamw(net, 0.1, (0.9, 0.98), "adamw8bit") == "8 bit"
+    assert optimiser_of("adamw8bit", net, 0.1, (0.9, 0.98)) == "8 bit"
     assert asked["betas"] == (0.9, 0.98) and [group["weight_decay"] for group in asked["groups"]] == [0.1, 0.0]
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(OptimiserError, match="pip install bitsandbytes"):
-        adamw(net, 0.1, (0.9, 0.98), "adamw8bit")
+        optimiser_of("adamw8bit", net, 0.1)
 
 
 def test_training_goes_on_while_a_checkpoint_is_written_and_what_is_written_is_its_step(tmp_path, monkeypatch):

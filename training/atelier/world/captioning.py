@@ -23,7 +23,7 @@ from prefgen.mllm.model import PreferenceMLLM
 from ...common.config.command import arguments
 from ...common.config.world import WorldCaptioning
 from ...common.files import save_weights
-from ...common.optim import cosine, muon
+from ...common.optim import cosine, optimiser_of
 from ...common.order import batch_indices
 from ...common.run import Run
 from ...data.image_tokens import vision_parts
@@ -55,7 +55,7 @@ def main() -> None:
     tokens = np.load(eyes / "tokens.npy", mmap_mode="r")
     reader = Reader(PreferenceMLLM(model, mllm_tokenizer(), "atelier", ""), None, tokens)
     text = model.model.text_model
-    optimiser = muon(text, 0.01)
+    optimiser = optimiser_of(section.optimiser, text, 0.01, (0.9, 0.98))
     run.resume(model=text, optimiser=optimiser)
 
     for step in run.steps(section.steps):

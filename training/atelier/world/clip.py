@@ -24,7 +24,7 @@ from ...common.atelier_clip import image_features, text_features, tokenize
 from ...common.config.command import arguments
 from ...common.config.world import WorldClip
 from ...common.files import save_weights
-from ...common.optim import cosine, muon
+from ...common.optim import cosine, optimiser_of
 from ...common.order import batch_indices
 from ...common.run import Run
 from ...data.world_pool import WorldPool, pool_scene
@@ -48,7 +48,7 @@ def main() -> None:
     model = CLIPModel(clip_config())
     heads = TraitHeads(model.config.projection_dim)
     both = nn.ModuleList([model, heads])
-    optimiser = muon(both, 0.02)
+    optimiser = optimiser_of(section.optimiser, both, 0.02, (0.9, 0.98))
     run.resume(model=both, optimiser=optimiser)
 
     for step in run.steps(section.steps):

@@ -22,7 +22,7 @@ from prefgen.atelier.world.traits import CONTINUOUS
 from ...common.config.command import StageArgs
 from ...common.config.world import WorldJudge
 from ...common.files import save_weights
-from ...common.optim import cosine, muon
+from ...common.optim import cosine, optimiser_of
 from ...common.order import batch_indices
 from ...common.run import Run
 from ...data.world_pool import WorldPool, as_tensor
@@ -47,7 +47,7 @@ def train_judge(args: StageArgs[WorldJudge], name: str, augment: Augmentation) -
     pool = WorldPool(args.runs)
     judge = Judge(section.width)
     paired = paired_subjects()
-    optimiser = muon(judge, 0.02)
+    optimiser = optimiser_of(section.optimiser, judge, 0.02)
     run.resume(model=judge, optimiser=optimiser)
 
     for step in run.steps(section.steps):

@@ -26,7 +26,7 @@ from prefgen.files import write_atomic
 from ...common.config.command import arguments
 from ...common.config.world import WorldMllmVision
 from ...common.files import save_array, save_weights
-from ...common.optim import cosine, muon
+from ...common.optim import cosine, optimiser_of
 from ...common.order import batch_indices
 from ...common.run import Run
 from ...data.image_tokens import vision_digest, vision_parts
@@ -52,7 +52,7 @@ def main() -> None:
     width = model.config.text_config.hidden_size
     heads = TraitHeads(16 * width)
     both = nn.ModuleList([vision, heads])
-    optimiser = muon(both, 0.02)
+    optimiser = optimiser_of(section.optimiser, both, 0.02, (0.9, 0.98))
     run.resume(model=both, optimiser=optimiser)
 
     for step in run.steps(section.steps):

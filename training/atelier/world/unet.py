@@ -30,7 +30,7 @@ from ...common.atelier_clip import text_features, tokenize
 from ...common.config.command import arguments
 from ...common.config.world import WorldUnet
 from ...common.files import save_weights
-from ...common.optim import Ema, cosine, muon
+from ...common.optim import Ema, cosine, optimiser_of
 from ...common.order import batch_indices
 from ...common.run import Run
 from ...common.sampling import NoiseSchedule
@@ -66,7 +66,7 @@ def main() -> None:
     # The fused kernel's backward is slow on CPUs at these sizes; plain products are 1.7 times faster.
     unet.set_attn_processor(AttnProcessor())
     both = nn.ModuleDict({"unet": unet, "trait_tokens": TraitTokens(SECOND.unet["cross_attention_dim"])})
-    optimiser = muon(both, 0.01)
+    optimiser = optimiser_of(section.optimiser, both, 0.01)
     ema = Ema(both, section.ema)
     run.resume(model=both, optimiser=optimiser, ema=ema)
 

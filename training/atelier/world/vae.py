@@ -28,7 +28,7 @@ from prefgen.atelier.world.scenes import random_scene
 from ...common.config.command import arguments
 from ...common.config.world import WorldVae
 from ...common.files import save_weights
-from ...common.optim import Ema, cosine, muon
+from ...common.optim import Ema, cosine, optimiser_of
 from ...common.order import batch_indices
 from ...common.run import Run
 from ...common.sharpness import laplacian
@@ -48,7 +48,7 @@ def main() -> None:
     model = AutoencoderKL(**SECOND.vae)
     # Start almost without sampling noise: unit noise on an untrained code teaches the decoder to ignore it.
     torch.nn.init.constant_(model.quant_conv.bias[CHANNELS:], -6.0)
-    optimiser = muon(model, 1e-4)
+    optimiser = optimiser_of(section.optimiser, model, 1e-4)
     ema = Ema(model, 0.998)
     run.resume(model=model, optimiser=optimiser, ema=ema)
     shown = fresh_renders(0, 8)

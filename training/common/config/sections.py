@@ -28,7 +28,7 @@ class StageSection(Section):
 
 
 class Training(StageSection):
-    """What every trained stage has. The optimiser is AdamW."""
+    """What every trained stage has."""
 
     steps: Natural
     # Samples of a step, of all processes together.

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from .sections import Count, Natural, Rate, Section, Share, StageSection, Training, Weight
+
+
+class FromNothing(Training):
+    """What the stages have that train a network from nothing."""
+
+    optimiser: Literal["muon", "adamw"] = "muon"
 
 
 class WorldPool(StageSection):
@@ -18,7 +26,7 @@ class WorldPool(StageSection):
     seed: Natural = 0
 
 
-class WorldVae(Training):
+class WorldVae(FromNothing):
     """The VAE: 256 px, 8x, 8 channels."""
 
     stage = "atelier.world.vae"
@@ -36,7 +44,7 @@ class WorldVae(Training):
     seed: Natural = 1
 
 
-class WorldJudge(Training):
+class WorldJudge(FromNothing):
     """The judge that choices are made by."""
 
     stage = "atelier.world.judge_a"
@@ -60,7 +68,7 @@ class WorldSecondJudge(WorldJudge):
     seed: Natural = 102
 
 
-class WorldClip(Training):
+class WorldClip(FromNothing):
     """The CLIP pair."""
 
     stage = "atelier.world.clip"
@@ -73,7 +81,7 @@ class WorldClip(Training):
     seed: Natural = 3
 
 
-class WorldUnet(Training):
+class WorldUnet(FromNothing):
     """The text-conditioned UNet."""
 
     stage = "atelier.world.unet"
@@ -94,7 +102,7 @@ class WorldUnet(Training):
     seed: Natural = 4
 
 
-class WorldMllmVision(Training):
+class WorldMllmVision(FromNothing):
     """Vision tower and connector of the MLLM."""
 
     stage = "atelier.world.mllm_vision"
@@ -105,7 +113,7 @@ class WorldMllmVision(Training):
     seed: Natural = 7
 
 
-class WorldCaptioning(Training):
+class WorldCaptioning(FromNothing):
     """The MLLM's language model, before it reads histories: it captions single pictures."""
 
     stage = "atelier.world.captioning"
