@@ -178,10 +178,20 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def clean_picture(image: torch.Tensor, name: str = "picture") -> torch.Tensor:
+    """As `rgb_of`, the long side brought to at most 1024 (in 8 bits, as files are)."""
+    image = rgb_of(image, name)
+    height, width = image.shape[:2]
+    if max(height, width) > LONG_SIDE:
+        pixels = Image.fromarray((image * 255).round_().to(torch.uint8).numpy())
+        image = as_tensor(np.array(shrunk(pixels, *size_within(width, height))))
+    return image.contiguous()
+
+
+def rgb_of(image: torch.Tensor, name: str = "picture") -> torch.Tensor:
     """Any picture [H, W, C] -> float32 [H, W, 3] in 0..1 on the CPU, the input's own memory where nothing changes.
 
-    Grey is repeated, alpha is laid on white, the long side is brought to at most 1024 (in 8 bits, as files are).
-    Raises ValueError that names the picture for NaN, infinity, a missing side or another number of channels.
+    Grey is repeated, alpha is laid on white. Raises ValueError that names the picture for NaN, infinity, a missing side
+    or another number of channels.
     """
     image = image.detach().cpu().float()
     if image.ndim == 2:
@@ -203,11 +213,7 @@ def clean_picture(image: torch.Tensor, name: str = "picture") -> torch.Tensor:
         image = image[..., :-1] * alpha + (1 - alpha)
     if image.shape[-1] == 1:
         image = image.expand(-1, -1, 3)
-    height, width = image.shape[:2]
-    if max(height, width) > LONG_SIDE:
-        pixels = Image.fromarray((image * 255).round_().to(torch.uint8).numpy())
-        image = as_tensor(np.array(shrunk(pixels, *size_within(width, height))))
-    return image.contiguous()
+    return image
 
 
 def as_tensor(pixels: np.ndarray) -> torch.Tensor:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .pictures import rgb_of
+
 MAX_SIDE = 16384  # pixels of a sheet
 # RGB
 PAPER = (250, 250, 247)
@@ -17,9 +19,10 @@ INK = (35, 38, 43)
 def labelled_sheet(
     rows: Sequence[torch.Tensor], row_labels: Sequence[str] = (), column_labels: Sequence[str] = ()
 ) -> torch.Tensor:
-    """Batches [b, H, W, 3 or 4] in 0..1 as one picture [1, h, w, 3]. Every picture keeps its size, in a cell as large
-    as the largest; labels may be fewer than rows or columns. Raises ValueError with one sentence for none, and for a
-    sheet of more than MAX_SIDE pixels a side."""
+    """Batches [b, H, W, 1 to 4] in 0..1 as one picture [1, h, w, 3]. Every picture keeps its size, in a cell as large
+    as the largest, and is shown as histories read it (`rgb_of`); labels may be fewer than rows or columns. Raises
+    ValueError with one sentence for none, for what is no picture, and for a sheet of more than MAX_SIDE pixels a
+    side."""
     rows = [row for row in rows if row is not None and len(row)]
     if not rows:
         raise ValueError("The sheet has no pictures: connect at least one to row_1.")
@@ -47,7 +50,8 @@ def labelled_sheet(
         if number < len(row_labels):
             draw.text((left - gap, y + height / 2), row_labels[number], INK, font, anchor="rm")
         for column, picture in enumerate(row):
-            sheet.paste(_picture(picture), (left + column * (width + gap), y))
+            shown = _picture(picture, f"picture {column + 1} of row {number + 1}")
+            sheet.paste(shown, (left + column * (width + gap), y))
     return torch.from_numpy(np.asarray(sheet).astype(np.float32) / 255)[None]
 
 
@@ -60,6 +64,5 @@ def _width(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> in
     return round(font.getlength(label))
 
 
-def _picture(picture: torch.Tensor) -> Image.Image:
-    values = (picture[..., :3].float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(values.cpu().numpy())
+def _picture(picture: torch.Tensor, name: str) -> Image.Image:
+    return Image.fromarray((rgb_of(picture, name) * 255).round().to(torch.uint8).numpy())

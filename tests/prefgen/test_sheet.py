@@ -22,9 +22,22 @@ def test_every_picture_keeps_its_pixels_in_rows_and_columns():
     assert (sheet[0, :top] < 0.5).any() and (sheet[0, :, : left - gap] < 0.5).any(), "the labels are drawn"
 
 
-def test_without_labels_there_is_no_room_for_them_and_alpha_is_left_out():
-    sheet = labelled_sheet([torch.ones(1, 48, 48, 4), None])
+def test_without_labels_there_is_no_room_for_them():
+    sheet = labelled_sheet([torch.ones(1, 48, 48, 3), None])
     assert sheet.shape == (1, 48 + 12, 48 + 12, 3)
+
+
+def test_grey_is_repeated_and_what_is_clear_is_white_as_in_a_history():
+    grey, clear = torch.full((1, 48, 48, 1), 0.2), torch.zeros(1, 48, 48, 4)
+    sheet = labelled_sheet([grey, clear])
+    assert torch.allclose(sheet[0, 6:54, 6:54], torch.tensor(0.2)) and (sheet[0, 60:108, 6:54] == 1).all()
+
+
+@pytest.mark.parametrize("picture", [torch.full((1, 48, 48, 3), float("nan")), torch.ones(1, 48, 48, 5)])
+def test_what_is_no_picture_is_named(picture, one_sentence):
+    with pytest.raises(ValueError) as raised:
+        labelled_sheet([torch.ones(1, 48, 48, 3), picture])
+    assert "picture 1 of row 2" in one_sentence(raised)
 
 
 def test_no_picture_and_too_many_are_refused_in_one_sentence(one_sentence):
