@@ -82,16 +82,18 @@ def as_tensor(pictures: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(pictures)).movedim(-1, 1).float() / 127.5 - 1
 
 
-def pool_latents(runs: Path, pool: WorldPool, seed: int) -> torch.Tensor:
-    """Latents of the whole pool, float16 [n, 8, 32, 32]: its pictures drawn again at 256 px, encoded once, stored
-    in the runs folder. seed: the pool's.
+def pool_latents(runs: Path, pool: WorldPool, seed: int, count: int) -> torch.Tensor:
+    """Latents of the pool's first pictures, float16 [count, 8, 32, 32], at 256 px: encoded once, stored in the runs
+    folder. seed: the pool's; where that has no large pictures, they are drawn again.
 
     SystemExit where they were made by another VAE, or of another pool.
     """
     vae = load_vae_diffusers()
 
     def fill(start: int, stop: int) -> dict[str, np.ndarray]:
-        pictures = as_tensor(np.stack([render(pool_scene(seed, i)) for i in range(start, stop)]))
+        stored = pool.large[start:stop]
+        drawn = [render(pool_scene(seed, i)) for i in range(start + len(stored), stop)]
+        pictures = as_tensor(np.concatenate([stored, np.stack(drawn)]) if drawn else stored)
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             return {"latents": vae.encode(pictures).latent_dist.mean.half().numpy()}
 
@@ -99,4 +101,4 @@ def pool_latents(runs: Path, pool: WorldPool, seed: int) -> torch.Tensor:
     columns = {
         "latents": ((SECOND.vae["latent_channels"], SECOND.unet["sample_size"], SECOND.unet["sample_size"]), np.float16)
     }
-    return torch.from_numpy(np.array(cached(runs, "world_latents", len(pool), columns, key, fill, 64)["latents"]))
+    return torch.from_numpy(np.array(cached(runs, "world_latents", count, columns, key, fill, 64)["latents"]))

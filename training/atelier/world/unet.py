@@ -57,7 +57,8 @@ def main() -> None:
         return
     pool = WorldPool(args.runs)
     pool_seed = args.config.atelier.world.pool.seed
-    latents = pool_latents(args.runs, pool, pool_seed)
+    count = min(section.latents, pool.train_count)
+    latents = pool_latents(args.runs, pool, pool_seed, count)
     clip = load_clip()
     tokenizer = clip_tokenizer()
     schedule = NoiseSchedule(alphas_cumprod(), PREDICTION)
@@ -71,7 +72,7 @@ def main() -> None:
     run.resume(model=both, optimiser=optimiser, ema=ema)
 
     for step in run.steps(section.steps):
-        chosen = batch_indices(section.seed, step, section.batch, pool.train_count)
+        chosen = batch_indices(section.seed, step, section.batch, count)
         rng = np.random.default_rng([section.seed, step])
         with run.timer("data"):
             scenes = [pool_scene(pool_seed, i) for i in chosen]

@@ -86,9 +86,11 @@ class WorldUnet(FromNothing):
 
     stage = "atelier.world.unet"
 
-    steps: Natural = 17000
+    steps: Natural = 6000
     batch: Count = 64
-    lr: Rate = 1e-3
+    lr: Rate = 4e-3
+    # So many pictures of the pool, its first ones, are encoded and learnt from.
+    latents: Count = 30000
     # Share of samples without a text, for guidance.
     empty: Share = 0.1
     # One batch in so many has trait tokens behind its text, one in so many only the last 30 % of the noise.
@@ -107,9 +109,9 @@ class WorldMllmVision(FromNothing):
 
     stage = "atelier.world.mllm_vision"
 
-    steps: Natural = 3000
+    steps: Natural = 2000
     batch: Count = 96
-    lr: Rate = 1e-3
+    lr: Rate = 4e-3
     seed: Natural = 7
 
 
@@ -120,7 +122,7 @@ class WorldCaptioning(FromNothing):
 
     steps: Natural = 2000
     batch: Count = 64
-    lr: Rate = 1e-3
+    lr: Rate = 3e-3
     seed: Natural = 6
 
 
