@@ -88,6 +88,17 @@ def read_user(path: Path) -> tuple[UserHeader, dict[str, torch.Tensor]]:
         raise AdapterError(f"{path.name} can't be read as a user file: save the user again.") from error
     if entry is None:
         raise AdapterError(f"{path.name} is no user file: choose one that Save User has written.")
+    header = _header_of(entry, path)
+    floats = all(tensor.is_floating_point() for tensor in tensors.values())
+    # Before they are looked at: torch compares no numbers of 8 bits.
+    tensors = {key: tensor.float() for key, tensor in tensors.items()}
+    if USER not in tensors or not floats or not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise AdapterError(f"{path.name} is damaged: it holds no user's numbers. Save the user again.")
+    return header, tensors
+
+
+def _header_of(entry: str, path: Path) -> UserHeader:
+    """The header that a file's entry holds. Raises AdapterError."""
     try:
         raw = json.loads(entry)
         if int(raw["format_version"]) > FORMAT_VERSION:
@@ -100,12 +111,7 @@ def read_user(path: Path) -> tuple[UserHeader, dict[str, torch.Tensor]]:
         raise
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise AdapterError(f"{path.name} has a mangled header: save the user again.") from error
-    floats = all(tensor.is_floating_point() for tensor in tensors.values())
-    # Before they are looked at: torch compares no numbers of 8 bits.
-    tensors = {key: tensor.float() for key, tensor in tensors.items()}
-    if USER not in tensors or not floats or not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise AdapterError(f"{path.name} is damaged: it holds no user's numbers. Save the user again.")
-    return header, tensors
+    return header
 
 
 _digests: dict[AdapterFile, str] = {}

@@ -240,13 +240,9 @@ class Taste:
             states[checked_word(word), side] = state
         group = uuid.uuid4().hex
         with self.changing():
-            there = self.words()
-            events = [
-                WordEvent(word, side, there.state_of(word, side), state, group=group)
-                for (word, side), state in states.items()
-                if there.state_of(word, side) != state
-            ]
-            return self._write(events, back=[])
+            there = self.words().state_of
+            said = [(*of, there(*of), state) for of, state in states.items() if there(*of) != state]
+            return self._write([WordEvent(*each, group=group) for each in said], back=[])
 
     def _turn(self, turns: list[tuple[Event | WordEvent, str]]) -> Change:
         """Bring what the events of one act changed to the states beside them."""
