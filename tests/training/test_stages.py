@@ -102,13 +102,17 @@ def test_a_stage_can_start_from_earlier_weights(trained, tmp_path):
     assert "starts from" in result.stdout and "(0 tensors are new)" in result.stdout
 
 
+def without_users(changes) -> tuple[str, ...]:
+    return tuple(change for change in changes if not change.startswith("users="))
+
+
 def test_ablations_change_one_thing_and_share_the_rest(trained, tmp_path, monkeypatch):
     from training.evaluation import ablations
 
     weights = trained / "weights"
     monkeypatch.setattr(ablations, "WEIGHTS", weights)
     small = {
-        name: replace(a, stages={s: (*STAGES[s], *changes) for s, changes in a.stages.items()})
+        name: replace(a, stages={s: (*STAGES[s], *without_users(changes)) for s, changes in a.stages.items()})
         for name, a in ablations.ABLATIONS.items()
     }
     monkeypatch.setattr(ablations, "ABLATIONS", small)
@@ -134,6 +138,11 @@ def test_ablations_change_one_thing_and_share_the_rest(trained, tmp_path, monkey
     headers = {name: load_adapter(tmp_path / name / "weights/adapter.safetensors").header for name in small}
     image = headers["image_only"]
     assert image.training["parts"] == ["image"] and image.user_width == image.image_width and image.mllm is None
+    blind = headers["blind_image"]
+    runs = tmp_path / "blind_image/runs"
+    config = json.loads((runs / "train_user_attention/config.json").read_text())
+    assert blind.training["parts"] == ["image"] and config["distil"] == 0
+    assert not (runs / "extract").is_symlink() and (runs / "atelier.pool").is_symlink()
     assert (
         headers["first_layers"].mllm["sem_layers"] == [0, 1, 2, 3] and headers["first_layers"].mllm["core_layer"] == 1
     )

@@ -30,11 +30,13 @@ WEIGHT_FILES = ("clip.safetensors", "clip_tokenizer", "judge.safetensors", "unet
 class Ablation:
     """What is run anew, each stage with its changes (`key=value` of its section); the rest is linked.
 
-    layers: in place of the probe's choice, which is the shipped one's where another MLLM isn't probed.
+    layers: in place of the probe's choice, which is the shipped one's where another MLLM isn't probed. blind: no
+    stage sees attributes, as with people's own ratings.
     """
 
     stages: dict[str, tuple[str, ...]]
     layers: dict | None = None
+    blind: bool = False
 
 
 ABLATIONS = {
@@ -45,6 +47,9 @@ ABLATIONS = {
     ),
     # The image encoder is the trained one, the decoder behind it as it was drawn.
     "untuned": Ablation({"train_mllm": ("steps=0",), "extract": (), "train_alignment": (), "train_user_attention": ()}),
+    "blind_image": Ablation(
+        {"extract": ("users=2000",), "train_user_attention": ("parts=[image]", "distil=0")}, blind=True
+    ),
 }
 
 
@@ -65,15 +70,21 @@ def main() -> None:
         parser.error(f"there is no ablation {unknown[0]!r}: choose from {', '.join(ABLATIONS)}")
     for name in args.names:
         folder = prepare(name, args.runs, args.out)
+        every = options_of_all(ABLATIONS[name])
         for stage, changes in ABLATIONS[name].stages.items():
             if stage == "train_user_attention":
                 changes = (*changes, f"steps={args.steps or shipped_steps()}")
-            parts = [word for word in ABLATIONS[name].stages["train_user_attention"] if word.startswith("parts=")]
-            every = [f"train_user_attention.{part}" for part in parts]
             own = [f"{stage}.{change}" for change in changes]
             options = [word for change in dict.fromkeys((*every, *own)) for word in ("--set", change)]
             common = ["--runs", str(folder / "runs"), "--threads", str(args.threads)]
             run([sys.executable, "-m", f"training.{stage}", *common, *options], folder / "weights")
+
+
+def options_of_all(ablation: Ablation) -> list[str]:
+    """What every stage of an ablation is told."""
+    parts = [word for word in ablation.stages["train_user_attention"] if word.startswith("parts=")]
+    every = [f"train_user_attention.{part}" for part in parts]
+    return every + ["data.attributes=false"] * ablation.blind
 
 
 def prepare(name: str, runs: Path, out: Path) -> Path:

@@ -84,6 +84,8 @@ ROWS = {
     "pointwise": Row("point-wise loss in place of MMD", "pointwise"),
     "first_layers": Row("the first four layers, and the second as core", "first_layers"),
     "untuned": Row("decoder of random weights, never tuned on histories", "untuned"),
+    "blind_image": Row("image-only adapter, from verdicts alone", "blind_image", parts=(0, 0, 1)),
+    "blind_image_other": Row("the same, another user's preference", "blind_image", of_other=True, parts=(0, 0, 1)),
     **{f"weight_{w:g}": Row(f"weight {w:g}", "main", weight=w) for w in WEIGHTS if w != 1},
     **{f"size_{n}": Row(f"history of {n} + {n}", "main", size=n) for n in SIZES if n != 8},
 }
@@ -98,5 +100,7 @@ METHODS = (
 CONTROLS = ("swapped", "grey", "colours", "liked_only")
 PARTS = ("no_semantic", "no_core", "no_image", "semantic", "core", "image")
 TRAINED = ("pointwise", "first_layers", "untuned")
+# Beside those that learnt from attributes: the adapter that saw none, with the user and with another one.
+BLIND = ("mismatched", "image_only", "blind_image_other", "blind_image")
 BASIC = ("none", "mismatched", "prefgen", "oracle")  # what needs nothing but the shipped weights, for quick looks
 ON_REAL_BASES = ("none", "described", "described_both", "oracle", "mismatched", "prefgen", "image_only")

@@ -123,20 +123,24 @@ def test_a_small_run_measures_every_row_and_goes_on_where_it_was_stopped(tmp_pat
     monkeypatch.setattr(painter, "STEPS", 3)
     monkeypatch.setattr(measure, "SEEDS", 2)
     out, runs, ablations = (tmp_path / name for name in ("out", "runs", "ablations"))
-    ablations.joinpath("pointwise").mkdir(parents=True)
-    ablations.joinpath("pointwise/weights").symlink_to(models.WEIGHTS)
+    for name in ("pointwise", "blind_image"):
+        ablations.joinpath(name).mkdir(parents=True)
+        ablations.joinpath(name, "weights").symlink_to(models.WEIGHTS)
     options = {"users": 2, "skip": 3, "prompts": 2, "runs": runs, "out": out, "ablations": ablations}
     arguments = ["evaluate", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
     monkeypatch.setattr(sys, "argv", arguments)
     command.main()
     first = (out / "methods.json").read_bytes()
     page, result = (out / "methods.md").read_text(), json.loads(first)
-    there = {name for name, row in rows.ROWS.items() if row.ablation in ("", "pointwise")}
+    there = {name for name, row in rows.ROWS.items() if row.ablation in ("", "pointwise", "blind_image")}
     assert set(result["rows"]) == there and all(f"| {rows.ROWS[name].label} |" in page for name in there)
     assert "Not in this run: image-only adapter" in page and "2 users of the test split, after the first 3," in page
     assert result["user_ids"] == [person.id for person in users_of("test", 5)[3:]]
     assert "Reference attention is ours" in page and "The image-only adapter is" not in page, "only what was run"
     assert result["rows"]["pointwise"]["alignment"] == result["rows"]["prefgen"]["alignment"], "the same weights here"
+    blind, other = (result["rows"][name]["alignment"]["mean"] for name in ("blind_image", "blind_image_other"))
+    assert result["rows"]["blind_image"]["minus_other"]["mean"] == pytest.approx(blind - other, abs=2e-4)
+    assert "## From verdicts alone" in page and "less another user's" in page
     assert (out / "figures/history_size.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "figures/methods.jpg").read_bytes().startswith(b"\xff\xd8")
     stored = {path.stem: json.loads(path.read_text()) for path in runs.rglob("*.json")}

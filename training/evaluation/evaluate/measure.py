@@ -113,6 +113,8 @@ def measure(painted: PaintedRows, names: list[str], requests: list[Request]) -> 
             **picture_figures(seen[name], requests, liked, prompts),
             "cpu_seconds_a_picture": round(rows[name]["cpu_seconds"] / len(requests), 3),
         }
+        if f"{name}_other" in aligned:
+            figures[name]["minus_other"] = metrics.interval(aligned[name] - aligned[f"{name}_other"])
         if "described_both" in aligned:
             figures[name]["minus_words"] = metrics.interval(aligned[name] - aligned["described_both"])
         if name in seeds:

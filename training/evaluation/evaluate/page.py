@@ -17,7 +17,7 @@ from prefgen.files import atomic_file, write_atomic
 from prefgen.pictures import read_picture
 
 from ...common.files import save_image
-from ..rows import CONTROLS, METHODS, PARTS, ROWS, SIZES, TRAINED, WEIGHTS
+from ..rows import BLIND, CONTROLS, METHODS, PARTS, ROWS, SIZES, TRAINED, WEIGHTS
 from ..tables import estimate, table
 from .painter import GUIDANCE, STEPS, history_of
 
@@ -133,6 +133,14 @@ def row_sections(rows: dict) -> str:
                 ["prefgen", *TRAINED],
             ),
             section(
+                "From verdicts alone",
+                "Trained on nothing but which pictures were liked, as people's own ratings tell: no attributes, no "
+                "teacher that is\ntold the taste (`python -m training.evaluation.ablations blind_image`).",
+                rows,
+                ["prefgen", *BLIND],
+                write_table=against_others,
+            ),
+            section(
                 "Size of the history",
                 "",
                 rows,
@@ -157,6 +165,20 @@ def alignments(rows: dict, names: Iterable[str]) -> str:
             less = "" if name == "prefgen" else estimate(r["minus_prefgen"])
             lines.append([r["label"], estimate(r["alignment"]), less, estimate(r["gain_share"]), r["subject"]["mean"]])
     return table(["picture", "alignment", "less PrefGen", "share of the oracle's gain", "subject named"], lines)
+
+
+def against_others(rows: dict, names: list[str]) -> str:
+    """Alignment of some rows, and how much of it another user's preference doesn't give."""
+    lines = [
+        [
+            r["label"],
+            estimate(r["alignment"]),
+            estimate(r["minus_other"]) if "minus_other" in r else "",
+            r["subject"]["mean"],
+        ]
+        for r in (rows[name] for name in names if name in rows)
+    ]
+    return table(["picture", "alignment", "less another user's", "subject named"], lines)
 
 
 def section(
