@@ -84,6 +84,14 @@ def test_words_come_along_and_those_that_are_there_stay(taste, tmp_path, private
     assert there.words().state_of("fog", "liked") == "struck"
 
 
+def test_no_more_words_come_in_than_anybody_types(tmp_path):
+    there = empty(tmp_path / "there")
+    words = {"liked": {"added": [f"word {n}" for n in range(exchange.MAX_WORDS + 1)]}}
+    manifest = json.dumps({"pictures": [], "words": words}).encode()
+    import_zip(there, zipped({"a/liked/x.png": picture(1), "a/taste.json": manifest}))
+    assert len(there.words().shown()["liked"]["added"]) == exchange.MAX_WORDS
+
+
 @pytest.mark.parametrize(
     "words",
     [7, [], {"liked": 7}, {"liked": {"added": 7}}, {"liked": {"added": [7, None, "", "a" * 1000, {}]}, "odd": {}}],

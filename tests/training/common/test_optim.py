@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tests.closeness import assert_close
-from training.common.optim import muon
+from training.common.optim import muon, optimiser_of
 
 RATE = 0.01
 
@@ -58,6 +58,9 @@ def test_only_layers_decay():
     layers, rest = optimiser.param_groups
     assert {id(p) for p in layers["params"]} == {id(net.linear.weight), id(net.conv.weight)}
     assert layers["weight_decay"] == 0.1 and rest["weight_decay"] == 0
+    assert (
+        rest["betas"] == (0.9, 0.99) and optimiser_of("muon", net, 0.1, (0.9, 0.98)).param_groups[1]["betas"][1] == 0.98
+    )
     assert len(layers["params"]) + len(rest["params"]) == len(list(net.parameters()))
     net.words.requires_grad_(False)
     assert len(muon(net, 0.1).param_groups[1]["params"]) == len(rest["params"]) - 1
