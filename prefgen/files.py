@@ -176,6 +176,11 @@ def disk_full(error: BaseException | None) -> str | None:
     return None
 
 
+def reason_of(error: OSError) -> str:
+    """Why a file or folder couldn't be used, in words without the path that an OSError's own end in."""
+    return disk_full(error) or (error.strerror or "damaged").lower()
+
+
 def file_sha256(path: str | os.PathLike) -> str:
     """SHA-256 of a file, in hexadecimal, without holding all of it in memory."""
     digest = hashlib.sha256()

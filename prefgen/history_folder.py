@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import guessed_text, is_hidden, is_hidden_name
+from .files import guessed_text, is_hidden, is_hidden_name, reason_of
 from .pictures import PictureError, picture_suffixes, printable, read_picture
 
 VERDICTS = ("liked", "disliked")
@@ -177,7 +177,7 @@ def entries_of(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError as error:
-        reason = (error.strerror or "damaged").lower()
+        reason = reason_of(error)
         raise ValueError(
             f"The history folder {printable(folder.name)} can't be opened ({reason}): let ComfyUI read it, or choose "
             "another."

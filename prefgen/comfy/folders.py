@@ -19,7 +19,7 @@ import folder_paths
 from ..atelier import users
 from ..atelier.models import MLLM_FOLDER, WEIGHTS
 from ..errors import AdapterError
-from ..files import disk_full, file_state, is_hidden, visible_files, write_atomic
+from ..files import file_state, is_hidden, reason_of, visible_files, write_atomic
 from ..fusion import FusedUser
 from ..history_folder import HistoryFolder
 from ..tastes.names import checked_name, file_name
@@ -104,7 +104,7 @@ def save_user_as(user: FusedUser, name: str, taste: str) -> Path:
         target = folder / file_name(f"{name}.safetensors", ".safetensors", os.listdir(folder))
         write_atomic(target, data)
     except OSError as error:
-        reason = disk_full(error) or (error.strerror or "damaged").lower()
+        reason = reason_of(error)
         raise AdapterError(
             f"The user {name} was not saved into models/prefgen/users: {reason}. Make room there or let ComfyUI write."
         ) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 import comfy.utils
 import torch
 
-from ..files import disk_full
+from ..files import reason_of
 from ..image_encoder import encoder_in_words
 from ..pictures import PictureError, read_picture
 from ..tastes import looks
@@ -73,7 +73,7 @@ def _write(taste: Taste, encoder: str, fresh: dict, verdicts: dict) -> None:
     try:
         looks.keep(taste.folder, encoder, fresh, verdicts)
     except OSError as error:
-        reason = disk_full(error) or (error.strerror or "damaged").lower()
+        reason = reason_of(error)
         raise ValueError(
             f"What was seen of {printable(taste.name)} could not be written: {reason}. Make room there or let ComfyUI "
             "write."

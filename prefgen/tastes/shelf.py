@@ -8,7 +8,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from ..files import is_hidden
+from ..files import is_hidden, reason_of
 from ..history_folder import entries_of
 from . import index
 from .names import TasteError, checked_name, folded, printable
@@ -93,7 +93,7 @@ class Shelf:
             raise self._refused(name, error) from error
 
     def _refused(self, name: str, error: OSError) -> TasteError:
-        reason = (error.strerror or "damaged").lower()
+        reason = reason_of(error)
         return TasteError(
             f"{printable(name)} can't be changed ({reason}): close what has its files open, and try again."
         )

@@ -22,7 +22,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from ..files import disk_full, file_sha256, write_atomic
+from ..files import file_sha256, reason_of, write_atomic
 from ..history_folder import MOVING, VERDICTS, entries_of, picture_entries, picture_files, prompt_of
 from ..pictures import open_picture, to_pixels
 from . import journal, revisions
@@ -276,7 +276,7 @@ class Taste:
             try:
                 target = self._move(path, verdict)
             except OSError as error:
-                refused.append((path.name, (error.strerror or "damaged").lower()))
+                refused.append((path.name, reason_of(error)))
                 continue
             places[sha256] = (verdict, target)
             back.append((target, path))
@@ -363,7 +363,7 @@ class Taste:
         return Change(tuple(events))
 
     def _unwritten(self, error: OSError) -> TasteError:
-        reason = disk_full(error) or (error.strerror or "damaged").lower()
+        reason = reason_of(error)
         return TasteError(
             f"Nothing was changed in {printable(self.name)}: {reason}. Make room there or let ComfyUI write."
         )
