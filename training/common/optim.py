@@ -64,7 +64,7 @@ def muon(
     """timm's Muon (Jordan et al. 2024, scaled as in arXiv 2502.16982) over a module: the weights of its linear and
     convolutional layers move by orthogonalised momentum, everything else by NAdamW at `fallback` times the rate.
 
-    For networks that start from nothing (docs/evidence/second_edition.md: 2.7 dB more of the atelier's VAE at equal steps).
+    For networks that start from nothing: docs/evidence/second_edition.md says what it brought the atelier's VAE.
     Layers too thin to be orthogonalised, such as the convolution that ends in three colours, fall back by themselves.
     """
     # It brings torchvision and all of timm's models: only for stages that use it.
