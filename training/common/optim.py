@@ -71,7 +71,9 @@ def muon(
     from timm.optim import Muon
 
     layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    matrices = {id(layer.weight): layer.weight for layer in module.modules() if isinstance(layer, layers)}
+    matrices = {id(layer.weight) for layer in module.modules() if isinstance(layer, layers)}
+    # The output layer of a language model may be its embedding.
+    matrices -= {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return Muon(
         [

@@ -62,6 +62,8 @@ def test_only_layers_decay():
         rest["betas"] == (0.9, 0.99) and optimiser_of("muon", net, 0.1, (0.9, 0.98)).param_groups[1]["betas"][1] == 0.98
     )
     assert len(layers["params"]) + len(rest["params"]) == len(list(net.parameters()))
+    net.linear.weight = net.words.weight  # as a language model's output layer may be
+    assert id(net.words.weight) not in {id(p) for p in muon(net, 0.1).param_groups[0]["params"]}
     net.words.requires_grad_(False)
     assert len(muon(net, 0.1).param_groups[1]["params"]) == len(rest["params"]) - 1
 
