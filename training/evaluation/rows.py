@@ -101,6 +101,6 @@ CONTROLS = ("swapped", "grey", "colours", "liked_only")
 PARTS = ("no_semantic", "no_core", "no_image", "semantic", "core", "image")
 TRAINED = ("pointwise", "first_layers", "untuned")
 # Beside those that learnt from attributes: the adapter that saw none, with the user and with another one.
-BLIND = ("mismatched", "image_only", "blind_image_other", "blind_image")
+BLIND = ("mismatched", "image_only", "blind_image", "blind_image_other")
 BASIC = ("none", "mismatched", "prefgen", "oracle")  # what needs nothing but the shipped weights, for quick looks
 ON_REAL_BASES = ("none", "described", "described_both", "oracle", "mismatched", "prefgen", "image_only")
