@@ -31,6 +31,7 @@ SHORT = {  # over the columns of the figure
     "none": "no preference",
     "mismatched": "another user's",
     "image_only": "image-only adapter",
+    "blind_image": "verdicts alone",
     "described": "MLLM's words",
     "reference_03": "reference attention",
     "prefgen": "PrefGen",
