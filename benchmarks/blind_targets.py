@@ -48,7 +48,8 @@ def measured(folder: Path, users: int, pictures: int) -> dict:
     # A tenth are of the other split, and each has as many pictures as an agent of the paper's data.
     people = users * 10 // 8
     make(Population(people, people * 20, 3, 200, Atelier(128), None), folder, processes=1)
-    traits.make(DataSetWorld(folder), PreferenceMLLM.load(MLLM_FOLDER), pictures, users)
+    # The embedded MLLM was tuned without prompts: with them it stutters.
+    traits.make(DataSetWorld(folder), PreferenceMLLM.load(MLLM_FOLDER), pictures, users, prompts=False)
     world = DataSetWorld(folder)
     base = load_base(load("atelier"), "cpu", without=("unet", "vae"))
     chosen = world.users(TRAIN, users)

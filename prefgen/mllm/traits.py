@@ -11,6 +11,7 @@ from .prompt import AVOID_QUESTION, CLOSING_QUESTION
 
 LIKES = r"\blikes?\b"
 AVOIDS = r"\b(?:avoids?|dislikes?)\b"
+LONGEST = 120  # characters of a trait
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Traits:
         other MLLM with words of its own, which are taken as they are. What is liked is never named as disliked too.
         """
         before, after = _split_at(like, AVOIDS)
-        liked = split(_sentence(_split_at(before, LIKES)[1] or before))
+        liked = spoken(_sentence(_split_at(before, LIKES)[1] or before))
         avoided = (_split_at(avoid, AVOIDS)[1] or avoid) if avoid else after
-        disliked = split(_sentence(avoided))
+        disliked = spoken(_sentence(avoided))
         return cls(liked, tuple(trait for trait in disliked if trait not in liked))
 
     @classmethod
@@ -80,6 +81,12 @@ class Traits:
     def typed(cls, liked: str, disliked: str) -> Traits:
         """From two prompts that an artist has written."""
         return cls(split(liked), split(disliked))
+
+
+def spoken(text: str) -> tuple[str, ...]:
+    """The traits of an MLLM's answer. What is longer than any trait is an MLLM that stutters ("no frame no frame ...")
+    or talks about something else: as words in a prompt, or as what a user is trained to like, it would be nonsense."""
+    return tuple(trait for trait in split(text) if len(trait) <= LONGEST)
 
 
 def split(text: str) -> tuple[str, ...]:

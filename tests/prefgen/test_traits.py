@@ -50,3 +50,10 @@ def test_typed_traits_take_the_place_of_a_side_and_the_mllm_is_asked_only_for_th
     assert Traits.typed("", "noise").or_else(lambda: read) == Traits(read.liked, ("noise",))
     assert Traits.typed("", "").or_else(lambda: read) == read
     assert Traits.typed("boats", "noise").or_else(lambda: pytest.fail("asked")) == Traits(("boats",), ("noise",))
+
+
+def test_an_mllm_that_stutters_says_nothing():
+    """The atelier's MLLM, given prompts that it was tuned without: 300 words in place of a trait."""
+    traits = Traits.of_answers("likes " + "no frame " * 60 + ", flat fill ; avoids " + "yes " * 90)
+    assert traits.liked == ("flat fill",) and traits.disliked == ()
+    assert Traits.typed("a" * 300, "").liked == ("a" * 300,), "what an artist types is theirs"

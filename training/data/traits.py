@@ -45,19 +45,21 @@ def main() -> None:
     with exit_with_message():
         world = DataSetWorld(args.data)
         mllm = PreferenceMLLM.load(args.mllm, DTYPES[args.dtype], checked_device(args.device), args.lora)
-        report = make(world, mllm, args.pictures, args.users)
+        report = make(world, mllm, args.pictures, args.users, not args.without_prompts)
     print(json.dumps({key: report[key] for key in ("users", "told", "disliked")}, indent=1))
 
 
-def make(world: DataSetWorld, mllm: PreferenceMLLM, pictures: int, users: int = 0) -> dict:
+def make(world: DataSetWorld, mllm: PreferenceMLLM, pictures: int, users: int = 0, prompts: bool = True) -> dict:
     """Write DATA/traits/traits.parquet and its report; returns the report. pictures: of either verdict, at most; users:
-    the first ones of the training split, 0 for all. DataError for a folder that holds other traits."""
+    the first ones of the training split, 0 for all; prompts: whether the MLLM reads those of the pictures. DataError
+    for a folder that holds other traits."""
     folder = world.folder / TRAITS
     config = {
         "source_sha256": world.digest,
         "mllm": mllm.fingerprint,
         "pictures": pictures,
         "users": users,
+        "prompts": prompts,
     }
     path = folder / "report.json"
     parts = folder / ".parts"
@@ -73,7 +75,7 @@ def make(world: DataSetWorld, mllm: PreferenceMLLM, pictures: int, users: int = 
     for start in tqdm(spans, desc="traits", unit=f"{USERS_AT_ONCE} users"):
         piece = parts / f"{start:08d}.parquet"
         if not piece.exists():
-            rows = [row_of(world, mllm, user, pictures) for user in people[start : start + USERS_AT_ONCE]]
+            rows = [row_of(world, mllm, user, pictures, prompts) for user in people[start : start + USERS_AT_ONCE]]
             write_parquet(piece, ROWS, [pa.Table.from_pylist(rows, ROWS)])
     write_parquet(folder / "traits.parquet", ROWS, _pieces(parts, spans))
     table = pq.read_table(folder / "traits.parquet", partitioning=None)
@@ -90,12 +92,14 @@ def make(world: DataSetWorld, mllm: PreferenceMLLM, pictures: int, users: int = 
     return report
 
 
-def row_of(world: DataSetWorld, mllm: PreferenceMLLM, user: int, pictures: int) -> dict:
+def row_of(world: DataSetWorld, mllm: PreferenceMLLM, user: int, pictures: int, prompts: bool = True) -> dict:
     """One row of ROWS: what the MLLM says of so many liked and disliked pictures, the same ones every time."""
     drawn = world.history(user, np.random.default_rng([user, pictures]), pictures, pictures)
     images = [torch.from_numpy(picture).float() / 255 for picture in world.pictures(drawn.pictures)]
     items = zip(images, drawn.liked.tolist(), drawn.prompts, strict=True)
-    history = PreferenceHistory(tuple(HistoryItem(image, liked, prompt) for image, liked, prompt in items))
+    history = PreferenceHistory(
+        tuple(HistoryItem(image, liked, prompt if prompts else "") for image, liked, prompt in items)
+    )
     traits = Traits.asked(lambda question: mllm.answer(history, question), not drawn.liked.all())
     return {"user": user, "liked": list(traits.liked), "disliked": list(traits.disliked)}
 
@@ -125,6 +129,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lora", type=Path, help="LoRA of that MLLM")
     parser.add_argument("--pictures", type=positive, default=8, help="liked and disliked ones a user, at most")
     parser.add_argument("--users", type=natural, default=0, help="the first ones, 0 for all")
+    parser.add_argument(
+        "--without-prompts", action="store_true", help="for an MLLM that was tuned without them, as the atelier's was"
+    )
     parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
     parser.add_argument("--device", default=default_device())
     return parser.parse_args()

@@ -183,4 +183,4 @@ def test_the_pipeline_scripts_start_every_stage_in_the_papers_order(tmp_path):
 
 def test_a_stages_defaults_are_known_by_its_dotted_name_too():
     assert default_fingerprint("train_alignment")["stage"] == "train_alignment"
-    assert default_fingerprint("atelier.world.unet")["steps"] == 17000 and default_fingerprint("another.unet") == {}
+    assert default_fingerprint("atelier.world.unet")["steps"] == 6000 and default_fingerprint("another.unet") == {}
