@@ -238,8 +238,8 @@ def test_what_is_missing_is_what_would_be_fetched(browser, downloads, tmp_path, 
     elsewhere = tmp_path / "other disk"
     roots = {"LLM": ([str(elsewhere)], set())}
     monkeypatch.setattr(downloads.folder_paths, "folder_names_and_paths", roots)
-    whole = len(BIG) + len(SMALL)
-    for name, missing in (("model.safetensors", whole), ("config.json", 0)):
+    every_byte = len(BIG) + len(SMALL)
+    for name, missing in (("model.safetensors", every_byte), ("config.json", 0)):
         data = next(data for path, data in FILES.items() if path.endswith(name))
         (elsewhere / "tiny").mkdir(parents=True, exist_ok=True)
         (elsewhere / "tiny" / name).write_bytes(data)

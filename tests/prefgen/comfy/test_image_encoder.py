@@ -108,14 +108,14 @@ def test_a_look_at_pictures_refuses_what_gives_no_embedding(kind, more, words, t
 def test_two_encoders_never_share_a_file_of_embeddings(tmp_path, pack):
     """Weights that were rounded to bf16 have no checksum: all of them were filed under one name."""
     name_of = pack("prefgen.comfy.looking").name_of_encoder
-    whole = encoder(tmp_path, "clip_vision_model", 64, 32)
+    unrounded = encoder(tmp_path, "clip_vision_model", 64, 32)
     rounded, other = (encoder(tmp_path, "clip_vision_model", 64, 32) for _ in range(2))
     with torch.no_grad():
         for number, model in enumerate((rounded, other)):
             for parameter in model.model.parameters():
                 parameter.copy_((parameter + 0.1 * number).bfloat16())
-    names = [name_of(each) for each in (whole, rounded, other)]
-    assert len(set(names)) == 3 and names == [name_of(each) for each in (whole, rounded, other)]
+    names = [name_of(each) for each in (unrounded, rounded, other)]
+    assert len(set(names)) == 3 and names == [name_of(each) for each in (unrounded, rounded, other)]
 
 
 @pytest.mark.parametrize("name", files.LAYOUTS)
