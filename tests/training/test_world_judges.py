@@ -94,6 +94,21 @@ def test_a_judge_learns_the_truth_of_every_trait_alike_and_how_sure_it_is():
     assert judges.value_loss(exact + 1, truth, truth, torch.zeros_like(seen)) == 0
 
 
+def test_a_trait_that_few_pictures_show_or_that_wraps_is_pulled_as_hard_as_any_other():
+    """Else a judge reads what every picture shows, and no angle: R2 of hatching was 0.10 after 5,000 steps."""
+    torch.manual_seed(0)
+    truth = torch.rand(4000, len(CONTINUOUS))
+    # What a judge knows at first: the middle of a line, no direction on a circle, and how far off that is.
+    values = torch.where(PERIODIC[:, None], 0.0, 0.5).expand(*truth.shape, 2).clone().requires_grad_()
+    log_variances = judges.GUESS.log().expand_as(truth)
+    seen = torch.rand(truth.shape) < torch.linspace(0.2, 1.0, len(CONTINUOUS))
+    judges.value_loss(values, log_variances, truth, seen).backward()
+    # In units of each trait's own spread: a share of 0..1 has one of 0.29, a cosine one of 0.71.
+    spread = torch.where(PERIODIC, 0.5**0.5, judges.UNIFORM**0.5)
+    pull = values.grad.norm(dim=-1).sum(0) * spread
+    assert pull.max() < 1.7 * pull.min()
+
+
 def test_reading_a_trait_by_chance_explains_none_of_it():
     """On a line as on a circle."""
     torch.manual_seed(0)

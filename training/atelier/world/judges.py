@@ -29,8 +29,10 @@ from ...data.world_pool import WorldPool, as_tensor
 
 HELDOUT_SEED = 900_001
 SUBJECT, SETTING = (list(CLASSES).index(name) for name in ("subject", "setting"))
-# The variance of a share that is uniform in 0..1: what guessing the middle costs.
+# The variance of a share that is uniform in 0..1: what guessing the middle costs. On a circle, an arc of one share is 2
+# pi long, and guessing its centre costs a radius.
 UNIFORM = 1 / 12
+GUESS = torch.where(PERIODIC, 1 / (2 * torch.pi) ** 2, UNIFORM)
 # Of beta-NLL (arXiv 2203.09168). With 0, the plain likelihood, a trait that is read well outweighs one that isn't a
 # hundredfold: after 5,000 steps the judge knew sizes to 2 % and nothing of wobble or roundness.
 BETA = 0.5
@@ -87,16 +89,17 @@ def paired_subjects() -> torch.Tensor:
 def value_loss(
     values: torch.Tensor, log_variances: torch.Tensor, truth: torch.Tensor, seen: torch.Tensor
 ) -> torch.Tensor:
-    """Gaussian negative log likelihood of the traits that can be seen, summed over traits, each weighted by a power of
-    its variance: the mean of a trait is pulled as hard whether it is read well or not at all, and the variance is still
-    the mean square error. values [B, 13, 2], log_variances, truth and seen [B, 13]."""
+    """Gaussian negative log likelihood, the mean over the pictures that show a trait, summed over traits, each weighted
+    by a power of its variance: the mean of a trait is pulled as hard whether it is read well or not at all, and the
+    variance is still the mean square error. values [B, 13, 2], log_variances, truth and seen [B, 13]."""
     angles = truth * 2 * torch.pi
-    # An arc is 2 pi shares long: the distance on the unit circle, in shares.
+    # The distance on the unit circle, in shares.
     circle = (values - torch.stack([angles.cos(), angles.sin()], -1)).square().sum(-1) / (2 * torch.pi) ** 2
     squares = torch.where(PERIODIC, circle, (values[..., 0] - truth).square())
-    weights = (log_variances.detach().exp() / UNIFORM) ** BETA
-    losses = 0.5 * (squares * (-log_variances).exp() + log_variances) * weights
-    return (losses * seen).sum() / len(values)
+    weights = (log_variances.detach().exp() / GUESS) ** BETA
+    losses = 0.5 * (squares * (-log_variances).exp() + log_variances) * weights * seen
+    # A mean over the pictures that show the trait, not over the batch: hatching is in a quarter of them.
+    return (losses.sum(0) / seen.sum(0).clamp(min=1)).sum()
 
 
 def soften(pictures: torch.Tensor, strength: float, share: float) -> torch.Tensor:
