@@ -40,6 +40,7 @@ SIZES = {
     "judge_a": ["steps=3", "batch=8", "heldout=40"],
     "judge_b": ["steps=3", "batch=8", "heldout=40"],
     "clip": ["steps=3", "batch=8"],
+    "clip_vision": ["steps=3", "batch=8"],
     "mllm_vision": ["steps=3", "batch=8"],
     "captioning": ["steps=3", "batch=8"],
     "unet": ["steps=4", "batch=4", "pictures=2", "measure_every=3"],
@@ -63,7 +64,7 @@ def trained(tmp_path_factory):
 def test_every_stage_leaves_weights_and_figures(trained):
     weights = {path.stem for path in (trained / "weights").glob("*.safetensors")}
     assert weights == {"vae", "judge_a", "judge_b", "clip", "unet", "trait_tokens"}
-    for name in ("vae", "judge_a", "clip", "unet"):
+    for name in ("vae", "judge_a", "clip", "clip_vision", "unet"):
         assert json.loads((trained / f"runs/atelier.world.{name}/done").read_text())
         assert (trained / f"runs/atelier.world.{name}/log.jsonl").read_text()
     obeyed = json.loads((trained / "runs/atelier.world.unet/done").read_text())

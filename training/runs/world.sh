@@ -42,7 +42,6 @@ vae=$!
     base judge_a "$@"               # reads scenes off pictures; for choices
     base clip "$@"                  # captions <-> pictures
     base judge_b "$@"               # the same as judge A; for what is reported
-    base mllm_vision "$@"           # the MLLM's vision tower
 ) &
 readers=$!
 wait $vae
@@ -50,6 +49,8 @@ wait $readers
 base gate_vae "$@"
 (base unet "$@") &                  # captions and trait tokens -> latents
 unet=$!
+base clip_vision "$@"               # CLIP's image tower for longer: the UNet needs the text tower alone
+base mllm_vision "$@"               # the MLLM's vision tower
 base captioning "$@"                # the MLLM's language model
 timed atelier.world.people "$RUNS/people" --processes 1
 if [ "${ONLY:-}" = base ]; then

@@ -62,21 +62,27 @@ def main() -> None:
         with run.timer("forward"), torch.autocast("cpu", torch.bfloat16):
             image = image_features(model, pictures).float()
             text = text_features(model, tokenize(tokenizer, [one.text for one in captions]))[1].float()
-        # CLIP's loss (arXiv 2103.00020): the pairs of a batch against each other, the scale clipped at 100.
-        logits = F.normalize(text, dim=1) @ F.normalize(image, dim=1).T * model.logit_scale.exp().clamp(max=100)
-        pairs = torch.arange(len(logits))
-        contrast = (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
+        contrast, top1 = contrastive(model, image, text)
         # A caption is asked only for what it names, a picture for everything that can be seen.
         reading = heads.class_loss(image, truth) + heads.class_loss(text, truth, named_classes(captions))
         values = heads.value_loss(image, pool.values[chosen], pool.seen[chosen])
         loss = contrast + section.heads * (reading + values)
         norm = run.optimise(loss, optimiser, cosine(step, section.steps, section.lr, 200))
-        top1 = (logits.argmax(1) == pairs).float().mean()
         run.log(loss=loss, contrast=contrast, reading=reading, values=values, grad_norm=norm, top1=top1)
 
     model.eval()
     save_weights(model.state_dict(), WEIGHTS / "clip.safetensors")
     run.finish(**evaluate(model, heads, tokenizer, pool, pool_seed))
+
+
+def contrastive(model: CLIPModel, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(CLIP's loss, arXiv 2103.00020: the pairs of a batch against each other; share of texts that find their picture)
+    of embeddings [B, 128]."""
+    # CLIP clips the scale at 100.
+    logits = F.normalize(text, dim=1) @ F.normalize(image, dim=1).T * model.logit_scale.exp().clamp(max=100)
+    pairs = torch.arange(len(logits))
+    loss = (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
+    return loss, (logits.argmax(1) == pairs).float().mean()
 
 
 @torch.inference_mode()

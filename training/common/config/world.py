@@ -81,6 +81,16 @@ class WorldClip(FromNothing):
     seed: Natural = 3
 
 
+class WorldClipVision(WorldClip):
+    """CLIP's image tower, for longer."""
+
+    stage = "atelier.world.clip_vision"
+
+    # The heads' sum, where CLIP has about their mean.
+    heads: Weight = 4.0
+    seed: Natural = 13
+
+
 class WorldUnet(FromNothing):
     """The text-conditioned UNet."""
 
@@ -134,6 +144,7 @@ class World(Section):
     judge_a: WorldJudge = WorldJudge()
     judge_b: WorldSecondJudge = WorldSecondJudge()
     clip: WorldClip = WorldClip()
+    clip_vision: WorldClipVision = WorldClipVision()
     unet: WorldUnet = WorldUnet()
     mllm_vision: WorldMllmVision = WorldMllmVision()
     captioning: WorldCaptioning = WorldCaptioning()
