@@ -72,6 +72,16 @@ def test_every_stage_leaves_weights_and_figures(trained):
 
 
 @pytest.mark.slow
+def test_a_vae_that_loses_what_pictures_show_ends_the_night_in_a_sentence(trained):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PREFGEN_ATELIER_WEIGHTS": str(trained / "weights")}
+    line = [sys.executable, "-m", "training.atelier.world.gate_vae", "--runs", trained / "runs"]
+    ran = warm.run([*line, "--set", "atelier.world.vae.heldout=20"], env=environment)
+    assert ran.returncode == 1 and "The VAE loses what pictures show: PSNR " in ran.stderr
+    measured = json.loads((trained / "runs/gate_vae.json").read_text())
+    assert measured["there"]["renders"] == measured["there_and_back"]["renders"] == 20
+
+
+@pytest.mark.slow
 def test_the_pool_is_what_its_scenes_show_and_holds_no_pair_of_the_tests(trained):
     pool = WorldPool(trained / "runs")
     for i in (0, 17, 40):
