@@ -3,8 +3,8 @@
     python -m training.atelier.world.gate_vae --runs runs/world
 
 In: `vae.safetensors` and `judge_a.safetensors`. Out: `gate_vae.json` in the runs folder, with the VAE's PSNR and what
-judge A reads off the same fresh renders as they are, and after there and back. Ends with a sentence and status 1 below a
-bar: nothing that is trained on such latents could show what they have lost.
+judge A reads off the same fresh renders as they are, and after there and back. Ends with a sentence and status 1 below
+a bar: nothing that is trained on such latents could show what they have lost.
 """
 
 from __future__ import annotations
