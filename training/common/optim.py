@@ -65,16 +65,24 @@ def muon(
     convolutional layers move by orthogonalised momentum, everything else by NAdamW at `fallback` times the rate.
 
     For networks that start from nothing: docs/evidence/second_edition.md says what it brought the atelier's VAE.
+    OptimiserError for weights that it can't move so: of LoRA alone, or cut by FSDP.
     Layers too thin to be orthogonalised, such as the convolution that ends in three colours, fall back by themselves.
     """
-    # It brings torchvision and all of timm's models: only for stages that use it.
+    # Half a second, as timm's is more: only for stages that use it.
+    from torch.distributed.tensor import DTensor
+
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if any(isinstance(parameter, DTensor) for parameter in trained):
+        raise OptimiserError("optimiser muon needs whole matrices, and FSDP cuts them: launch with DDP, or take adamw.")
+    # It brings torchvision and all of timm's models.
     from timm.optim import Muon
 
     layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     matrices = {id(layer.weight) for layer in module.modules() if isinstance(layer, layers)}
     # The output layer of a language model may be its embedding.
     matrices -= {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not any(id(parameter) in matrices for parameter in trained):
+        raise OptimiserError("optimiser muon moves whole layers, and of these LoRA weights are trained: take adamw.")
     return Muon(
         [
             {"params": [p for p in trained if id(p) in matrices], "weight_decay": weight_decay},

@@ -2,11 +2,15 @@
 
 import copy
 
+import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 
 from tests.closeness import assert_close
-from training.common.optim import muon, optimiser_of
+from training.common.optim import OptimiserError, muon, optimiser_of
 
 RATE = 0.01
 
@@ -78,3 +82,18 @@ def test_a_stopped_run_goes_on_exactly():
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     taken(stopped, second, 3, seed=2)
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), stopped.parameters(), strict=True))
+
+
+def test_weights_that_muon_would_move_as_something_else_are_refused():
+    """LoRA's matrices alone would all fall back to AdamW; a share of a matrix that FSDP cut isn't orthogonal to the
+    rest."""
+    with pytest.raises(OptimiserError, match="LoRA weights are trained: take adamw"):
+        optimiser_of("muon", nn.ParameterDict({"layer/lora_A": nn.Parameter(torch.zeros(4, 16))}), 0.1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        layer = nn.Linear(16, 24)
+        layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), init_device_mesh("cpu", (1,))))
+        with pytest.raises(OptimiserError, match="launch with DDP, or take adamw"):
+            optimiser_of("muon", layer, 0.1)
+    finally:
+        dist.destroy_process_group()

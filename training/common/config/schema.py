@@ -18,8 +18,9 @@ PARTS = ("semantic", "core", "image")
 STAGES = ("train_mllm", "extract", "probe_layers", "train_alignment", "train_user_attention")
 Part = Literal["semantic", "core", "image"]
 Precision = Literal["fp32", "bf16", "fp16"]
-# adamw8bit: its moments take a quarter of the memory (arXiv 2110.02861); needs bitsandbytes.
-Optimiser = Literal["adamw", "adamw8bit"]
+# adamw8bit: its moments take a quarter of the memory (arXiv 2110.02861); needs bitsandbytes. muon: for layers that are
+# trained whole (training/common/optim.py); its rates are higher, 3e-3 to 8e-3 in the atelier.
+Optimiser = Literal["adamw", "adamw8bit", "muon"]
 
 
 class Data(Section):
