@@ -71,6 +71,16 @@ def test_every_stage_leaves_weights_and_figures(trained):
     assert {"subject", "number", "setting", "companion", "trait tokens"} <= set(obeyed)
 
 
+def test_every_picture_has_noise_of_its_own_strength_in_units_of_its_channels():
+    torch.manual_seed(0)
+    latents = torch.randn(64, 8, 16, 16) * torch.arange(1, 9)[:, None, None]
+    added = (vae.disturbed(latents, 0.25) - latents).std((2, 3)) / torch.arange(1, 9)
+    # 256 cells of a channel say its strength to a twentieth.
+    assert (added.std(1) < 0.1 * added.mean(1)).all()
+    assert added.mean(1).min() < 0.05 and 0.2 < added.mean(1).max() < 0.27
+    assert torch.equal(vae.disturbed(latents, 0), latents)
+
+
 @pytest.mark.slow
 def test_a_vae_that_loses_what_pictures_show_ends_the_night_in_a_sentence(trained):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PREFGEN_ATELIER_WEIGHTS": str(trained / "weights")}

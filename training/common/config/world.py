@@ -37,6 +37,8 @@ class WorldVae(FromNothing):
     lr: Rate = 8e-3
     # Weight of the KL divergence from a standard normal distribution.
     kl: Weight = 1e-4
+    # Most noise in the latents that are decoded, in their own deviations.
+    noise: Weight = 0.25
     # Weight of scale equivariance: averaged latents are decoded to the averaged picture.
     equivariance: Weight = 1.0
     # Pictures that it is measured on.
