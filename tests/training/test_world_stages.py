@@ -37,6 +37,7 @@ SIZES = {
     "tokenizers": [],
     "pool": ["count=48", "large=16", "processes=1"],
     "vae": ["steps=5", "batch=4", "heldout=2"],
+    "vae_decoder": ["steps=3", "batch=2", "heldout=2"],
     "judge_a": ["steps=3", "batch=8", "heldout=40"],
     "judge_b": ["steps=3", "batch=8", "heldout=40"],
     "clip": ["steps=3", "batch=8"],
@@ -64,7 +65,7 @@ def trained(tmp_path_factory):
 def test_every_stage_leaves_weights_and_figures(trained):
     weights = {path.stem for path in (trained / "weights").glob("*.safetensors")}
     assert weights == {"vae", "judge_a", "judge_b", "clip", "unet", "trait_tokens"}
-    for name in ("vae", "judge_a", "clip", "clip_vision", "unet"):
+    for name in ("vae", "vae_decoder", "judge_a", "clip", "clip_vision", "unet"):
         assert json.loads((trained / f"runs/atelier.world.{name}/done").read_text())
         assert (trained / f"runs/atelier.world.{name}/log.jsonl").read_text()
     obeyed = json.loads((trained / "runs/atelier.world.unet/done").read_text())

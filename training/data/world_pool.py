@@ -86,7 +86,7 @@ def pool_latents(runs: Path, pool: WorldPool, seed: int, count: int) -> torch.Te
     """Latents of the pool's first pictures, float16 [count, 8, 32, 32], at 256 px: encoded once, stored in the runs
     folder. seed: the pool's; where that has no large pictures, they are drawn again.
 
-    SystemExit where they were made by another VAE, or of another pool.
+    SystemExit where they were made by another encoder, or of another pool.
     """
     vae = load_vae_diffusers()
 
@@ -97,7 +97,8 @@ def pool_latents(runs: Path, pool: WorldPool, seed: int, count: int) -> torch.Te
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             return {"latents": vae.encode(pictures).latent_dist.mean.half().numpy()}
 
-    key = {"vae": digest_of(vae), "pool": pool.digest}
+    # The decoder may learn on while the UNet trains on these.
+    key = {"encoder": digest_of(vae.encoder, vae.quant_conv), "pool": pool.digest}
     columns = {
         "latents": ((SECOND.vae["latent_channels"], SECOND.unet["sample_size"], SECOND.unet["sample_size"]), np.float16)
     }

@@ -49,6 +49,7 @@ wait $readers
 base gate_vae "$@"
 (base unet "$@") &                  # captions and trait tokens -> latents
 unet=$!
+base vae_decoder "$@"               # the VAE's decoder, sharper: the UNet needs the encoder alone
 base clip_vision "$@"               # CLIP's image tower for longer: the UNet needs the text tower alone
 base mllm_vision "$@"               # the MLLM's vision tower
 base captioning "$@"                # the MLLM's language model

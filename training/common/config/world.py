@@ -46,6 +46,25 @@ class WorldVae(FromNothing):
     seed: Natural = 1
 
 
+class WorldVaeDecoder(FromNothing):
+    """The VAE's decoder, against a discriminator."""
+
+    stage = "atelier.world.vae_decoder"
+
+    steps: Natural = 3000
+    # Of 128 px crops.
+    batch: Count = 4
+    lr: Rate = 1e-3
+    # Weight of the adversarial loss, and the discriminator's rate.
+    adversarial: Weight = 0.1
+    adversary_lr: Rate = 4e-4
+    # Most noise in the latents that are decoded, in their own deviations.
+    noise: Weight = 0.25
+    # Pictures that it is measured on.
+    heldout: Count = 500
+    seed: Natural = 11
+
+
 class WorldJudge(FromNothing):
     """The judge that choices are made by."""
 
@@ -143,6 +162,7 @@ class World(Section):
 
     pool: WorldPool = WorldPool()
     vae: WorldVae = WorldVae()
+    vae_decoder: WorldVaeDecoder = WorldVaeDecoder()
     judge_a: WorldJudge = WorldJudge()
     judge_b: WorldSecondJudge = WorldSecondJudge()
     clip: WorldClip = WorldClip()
