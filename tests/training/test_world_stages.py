@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file
 
 from prefgen.atelier import models
 from prefgen.atelier.editions import SECOND
@@ -70,6 +71,9 @@ def test_every_stage_leaves_weights_and_figures(trained):
         assert (trained / f"runs/atelier.world.{name}/log.jsonl").read_text()
     obeyed = json.loads((trained / "runs/atelier.world.unet/done").read_text())
     assert {"subject", "number", "setting", "companion", "trait tokens"} <= set(obeyed)
+    stored = load_file(trained / "weights/unet.safetensors")
+    in_eight_bits = any(value.dtype == torch.int8 for value in stored.values())
+    assert in_eight_bits == (obeyed["int8_psnr"] >= unet.INT8_PSNR)
 
 
 def test_every_picture_has_noise_of_its_own_strength_in_units_of_its_channels():

@@ -73,9 +73,9 @@ def main() -> None:
         parts = reconstruction(decoded, pictures)
         loss = sum(parts.values()) + section.adversarial * fooled
         norm = run.optimise(loss, optimiser, cosine(step, section.steps, section.lr))
-        told = discriminate(discriminator, adversary, pictures, decoded.detach(), section.adversary_lr)
+        hinge = discriminate(discriminator, adversary, pictures, decoded.detach(), section.adversary_lr)
         ema.update(step)
-        run.log(**parts, fooled=fooled, discriminator=told, grad_norm=norm)
+        run.log(**parts, fooled=fooled, discriminator=hinge, grad_norm=norm)
         if step % 1000 == 999:
             show(model, shown, run)
 
@@ -93,7 +93,7 @@ def discriminate(
     decoded: torch.Tensor,
     lr: float,
 ) -> torch.Tensor:
-    """One step of the discriminator. Returns its hinge loss, 2 where it tells nothing."""
+    """One step of the discriminator. Returns its hinge loss, 2 where it knows nothing."""
     optimiser.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         real, painted = discriminator(pictures), discriminator(decoded)
