@@ -42,10 +42,15 @@ class Request:
 
 def heldout_requests(count: int, seed: int = 5) -> list[Request]:
     """Closed prompts of the tests, each with ASKED named traits."""
+    return closed_requests(count, seed, heldout=True)
+
+
+def closed_requests(count: int, seed: int, heldout: bool | None) -> list[Request]:
+    """Closed prompts, each with ASKED named traits. heldout: of the tests, of training, or (None) any."""
     rng = np.random.default_rng(seed)
     requests: list[Request] = []
     while len(requests) < count:
-        prompt = random_prompt(rng, heldout=True)
+        prompt = random_prompt(rng, heldout)
         if not (prompt.subject and prompt.setting and prompt.companion):
             continue
         content = {"subject": prompt.subject, "number": prompt.number, "setting": prompt.setting}
