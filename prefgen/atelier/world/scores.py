@@ -18,6 +18,9 @@ from .subjects import CLASSES, COMPANIONS, SETTINGS
 from .traits import CONTINUOUS, NAMED, visible
 from .users import BAND, Example, Taste, User
 
+# Of the distance of chance: a judge whose own error is larger can't say whether a picture suits a user in this trait.
+# Taken off every distance, its error would make any picture perfect.
+UNREAD = 0.5
 LEAST_RANGE = 0.05  # of d(none) - d(cloner): below, a trait can't tell a copy from a free picture
 
 
@@ -54,11 +57,24 @@ def liked_value(scene: Scene, name: str, centre: float, error: float = 0.0) -> f
     return 1 - distance / trait.mean_distance(centre)
 
 
+def unread(errors: Mapping[str, float]) -> list[str]:
+    """The continuous traits that a judge with these mean distances from the truth can't read: no opinion about them is
+    scored."""
+    # Two random points lie a third of a line apart, or half of the largest distance on a circle.
+    chance = {name: 1 / 2 if trait.period else 1 / 3 for name, trait in CONTINUOUS.items()}
+    return [name for name, error in errors.items() if error > UNREAD * chance[name]]
+
+
 def of_taste(scene: Scene, taste: Taste, errors: Mapping[str, float]) -> tuple[list[float], list[float]]:
-    """Scores of a taste's named and continuous likes."""
+    """Scores of a taste's named likes, and of the continuous ones that the judge can read."""
     kinds = scene.kinds
     named = [liked_kind(kinds[trait] == kind, len(NAMED[trait])) for trait, kind in taste.named.items()]
-    values = [liked_value(scene, name, centre, errors.get(name, 0.0)) for name, centre in taste.values.items()]
+    left_out = unread(errors)
+    values = [
+        liked_value(scene, name, centre, errors.get(name, 0.0))
+        for name, centre in taste.values.items()
+        if name not in left_out
+    ]
     return named, values
 
 
@@ -82,7 +98,9 @@ def alignment(scene: Scene, person: User, prompt: Prompt, errors: Mapping[str, f
     trait, low, high = person.band
     avoided = [avoided_kind(kinds[name] == kind, 1 / len(NAMED[name])) for name, kind in person.avoided.items()]
     banned = [avoided_kind(low <= scene.numbers[trait] <= high, BAND)]
-    if not visible(trait, kinds, scene.numbers):
+    if trait in unread(errors):
+        banned = []
+    elif not visible(trait, kinds, scene.numbers):
         banned = [0.0]
     semantic = of_open_slots(scene, person, prompt)
     by_taste = []

@@ -202,6 +202,23 @@ def test_the_judges_error_is_taken_off_before_a_value_is_scored():
     assert scores.liked_value(scene(fill="flat"), "hatch_angle", 90.0) == 0
 
 
+def test_opinions_that_the_judge_cannot_read_are_not_scored():
+    """Taken off every distance, an error as large as chance would make any picture perfect."""
+    person = next(p for p in people(300) if "roundness" in p.tastes[0].values and len(p.tastes) == 1)
+    prompt = Prompt("animal", "cat", "one", "none", "none")
+    far = (CONTINUOUS["roundness"].share(person.tastes[0].values["roundness"]) + 0.5) % 1
+    picture = drawn.render_oracle(person, prompt, np.random.default_rng(0)).with_traits(values={"roundness": far})
+    others = {name: 0.02 for name in CONTINUOUS}
+    blindfold = others | {"roundness": 0.25}
+    assert scores.unread(others) == []
+    read = scores.alignment(picture, person, prompt, others)
+    blind = scores.alignment(picture, person, prompt, blindfold)
+    assert scores.unread(blindfold | {"hatch_angle": 0.24}) == ["roundness"]
+    # What is left is perfect, whatever the corners are like.
+    assert read.continuous < 0.9 and blind.continuous > 0.99 and blind.named == read.named
+    assert scores.alignment(picture.with_traits(values={"roundness": 0.0}), person, prompt, blindfold) == blind
+
+
 def test_specificity_is_one_without_preference_and_nothing_for_a_copy():
     none, cloner = (np.array([0.8, 0.4, 0.5]), np.array([0.4, 0.38, 0.1]))
     assert scores.specificity(none, none, cloner) == 1 and scores.specificity(cloner, none, cloner) == 0

@@ -22,8 +22,9 @@ from ...common.config.world import WorldVae
 from .judges import figures
 from .vae import figures as vae_figures
 
-# dB. 30 was the plan, and what was tried to reach it is told in docs/evidence/second_edition.md.
-PSNR = 28.0
+# dB, of latents as they are and with noise in them. 30 was the plan for the first, and what was tried to reach it is
+# told in docs/evidence/second_edition.md.
+PSNR = {"psnr": 27.0, "psnr_noisy": 26.0}
 # Shares of what the judge reads off the renders themselves: its own mistakes aren't the VAE's.
 ACCURACY = 0.94
 R2 = 0.90
@@ -57,7 +58,7 @@ def main() -> None:
 def below_bars(measured: dict) -> list[str]:
     """What doesn't reach its bar, in words."""
     there, back = measured["there"], measured["there_and_back"]
-    missed = [f"PSNR {measured['psnr']:.1f} dB, not {PSNR:.0f}"] if measured["psnr"] < PSNR else []
+    missed = [f"{name} {measured[name]:.1f} dB, not {bar:.0f}" for name, bar in PSNR.items() if measured[name] < bar]
     missed += [
         f"{name} {back['accuracy'][name]:.3f} of {share:.3f}"
         for name, share in there["accuracy"].items()

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from prefgen.atelier import models
 from prefgen.atelier.editions import SECOND
+from prefgen.atelier.world.scores import unread
 from prefgen.files import write_atomic
 
 from ...common.arguments import natural, positive
@@ -79,9 +80,12 @@ def evaluate(args: argparse.Namespace) -> dict:
     rows |= {name: row for name, row in chosen.items() if name in rows}
     partners = [asked.partners_of(people, user) for user in range(len(people))] if "mismatched" in rows else []
     tables = {}
+    errors: dict[str, float] = {}
     for size, own in by_size(args, rows).items():
         painted = PaintedRows(Store(folder / f"size-{size}"), people, prompts, requests, arms, size)
         tables[size] = table_of(painted, own).figures(size)
+        # The same for every size: of the judge and fresh renders alone.
+        errors = painted.errors()
     return {
         "command": f"python -m training.evaluation.world {shlex.join(sys.argv[1:])}".rstrip(),
         **setting,
@@ -90,6 +94,8 @@ def evaluate(args: argparse.Namespace) -> dict:
         "left_out": [name for name in args.rows if name not in rows],
         "seeds": {name: len(folders) for name, folders in arms.items() if folders},
         "partners_overlap": round(asked.expected_overlap(people, partners), 4) if partners else None,
+        "judge_errors": errors,
+        "unread": unread(errors),
         "tables": tables,
         "versions": {module.__name__: module.__version__ for module in (torch, np)},
     }

@@ -35,6 +35,9 @@ def head(result: dict) -> str:
         lines.append(f"Tuned on other users, by judge A: {chosen}.")
     if result["partners_overlap"] is not None:
         lines.append(f"Alignment that the partners' true tastes give by chance: {result['partners_overlap']:.3f}.")
+    if result["unread"]:
+        unread = ", ".join(result["unread"])
+        lines.append(f"Left out of alignment, since judge B reads them too badly off renders: {unread}.")
     if result["left_out"]:
         lines.append(f"**Not run**: {', '.join(result['left_out'])}.")
     return "\n".join(lines)
